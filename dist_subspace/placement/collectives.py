@@ -1,0 +1,113 @@
+"""How ranks decide alike: every function here that says "collective" must be called by all ranks.
+
+Without a process group each of them works for one rank, so callers never branch on "is this distributed".
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+from dist_subspace.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """Where this process stands: its rank, the number of ranks, and its number on this node."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+class PeerFailed(RuntimeError):
+    """Another rank failed; this one stops with it instead of waiting in a collective."""
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world() -> World:
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    if not is_distributed():
+        return World(local_rank=local)
+    return World(dist.get_rank(), dist.get_world_size(), local)
+
+
+def barrier() -> None:
+    """Collective: wait until every rank is here."""
+    if is_distributed():
+        dist.barrier()
+
+
+def gather_objects(value: T) -> list[T]:
+    """Collective: every rank's value, in rank order, on every rank."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """Collective: the source rank's value on every rank."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Collective: whether the flag is set on at least one rank."""
+    return any(gather_objects(bool(flag)))
+
+
+@contextmanager
+def agreed(what: str) -> Iterator[None]:
+    """Collective at its end: if the block raised on one rank, every rank raises.
+
+    The block itself must hold no collective: a rank that has raised would not take part in it. The failing rank
+    re-raises its own error; the others raise the same kind, so that all leave with the same exit status.
+    """
+    error: BaseException | None = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    report = None if error is None else (isinstance(error, ValueError), f"{error}")
+    reports = gather_objects(report)
+    if error is not None:
+        raise error
+    for rank, failed in enumerate(reports):
+        if failed is not None:
+            usage, message = failed
+            raise UsageError(message) if usage else PeerFailed(f"{what} failed on rank {rank}: {message}")
+
+
+def on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Collective: run the function on rank 0 alone; every rank gets its result, or its error."""
+    result = None
+    with agreed(getattr(function, "__name__", "a step on rank 0")):
+        if world().is_main:
+            result = function(*args, **kwargs)
+    return broadcast_object(result)  # type: ignore[return-value]
+
+
+def once_per_node(function: Callable[..., T], *args: Any, **kwargs: Any) -> None:
+    """Collective: run the function on the first rank of each node (it leaves files behind); an error is everyone's."""
+    with agreed(getattr(function, "__name__", "a step of each node")):
+        if world().local_rank == 0:
+            function(*args, **kwargs)
