@@ -1,0 +1,130 @@
+"""The only file that touches bitsandbytes: its quantisers, and how its layers hold their bytes.
+
+Read against bitsandbytes 0.50.2. Public functions of `bitsandbytes.functional` are used where there are any; what is
+reached below them (a quantised layer's `quant_state`, `CB`, `SCB`, `packing_format_for_cpu`) is named in the function that
+does it, and tests/storage/test_bnb.py fails when those move.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from bitsandbytes import functional as bnb_functional
+from bitsandbytes import nn as bnb_nn
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+
+NESTED_BLOCKSIZE = 256
+
+
+@dataclass(frozen=True)
+class Packed4bit:
+    """A matrix in 4 bits: `codes` uint8 `(numel / 2,)`; `absmax` float32 a block, or uint8 with `nested` float32 and offset."""
+
+    codes: Tensor
+    absmax: Tensor
+    nested: Tensor | None
+    offset: float
+    blocksize: int
+    quant_type: str
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Packed8bit:
+    """A matrix in 8 bits: `codes` int8 `(d_out, d_in)`, `scale` float32 `(d_out,)`, the largest magnitude of each row."""
+
+    codes: Tensor
+    scale: Tensor
+
+
+def quantize_4bit(weight: Tensor, quant_type: str, *, double_quant: bool, blocksize: int = 64) -> Packed4bit:
+    """bitsandbytes' own 4-bit quantiser, byte for byte; `weight` is `(d_out, d_in)` in any of its float types."""
+    codes, state = bnb_functional.quantize_4bit(
+        weight.contiguous(), blocksize=blocksize, compress_statistics=double_quant, quant_type=quant_type
+    )
+    return _from_state(codes, state)
+
+
+def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
+    """The matrix `(d_out, d_in)`. The bytes are one run of blocks that crosses rows, and are decoded as one."""
+    absmax = packed.absmax
+    if packed.nested is not None:
+        state2 = bnb_functional.QuantState(
+            absmax=packed.nested, code=_dynamic_map(absmax.device), blocksize=NESTED_BLOCKSIZE, dtype=torch.float32
+        )
+        absmax = bnb_functional.dequantize_blockwise(absmax, state2) + packed.offset
+    rows, columns = packed.shape
+    state = bnb_functional.QuantState(
+        absmax=absmax,
+        shape=(1, rows * columns),
+        dtype=dtype,
+        blocksize=packed.blocksize,
+        quant_type=packed.quant_type,
+    )
+    return bnb_functional.dequantize_4bit(packed.codes.view(-1, 1), state).view(rows, columns)
+
+
+def quantize_8bit(weight: Tensor) -> Packed8bit:
+    """bitsandbytes' row-wise int8 quantiser; it works on float16, as `Int8Params` does when a layer is moved."""
+    codes, scale, _ = bnb_functional.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
+    return Packed8bit(codes, scale.float())
+
+
+def is_4bit(module: nn.Module) -> bool:
+    return isinstance(module, bnb_nn.Linear4bit)
+
+
+def is_8bit(module: nn.Module) -> bool:
+    return isinstance(module, bnb_nn.Linear8bitLt)
+
+
+def read_4bit(module: nn.Module) -> Packed4bit:
+    """What a `Linear4bit` holds (private: `weight.quant_state`, `packing_format_for_cpu`).
+
+    On CPUs with AVX512-BF16 an evaluation repacks the bytes for inference, and rounds absmax to bfloat16: not undone here.
+    """
+    state = getattr(module.weight, "quant_state", None) or getattr(module, "quant_state", None)
+    if state is None:
+        raise UsageError("a bitsandbytes 4-bit layer has not been quantised yet: move the model to its device first")
+    if getattr(state, "packing_format_for_cpu", False):
+        raise UsageError(
+            "the model's 4-bit layers were repacked by an evaluation on this CPU, which rounds their statistics: "
+            "load the model again and attach before the first evaluation"
+        )
+    return _from_state(module.weight.data, state)
+
+
+def read_8bit(module: nn.Module) -> Packed8bit:
+    """What a `Linear8bitLt` holds, before its first forward (`weight.CB`) or after it (`state.CB`)."""
+    codes = module.weight.CB if module.weight.CB is not None else module.state.CB  # type: ignore[union-attr]
+    scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB  # type: ignore[union-attr]
+    if codes is None:
+        codes = module.weight.data
+    if scale is None or codes.dtype != torch.int8:
+        raise UsageError("a bitsandbytes 8-bit layer has not been quantised yet: move the model to its device first")
+    return Packed8bit(codes, scale.float())
+
+
+def _from_state(codes: Tensor, state: bnb_functional.QuantState) -> Packed4bit:
+    if state.nested and not torch.equal(state.state2.code.cpu(), _dynamic_map(torch.device("cpu"))):
+        raise UsageError("a 4-bit layer's nested statistics use another code than bitsandbytes' dynamic map")
+    if state.nested and state.state2.blocksize != NESTED_BLOCKSIZE:
+        raise UsageError(f"a 4-bit layer's nested blocksize is {state.state2.blocksize}; accepted: {NESTED_BLOCKSIZE}")
+    return Packed4bit(
+        codes=codes.contiguous().view(torch.uint8).reshape(-1),
+        absmax=state.absmax if state.nested else state.absmax.float(),
+        nested=state.state2.absmax.float() if state.nested else None,
+        offset=float(state.offset) if state.nested else 0.0,
+        blocksize=state.blocksize,
+        quant_type=state.quant_type,
+        shape=(int(state.shape[0]), int(state.shape[1])),
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _dynamic_map(device: torch.device) -> Tensor:
+    return bnb_functional.create_dynamic_map().to(device)

@@ -1,0 +1,44 @@
+"""Storages that hold the matrix as it is: `fp32`, `bf16`, `fp16`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.registry import register
+
+
+class DenseLinear(FrozenLinear):
+    """The matrix in floating point; `transposed` means that the bytes hold `(in_features, out_features)`, as GPT-2's do.
+
+    Adopting a layer costs nothing: the parameter is the layer's own object, in the layer's own layout, tied or not.
+    """
+
+    def __init__(
+        self, weight: Tensor, shape: tuple[int, int], *, transposed: bool, bias: Tensor | None, origin: Origin | None
+    ) -> None:
+        super().__init__(shape[1], shape[0], {"weight": weight}, bias=bias, origin=origin)
+        self.transposed = transposed
+        self.storage = _NAMES[weight.dtype]
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        weight = self.weight.to(dtype)
+        return weight.t() if self.transposed else weight
+
+
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+
+
+def _register(dtype: torch.dtype, name: str) -> None:
+    @register(name, bits=dtype.itemsize * 8, dtype=dtype)
+    def pack(
+        weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None, double_quant: bool
+    ) -> FrozenLinear:
+        del double_quant  # there are no statistics to compress
+        shape = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
+        return DenseLinear(weight.to(dtype), shape, transposed=transposed, bias=bias, origin=origin)
+
+
+for _dtype, _name in _NAMES.items():
+    _register(_dtype, _name)

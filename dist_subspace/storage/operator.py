@@ -1,0 +1,118 @@
+"""A frozen weight as a linear operator: apply it, ask its shape, and (at set-up and merge) make it dense.
+
+Every storage is a subclass that says how its tensors become a matrix. What they share is here: the product, its backward,
+and the rule that keeps sharded training small: *nothing of the weight is saved for backward*. The autograd node keeps the
+module, and reads the module's parameters again when the gradient arrives; by then a sharding engine has gathered them
+anew. A saved view would keep every layer's gathered bytes alive from forward to backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a frozen matrix was read from: a safetensors file and the key in it (methods.md 14.2, "the original weight")."""
+
+    file: str
+    key: str
+
+
+class FrozenLinear(nn.Module):
+    """`y = W x + b` for a frozen `W` of logical shape `(out_features, in_features)`, held in some storage.
+
+    Arguments:
+        in_features, out_features: the logical shape, whatever the layout of the bytes.
+        tensors: the tensors that hold the matrix, packed bytes and statistics alike; each becomes a frozen parameter, so
+            that a sharding engine splits all of them.
+        bias: `(out_features,)` or None.
+        origin: where the matrix came from, if it was read from a file.
+
+    `forward` takes `(..., in_features)` in float32, bfloat16 or float16 and returns `(..., out_features)` in the same type.
+    """
+
+    storage: str
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        tensors: Mapping[str, Tensor],
+        *,
+        bias: Tensor | None = None,
+        origin: Origin | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.origin = origin
+        for name, tensor in tensors.items():
+            self.register_parameter(name, _frozen(tensor))
+        self.register_parameter("bias", None if bias is None else _frozen(bias))
+
+    # What a storage provides.
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        """The matrix `(out_features, in_features)` in the given type, from the parameters as they are now (maybe a view)."""
+        raise TypeError(f"{type(self).__name__} does not say how it becomes a matrix")
+
+    def product(self, x: Tensor) -> Tensor:
+        """`x W^T` for `x` of shape `(tokens, in_features)`; no autograd."""
+        return x @ self.decode(x.dtype).t()
+
+    def transposed_product(self, g: Tensor) -> Tensor:
+        """`g W` for `g` of shape `(tokens, out_features)`; no autograd."""
+        return g @ self.decode(g.dtype)
+
+    # What everyone uses.
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.out_features, self.in_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        y = _Product.apply(x, self) if x.requires_grad and torch.is_grad_enabled() else _apply(self.product, x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    @torch.no_grad()
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A copy of the matrix that the forward really uses, `(out_features, in_features)`: for set-up and merge only."""
+        return self.decode(dtype).clone(memory_format=torch.contiguous_format)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, storage={self.storage}, bias={self.bias is not None}"
+
+
+class _Product(torch.autograd.Function):
+    """The product through the module: saves no tensor at all."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, operator: FrozenLinear) -> Tensor:
+        ctx.operator = operator
+        return _apply(operator.product, x)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _apply(ctx.operator.transposed_product, g), None
+
+
+def _apply(product: Any, x: Tensor) -> Tensor:
+    """Run a two-dimensional product on `(..., features)`."""
+    y = product(x.reshape(-1, x.shape[-1]))
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    """The tensor as a frozen parameter; a parameter stays the same object, because it may be shared or already sharded."""
+    if isinstance(tensor, nn.Parameter) and type(tensor) is nn.Parameter:
+        return tensor.requires_grad_(False)
+    return nn.Parameter(tensor.detach(), requires_grad=False)
