@@ -1,0 +1,69 @@
+"""Fixtures and rules for all tests: real data, seeds, what needs a GPU, and the end of the test ranks."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from tests.ranks import ROOT, close_pools
+
+TEST_TIMEOUT = 300  # seconds, where the pytest-timeout plugin is there and the test names no limit of its own
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device; there is none")
+    limits = config.pluginmanager.hasplugin("timeout")
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if limits and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TEST_TIMEOUT))
+
+
+def pytest_sessionfinish() -> None:
+    close_pools()
+
+
+@pytest.fixture(autouse=True)
+def deterministic_seeds() -> None:
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real models and data: DIST_SUBSPACE_DATA, or shared/data beside the repository."""
+    named = os.environ.get("DIST_SUBSPACE_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} is not a folder (set DIST_SUBSPACE_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories260k(data_dir: Path) -> Path:
+    """A pretrained LLaMA of 260,032 parameters as a transformers folder."""
+    folder = data_dir / "models" / "stories260K" / "hf"
+    if not (folder / "model.safetensors").is_file():
+        pytest.skip(f"no model in {folder} (set DIST_SUBSPACE_DATA)")
+    return folder
+
+
+@pytest.fixture
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current directory."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
