@@ -1,0 +1,1 @@
+"""Adapters as files. Knows subspace, storage and placement."""

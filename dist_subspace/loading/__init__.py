@@ -1,0 +1,1 @@
+"""Checkpoint files become a sharded, quantised model. Knows storage and placement."""

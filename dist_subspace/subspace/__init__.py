@@ -1,0 +1,30 @@
+"""What is trained, and how it acts. Knows torch and the operator's three questions; knows neither storage nor ZeRO."""
+
+from dist_subspace.subspace.attach import Attachment, attach_method, attached, attachment, disabled
+from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
+from dist_subspace.subspace.groups import named_trainables, parameter_groups, trainable_parameters
+from dist_subspace.subspace.method import MethodInfo, Operator, Option, Settings, SubspaceLinear
+from dist_subspace.subspace.registry import method_class, methods
+from dist_subspace.subspace.trained_copy import TrainedCopy
+
+__all__ = [
+    "Attachment",
+    "MethodInfo",
+    "Operator",
+    "Option",
+    "Resolved",
+    "Settings",
+    "SubspaceConfig",
+    "SubspaceLinear",
+    "TrainedCopy",
+    "attach_method",
+    "attached",
+    "attachment",
+    "disabled",
+    "method_class",
+    "methods",
+    "named_trainables",
+    "parameter_groups",
+    "resolve",
+    "trainable_parameters",
+]

@@ -1,0 +1,46 @@
+"""The public functions that join the axes: storage, placement and subspace meet here, and in the training loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import nn
+
+from dist_subspace.interchange.adapter import fill_adapter, read_adapter
+from dist_subspace.loading.transformers_internals import forget_quantization
+from dist_subspace.placement.collectives import agreed
+from dist_subspace.placement.zero import gathered, mark_leaf_blocks
+from dist_subspace.storage import adopt_all
+from dist_subspace.subspace import SubspaceConfig, attach_method
+
+
+def attach(model: nn.Module, config: SubspaceConfig | None = None) -> nn.Module:
+    """Put a subspace method on a transformers model; returns the same model.
+
+    Takes a model of `load_frozen`, or one that transformers loaded itself: plain, with GPT-2's Conv1D, or with a
+    `BitsAndBytesConfig` in 4 or 8 bits. Its linear layers become frozen operators (no weight is copied), everything else is
+    frozen as it is. Call it before `deepspeed.initialize` or the Trainer; nothing is created later. Collective where the
+    model is partitioned and `modules_to_save` names something.
+
+    Raises:
+        UsageError (a ValueError): for an unknown method or option, a target that matches nothing, a rank above a layer's
+            dimensions, a constraint that the method cannot have.
+    """
+    adopt_all(model)
+    attach_method(model, config or SubspaceConfig(), gathered)
+    forget_quantization(model)
+    mark_leaf_blocks(model)
+    return model
+
+
+def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put a saved adapter on a model without one; returns the model, with the adapter's method attached.
+
+    Raises:
+        UsageError: for a folder without an adapter, or an adapter that does not fit the model.
+    """
+    with agreed("reading the adapter"):
+        config, tensors = read_adapter(folder)
+    attach(model, config)
+    fill_adapter(model, tensors)
+    return model

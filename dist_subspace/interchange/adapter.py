@@ -1,0 +1,181 @@
+"""An adapter as a folder: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's names where PEFT knows the method."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.placement.collectives import agreed, on_main, world
+from dist_subspace.placement.zero import gathered
+from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, TrainedCopy, attached, named_trainables
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+FORMAT = 1
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Collective where parameters are split: the adapter's tensors by file name, whole, on the CPU, on every rank."""
+    tensors: dict[str, Tensor] = {}
+    with gathered(named_trainables(model).values()), torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, SubspaceLinear):
+                found = module.file_tensors()
+            elif isinstance(module, TrainedCopy):
+                found = {key: p.detach() for key, p in module.trainables().items()}
+            else:
+                continue
+            for suffix, tensor in found.items():
+                tensors[f"{PREFIX}{name}.{suffix}"] = tensor.to("cpu", copy=True).contiguous()
+    return tensors
+
+
+def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
+    """The adapter's description. Keys that PEFT reads have PEFT's names and meaning; ours are under `dist_subspace`."""
+    attachment = attached(model)
+    resolved, config = attachment.resolved, attachment.config
+    ours = config.as_dict() | {"rank": resolved.settings.rank or None, "alpha": resolved.settings.alpha or None}
+    path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    described: dict[str, Any] = {
+        "peft_type": attachment.info.peft_type,
+        "base_model_name_or_path": str(path) if path else None,
+        "task_type": _task_type(model),
+        "inference_mode": True,
+        "target_modules": _endings(model, attachment.layers),
+        "modules_to_save": list(attachment.saved_modules) or None,
+    }
+    if attachment.info.peft_type == "LORA":
+        described |= {
+            "r": resolved.settings.rank,
+            "lora_alpha": resolved.settings.alpha,
+            "lora_dropout": resolved.settings.dropout,
+            "bias": "none",
+            "fan_in_fan_out": _transposed(model, attachment.layers),
+        }
+    return described | {"dist_subspace": {"format": FORMAT, "layers": list(attachment.layers), **ours}}
+
+
+def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = None) -> Path:
+    """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved (row 4).
+
+    Raises:
+        UsageError: for a model without a method. OSError: for a folder that cannot be written; every rank raises.
+    """
+    tensors = adapter_tensors(model)
+    _refuse_empty(tensors, model)
+    described = adapter_config(model, base_model)
+    on_main(_write, Path(folder), tensors, described)
+    return Path(folder)
+
+
+def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]:
+    """What a folder that `save_adapter` wrote holds.
+
+    Raises:
+        UsageError: no such folder, no adapter in it, an adapter of an unknown format, or a file that is cut short.
+    """
+    path = Path(folder)
+    if not (path / CONFIG).exists() or not (path / WEIGHTS).exists():
+        raise UsageError(f"{str(folder)!r} holds no adapter; looked for {CONFIG} and {WEIGHTS}")
+    try:
+        described = json.loads((path / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path / CONFIG} is not JSON at line {error.lineno}: {error.msg}") from error
+    ours = described.get("dist_subspace")
+    if ours is None:
+        raise UsageError(f"{path / CONFIG} was not written by dist_subspace (peft_type {described.get('peft_type')!r})")
+    if ours.get("format") != FORMAT:
+        raise UsageError(f"{path / CONFIG} is of format {ours.get('format')!r}; this version reads format {FORMAT}")
+    fields = SubspaceConfig.__dataclass_fields__
+    config = SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
+    try:
+        with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
+            return config, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
+
+
+def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put a file's tensors into an attached model whose adapter is whole (before an engine splits it).
+
+    Raises:
+        UsageError: for a tensor that is missing, of another shape, or of no layer of this model.
+    """
+    with agreed("reading the adapter"), torch.no_grad():
+        left = dict(tensors)
+        for name, module in model.named_modules():
+            if isinstance(module, SubspaceLinear):
+                own = {suffix: _take(left, f"{name}.{suffix}", t) for suffix, t in module.file_tensors().items()}
+                module.load_file_tensors(own)
+            elif isinstance(module, TrainedCopy):
+                for suffix, parameter in module.trainables().items():
+                    parameter.data.copy_(_take(left, f"{name}.{suffix}", parameter))
+        if left:
+            raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
+
+
+def _take(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    key = PREFIX + name
+    if key not in left:
+        raise UsageError(f"the adapter lacks {key}; it belongs to another base model or method")
+    tensor = left.pop(key)
+    if tensor.shape != like.shape:
+        raise UsageError(f"the adapter holds {key} as {list(tensor.shape)}, but this model needs {list(like.shape)}")
+    return tensor
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
+    """Both files appear by rename, the weights first: a folder with a configuration is a folder with weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{WEIGHTS}"
+    save_file(tensors, partial, metadata={"format": "pt"})
+    with safe_open(partial, framework="pt", device="cpu") as handle:
+        for key, tensor in tensors.items():
+            if not torch.equal(handle.get_tensor(key), tensor):
+                raise OSError(f"{partial} does not read back as it was written ({key})")
+    os.replace(partial, folder / WEIGHTS)
+    partial = folder / f".{CONFIG}"
+    partial.write_text(json.dumps(described, indent=2) + "\n")
+    os.replace(partial, folder / CONFIG)
+
+
+def _refuse_empty(tensors: dict[str, Tensor], model: nn.Module) -> None:
+    """An adapter saved without being gathered is a file of empty tensors (pains.md row 4): never written."""
+    empty = [key for key, tensor in tensors.items() if tensor.numel() == 0]
+    if empty or not tensors:
+        raise RuntimeError(
+            f"rank {world().rank} has no whole {empty[0] if empty else 'adapter tensor'} to save; every rank must call "
+            f"save_adapter ({type(model).__name__})"
+        )
+
+
+def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
+    """Target names for PEFT: the shortest endings if they mean the same layers, else the whole names."""
+    endings = sorted({name.rpartition(".")[2] for name in layers})
+    linear = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+    also = {name for name in linear if name.rpartition(".")[2] in endings and not name.endswith(".base")}
+    return endings if also == set(layers) else sorted(layers)
+
+
+def _transposed(model: nn.Module, layers: tuple[str, ...]) -> bool:
+    return any(getattr(model.get_submodule(name).base, "transposed", False) for name in layers)
+
+
+def _task_type(model: nn.Module) -> str | None:
+    kinds = {
+        "ForCausalLM": "CAUSAL_LM",
+        "LMHeadModel": "CAUSAL_LM",
+        "ForSequenceClassification": "SEQ_CLS",
+        "ForTokenClassification": "TOKEN_CLS",
+        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    }
+    return next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)

@@ -1,0 +1,179 @@
+"""`load_frozen`: a checkpoint folder becomes a frozen, quantised, sharded model, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.loading.index import CheckpointIndex, open_checkpoint
+from dist_subspace.loading.stream import Stream
+from dist_subspace.loading.transformers_internals import build_skeleton
+from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.zero import Partitioner, ensure_process_group, mark_leaf_blocks
+from dist_subspace.storage import storage_info
+
+TASKS: Mapping[str, str] = {
+    "causal-lm": "AutoModelForCausalLM",
+    "classification": "AutoModelForSequenceClassification",
+    "masked-lm": "AutoModelForMaskedLM",
+    "seq2seq-lm": "AutoModelForSeq2SeqLM",
+    "token-classification": "AutoModelForTokenClassification",
+    "base": "AutoModel",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_frozen(
+    path: str | Path,
+    storage: str = "bf16",
+    double_quant: bool = False,
+    deepspeed: Mapping[str, Any] | str | Path | None = None,
+    task: str = "causal-lm",
+    dtype: str | torch.dtype | None = None,
+    *,
+    attn_implementation: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    **config_changes: Any,
+) -> nn.Module:
+    """A transformers model whose large linear weights are frozen in `storage`; collective where `deepspeed` is given.
+
+    Each tensor is read, quantised and placed before the next is read; at ZeRO stage 3 a rank keeps its shard only, and every
+    parameter comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`.
+
+    Arguments:
+        path: a transformers model folder with safetensors, or a hub name (downloaded once a node).
+        storage: how the linear weights of the model are held: fp32 bf16 fp16 nf4 fp4 int8.
+        double_quant: quantise the statistics of the 4-bit storages too.
+        deepspeed: a DeepSpeed configuration (a dict, or the path of a JSON; "auto" values are allowed). Needs, or makes,
+            the process group.
+        task: which head: causal-lm classification masked-lm seq2seq-lm token-classification base.
+        dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
+            fp32, float16 for fp16, bfloat16 otherwise.
+        device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
+        seed: of the initial values of a head that the checkpoint lacks.
+        progress: called with (tensors read, tensors in all).
+        config_changes: entries of the model's configuration to change (`num_labels=3`).
+
+    Raises:
+        UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
+    """
+    kind = resolve_dtype(storage, dtype)
+    if task not in TASKS:
+        raise unknown_name("model.task", task, TASKS)
+    stage_config = read_config(deepspeed)
+    partitioner = None
+    if stage_config is not None:
+        ensure_process_group()
+    with agreed("reading the model's configuration"):
+        folder = resolve_folder(path)
+        config = _model_config(folder, trust_remote_code, config_changes)
+        index = open_checkpoint(folder)
+        kwargs = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
+        model = _skeleton(task, config, kind, kwargs)
+        stream = Stream(model, index, storage, double_quant, kind, seed)
+    if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
+        partitioner = Partitioner(dict(stage_config))
+    target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
+    stream.run(target, partitioner, progress)
+    if stage_config is not None:
+        mark_leaf_blocks(model)
+    return model.eval()
+
+
+def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
+    """The type of the computation; a float storage that contradicts it is refused."""
+    own = storage_info(storage).dtype
+    if dtype is None:
+        return own or torch.bfloat16
+    kind = DTYPES.get(str(dtype).removeprefix("torch."))
+    if kind is None:
+        raise unknown_name("model.dtype", dtype, DTYPES)
+    if own is not None and kind != own:
+        raise UsageError(f"model.dtype is {str(kind).removeprefix('torch.')}, but storage {storage} is computed in its own type; "
+                         f"accepted with it: {str(own).removeprefix('torch.')}")  # fmt: skip
+    return kind
+
+
+def read_config(deepspeed: Mapping[str, Any] | str | Path | None) -> dict[str, Any] | None:
+    """A DeepSpeed configuration as a dict."""
+    if deepspeed is None or isinstance(deepspeed, Mapping):
+        return None if deepspeed is None else dict(deepspeed)
+    try:
+        return json.loads(Path(deepspeed).read_text())
+    except OSError as error:
+        raise UsageError(f"deepspeed is {str(deepspeed)!r}, which cannot be read ({error.strerror})") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"deepspeed is {str(deepspeed)!r}, which is not JSON at line {error.lineno}: {error.msg}") from error
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """A local folder, or the local copy of a hub name. The download itself is done by `download` first, once a node."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if not _is_hub_name(str(path)):
+        raise UsageError(f"model.path is {str(path)!r}, which is no folder; accepted: a transformers model folder or a hub name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+    except Exception as error:
+        raise UsageError(
+            f"model.path is {str(path)!r}, which is no folder here, and the hub could not give it ({type(error).__name__})"
+        ) from error
+
+
+def download(path: str | Path) -> None:
+    """Collective: fetch a hub name once a node, before every rank reads it."""
+    if not Path(path).expanduser().is_dir() and _is_hub_name(str(path)):
+        once_per_node(resolve_folder, path)
+
+
+def _is_hub_name(path: str) -> bool:
+    return path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
+
+
+def _model_config(folder: Path, trust_remote_code: bool, changes: Mapping[str, Any]) -> transformers.PretrainedConfig:
+    if not (folder / "config.json").exists():
+        raise UsageError(f"model.path is {str(folder)!r}, which is no model folder: it has no config.json")
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **changes)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {first}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise UsageError(
+            f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "
+            "give the 16-bit model"
+        )
+    return config
+
+
+def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        return build_skeleton(getattr(transformers, TASKS[task]), config, dtype, **kwargs)
+    except (ValueError, ImportError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UsageError(f"a {config.model_type} model cannot be made for model.task {task!r}: {first}") from error
+
+
+def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
+    if stage_config is not None:
+        from dist_subspace.placement.zero import agreed_device
+
+        return agreed_device()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+__all__ = ["CheckpointIndex", "download", "load_frozen", "read_config", "resolve_dtype", "resolve_folder"]

@@ -1,0 +1,184 @@
+"""The only file that touches what DeepSpeed's ZeRO keeps on parameters and engines.
+
+Read against deepspeed 0.19.8 (`runtime/zero/partition_parameters.py`, `parameter_offload.py`, `utils/tensor_fragment.py`,
+`utils/z3_leaf_module.py`). What each function relies on is in its docstring; tests/placement/test_zero.py fails when it moves.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.placement.collectives import is_distributed, world
+
+
+def is_partitioned(parameter: Tensor) -> bool:
+    """Whether ZeRO-3 has split the parameter over ranks (`ds_id`)."""
+    return hasattr(parameter, "ds_id")
+
+
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """The shape of the whole parameter, split or not (`ds_shape`)."""
+    return tuple(parameter.ds_shape) if is_partitioned(parameter) else tuple(parameter.shape)
+
+
+def full_numel(parameter: Tensor) -> int:
+    return int(parameter.ds_numel) if is_partitioned(parameter) else parameter.numel()
+
+
+def kept_bytes(parameter: Tensor) -> int:
+    """Bytes of the parameter that this rank keeps between steps: its shard, or the whole."""
+    if is_partitioned(parameter):
+        shard = parameter.ds_tensor
+        return 0 if shard is None else shard.numel() * shard.element_size()
+    return parameter.numel() * parameter.element_size()
+
+
+def gathered_bytes(parameter: Tensor) -> int:
+    """Bytes of a split parameter that are gathered on this rank at this moment, beside its shard."""
+    if not is_partitioned(parameter) or parameter.data.numel() <= 1:
+        return 0
+    shared = parameter.ds_tensor is not None and parameter.data.data_ptr() == parameter.ds_tensor.data_ptr()
+    return 0 if shared else parameter.data.numel() * parameter.data.element_size()
+
+
+def resident_bytes(parameters: Iterable[Tensor]) -> int:
+    """Bytes of the parameters that lie on this rank at this moment: shards, and what is gathered; each counted once."""
+    unique = {id(p): p for p in parameters}.values()
+    return sum(kept_bytes(p) + gathered_bytes(p) for p in unique)
+
+
+class Partitioner:
+    """Splits parameters over the ranks as they are made, one at a time.
+
+    Uses `Init._convert_to_deepspeed_param` and the `partition` method that it puts on the parameter, with the real whole
+    tensor in hand (never a placeholder). `Init`'s own way broadcasts rank 0's bytes first; every rank has read the same
+    file, so nothing is sent.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        import deepspeed
+
+        os.environ.setdefault("LOCAL_RANK", "0")  # Init reads it from the environment
+        minimal = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _without_auto(config["zero_optimization"])}
+        self._init = deepspeed.zero.Init(config_dict_or_path=minimal)
+        self.device = self._init.local_device
+
+    def place(self, parameter: nn.Parameter) -> None:
+        """Keep this rank's shard of a whole parameter, and let the rest go."""
+        if is_partitioned(parameter):
+            return
+        parameter.data = parameter.data.to(self.device)
+        self._init._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # type: ignore[attr-defined]
+
+
+def ensure_process_group() -> None:
+    """Collective: make the process group if there is none, from the launcher's environment, or for one process."""
+    if is_distributed():
+        return
+    import deepspeed
+
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
+    if "RANK" not in os.environ:
+        os.environ.update({key: value for key, value in alone.items() if key not in os.environ})
+    deepspeed.init_distributed(auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ)
+
+
+def _free_port() -> str:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@contextmanager
+def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Collective where parameters are split: within the block they are whole, and only read."""
+    import deepspeed
+
+    split = [p for p in parameters if is_partitioned(p)]
+    with deepspeed.zero.GatheredParameters(split) if split else nullcontext():
+        yield
+
+
+@contextmanager
+def rewritten(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Collective where parameters are split: within the block they are whole; what rank 0 writes becomes everyone's."""
+    import deepspeed
+
+    split = [p for p in parameters if is_partitioned(p)]
+    with deepspeed.zero.GatheredParameters(split, modifier_rank=0) if split else nullcontext():
+        yield
+
+
+def mark_leaf_blocks(model: nn.Module) -> list[str]:
+    """Let ZeRO-3 gather a decoder block at once (`_z3_leaf`): half the gathers under activation checkpointing.
+
+    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another. Returns their class names.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    names: list[str] = []
+    for block in blocks(model):
+        set_z3_leaf_module(block, True)
+        names.append(type(block).__name__)
+    return sorted(set(names))
+
+
+def unmark_leaf_blocks(model: nn.Module) -> None:
+    from deepspeed.utils import set_z3_leaf_module
+
+    for block in blocks(model):
+        set_z3_leaf_module(block, False)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's transformer blocks: entries of its outermost module lists."""
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outer = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
+    return [block for name in outer for block in lists[name]]
+
+
+def largest_block_numel(model: nn.Module) -> int:
+    """Stored elements (packed bytes count as one each) of the largest block: what the gather limits are sized by."""
+    return max((sum(full_numel(p) for p in block.parameters()) for block in blocks(model)), default=0)
+
+
+def keep_trainables_whole(engine: Any) -> None:
+    """Mark the trained parameters persistent (`ds_persist`, `persistent_parameters`): gathered once after a step, and not
+    at each use. They are few; thresholds on their size would also decide about the frozen ones."""
+    persistent = getattr(getattr(engine, "optimizer", None), "persistent_parameters", None)
+    if persistent is None:
+        return
+    known = {id(p) for p in persistent}
+    for parameter in engine.module.parameters():
+        if parameter.requires_grad and is_partitioned(parameter) and id(parameter) not in known:
+            parameter.ds_persist = True
+            persistent.append(parameter)
+
+
+def release_gathered(engine: Any) -> None:
+    """Let go of frozen weights that a forward without backward left gathered (`empty_partition_cache`)."""
+    if hasattr(engine, "empty_partition_cache"):
+        engine.empty_partition_cache()
+
+
+def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
+    """A section of a stock JSON without the values that only a trainer can resolve."""
+    kept = copy.deepcopy(section)
+    return {key: value for key, value in kept.items() if value != "auto"}
+
+
+def agreed_device() -> torch.device:
+    """Where this rank computes: DeepSpeed's accelerator, at the local rank."""
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().device_name(world().local_rank))

@@ -1,0 +1,38 @@
+"""What an optimizer is given: the trained parameters, flat or in groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from dist_subspace.subspace.attach import attached
+
+LEFT_FACTORS = ("lora_B",)
+
+
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Every parameter that is trained, in the model's order; nothing else has `requires_grad`."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def named_trainables(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+    """The trained parameters in groups for an optimizer; no group is empty (DeepSpeed drops empty ones, and a scheduler
+    that counts groups then fails: pains.md row 16).
+
+    One-dimensional parameters have no weight decay. Where the method has a learning-rate ratio (LoRA+), B's rate is
+    multiplied by it.
+    """
+    attachment = attached(model)
+    ratio = float(attachment.resolved.settings.options.get("lr_ratio", 1.0))
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named_trainables(model).items():
+        left = name.rpartition(".")[2] in LEFT_FACTORS
+        rate = learning_rate * (ratio if left else 1.0)
+        decay = weight_decay if len(attachment.shapes[name]) > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

@@ -1,0 +1,32 @@
+"""Feature-wise scaling by `1 + δ`, the building block of SSL, SSB and IA3."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Scale(torch.autograd.Function):
+    """`y = (1 + δ) ⊙ x` for `x (..., d)` and `δ (d,)`.
+
+    Near one, a bfloat16 step is 2^-8: `1 + δ` would lose what a learning rate of 1e-3 adds. So δ is what is stored, and
+    x + δ x what is computed, with δ rounded relative to itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor) -> Tensor:
+        ctx.save_for_backward(x, delta)
+        return torch.addcmul(x, x, delta.to(x.dtype))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, delta = ctx.saved_tensors
+        grad_x = torch.addcmul(g, g, delta.to(g.dtype)) if ctx.needs_input_grad[0] else None
+        grad_delta = None
+        if ctx.needs_input_grad[1]:
+            products = (g * x).reshape(-1, g.shape[-1])
+            grad_delta = products.sum(0, dtype=torch.float32).to(delta.dtype)
+        return grad_x, grad_delta

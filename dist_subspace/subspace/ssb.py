@@ -1,0 +1,52 @@
+"""SSB, scaling both singular subspaces (arXiv 2407.05417, eq. 10): `y = l ⊙ (W (s ⊙ x)) + b`.
+
+`l (d_out)` and `s (d_in)` one at the start, held as deviations. Only `(l, s)` up to `(c l, s / c)` matters: harmless, and
+left free. The bias is not scaled unless `scale_bias` is set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.subspace.method import MethodInfo, Option, Settings, SubspaceLinear
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.scaling import Scale
+from dist_subspace.subspace.targets import KEY_VALUE_UP
+
+
+@register(
+    MethodInfo(
+        name="ssb",
+        category="reconstruction, mode 2",
+        reference="2407.05417",
+        summary="each input and each output feature scaled: diag(l) W diag(s)",
+        targets=KEY_VALUE_UP,
+        options={"scale_bias": Option(False, "scale the bias by l too", accepted=(False, True))},
+        count="d_in + d_out",
+    )
+)
+class Ssb(SubspaceLinear):
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        self.ssb_s = nn.Parameter(torch.zeros(self.in_features))
+        self.ssb_l = nn.Parameter(torch.zeros(self.out_features))
+
+    def transform(self, x: Tensor) -> Tensor:
+        return Scale.apply(self.base(Scale.apply(x, self.ssb_s)), self.ssb_l)
+
+    def shifted_bias(self, bias: Tensor) -> Tensor:
+        return bias * (1 + self.ssb_l) if self.settings.options["scale_bias"] else bias
+
+    def merged(self, weight: Tensor) -> Tensor:
+        rows = 1 + self.ssb_l.float().to(weight.device)
+        columns = 1 + self.ssb_s.float().to(weight.device)
+        return (rows[:, None] * weight.float() * columns).to(weight.dtype)
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {"ssb_s": 1 + self.ssb_s.detach().float(), "ssb_l": 1 + self.ssb_l.detach().float()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.ssb_s.data.copy_(tensors["ssb_s"].float() - 1)
+        self.ssb_l.data.copy_(tensors["ssb_l"].float() - 1)

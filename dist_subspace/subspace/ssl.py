@@ -1,0 +1,44 @@
+"""SSL, scaling the left singular subspace (arXiv 2407.05417, eq. 10 with D2 = I): `y = W (s ⊙ x) + b`.
+
+`s (d_in)` one at the start, held as the deviation `δ = s - 1`. The paper writes weights as (inputs, outputs), so its left
+singular vectors belong to the inputs here. The frozen matrix is never edited, whatever its storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.scaling import Scale
+from dist_subspace.subspace.targets import KEY_VALUE_UP
+
+
+@register(
+    MethodInfo(
+        name="ssl",
+        category="reconstruction, mode 2",
+        reference="2407.05417",
+        summary="each input feature scaled: W diag(s)",
+        targets=KEY_VALUE_UP,
+        count="d_in",
+    )
+)
+class Ssl(SubspaceLinear):
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        self.ssl_s = nn.Parameter(torch.zeros(self.in_features))
+
+    def transform(self, x: Tensor) -> Tensor:
+        return self.base(Scale.apply(x, self.ssl_s))
+
+    def merged(self, weight: Tensor) -> Tensor:
+        return (weight.float() * (1 + self.ssl_s.float().to(weight.device))).to(weight.dtype)
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {"ssl_s": 1 + self.ssl_s.detach().float()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.ssl_s.data.copy_(tensors["ssl_s"].float() - 1)

@@ -1,0 +1,81 @@
+"""`modules_to_save`: a module that is trained in full beside the subspace (a head, an embedding), and saved with it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
+
+
+class TrainedCopy(nn.Module):
+    """A float32 copy of a module that is trained, beside the frozen original that `disabled` goes back to.
+
+    Inputs are cast to the copy's type. An embedding's output is cast back to the original's type, so that the rest of the
+    model computes as before; a head's stays float32, where a loss wants it.
+    """
+
+    def __init__(self, original: nn.Module, gathered: Gathered, shared: dict[int, nn.Parameter]) -> None:
+        super().__init__()
+        self.original = original
+        self.enabled = True
+        self.is_embedding = isinstance(original, nn.Embedding)
+        dtypes = [p.dtype for p in original.parameters() if p.is_floating_point()]
+        self.dtype = dtypes[0] if dtypes else torch.float32
+        self.trained = _full_copy(original, gathered, shared)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.trained.weight if self.enabled else self.original.weight  # type: ignore[return-value]
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.enabled:
+            return self.original(x, *args, **kwargs)
+        own = next(self.trained.parameters()).dtype
+        y = self.trained(x.to(own) if x.is_floating_point() else x, *args, **kwargs)
+        return y.to(self.dtype) if self.is_embedding else y
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.trained.named_parameters() if p.requires_grad}
+
+
+class TrainedLinear(nn.Module):
+    """A linear layer trained in full: `weight (d_out, d_in)`, `bias (d_out,)` or None."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = weight
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight, self.bias)
+
+
+def _full_copy(original: nn.Module, gathered: Gathered, shared: dict[int, nn.Parameter]) -> nn.Module:
+    """The module with float32 parameters of its own. `shared` maps a frozen parameter to its one trained copy, so that
+    tied modules stay tied."""
+    parameters = list(original.parameters())
+    with gathered(parameters), torch.no_grad():
+        if hasattr(original, "dense"):
+            return _linear_copy(original, shared)
+        memo = {id(p): _trained(p, p.detach(), shared) for p in parameters}
+        return copy.deepcopy(original, memo)
+
+
+def _linear_copy(original: nn.Module, shared: dict[int, nn.Parameter]) -> nn.Module:
+    bias = original.bias
+    weight = _trained(original.weight, original.dense(torch.float32), shared)  # type: ignore[operator,arg-type]
+    return TrainedLinear(weight, None if bias is None else _trained(bias, bias.detach(), shared))  # type: ignore[arg-type]
+
+
+def _trained(key: nn.Parameter, value: Tensor, shared: dict[int, nn.Parameter]) -> nn.Parameter:
+    if id(key) not in shared:
+        floating = value.to(torch.float32) if value.is_floating_point() else value
+        shared[id(key)] = nn.Parameter(floating.clone(), requires_grad=value.is_floating_point())
+    return shared[id(key)]
