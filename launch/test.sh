@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# All checks in a prepared environment: ruff, mypy, pytest.   launch/test.sh [--slow] [pytest arguments ...]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. launch/environment.sh test
+
+markers="not slow"
+if [ "${1:-}" = "--slow" ]; then
+    markers=""
+    shift
+fi
+
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
+
+failed=()
+check() {
+    echo "== $*"
+    "$@" || failed+=("$1 $2")
+}
+
+check ruff check .
+check ruff format --check .
+check python -m mypy
+echo "== pytest"
+# Last, so that its summary closes the output; the other checks' verdicts are repeated before it only when they failed.
+status=0
+[ ${#failed[@]} -eq 0 ] || echo "FAILED before pytest: ${failed[*]}"
+python -m pytest ${markers:+-m "$markers"} "$@" || status=$?
+[ ${#failed[@]} -eq 0 ] || status=1
+exit "$status"
