@@ -126,11 +126,26 @@ def mark_leaf_blocks(model: nn.Module) -> list[str]:
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    names: list[str] = []
     for block in blocks(model):
+        if not hasattr(block, _INPUT_HOOK):
+            hook = block.register_forward_pre_hook(_ask_for_input_gradients, with_kwargs=True, prepend=True)
+            setattr(block, _INPUT_HOOK, hook)
         set_z3_leaf_module(block, True)
-        names.append(type(block).__name__)
-    return sorted(set(names))
+    return sorted({type(block).__name__ for block in blocks(model)})
+
+
+_INPUT_HOOK = "_dist_subspace_input_hook"
+
+
+def _ask_for_input_gradients(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """DeepSpeed reduces a leaf module's gradients in a full backward hook, which fires when the gradient of the module's
+    input is there. Behind frozen embeddings the first block's input asks for none: the hook then fires before the adapter
+    has its gradients, and zeros are reduced in their place."""
+    if not (block.training and torch.is_grad_enabled() and any(is_partitioned(p) for p in block.parameters())):
+        return
+    inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor) and x.is_floating_point()]
+    if inputs and not any(x.requires_grad for x in inputs):
+        inputs[0].requires_grad_(True)
 
 
 def unmark_leaf_blocks(model: nn.Module) -> None:
