@@ -15,7 +15,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 failed=()
 check() {
     echo "== $*"
-    "$@" || failed+=("$1 $2")
+    "$@" || failed+=("$*")
 }
 
 check ruff check .
@@ -24,7 +24,7 @@ check python -m mypy
 echo "== pytest"
 # Last, so that its summary closes the output; the other checks' verdicts are repeated before it only when they failed.
 status=0
-[ ${#failed[@]} -eq 0 ] || echo "FAILED before pytest: ${failed[*]}"
+[ ${#failed[@]} -eq 0 ] || echo "FAILED before pytest: $(IFS=,; echo "${failed[*]}")"
 python -m pytest ${markers:+-m "$markers"} "$@" || status=$?
 [ ${#failed[@]} -eq 0 ] || status=1
 exit "$status"
