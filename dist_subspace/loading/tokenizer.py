@@ -38,7 +38,7 @@ LOOKED_FOR = (
 
 
 class SentencePieceTokenizer(SentencePieceBackend):
-    """A sentencepiece model run by sentencepiece: same ids and texts as `SentencePieceProcessor`, byte fallback included.
+    """A sentencepiece model run by sentencepiece: ids and texts of `SentencePieceProcessor`, byte fallback included.
 
     The markers of begin and end of sequence are recognised in text (chat templates need that), which sentencepiece
     does not do. `save_pretrained` writes the model file back unchanged; `load_tokenizer` reads that folder again.

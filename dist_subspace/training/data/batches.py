@@ -1,0 +1,197 @@
+"""Global batches as a function of the step: the same samples at any world size, divided into micro-batches by rank.
+
+Rows (samples, or packed rows) of epoch 0, 1, 2, ... stand in one endless line, and global batch s is the rows from
+s * global_batch_size on. So every global batch is full, no sample is dropped at the end of an epoch, and nothing
+needs to be remembered to go on from any step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data.collate import Collator, MicroBatch, Row
+from dist_subspace.training.data.order import epoch_size, sample_order
+from dist_subspace.training.data.packing import pack
+from dist_subspace.training.data.table import TokenTable
+
+EPOCHS_KEPT = 2  # a global batch may reach from one epoch into the next
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """One optimizer step's data, as one rank sees it. Counts are those of all ranks together."""
+
+    step: int
+    rounds: list[MicroBatch | None]
+    """This rank's micro-batches, equally many on every rank; None where this rank idles in that round."""
+    filler: MicroBatch
+    """A real micro-batch, as small as there is, that an idle rank runs with weight zero (its module calls must match)."""
+    targets: int
+    samples: int
+    tokens: int
+    epoch: float
+    """How many epochs are behind once this batch is done."""
+
+
+class Batches:
+    """The global batches of a training run. `batch(step)` is a pure function; ranks agree without talking."""
+
+    def __init__(
+        self,
+        table: TokenTable,
+        *,
+        global_batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        packing: bool,
+        max_length: int,
+        pad_id: int,
+        task: str = "causal-lm",
+        padding_side: str = "right",
+        pad_to_multiple: int = 1,
+        segment_lengths: bool = False,
+    ) -> None:
+        """With packing, `global_batch_size` and `micro_batch_size` count packed rows.
+
+        Raises:
+            UsageError: the global batch is no multiple of the batch per device, or an epoch has fewer rows than it.
+        """
+        if global_batch_size % micro_batch_size:
+            raise UsageError(
+                f"training.global_batch_size is {global_batch_size}; accepted: a multiple of "
+                f"training.per_device_train_batch_size ({micro_batch_size})"
+            )
+        self.table, self.seed, self.rank, self.world_size = table, seed, rank, world_size
+        self.global_batch_size, self.micro_batch_size, self.max_length = global_batch_size, micro_batch_size, max_length
+        self.packing = packing and task == "causal-lm"
+        self.collate = Collator(table, pad_id, self.packing, padding_side, pad_to_multiple, segment_lengths)
+        self.micro_per_step = global_batch_size // micro_batch_size
+        self._counts: list[int] = []
+        self._epochs: OrderedDict[int, list[Row]] = OrderedDict()
+        if self.rows_per_epoch(0) < global_batch_size:
+            kind = "packed rows" if self.packing else "samples"
+            raise UsageError(
+                f"training.global_batch_size is {global_batch_size}, but the data has {self.rows_per_epoch(0)} {kind}; "
+                f"accepted: at most that many"
+            )
+
+    def rows_per_epoch(self, epoch: int) -> int:
+        """Rows of an epoch: samples, or packed rows (whose number differs a little between epochs)."""
+        if not self.packing:
+            return epoch_size(self.table.shares)
+        while len(self._counts) <= epoch:
+            self._counts.append(len(self._rows(len(self._counts))))
+        return self._counts[epoch]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps of the first epoch; no whole number where the rows do not divide."""
+        return self.rows_per_epoch(0) / self.global_batch_size
+
+    def total_steps(self, num_train_epochs: float) -> int:
+        """Steps of so many epochs, rounded up, at least 1."""
+        whole = int(num_train_epochs)
+        rows: float = sum(self.rows_per_epoch(epoch) for epoch in range(whole))
+        if num_train_epochs > whole:
+            rows += (num_train_epochs - whole) * self.rows_per_epoch(whole)
+        return max(1, math.ceil(rows / self.global_batch_size - 1e-9))
+
+    def batch(self, step: int) -> GlobalBatch:
+        """Global batch number `step` (from 0), with the part of it that this rank runs."""
+        rows, epoch = self._rows_of(step)
+        samples = [i for row in rows for i in row]
+        first = step * self.micro_per_step
+        rounds: list[MicroBatch | None] = []
+        for start in range(0, self.micro_per_step, self.world_size):
+            index = start + self.rank
+            rounds.append(self._micro(rows, index, first + index) if index < self.micro_per_step else None)
+        return GlobalBatch(
+            step=step,
+            rounds=rounds,
+            filler=filler_batch(self.collate, first),
+            targets=int(self.table.target_counts[samples].sum()),
+            samples=len(samples),
+            tokens=int(self.table.lengths[samples].sum()),
+            epoch=epoch,
+        )
+
+    def _micro(self, rows: list[Row], index: int, number: int) -> MicroBatch:
+        start = index * self.micro_batch_size
+        return self.collate(rows[start : start + self.micro_batch_size], number)
+
+    def _rows_of(self, step: int) -> tuple[list[Row], float]:
+        """The rows of a global batch, and how many epochs are behind after it."""
+        epoch, place = self._find(step * self.global_batch_size)
+        rows: list[Row] = []
+        while True:
+            missing = self.global_batch_size - len(rows)
+            rows += self._rows(epoch)[place : place + missing]
+            place += missing
+            if place <= self.rows_per_epoch(epoch):
+                return rows, epoch + place / self.rows_per_epoch(epoch)
+            epoch, place = epoch + 1, 0
+
+    def _find(self, row: int) -> tuple[int, int]:
+        """(epoch, place in it) of a row in the endless line of epochs."""
+        if not self.packing:
+            return divmod(row, self.rows_per_epoch(0))
+        epoch = 0
+        while row >= self.rows_per_epoch(epoch):
+            row -= self.rows_per_epoch(epoch)
+            epoch += 1
+        return epoch, row
+
+    def _rows(self, epoch: int) -> list[Row]:
+        if epoch not in self._epochs:
+            order = sample_order(self.table.shares, self.seed, epoch)
+            if self.packing:
+                places = pack(self.table.lengths[order].tolist(), self.max_length)
+                rows: list[Row] = [[int(order[place]) for place in row] for row in places]
+            else:
+                rows = [(int(i),) for i in order]
+            self._epochs[epoch] = rows
+            while len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+
+def filler_batch(collate: Collator, number: int) -> MicroBatch:
+    """The shortest sample alone."""
+    return collate([(int(np.argmin(collate.table.lengths)),)], number)
+
+
+def eval_batches(
+    table: TokenTable,
+    *,
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
+    pad_id: int,
+    padding_side: str = "right",
+    pad_to_multiple: int = 1,
+) -> Iterator[MicroBatch | None]:
+    """This rank's micro-batches of one pass over the table, never packed; equally many on every rank, None where idle.
+
+    An idle rank runs `eval_filler` and counts nothing of it.
+    """
+    collate = Collator(table, pad_id, padding_side=padding_side, pad_to_multiple=pad_to_multiple)
+    # Longest first: rows of like length share a micro-batch, and a run that is short of memory fails at once.
+    order = np.argsort(-table.lengths, kind="stable")
+    count = -(-len(table) // micro_batch_size)
+    for start in range(0, count, world_size):
+        index = start + rank
+        rows = [(int(i),) for i in order[index * micro_batch_size : (index + 1) * micro_batch_size]]
+        yield collate(rows, index) if index < count else None
+
+
+def eval_filler(table: TokenTable, pad_id: int) -> MicroBatch:
+    """What a rank runs in a round of evaluation that has nothing for it."""
+    return filler_batch(Collator(table, pad_id), 0)

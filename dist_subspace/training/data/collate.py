@@ -1,0 +1,96 @@
+"""From samples to the tensors of one micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dist_subspace.training.data.samples import IGNORED
+from dist_subspace.training.data.table import TokenTable
+
+Row = Sequence[int]
+"""The numbers of the samples that share a row (one, without packing)."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank runs at once: b rows of t tokens, on the CPU. All tensors are int64 unless said otherwise."""
+
+    number: int
+    """Of this micro-batch in the whole run, over all ranks; seeds dropout."""
+    inputs: dict[str, Any]
+    """input_ids (b, t); position_ids (b, t), from 0 in each sample (causal-lm); attention_mask (b, t) (not packed).
+    Packed for a kernel that takes lengths: cu_seq_lens_q, cu_seq_lens_k (segments + 1,) int32 over the flattened
+    rows, and the integers max_length_q, max_length_k."""
+    labels: Tensor
+    """(b, t) with -100 off target and at each sample's first token; or (b,) class ids."""
+    targets: int
+    """Labels that are not -100 (classification: samples)."""
+    samples: int
+    tokens: int
+    """Without padding."""
+
+
+@dataclass(frozen=True)
+class Collator:
+    """How rows become tensors. What a micro-batch looks like depends on its own rows only, never on ranks."""
+
+    table: TokenTable
+    pad_id: int
+    packing: bool = False
+    padding_side: str = "right"
+    pad_to_multiple: int = 1
+    segment_lengths: bool = False
+    """Give the attention kernel the lengths of a packed row's segments (flash attention)."""
+
+    def __call__(self, rows: Sequence[Row], number: int) -> MicroBatch:
+        samples = [i for row in rows for i in row]
+        tokens = int(self.table.lengths[samples].sum())
+        targets = int(self.table.target_counts[samples].sum())
+        pieces = [[self.table.sample(i) for i in row] for row in rows]
+        inputs, labels = self._classify(pieces) if self.table.classification else self._predict(pieces)
+        return MicroBatch(number, inputs, labels, targets, len(samples), tokens)
+
+    def _predict(self, rows: list[list[tuple[np.ndarray, np.ndarray]]]) -> tuple[dict[str, Any], Tensor]:
+        ids = [np.concatenate([ids for ids, _ in row]) for row in rows]
+        labels = [np.concatenate([labels for _, labels in row]) for row in rows]
+        positions = [np.concatenate([np.arange(len(ids)) for ids, _ in row]) for row in rows]
+        inputs: dict[str, Any] = {"input_ids": self._stack(ids, self.pad_id), "position_ids": self._stack(positions, 0)}
+        if not self.packing:
+            inputs["attention_mask"] = self._stack([np.ones_like(row) for row in ids], 0)
+        else:
+            # Padding is a segment of its own: its positions begin at 0 again, and no attention mask is needed.
+            for row, known in zip(inputs["position_ids"], positions):
+                row[len(known) :] = torch.arange(len(row) - len(known))
+            if self.segment_lengths:
+                inputs |= kernel_lengths(inputs["position_ids"])
+        return inputs, self._stack(labels, IGNORED)
+
+    def _classify(self, rows: list[list[tuple[np.ndarray, np.ndarray]]]) -> tuple[dict[str, Any], Tensor]:
+        ids = [row[0][0] for row in rows]
+        mask = self._stack([np.ones_like(row) for row in ids], 0)
+        labels = torch.from_numpy(np.concatenate([row[0][1] for row in rows]))
+        return {"input_ids": self._stack(ids, self.pad_id), "attention_mask": mask}, labels
+
+    def _stack(self, rows: list[np.ndarray], filler: int) -> Tensor:
+        width = max(len(row) for row in rows)
+        width = -(-width // self.pad_to_multiple) * self.pad_to_multiple
+        stacked = np.full((len(rows), width), filler, np.int64)
+        left = self.padding_side == "left" and not self.packing
+        for place, row in zip(stacked, rows):
+            place[width - len(row) if left else 0 :][: len(row)] = row
+        return torch.from_numpy(stacked)
+
+
+def kernel_lengths(position_ids: Tensor) -> dict[str, Any]:
+    """The segments of packed rows as flash attention takes them: ends over the flattened rows, and the longest."""
+    starts = (position_ids.reshape(-1) == 0).nonzero().reshape(-1)
+    ends = torch.cat([starts, starts.new_tensor([position_ids.numel()])])
+    longest = int(ends.diff().max())
+    edges = ends.to(torch.int32)
+    return {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}

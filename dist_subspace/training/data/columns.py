@@ -1,0 +1,46 @@
+"""Taking the needed columns out of a record; a record without one is an error that names what is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data.settings import DataSettings
+
+
+class Row:
+    """One record of a source, asked by the format's own column names (`data.*_field` renames them)."""
+
+    def __init__(self, record: dict[str, Any], number: int, source: str, settings: DataSettings) -> None:
+        self.record, self.number, self.source, self.settings = record, number, source, settings
+
+    def __str__(self) -> str:
+        return f"{self.source}: record {self.number}"
+
+    def value(self, name: str) -> Any:
+        """The column's value; it must be there and not null."""
+        column = self.settings.column(name)
+        if self.record.get(column) is None:
+            there = ", ".join(map(str, self.record)) or "none"
+            found = "null in" if column in self.record else "no"
+            raise UsageError(
+                f"{self} has {found} column {column!r}, which format {self.settings.format!r} needs (columns there: "
+                f"{there}; data.{name}_field names another)"
+            )
+        return self.record[column]
+
+    def text(self, name: str, optional: bool = False) -> str:
+        """The column as text; absent or null is "" where it is optional."""
+        column = self.settings.column(name)
+        if optional and self.record.get(column) is None:
+            return ""
+        return self._as_text(self.value(name), column)
+
+    def texts(self) -> dict[str, str]:
+        """Every column that is text or a number, by its own name (for `data.template`)."""
+        return {k: self._as_text(v, k) for k, v in self.record.items() if isinstance(v, str | int | float)}
+
+    def _as_text(self, value: Any, column: str) -> str:
+        if not isinstance(value, str | int | float):
+            raise UsageError(f"{self} has {type(value).__name__} in column {column!r}; accepted: text")
+        return value if isinstance(value, str) else str(value)

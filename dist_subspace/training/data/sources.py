@@ -1,0 +1,165 @@
+"""Records (one dictionary a sample) from files and from the Hub. Every fault of a file is one sentence that names it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_subspace.errors import UsageError
+
+Record = dict[str, Any]
+HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+HUB_TIMEOUT = 5.0  # seconds; `datasets` alone would retry for half a minute before it says that nobody is there
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a split of a Hub data set, whose records can be read any number of times."""
+
+    name: str
+    content: str
+    """sha256 of the file's bytes, or the Hub data set's own fingerprint: equal content, equal string."""
+    read: Callable[[], Iterator[Record]]
+    one_document: bool = False
+    """A plain text file: one record, and its pieces are its samples."""
+
+
+def open_source(path: str, split: str, field: str = "data.train") -> Source:
+    """The source that `path` names: a file of a known kind, else a Hub data set.
+
+    Raises:
+        UsageError: no such file, empty, of a kind not known, or a Hub data set that cannot be had.
+    """
+    file = Path(path).expanduser()
+    kind = file.suffix.lower()
+    if file.is_dir():
+        raise UsageError(f"{field} is {path!r}, a folder; accepted: a file ({', '.join(READERS)}) or a Hub data set")
+    if file.is_file():
+        if kind not in READERS:
+            raise UsageError(f"{field} is {path!r}, of an unknown kind; accepted: {', '.join(READERS)}")
+        if file.stat().st_size == 0:
+            raise UsageError(f"{field} is {path!r}, an empty file")
+        return Source(path, _sha256(file), lambda: _checked(READERS[kind], file), one_document=kind == ".txt")
+    if kind in READERS or not HUB_NAME.match(path):
+        raise UsageError(f"{field} is {path!r}; there is no such file")
+    return _hub(path, split, field)
+
+
+def _checked(reader: Callable[[Path], Iterator[Record]], file: Path) -> Iterator[Record]:
+    try:
+        yield from reader(file)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _json(file: Path) -> Iterator[Record]:
+    """One array of objects; an object a line is taken too, since many such files are called .json."""
+    text = file.read_text("utf-8-sig")
+    if text.lstrip()[:1] == "{":
+        yield from _json_lines(file)
+        return
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{file} is not JSON at line {error.lineno}: {error.msg}") from error
+    if not isinstance(rows, list):
+        raise UsageError(f"{file} holds {type(rows).__name__}; accepted: an array of objects")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise UsageError(f"{file}: element {number} is {type(row).__name__}; accepted: objects")
+        yield row
+
+
+def _json_lines(file: Path) -> Iterator[Record]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UsageError(f"{file} is not JSON at line {number}: {error.msg}") from error
+            if not isinstance(row, dict):
+                raise UsageError(f"{file}: line {number} is {type(row).__name__}; accepted: an object a line")
+            yield row
+
+
+def _csv(file: Path) -> Iterator[Record]:
+    csv.field_size_limit(2**31 - 1)
+    with file.open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.DictReader(text, strict=True)
+        try:
+            for row in rows:
+                if None in row:
+                    raise UsageError(f"{file}: line {rows.line_num} has more fields than the header")
+                yield {key: value for key, value in row.items() if value is not None}
+        except csv.Error as error:
+            raise UsageError(f"{file} is not CSV at line {rows.line_num}: {error}") from error
+
+
+def _parquet(file: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+    except pyarrow.ArrowException as error:
+        raise UsageError(f"{file} is not parquet: {str(error).splitlines()[0]}") from error
+
+
+def _text(file: Path) -> Iterator[Record]:
+    """The whole file is one document (line ends become "\\n")."""
+    yield {"text": file.read_text("utf-8-sig")}
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".json": _json,
+    ".jsonl": _json_lines,
+    ".csv": _csv,
+    ".parquet": _parquet,
+    ".txt": _text,
+}
+
+
+def _hub(name: str, split: str, field: str) -> Source:
+    import datasets
+
+    try:
+        if not _kept_here(name):
+            _ask_hub(name)
+        rows = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the Hub's client raises whatever its network layer raises
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(
+            f"{field} is {name!r}: no file here, and the Hub gives no data set of that name and split {split!r} ({reason})"
+        ) from error
+    return Source(name, f"{name}:{split}:{rows._fingerprint}", lambda: (dict(row) for row in rows))
+
+
+def _kept_here(name: str) -> bool:
+    """Whether `datasets` holds it in its own cache, or is told to stay offline (and then fails at once by itself)."""
+    import datasets
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("0", "") or datasets.config.HF_HUB_OFFLINE
+    return offline or (Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")).is_dir()
+
+
+def _ask_hub(name: str) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().dataset_info(name, timeout=HUB_TIMEOUT)
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
