@@ -36,7 +36,7 @@ AHEAD_LIMIT = 0.1
 _known_segments: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def enable_packing(model: nn.Module) -> None:
+def enable_packing(model: Any) -> None:
     """Make the model's attention keep packed samples apart, where transformers' own would build a mask for it.
 
     A model on flash attention, flex attention or eager attention keeps it; those separate samples themselves.
@@ -46,8 +46,7 @@ def enable_packing(model: nn.Module) -> None:
     """
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         raise UsageError(f"data.packing is true, but {type(model).__name__} takes no position_ids; accepted: false")
-    config: Any = model.config
-    if getattr(config, "_attn_implementation", None) == SDPA and hasattr(model, "set_attn_implementation"):
+    if getattr(model.config, "_attn_implementation", None) == SDPA and hasattr(model, "set_attn_implementation"):
         AttentionInterface.register(NAME, packed_attention)
         AttentionMaskInterface.register(NAME, packed_mask)
         model.set_attn_implementation(NAME)

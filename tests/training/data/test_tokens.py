@@ -1,0 +1,102 @@
+"""Tokenised once; the second time only mapped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data import DataSettings, prepare
+from tests.training.data.tokens_for_tests import CountingTokenizer, char_tokenizer, prepared
+
+
+def lines(path: Path, texts: list[str]) -> str:
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    return str(path)
+
+
+def test_a_second_call_tokenises_nothing_and_maps_the_same_tokens(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", [f"text {i}" for i in range(20)])
+    tokenizer = char_tokenizer(CountingTokenizer)
+    first = prepared(tmp_path, tokenizer, train=file, format="text")
+    before = CountingTokenizer.calls
+    second = prepared(tmp_path, tokenizer, train=file, format="text")
+    marks = 4  # the probes for the marks at begin and end, which the cache's key needs
+    assert before > 0 and CountingTokenizer.calls - before <= marks
+    assert isinstance(second.train.parts[0].columns.ids, np.memmap)
+    assert first.fingerprint == second.fingerprint
+    for i in range(20):
+        assert all(np.array_equal(a, b) for a, b in zip(first.train.sample(i), second.train.sample(i)))
+
+
+def test_another_content_tokenizer_length_or_format_is_another_fingerprint_and_another_path_is_not(
+    tmp_path: Path,
+) -> None:
+    file = lines(tmp_path / "a.jsonl", ["abc", "def"])
+    same = lines(tmp_path / "copy.jsonl", ["abc", "def"])
+    other = lines(tmp_path / "b.jsonl", ["abc", "deg"])
+    base = prepared(tmp_path, train=file, format="text").fingerprint
+    assert prepared(tmp_path, train=same, format="text").fingerprint == base
+    found = {
+        prepared(tmp_path, train=other, format="text").fingerprint,
+        prepared(tmp_path, train=file, format="text", max_length=9).fingerprint,
+        prepared(tmp_path, char_tokenizer(eos=False), train=file, format="text").fingerprint,
+        prepared(tmp_path, train=[(file, 2.0)], format="text").fingerprint,
+        prepared(tmp_path, train=file, format="text", eval=0.5).fingerprint,
+        base,
+    }
+    assert len(found) == 6
+
+
+def test_a_damaged_or_half_written_cache_is_made_anew(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", ["abc", "def"])
+    whole = prepared(tmp_path, train=file, format="text")
+    (folder,) = (tmp_path / "cache").iterdir()
+    expected = whole.train.sample(1)[0].copy()
+    for name in ("ids.npy", "columns.json"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-2])
+        again = prepared(tmp_path, train=file, format="text")
+        assert np.array_equal(again.train.sample(1)[0], expected)
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == [folder.name]  # nothing hidden is left over
+
+
+def test_a_held_out_fraction_is_a_function_of_the_seed_and_is_never_trained_on(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", [f"{i:03}" * 3 for i in range(50)])  # three pieces a record
+
+    def sides(seed: int) -> tuple[set[str], set[str]]:
+        data = prepared(tmp_path, seed=seed, train=file, format="text", eval=0.2, max_length=5)
+        assert data.eval is not None
+        return tuple(
+            {str(table.parts[0].columns.records[row]) for row in table.parts[0].rows}
+            for table in (data.train, data.eval)
+        )  # type: ignore[return-value]
+
+    train, held = sides(0)
+    assert len(held) == 10 and len(train) == 40 and not train & held
+    assert sides(0)[1] == held != sides(1)[1]
+
+
+def test_a_single_document_is_held_out_by_pieces(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("abcdefghij" * 10)
+    data = prepared(tmp_path, train=str(tmp_path / "a.txt"), format="text", eval=0.1, max_length=5)
+    assert data.eval is not None and len(data.eval) == 2 and len(data.train) == 19
+
+
+def test_streaming_a_wrong_task_and_bad_values_are_refused(tmp_path: Path) -> None:
+    for bad in ({"streaming": True}, {"max_length": 1}, {"eval": 1.5}, {"format": "alpcaa"}, {"train": []}):
+        with pytest.raises(UsageError, match=r"data\."):
+            DataSettings(**({"train": "a.jsonl"} | bad))
+    with pytest.raises(UsageError, match="weight 0"):
+        DataSettings(train=[("a.jsonl", 0)])
+    file = lines(tmp_path / "a.jsonl", ["abc"])
+    with pytest.raises(UsageError, match="classification"):
+        prepare(DataSettings(train=file, format="text"), char_tokenizer(), tmp_path, 0, False, "classification")
+
+
+def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(UsageError, match=r"data\.cache_dir"):
+        prepared(tmp_path, train=lines(tmp_path / "a.jsonl", ["abc"]), format="text")
