@@ -1,0 +1,69 @@
+"""Kinds of values that a YAML file may write in more than one way; each is turned into one typed form."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from dist_subspace.config.names import SHORT_DTYPES, Dtype, Reporter
+from dist_subspace.errors import UsageError, unknown_name
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration: unknown keys, other types and values that are not finite are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _seconds(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    clock = re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", value.strip())
+    if clock is None:
+        raise UsageError(f"training.max_time is {value!r}; accepted: seconds, hh:mm:ss, or null")
+    hours, minutes, seconds = map(int, clock.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _short_dtype(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    name = value.removeprefix("torch.")
+    return SHORT_DTYPES.get(name, name)
+
+
+def _reporters(value: Any) -> Any:
+    if value is None or value == "none" or value == ["none"]:
+        return ()
+    listed = (value,) if isinstance(value, str) else value
+    for name in listed if isinstance(listed, list | tuple) else ():
+        if name not in get_args(Reporter):
+            raise unknown_name("run.report_to", name, [*get_args(Reporter), "none"])
+    return listed
+
+
+def _resume(value: Any) -> Any:
+    # YAML 1.1 reads `no` as false; null is what a person writes for "do not".
+    if value is True:
+        return "auto"
+    return "none" if value is None or value is False else value
+
+
+def _listed(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Text = Annotated[str, Field(min_length=1)]
+Count = Annotated[int, Field(ge=1)]
+Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+NameList = Annotated[Texts, BeforeValidator(_listed, json_schema_input_type=str | list[str])]
+Seconds = Annotated[float, Field(gt=0), BeforeValidator(_seconds, json_schema_input_type=float | str)]
+DtypeName = Annotated[Dtype, BeforeValidator(_short_dtype)]
+Reporters = Annotated[
+    tuple[Reporter, ...],
+    Field(strict=False),
+    BeforeValidator(_reporters, json_schema_input_type=list[Reporter] | Reporter | Literal["none"] | None),
+]
+Resume = Annotated[Text, BeforeValidator(_resume, json_schema_input_type=str | bool | None)]

@@ -1,0 +1,67 @@
+"""The closed lists of the configuration, and which computation type goes with which storage."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from dist_subspace.errors import UsageError, unknown_name
+
+Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Task = Literal["causal-lm", "classification", "masked-lm", "seq2seq-lm", "token-classification", "base"]
+Format = Literal["alpaca", "chat", "completion", "text", "classification"]
+Preset = Literal["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme"]
+Constraint = Literal["none", "mpc_o", "mpc_d", "mpc_n"]
+Reporter = Literal["tensorboard", "wandb", "mlflow"]
+OnNonfinite = Literal["skip", "stop"]
+Difference = Literal["model", "method", "data"]
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+Optimizer = Literal[
+    "adamw_torch",
+    "adamw_torch_fused",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "adamw_bnb_8bit",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+]
+
+SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def resolved_dtype(storage: str, dtype: str | None) -> str:
+    """The type of the computation: `dtype`, or what goes with the storage where it is unset.
+
+    Raises:
+        UsageError: an unknown storage or type, or a float storage that is not computed in its own type.
+    """
+    if storage not in get_args(Storage):
+        raise unknown_name("model.storage", storage, get_args(Storage))
+    own = SHORT_DTYPES.get(storage)
+    if dtype is None:
+        return own or "bfloat16"
+    if dtype not in get_args(Dtype):
+        raise unknown_name("model.dtype", dtype, get_args(Dtype))
+    if own is not None and dtype != own:
+        raise UsageError(
+            f"model.dtype is {dtype!r}, which contradicts model.storage {storage!r}; accepted with it: {own}, null"
+        )
+    return dtype
