@@ -174,16 +174,16 @@ def _segments(position_ids: Tensor, batch: int) -> list[list[int]] | None:
     """
     if position_ids.ndim != 2:
         return None
-    try:
-        return _known_segments[position_ids][batch]
-    except KeyError:
-        pass
+    # The version tells a tensor that was written over in place from the one that was read.
+    key = (batch, -1 if position_ids.is_inference() else position_ids._version)
+    known: dict[tuple[int, int], list[list[int]] | None] = _known_segments.setdefault(position_ids, {})
+    if key in known:
+        return known[key]
     rows = position_ids.expand(batch, -1)
     length = rows.shape[1]
     row, place = (rows.diff(dim=-1) != 1).nonzero(as_tuple=True)
     edges: list[list[int]] = [[0] for _ in range(batch)]
     for r, p in zip(row.tolist(), place.tolist()):
         edges[r].append(p + 1)
-    found = [[*starts, length] for starts in edges] if len(row) else None
-    _known_segments.setdefault(position_ids, {})[batch] = found
-    return found
+    known[key] = [[*starts, length] for starts in edges] if len(row) else None
+    return known[key]

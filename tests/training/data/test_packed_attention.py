@@ -134,6 +134,17 @@ def test_no_mask_is_made_for_packed_rows_and_attention_runs_sample_by_sample(mon
     assert seen == [(9, False), (1, False), (13, False), (5, False), (7, False), (11, False)] * 2
 
 
+def test_positions_that_are_written_over_in_place_are_read_again() -> None:
+    model, parts = tiny("llama"), samples()
+    enable_packing(model)
+    inputs, labels = packed_rows(parts)
+    expected = float(total_loss(model, inputs, labels).detach())
+    buffer = torch.arange(23).expand(2, -1).clone()
+    total_loss(model, {**inputs, "position_ids": buffer}, labels)
+    buffer.copy_(inputs["position_ids"])
+    assert float(total_loss(model, {**inputs, "position_ids": buffer}, labels).detach()) == pytest.approx(expected)
+
+
 def test_padding_generation_and_evaluation_work_on_a_model_that_packs() -> None:
     plain, model = tiny("llama"), tiny("llama")
     enable_packing(model)
