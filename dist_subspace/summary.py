@@ -43,7 +43,9 @@ class Summary:
 
     def __str__(self) -> str:
         lines = [f"{'module':<28}{'layers':>7}{'trainable':>14}{'frozen':>18}{'bytes on this rank':>20}"]
-        lines += [f"{r.name:<28}{r.modules:>7}{r.trainable:>14,}{r.frozen:>18,}{r.bytes_on_rank:>20,}" for r in self.rows]
+        lines += [
+            f"{r.name:<28}{r.modules:>7}{r.trainable:>14,}{r.frozen:>18,}{r.bytes_on_rank:>20,}" for r in self.rows
+        ]
         lines.append(
             f"method {self.method or 'none'}: {self.trainable:,} trainable of {self.trainable + self.frozen:,} "
             f"({100 * self.share:.3f} %); on this rank {self.trainable_bytes:,} bytes trainable, {self.frozen_bytes:,} frozen"

@@ -73,7 +73,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = 
     tensors = adapter_tensors(model)
     _refuse_empty(tensors, model)
     described = adapter_config(model, base_model)
-    on_main(_write, Path(folder), tensors, described)
+    on_main(write_adapter, Path(folder), tensors, described)
     return Path(folder)
 
 
@@ -133,8 +133,8 @@ def _take(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
     return tensor
 
 
-def _write(folder: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
-    """Both files appear by rename, the weights first: a folder with a configuration is a folder with weights."""
+def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
+    """Local: both files appear by rename, the weights first: a folder with a configuration is a folder with weights."""
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}"
     save_file(tensors, partial, metadata={"format": "pt"})

@@ -43,7 +43,9 @@ def open_checkpoint(folder: str | Path) -> CheckpointIndex:
     """
     path = Path(folder)
     if not path.is_dir():
-        raise UsageError(f"model.path is {str(folder)!r}, which is no folder; accepted: a transformers model folder or a hub name")
+        raise UsageError(
+            f"model.path is {str(folder)!r}, which is no folder; accepted: a transformers model folder or a hub name"
+        )
     listed = _listed(path)
     shapes: dict[str, tuple[int, ...]] = {}
     files: dict[str, Path] = {}
@@ -68,7 +70,9 @@ def _listed(path: Path) -> dict[str, Path]:
     files = {key: path / name for key, name in names.items()}
     absent = sorted({file.name for file in files.values() if not file.exists()})
     if absent:
-        raise UsageError(f"{index} names {', '.join(absent[:3])}, which {'are' if len(absent) > 1 else 'is'} not in the folder")
+        raise UsageError(
+            f"{index} names {', '.join(absent[:3])}, which {'are' if len(absent) > 1 else 'is'} not in the folder"
+        )
     return files
 
 

@@ -114,7 +114,9 @@ def read_config(deepspeed: Mapping[str, Any] | str | Path | None) -> dict[str, A
     except OSError as error:
         raise UsageError(f"deepspeed is {str(deepspeed)!r}, which cannot be read ({error.strerror})") from error
     except json.JSONDecodeError as error:
-        raise UsageError(f"deepspeed is {str(deepspeed)!r}, which is not JSON at line {error.lineno}: {error.msg}") from error
+        raise UsageError(
+            f"deepspeed is {str(deepspeed)!r}, which is not JSON at line {error.lineno}: {error.msg}"
+        ) from error
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -123,11 +125,15 @@ def resolve_folder(path: str | Path) -> Path:
     if local.is_dir():
         return local
     if not _is_hub_name(str(path)):
-        raise UsageError(f"model.path is {str(path)!r}, which is no folder; accepted: a transformers model folder or a hub name")
+        raise UsageError(
+            f"model.path is {str(path)!r}, which is no folder; accepted: a transformers model folder or a hub name"
+        )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(
+            snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        )
     except Exception as error:
         raise UsageError(
             f"model.path is {str(path)!r}, which is no folder here, and the hub could not give it ({type(error).__name__})"
@@ -151,7 +157,9 @@ def _model_config(folder: Path, trust_remote_code: bool, changes: Mapping[str, A
         config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **changes)
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {first}") from error
+        raise UsageError(
+            f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {first}"
+        ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(
             f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "

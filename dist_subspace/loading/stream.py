@@ -77,7 +77,11 @@ class Stream:
     def _is_head(self, name: str) -> bool:
         prefix = base_prefix(self.model)
         body = f"{prefix}."
-        return any(part in HEADS for part in name.split(".")) or (bool(prefix) and not name.startswith(body)) or "pooler" in name
+        return (
+            any(part in HEADS for part in name.split("."))
+            or (bool(prefix) and not name.startswith(body))
+            or "pooler" in name
+        )
 
     def _check_shapes(self) -> None:
         for name, parameter in self.model.named_parameters():
@@ -106,7 +110,9 @@ class Stream:
             for parameter in loaded.parameters(recurse=False):
                 partitioner.place(parameter)
 
-    def _linear(self, name: str, module: nn.Module, device: torch.device, done: dict[int, nn.Parameter]) -> FrozenLinear:
+    def _linear(
+        self, name: str, module: nn.Module, device: torch.device, done: dict[int, nn.Parameter]
+    ) -> FrozenLinear:
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         weight: nn.Parameter = module.weight  # type: ignore[assignment]
@@ -118,7 +124,9 @@ class Stream:
             return self._as_it_is(module, origin)
         full = self.index.read(key).to(device)
         if not full.dtype.is_floating_point:
-            raise UsageError(f"{self.index.files[key].name} holds {key} as {full.dtype}; accepted: a floating-point weight")
+            raise UsageError(
+                f"{self.index.files[key].name} holds {key} as {full.dtype}; accepted: a floating-point weight"
+            )
         return pack(
             full, self.storage, transposed=is_conv1d(module), double_quant=self.double_quant, bias=ready, origin=origin
         )
@@ -173,4 +181,3 @@ class Stream:
         key = checkpoint_key(name, self.index.files, base_prefix(self.model))
         value = buffer if key is None or self.index.shapes[key] != tuple(buffer.shape) else self.index.read(key)
         self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=buffer.dtype)
-

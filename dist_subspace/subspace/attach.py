@@ -128,7 +128,9 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
         found = [name for name in names if ends_with(name, ending)]
         if not found:
             shown = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names[-12:]))
-            raise UsageError(f"subspace.modules_to_save has {ending!r}, which names no module; names here end in: {shown}")
+            raise UsageError(
+                f"subspace.modules_to_save has {ending!r}, which names no module; names here end in: {shown}"
+            )
         wanted += [name for name in found if name not in wanted]
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
     inside = [name for name in names if any(name.startswith(w + ".") for w in wanted)]

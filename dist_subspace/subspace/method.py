@@ -133,4 +133,6 @@ class SubspaceLinear(nn.Module):
         return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
 
     def extra_repr(self) -> str:
-        return f"method={self.info.name}, rank={self.settings.rank}" if self.info.uses_rank else f"method={self.info.name}"
+        return (
+            f"method={self.info.name}, rank={self.settings.rank}" if self.info.uses_rank else f"method={self.info.name}"
+        )

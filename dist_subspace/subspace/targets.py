@@ -15,7 +15,18 @@ ALL_LINEAR = "all-linear"
 # Key, value and FFN-up by the names that model families use (methods.md 14.1). A gate is never one of them: scaling
 # before the activation is another function. A fused QKV counts as key and value.
 KEY_VALUE_UP = (
-    *("k_proj", "v_proj", "key", "value", "k_lin", "v_lin", "key_proj", "value_proj", "SelfAttention.k", "SelfAttention.v"),
+    *(
+        "k_proj",
+        "v_proj",
+        "key",
+        "value",
+        "k_lin",
+        "v_lin",
+        "key_proj",
+        "value_proj",
+        "SelfAttention.k",
+        "SelfAttention.v",
+    ),
     *("EncDecAttention.k", "EncDecAttention.v", "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv"),
     *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in"),
 )

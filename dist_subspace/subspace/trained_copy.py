@@ -58,13 +58,13 @@ class TrainedLinear(nn.Module):
 
 
 def _full_copy(original: nn.Module, gathered: Gathered, shared: dict[int, nn.Parameter]) -> nn.Module:
-    """The module with float32 parameters of its own. `shared` maps a frozen parameter to its one trained copy, so that
-    tied modules stay tied."""
-    parameters = list(original.parameters())
-    with gathered(parameters), torch.no_grad():
-        if hasattr(original, "dense"):
-            return _linear_copy(original, shared)
-        memo = {id(p): _trained(p, p.detach(), shared) for p in parameters}
+    """The module with float32 parameters of its own; frozen operators in it become linear layers that can be trained.
+    `shared` maps a frozen parameter to its one trained copy, so that tied modules stay tied."""
+    with gathered(list(original.parameters())), torch.no_grad():
+        memo: dict[int, Any] = {id(m): _linear_copy(m, shared) for m in original.modules() if hasattr(m, "dense")}
+        inside = {id(p) for m in original.modules() if hasattr(m, "dense") for p in m.parameters()}
+        rest = [p for p in original.parameters() if id(p) not in inside]
+        memo |= {id(p): _trained(p, p.detach(), shared) for p in rest}
         return copy.deepcopy(original, memo)
 
 

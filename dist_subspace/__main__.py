@@ -1,0 +1,5 @@
+import sys
+
+from dist_subspace.cli import main
+
+sys.exit(main())

@@ -1,0 +1,139 @@
+"""What a checkpoint holds: the adapter, the optimizer by parameter name, and where the run stands. Nothing depends on the
+number of ranks.
+
+If the process dies while a checkpoint is written, the folder never gets its name (store.py). If it dies while one is read,
+nothing has changed on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
+from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import adapter_config, adapter_tensors, write_adapter
+from dist_subspace.placement.collectives import broadcast_tensors, on_main, world
+from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
+from dist_subspace.subspace import named_trainables
+
+OPTIMIZER = "optimizer.safetensors"
+STATE = "trainer_state.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where a run stands after `step` optimizer steps.
+
+    samples, tokens: consumed so far. fingerprints: of the base model, the method and the data, by name. best: the metric,
+    step and checkpoint of the best evaluation. method: the state of the method's own schedule.
+    """
+
+    step: int
+    samples: int
+    tokens: int
+    elapsed_seconds: float
+    optimizer_steps: int
+    schedule: dict[str, Any]
+    fingerprints: dict[str, str]
+    best: dict[str, Any] | None = None
+    skipped: int = 0
+    method: dict[str, Any] = field(default_factory=dict)
+
+
+def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:
+    """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename."""
+    tensors = adapter_tensors(model)
+    described = adapter_config(model, base_model)
+    optimizer = read_state(engine, named_trainables(model))
+
+    def write(folder: Path) -> None:
+        write_adapter(folder, tensors, described)
+        save_file(optimizer, folder / OPTIMIZER)
+        write_json_atomic(folder / STATE, {"format": FORMAT, **asdict(state)})
+
+    return Path(on_main(write_checkpoint, run_dir, state.step, write))
+
+
+def find_checkpoint(
+    run_dir: Path, resume: str | None, report: Callable[[str], None]
+) -> tuple[Path, TrainerState] | None:
+    """Local, rank 0: the checkpoint to continue from, and its state; None to begin anew.
+
+    Arguments:
+        resume: `auto` for the newest whole one, a folder for that one, `none` or None for a fresh start.
+
+    Raises:
+        UsageError: for a named folder that is not a whole checkpoint.
+    """
+    if resume in (None, "none"):
+        return None
+    if resume == "auto":
+        folder = newest_whole(run_dir, report)
+    else:
+        folder = Path(resume)
+        reason = verify(folder) if folder.is_dir() else f"{resume} is no folder"
+        if reason is not None:
+            raise UsageError(f"checkpoint.resume is {resume!r}, which is no whole checkpoint: {reason}")
+    return None if folder is None else (folder, read_trainer_state(folder))
+
+
+def read_trainer_state(folder: Path) -> TrainerState:
+    stored = json.loads((folder / STATE).read_text())
+    if stored.pop("format", None) != FORMAT:
+        raise UsageError(f"{folder / STATE} is of another format than {FORMAT}, which this version reads")
+    return TrainerState(**stored)
+
+
+def check_same_run(folder: Path, stored: Mapping[str, str], now: Mapping[str, str], allowed: list[str]) -> None:
+    """Refuse to continue a run of another base model, method or data set, by name.
+
+    Raises:
+        UsageError: naming what differs, and the override.
+    """
+    for what, fingerprint in now.items():
+        if stored.get(what) != fingerprint and what not in allowed:
+            raise UsageError(
+                f"{folder} was made with another {what} (stored {stored.get(what, 'none')[:12]}, now {fingerprint[:12]}); "
+                f"choose another run.output_dir, or set checkpoint.allow_different=[{what}]"
+            )
+
+
+def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) -> None:
+    """Collective: put master weights, moments and step counters back, after a first step has made the moments."""
+    tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
+    write_state(engine, named_trainables(model), tensors, state.optimizer_steps)
+
+
+def on_rank_zero_only(function: Callable[..., dict[str, Tensor]], *args: Any) -> dict[str, Tensor] | None:
+    """Collective: rank 0's result, None elsewhere; an error is everyone's."""
+    kept: list[dict[str, Tensor]] = []
+
+    def run() -> None:
+        kept.append(function(*args))
+
+    on_main(run)
+    return kept[0] if world().is_main else None
+
+
+def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    with safe_open(folder / OPTIMIZER, framework="pt", device="cpu") as handle:
+        tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    absent = [name for name in trainables if f"{name}.master" not in tensors]
+    if absent:
+        raise UsageError(
+            f"{folder / OPTIMIZER} has no state for {absent[0]}; it belongs to another method or base model"
+        )
+    return tensors
+
+
+def optimizer_steps(engine: Any) -> int:
+    return step_count(engine)

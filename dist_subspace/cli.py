@@ -1,0 +1,122 @@
+"""The command line: one function a command, each a few lines over the library."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dist_subspace.errors import UsageError
+
+app = typer.Typer(
+    help="Fine-tune sharded, quantised transformers by their subspace adapters.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigPath = Annotated[str, typer.Argument(help="A YAML configuration (`dist-subspace schema` describes every key).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes to it: key=value, dotted, for example subspace.method=ssl training.max_steps=50."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def train(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Train an adapter. One process; for several: `deepspeed launch/train.py CONFIG [key=value ...]`.
+
+    Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
+    """
+    from dist_subspace.training.run import train as run
+
+    raise typer.Exit(run(config, overrides or []))
+
+
+@app.command()
+def methods(as_json: AsJson = False) -> None:
+    """List the subspace methods: category, parameters a layer, own targets, options, reference."""
+    from dist_subspace.report.tables import methods_table, print_table
+    from dist_subspace.subspace import methods as registered
+
+    rows = methods_table(registered())
+    print(json.dumps(rows, indent=2)) if as_json else print_table("methods", rows)
+
+
+@app.command()
+def inspect(
+    path: Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what an adapter is: method, settings, sizes, the norm of each trained tensor."""
+    from dist_subspace.report.adapter import adapter_report, adapter_text
+
+    found = adapter_report(_adapter_folder(path))
+    print(json.dumps(found, indent=2)) if as_json else print(adapter_text(found))
+
+
+@app.command()
+def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.")]) -> None:
+    """Summarise a run and draw its loss curve (RUN_DIR/loss.png); works while it runs, too."""
+    from dist_subspace.report.curve import loss_curve
+    from dist_subspace.report.run import run_report
+
+    if not Path(run_dir).is_dir():
+        raise UsageError(f"RUN_DIR is {run_dir!r}, which is no folder; accepted: the output_dir of a run")
+    print(run_report(run_dir))
+    print(f"loss curve: {loss_curve(run_dir)}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the configuration's JSON schema, for editors."""
+    from dist_subspace.config import config_schema
+
+    print(json.dumps(config_schema(), indent=2))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status. A `UsageError` is one sentence on standard error, and status 2."""
+    try:
+        result = app(args=sys.argv[1:] if arguments is None else arguments, standalone_mode=False)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except typer.Abort:
+        return 130
+    except Exception as error:
+        shown = getattr(error, "format_message", None)  # click's own complaints about arguments
+        if shown is None:
+            raise
+        print(f"error: {shown()}", file=sys.stderr)
+        return int(getattr(error, "exit_code", 2))
+    return int(result) if isinstance(result, int) else 0
+
+
+def _adapter_folder(path: str) -> Path:
+    """The adapter in a run directory is its final one, else that of the newest checkpoint."""
+    from dist_subspace.checkpoint.store import newest_whole
+    from dist_subspace.interchange.adapter import CONFIG
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UsageError(
+            f"PATH is {path!r}, which is no folder; accepted: an adapter, a checkpoint, or a run directory"
+        )
+    if (folder / CONFIG).exists():
+        return folder
+    if (folder / "adapter" / CONFIG).exists():
+        return folder / "adapter"
+    newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))
+    if newest is None:
+        raise UsageError(
+            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in adapter/ and in checkpoints"
+        )
+    return newest

@@ -1,0 +1,80 @@
+"""The DeepSpeed engine of a run: its configuration, its optimizer, and one optimizer step over a global batch."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_subspace.placement.zero import keep_trainables_whole
+from dist_subspace.training.data import GlobalBatch, MicroBatch
+from dist_subspace.training.loss import forward, summed_loss
+from dist_subspace.training.randomness import seed_micro_batch
+
+
+def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
+    """Collective: `deepspeed.initialize`, quietly, with the trained parameters kept whole between steps."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    keep_trainables_whole(engine)
+    return engine
+
+
+class Stepper:
+    """Runs the micro-batches of a global batch and the optimizer step.
+
+    The loss of each micro-batch is its summed loss over the *global* batch's number of targets; the engine divides
+    gradients by the number of ranks, so that is multiplied back. A rank without a micro-batch in a round runs the filler
+    with weight zero: every rank makes the same calls of the same modules in the same order.
+    """
+
+    def __init__(self, engine: Any, device: torch.device, seed: int, world_size: int) -> None:
+        self.engine, self.device = engine, device
+        self.seed, self.world_size = seed, world_size
+
+    def accumulate(self, batch: GlobalBatch) -> float:
+        """Collective: forward and backward of every round; returns this rank's summed loss."""
+        total = 0.0
+        for number, micro in enumerate(batch.rounds):
+            loss = self._backward(batch.filler if micro is None else micro, micro is not None, batch.targets)
+            total += loss
+            if number + 1 < len(batch.rounds):
+                self.engine.step()  # counts the micro-step; the optimizer waits for the last round
+        return total
+
+    def apply(self, finite: bool) -> bool:
+        """Collective: the optimizer step; returns whether it changed anything. ZeRO discards gradients that are not finite
+        by itself; where nothing is split they are dropped here."""
+        if not finite and not self.engine.zero_optimization():
+            for parameter in self.engine.module.parameters():
+                parameter.grad = None
+        self.engine.step()
+        return finite and bool(self.engine.was_step_applied())
+
+    def prime(self, batch: GlobalBatch) -> None:
+        """Collective: a step with zero gradients and rate zero, which makes the optimizer's moments exist."""
+        rates = [group["lr"] for group in self.engine.optimizer.param_groups]
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = 0.0
+        for number in range(len(batch.rounds)):
+            self._backward(batch.filler, False, 1)
+            if number + 1 < len(batch.rounds):
+                self.engine.step()
+        self.engine.step()
+        for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def grad_norm(self) -> float | None:
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> float:
+        seed_micro_batch(self.seed, micro.number)
+        loss = summed_loss(forward(self.engine, micro, self.device), micro.labels)
+        weight = self.world_size / max(1, targets) if counts else 0.0
+        self.engine.backward(loss * weight, scale_wrt_gas=False)
+        return float(loss.detach()) if counts else 0.0

@@ -1,0 +1,68 @@
+"""The DeepSpeed configuration of a run: a preset sized by the model, or a stock JSON that agrees with the YAML."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.presets import check_supported, deepspeed_config
+from dist_subspace.placement.stock import Facts, stock_config
+from dist_subspace.placement.zero import largest_block_numel
+from dist_subspace.subspace import trainable_parameters
+from dist_subspace.training.plan import Plan
+from dist_subspace.training.schedule import warmup_count
+
+
+def engine_config(plan: Plan, model: nn.Module | None) -> dict[str, Any]:
+    """The configuration for `deepspeed.initialize`; before there is a model, the one that `load_frozen` shards by.
+
+    Raises:
+        UsageError: a stock JSON that contradicts the YAML, or a combination that is known to be broken.
+    """
+    config, training = plan.config, plan.config.training
+    micro_batches = training.global_batch_size // training.per_device_train_batch_size
+    rounds = math.ceil(micro_batches / world().size)
+    trained = sum(p.numel() for p in trainable_parameters(model)) if model is not None else 0
+    block = largest_block_numel(model) if model is not None else 0
+    if config.deepspeed.config is None:
+        made = deepspeed_config(
+            config.deepspeed.preset,
+            micro_batch=training.per_device_train_batch_size,
+            rounds=rounds,
+            world_size=world().size,
+            max_grad_norm=training.max_grad_norm,
+            trainable_numel=trained,
+            block_numel=block,
+            nvme_path=config.deepspeed.nvme_path,
+        )
+    else:
+        made = stock_config(config.deepspeed.config, _facts(plan, rounds, trained, block))
+    check_supported(made, storage=config.model.storage, dtype=_name(plan))
+    return made
+
+
+def _facts(plan: Plan, rounds: int, trained: int, block: int) -> Facts:
+    training = plan.config.training
+    return Facts(
+        micro_batch=training.per_device_train_batch_size,
+        global_batch=training.global_batch_size,
+        rounds=rounds,
+        world_size=world().size,
+        max_grad_norm=training.max_grad_norm,
+        learning_rate=training.learning_rate,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        warmup_steps=warmup_count(training.warmup_steps, plan.total_steps),
+        total_steps=plan.total_steps,
+        dtype=_name(plan),
+        trainable_numel=trained,
+        block_numel=block,
+    )
+
+
+def _name(plan: Plan) -> str:
+    return str(plan.dtype).removeprefix("torch.")

@@ -1,0 +1,63 @@
+"""Held-out loss and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.placement.collectives import sum_over_ranks
+from dist_subspace.training.data import MicroBatch
+from dist_subspace.training.loss import forward, summed_loss
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, rounds: Iterator[MicroBatch | None], filler: MicroBatch, device: torch.device, classes: int | None
+) -> dict[str, float]:
+    """Collective: mean loss over the held-out targets, and perplexity (tokens) or accuracy and F1 (classes).
+
+    Every rank makes the same number of forward calls; one that has run out of samples runs the filler for nothing.
+    F1 is that of class 1 where there are two classes, else the mean over the classes.
+    """
+    was_training = model.training
+    model.eval()
+    confusion = torch.zeros(classes, classes, dtype=torch.float64) if classes else None
+    loss = targets = 0.0
+    for batch in rounds:
+        used = filler if batch is None else batch
+        logits = forward(model, used, device)
+        if batch is not None:
+            loss += float(summed_loss(logits, batch.labels))
+            targets += batch.targets
+            if confusion is not None:
+                _count(confusion, logits.argmax(-1).cpu(), batch.labels)
+    model.train(was_training)
+    counts = [] if confusion is None else confusion.flatten().tolist()
+    loss, targets, *summed = sum_over_ranks([loss, targets, *counts])
+    result: dict[str, Any] = {"eval_loss": loss / max(1.0, targets)}
+    if confusion is None:
+        result["eval_perplexity"] = math.exp(min(result["eval_loss"], 700.0))
+    else:
+        result |= scores(torch.tensor(summed, dtype=torch.float64).view_as(confusion))
+    return result
+
+
+def scores(confusion: Tensor) -> dict[str, float]:
+    """Accuracy and F1 from counts `(true class, predicted class)`."""
+    hits = confusion.diagonal()
+    made = confusion.sum(0) + confusion.sum(1)
+    f1 = torch.where(made > 0, 2 * hits / made.clamp(min=1), torch.zeros_like(hits))
+    binary = confusion.shape[0] == 2
+    return {
+        "eval_accuracy": float(hits.sum() / confusion.sum().clamp(min=1)),
+        "eval_f1": float(f1[1] if binary else f1.mean()),
+    }
+
+
+def _count(confusion: Tensor, predicted: Tensor, true: Tensor) -> None:
+    pairs = true * confusion.shape[1] + predicted
+    confusion += torch.bincount(pairs, minlength=confusion.numel()).view_as(confusion)

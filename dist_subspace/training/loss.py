@@ -1,0 +1,44 @@
+"""The loss of a micro-batch as a sum over its targets: the global batch's mean is taken over all ranks at once."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dist_subspace.training.data import MicroBatch
+
+IGNORED = -100
+
+
+def forward(model: nn.Module, batch: MicroBatch, device: torch.device) -> Tensor:
+    """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
+    module = getattr(model, "module", model)
+    if batch.labels.dim() == 2:
+        inputs["use_cache"] = False  # a decoder in training keeps no keys and values
+    return model(**{name: value for name, value in inputs.items() if name in _accepted(type(module))}).logits
+
+
+@functools.lru_cache(maxsize=16)
+def _accepted(model: type[nn.Module]) -> frozenset[str]:
+    """What the model's forward takes: position_ids and use_cache are not for every family. Segment lengths of a packed
+    row pass through its keyword arguments."""
+    return frozenset(inspect.signature(model.forward).parameters) | _SEGMENTS
+
+
+_SEGMENTS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
+
+
+def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy summed over the targets, in float32.
+
+    Labels of two dimensions are tokens, shifted as Hugging Face shifts them (a position predicts the next); of one, classes.
+    """
+    if labels.dim() == 2:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    flat = logits.reshape(-1, logits.shape[-1]).float()
+    return functional.cross_entropy(flat, labels.reshape(-1).to(flat.device), ignore_index=IGNORED, reduction="sum")

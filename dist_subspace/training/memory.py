@@ -1,0 +1,49 @@
+"""How much memory a process has held, and what to lower when it was too much."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import torch
+
+
+def peak_memory(device: torch.device) -> int:
+    """Local: the most bytes this process has held, on its GPU, or in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error is a failed allocation, on a GPU or on the CPU."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def advice(micro_batch: int, max_length: int, vocabulary: int, hidden: int, layers: int, checkpointing: bool) -> str:
+    """One sentence on what to lower, and about how much it would save on each rank.
+
+    Counted: float32 logits with their gradient and softmax (12 bytes an entry), and the 16-bit activations that are kept
+    for backward (one a block under checkpointing, about 16 without).
+    """
+    tokens = micro_batch * max_length
+    logits = 12 * tokens * vocabulary
+    kept = 2 * tokens * hidden * layers * (1 if checkpointing else 16)
+    parts = []
+    if micro_batch > 1:
+        smaller = micro_batch // 2
+        share = 1 - smaller / micro_batch
+        parts.append(f"training.per_device_train_batch_size={smaller} saves about {_gib(share * (logits + kept))}")
+    else:
+        parts.append(f"data.max_length={max_length // 2} saves about {_gib((logits + kept) / 2)}")
+    if not checkpointing:
+        parts.append(f"training.gradient_checkpointing=true saves about {_gib(kept * 15 / 16)}")
+    parts.append("model.storage=nf4 or deepspeed.preset=zero3 shrink the frozen weights a rank keeps")
+    return "out of memory: " + "; ".join(parts)
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.0f} MiB"

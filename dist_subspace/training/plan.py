@@ -1,0 +1,195 @@
+"""Everything about a run that can be decided, and refused, before a weight is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dist_subspace.checkpoint.fingerprint import base_fingerprint
+from dist_subspace.checkpoint.state import TrainerState, check_same_run, find_checkpoint
+from dist_subspace.checkpoint.store import check_writable, remove_leftovers
+from dist_subspace.config import Config
+from dist_subspace.errors import UsageError
+from dist_subspace.loading.load import download, resolve_dtype, resolve_folder
+from dist_subspace.loading.tokenizer import load_tokenizer
+from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
+from dist_subspace.placement.zero import agreed_device
+from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
+from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
+from dist_subspace.training.optimizers import check_optimizer
+
+HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that nothing stands against: what to load, on what to train, for how long, and from where to continue."""
+
+    config: Config
+    run_dir: Path
+    model_folder: Path
+    dtype: torch.dtype
+    device: torch.device
+    subspace: SubspaceConfig
+    resolved: Resolved
+    tokenizer: Any
+    data: Prepared
+    batches: Batches
+    total_steps: int
+    fingerprints: dict[str, str]
+    checkpoint: tuple[Path, TrainerState] | None
+
+    @property
+    def classes(self) -> int | None:
+        return len(self.data.labels) if self.data.labels is not None else None
+
+
+def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
+    """Collective: check the whole configuration against the machine, the files and the stored run.
+
+    Raises:
+        UsageError: on every rank, with one sentence.
+    """
+    run_dir = Path(config.run.output_dir)
+    device = agreed_device()
+    with agreed("checking the configuration"):
+        subspace = subspace_config(config)
+        resolved = resolve(subspace)
+        dtype = resolve_dtype(config.model.storage, config.model.dtype)
+        check_optimizer(config.training.optim, device)
+        check_hardware(dtype, device)
+    on_main(_open_run, run_dir, notice)
+    download(config.model.path)
+    with agreed("reading the tokenizer"):
+        folder = resolve_folder(config.model.path)
+        tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
+    data = _prepare_data(config, tokenizer)
+    with agreed("planning the batches"):
+        batches = make_batches(config, data, tokenizer)
+        total_steps = _total_steps(config, batches)
+    fingerprints = on_main(_fingerprints, folder, resolved, data)
+    checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
+    return Plan(
+        config=config,
+        run_dir=run_dir,
+        model_folder=folder,
+        dtype=dtype,
+        device=device,
+        subspace=subspace,
+        resolved=resolved,
+        tokenizer=tokenizer,
+        data=data,
+        batches=batches,
+        total_steps=total_steps,
+        fingerprints=fingerprints,
+        checkpoint=checkpoint,
+    )
+
+
+def subspace_config(config: Config) -> SubspaceConfig:
+    """The subspace section as the library takes it."""
+    section = config.subspace
+    given = {f.name: getattr(section, f.name) for f in fields(SubspaceConfig) if hasattr(section, f.name)}
+    return SubspaceConfig(**given | {"seed": config.training.seed})
+
+
+def check_hardware(dtype: torch.dtype, device: torch.device) -> None:
+    if (
+        dtype == torch.bfloat16
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise UsageError(
+            f"model.dtype is bfloat16, which {torch.cuda.get_device_name(device)} does not have; accepted here: float16, float32"
+        )
+
+
+def make_batches(config: Config, data: Prepared, tokenizer: Any) -> Batches:
+    return Batches(
+        data.train,
+        global_batch_size=config.training.global_batch_size,
+        micro_batch_size=config.training.per_device_train_batch_size,
+        seed=config.training.seed,
+        rank=world().rank,
+        world_size=world().size,
+        packing=config.data.packing and config.data.format != "classification",
+        max_length=config.data.max_length,
+        pad_id=tokenizer.pad_token_id,
+        task=config.model.task,
+        segment_lengths="flash" in (config.model.attn_implementation or ""),
+    )
+
+
+def data_settings(config: Config) -> DataSettings:
+    section = config.data
+    given = {f.name: getattr(section, f.name) for f in fields(DataSettings) if hasattr(section, f.name)}
+    if not isinstance(section.train, str):
+        given["train"] = [(source.path, source.weight) for source in section.train]
+    return DataSettings(**given)
+
+
+def _prepare_data(config: Config, tokenizer: Any) -> Prepared:
+    """Tokenised by one rank of each node, read by all."""
+    with agreed("checking the data settings"):
+        if (config.data.format == "classification") != (config.model.task == "classification"):
+            raise UsageError(
+                f"data.format is {config.data.format!r} with model.task {config.model.task!r}; "
+                "classification goes with classification only"
+            )
+        settings = data_settings(config)
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else Path(config.run.output_dir) / "tokens"
+    arguments = (settings, tokenizer, cache, config.training.seed)
+    once_per_node(prepare, *arguments, show_progress=world().is_main, task=config.model.task)
+    with agreed("reading the tokenised data"):
+        return prepare(*arguments, show_progress=False, task=config.model.task)
+
+
+def _total_steps(config: Config, batches: Batches) -> int:
+    if config.training.num_train_epochs is not None:
+        return int(batches.total_steps(config.training.num_train_epochs))
+    return int(config.training.max_steps)
+
+
+def _open_run(run_dir: Path, notice: Callable[[str], None]) -> None:
+    check_writable(run_dir)
+    for sentence in remove_leftovers(run_dir):
+        notice(sentence)
+
+
+def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str, str]:
+    import hashlib
+    import json
+
+    method = json.dumps(
+        [resolved.info.name, resolved.config.as_dict(), str(resolved.settings)], sort_keys=True, default=str
+    )
+    return {
+        "model": base_fingerprint(folder),
+        "method": hashlib.sha256(method.encode()).hexdigest(),
+        "data": data.fingerprint,
+    }
+
+
+def _find_checkpoint(
+    config: Config, run_dir: Path, fingerprints: dict[str, str], notice: Callable[[str], None]
+) -> tuple[Path, TrainerState] | None:
+    found = find_checkpoint(run_dir, config.checkpoint.resume, notice)
+    if found is not None:
+        check_same_run(found[0], found[1].fingerprints, fingerprints, list(config.checkpoint.allow_different))
+    return found
+
+
+def steps_text(plan: Plan) -> str:
+    """One sentence about the size of the run."""
+    training = plan.config.training
+    micro = training.global_batch_size // training.per_device_train_batch_size
+    rounds = math.ceil(micro / world().size)
+    return (
+        f"{plan.total_steps:,} steps of {training.global_batch_size} {'rows' if plan.config.data.packing else 'samples'} "
+        f"({micro} micro-batches in {rounds} rounds on {world().size} ranks)"
+    )

@@ -1,0 +1,298 @@
+"""The training loop: load, attach, step, evaluate, save. What is decided from local state is agreed on by all ranks."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from dist_subspace.api import attach
+from dist_subspace.checkpoint.state import TrainerState, restore, save_checkpoint
+from dist_subspace.checkpoint.store import purge
+from dist_subspace.errors import UsageError
+from dist_subspace.loading.load import load_frozen
+from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
+from dist_subspace.placement.optimizer_state import plain_optimizer, step_count
+from dist_subspace.subspace import SubspaceConfig, parameter_groups
+from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
+from dist_subspace.training.engine import Stepper, start_engine
+from dist_subspace.training.engine_config import engine_config
+from dist_subspace.training.evaluate import evaluate
+from dist_subspace.training.observer import Observer
+from dist_subspace.training.optimizers import AdamSettings, make_optimizer
+from dist_subspace.training.plan import HEADS, Plan
+from dist_subspace.training.schedule import Schedule
+
+
+@dataclass
+class Progress:
+    """What changes as the run goes on."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    elapsed_before: float = 0.0
+    best: dict[str, Any] | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        return self.elapsed_before + time.monotonic() - self.began
+
+
+class StopRequest:
+    """Set by a signal, or by the clock; asked once a step, by all ranks together."""
+
+    def __init__(self, max_time: float | None) -> None:
+        self.deadline = None if max_time is None else time.monotonic() + max_time
+        self.signal: str | None = None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._set)
+
+    def __call__(self) -> bool:
+        return self.signal is not None or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    @property
+    def reason(self) -> str:
+        return f"signal {self.signal}" if self.signal else "training.max_time is over, or another rank was told to stop"
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name
+
+
+class Trainer:
+    """One run. Every method that is not said to be local is collective."""
+
+    def __init__(self, plan: Plan, observer: Observer) -> None:
+        self.plan, self.config, self.observer = plan, plan.config, observer
+        self.progress = Progress()
+        self.stop = StopRequest(plan.config.training.max_time)
+        self.model = self._make_model()
+        self.engine = self._make_engine()
+        training = self.config.training
+        self.stepper = Stepper(self.engine, plan.device, training.seed, world().size)
+        self.base_rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
+        self.schedule = Schedule(
+            training.lr_scheduler_type,
+            self.base_rates,
+            training.warmup_steps,
+            plan.total_steps,
+            training.lr_scheduler_kwargs,
+        )
+        self._refuse_leaky_packing()
+        self._resume()
+
+    def run(self) -> bool:
+        """Train to the end; False if the run was interrupted, and saved."""
+        self.observer.start(self.progress.step)
+        measures = self.plan.data.eval is not None
+        if measures and self.progress.step == 0:
+            self._evaluate()
+        while self.progress.step < self.plan.total_steps:
+            interrupted = self._one_step()
+            if measures and (self._due(self.config.run.eval_steps) or self._last()):
+                self._evaluate()
+            if interrupted or self._due(self.config.checkpoint.save_steps) or self._last() or self._is_best():
+                self._save()
+            if interrupted and not self._last():
+                return False
+        return True
+
+    def _make_model(self) -> torch.nn.Module:
+        config, plan = self.config, self.plan
+        with self.observer.loading("reading the model") as progress:
+            model = load_frozen(
+                plan.model_folder,
+                storage=config.model.storage,
+                double_quant=config.model.double_quant,
+                deepspeed=engine_config(plan, model=None),
+                task=config.model.task,
+                dtype=plan.dtype,
+                attn_implementation=config.model.attn_implementation,
+                trust_remote_code=config.model.trust_remote_code,
+                seed=config.training.seed,
+                progress=progress,
+                **_head_settings(plan),
+            )
+        model = attach(model, with_head(plan, model))
+        if config.training.gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
+            model.gradient_checkpointing_enable(dict(config.training.gradient_checkpointing_kwargs))
+        if plan.batches.packing:
+            enable_packing(model)
+        self.observer.model_ready(model)
+        return model.train()
+
+    def _make_engine(self) -> Any:
+        training = self.config.training
+        groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
+        settings = AdamSettings(training.learning_rate, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
+        optimizer = make_optimizer(training.optim, groups, settings)
+        return start_engine(self.model, optimizer, engine_config(self.plan, self.model))
+
+    def _refuse_leaky_packing(self) -> None:
+        """Packing is exact only where the model restarts attention and positions at each sample: measured, not assumed."""
+        table = self.plan.data.train
+        if not self.plan.batches.packing or len(table) < 2:
+            return
+        first, second = (torch.as_tensor(table.sample(i)[0], dtype=torch.long).to(self.plan.device) for i in (0, 1))
+        leak = max_over_ranks(packing_leak(self.engine.module, first, second))
+        if leak > LEAK_LIMIT:
+            raise UsageError(
+                f"data.packing is true, but {type(self.model).__name__} does not keep packed samples apart "
+                f"(their loss changes by {100 * leak:.1f} %); set data.packing=false"
+            )
+
+    def _resume(self) -> None:
+        if self.plan.checkpoint is None:
+            return
+        folder, state = self.plan.checkpoint
+        self.stepper.prime(self.plan.batches.batch(state.step))
+        restore(self.engine, self.model, folder, state)
+        self.schedule.restore(state.schedule)
+        self.progress = Progress(
+            state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, state.best
+        )
+
+    def _one_step(self) -> bool:
+        """One optimizer step over one global batch; returns whether all ranks shall stop after it."""
+        batch = self.plan.batches.batch(self.progress.step)
+        for group, rate in zip(self.engine.optimizer.param_groups, self.schedule.rates, strict=True):
+            group["lr"] = rate
+        rate = self.schedule.rates[0]
+        began = time.monotonic()
+        own = self.stepper.accumulate(batch)
+        total, stop = sum_over_ranks([own, float(self.stop())], self.plan.device)
+        loss = total / max(1, batch.targets)
+        applied = self.stepper.apply(math.isfinite(loss))
+        self.schedule.advance()
+        self.progress.step += 1
+        self.progress.samples += batch.samples
+        self.progress.tokens += batch.tokens
+        if not applied:
+            self._not_applied(loss)
+        self.observer.step(self._record(batch, loss, rate, time.monotonic() - began), batch.tokens, self._logs())
+        return stop > 0
+
+    def _not_applied(self, loss: float) -> None:
+        self.progress.skipped += 1
+        what = f"loss {loss}" if not math.isfinite(loss) else "a gradient that is not finite"
+        if self.config.training.on_nonfinite == "stop":
+            raise FloatingPointError(
+                f"step {self.progress.step} has {what}, and training.on_nonfinite is stop; the last checkpoint is untouched"
+            )
+        self.observer.notice(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
+
+    def _record(self, batch: Any, loss: float, rate: float, seconds: float) -> dict[str, Any]:
+        return {
+            "step": self.progress.step,
+            "epoch": batch.epoch,
+            "samples": self.progress.samples,
+            "tokens": self.progress.tokens,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": self.stepper.grad_norm(),
+            "tokens_per_second": batch.tokens / max(seconds, 1e-9),
+            "peak_memory_bytes": None,
+            "elapsed_seconds": self.progress.elapsed,
+        }
+
+    def _logs(self) -> bool:
+        return self._due(self.config.run.logging_steps) or self._last() or self.progress.step == 1
+
+    def _due(self, every: int | None) -> bool:
+        return bool(every) and self.progress.step % int(every or 1) == 0
+
+    def _last(self) -> bool:
+        return self.progress.step >= self.plan.total_steps
+
+    def _evaluate(self) -> None:
+        table = self.plan.data.eval
+        assert table is not None  # the callers have asked
+        training = self.config.training
+        rounds = eval_batches(
+            table,
+            rank=world().rank,
+            world_size=world().size,
+            micro_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
+            pad_id=self.plan.tokenizer.pad_token_id,
+        )
+        filler = eval_filler(table, self.plan.tokenizer.pad_token_id)
+        values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes)
+        self.engine.train()
+        self.schedule.evaluated(values["eval_loss"])
+        self._note_best(values)
+        self.observer.evaluation(self.progress.step, values)
+
+    def _note_best(self, values: dict[str, float]) -> None:
+        wanted = self.config.checkpoint.metric_for_best_model
+        if wanted is None or self.progress.step == 0:
+            return
+        name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
+        if name not in values:
+            raise UsageError(f"checkpoint.metric_for_best_model is {wanted!r}; measured here: {', '.join(values)}")
+        greater = self.config.checkpoint.greater_is_better
+        up = not name.endswith(("loss", "perplexity")) if greater is None else greater
+        best = self.progress.best
+        if best is None or (values[name] > best["value"]) == up:
+            self.progress.best = {"metric": name, "value": values[name], "step": self.progress.step}
+
+    def _is_best(self) -> bool:
+        return self.progress.best is not None and self.progress.best["step"] == self.progress.step
+
+    def _save(self) -> None:
+        progress = self.progress
+        state = TrainerState(
+            step=progress.step,
+            samples=progress.samples,
+            tokens=progress.tokens,
+            elapsed_seconds=progress.elapsed,
+            optimizer_steps=step_count(self.engine),
+            schedule=self.schedule.state(),
+            fingerprints=self.plan.fingerprints,
+            best=progress.best,
+            skipped=progress.skipped,
+        )
+        folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, str(self.plan.model_folder))
+        keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
+        on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
+        self.observer.saved(folder)
+
+    def optimizer_bytes(self) -> int:
+        """Local: bytes of optimizer state on this rank."""
+        states = plain_optimizer(self.engine).state.values()
+        return sum(v.numel() * v.element_size() for s in states for v in s.values() if isinstance(v, torch.Tensor))
+
+
+def with_head(plan: Plan, model: torch.nn.Module) -> SubspaceConfig:
+    """The subspace configuration; a classification head, which is new, is trained in full and saved with the adapter."""
+    if plan.config.model.task != "classification":
+        return plan.subspace
+    heads = [name for name, _ in model.named_children() if name in HEADS]
+    wanted = tuple(dict.fromkeys([*plan.subspace.modules_to_save, *heads]))
+    return replace(plan.subspace, modules_to_save=wanted)
+
+
+def _head_settings(plan: Plan) -> dict[str, Any]:
+    """What a classification model is told: its labels, and which id pads (it looks for the last token that is none)."""
+    if plan.data.labels is None:
+        return {}
+    names = dict(enumerate(map(str, plan.data.labels)))
+    return {
+        "num_labels": len(names),
+        "id2label": names,
+        "label2id": {label: number for number, label in names.items()},
+        "pad_token_id": plan.tokenizer.pad_token_id,
+    }
+
+
+def final_checkpoint(plan: Plan, progress: Progress) -> Path:
+    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last."""
+    step = progress.best["step"] if progress.best else progress.step
+    return plan.run_dir / f"checkpoint-{step}"

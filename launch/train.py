@@ -1,0 +1,21 @@
+"""What a launcher starts on every rank: `deepspeed launch/train.py CONFIG [key=value ...]`.
+
+`torchrun --nproc_per_node N launch/train.py ...` and `srun python launch/train.py ...` work alike, and so does plain
+`python launch/train.py ...`, which runs one process.
+"""
+
+import os
+import sys
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def arguments(given: list[str]) -> list[str]:
+    """The command line without what the deepspeed launcher adds (`--local_rank=N`, which is in the environment too)."""
+    return [argument for argument in given if not argument.startswith("--local_rank")]
+
+
+if __name__ == "__main__":
+    from dist_subspace.cli import main
+
+    sys.exit(main(["train", *arguments(sys.argv[1:])]))
