@@ -1,6 +1,9 @@
-"""The configuration: YAML and overrides to frozen, typed values. Imports nothing of the package but its errors."""
+"""The configuration of a run: YAML and `key=value` overrides become one frozen, typed object, or one clear sentence."""
 
-from dist_subspace.config.load import config_schema, dump_config, load_config
+from __future__ import annotations
+
+from dist_subspace.config.load import config_schema, dump_config, fill_unset, load_config
+from dist_subspace.config.names import resolved_dtype
 from dist_subspace.config.schema import Config
 
-__all__ = ["Config", "config_schema", "dump_config", "load_config"]
+__all__ = ["Config", "config_schema", "dump_config", "fill_unset", "load_config", "resolved_dtype"]

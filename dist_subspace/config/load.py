@@ -1,158 +1,114 @@
-"""YAML and `key=value` overrides become one frozen, typed configuration, or one sentence that says what is wrong."""
+"""From a YAML file (or a mapping) and `key=value` overrides to a `Config`, and back."""
 
 from __future__ import annotations
 
-import difflib
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from dist_subspace.config.rules import check_rules, normalised
+from dist_subspace.config.messages import first_problem
 from dist_subspace.config.schema import Config
+from dist_subspace.config.yaml_text import parse, text_of
 from dist_subspace.errors import UsageError
+
+# An override of the one takes the other, which the file gave, away: "a recipe, but for 20 steps".
+_EITHER = {
+    "training.max_steps": "num_train_epochs",
+    "training.num_train_epochs": "max_steps",
+    "training.warmup_ratio": "warmup_steps",
+    "training.warmup_steps": "warmup_ratio",
+}
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
-    """Read a configuration.
+    """The configuration in a YAML file or a mapping, with overrides such as `training.max_steps=50` (a YAML value).
 
-    Arguments:
-        source: a YAML file, or a mapping.
-        overrides: `section.key=value`, the value read as YAML; later ones win.
+    Later overrides win. An unset `run.output_dir` becomes `runs/<the file's stem>`. Nothing of the model, the method or the
+    data is looked at.
 
     Raises:
-        UsageError: one sentence that names the field, the value and what is accepted.
+        UsageError: one sentence that names the field (dotted), its value and what is accepted.
     """
-    values = _read(source)
+    stem = "run" if isinstance(source, Mapping) else Path(source).stem
+    tree = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else _read(Path(source))
+    _fill_sections(tree)
     for override in overrides:
-        _override(values, override)
-    _check_keys(values, Config, "")
-    values = normalised(values, Path(source).stem if isinstance(source, (str, Path)) else "run")
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise UsageError(_sentence(error)) from None
-    check_rules(config)
-    return config
+        _override(tree, override)
+    run = tree["run"]
+    if isinstance(run, dict) and run.get("output_dir") is None:
+        run["output_dir"] = f"runs/{stem}"
+    return _validated(tree)
 
 
 def dump_config(config: Config) -> str:
-    """YAML that `load_config` reads back to an equal configuration."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True)
+    """YAML with every key, which `load_config` reads back to an equal object."""
+    return text_of(config.model_dump(mode="json"))
 
 
 def config_schema() -> dict[str, Any]:
-    """The JSON schema, for editors."""
-    return Config.model_json_schema()
+    """The JSON schema, for editors: types, ranges, names, defaults and a description of each key."""
+    dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    return dialect | Config.model_json_schema(mode="validation")
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    if isinstance(source, Mapping):
-        return {key: dict(value) if isinstance(value, Mapping) else value for key, value in source.items()}
-    path = Path(source)
+def fill_unset(config: Config, values: Mapping[str, Any]) -> Config:
+    """A copy where keys (dotted) that the user left open take these values; keys that were given stay."""
+    tree = config.model_dump(mode="json")
+    for dotted, value in values.items():
+        section, _, key = dotted.partition(".")
+        if key not in getattr(config, section).model_fields_set:
+            tree[section][key] = value
+    return _validated(tree)
+
+
+def _validated(tree: dict[str, Any]) -> Config:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise first_problem(error, Config) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    name = f"the configuration {str(path)!r}"
+    try:
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
+        raise UsageError(f"{name} cannot be read ({error.strerror}); accepted: a YAML file") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{name} is not UTF-8 text; accepted: a YAML file") from error
+    tree = parse(text, name)
+    if not isinstance(tree, dict):
+        state = "empty" if tree is None else "no mapping"
+        raise UsageError(f"{name} is {state}; accepted: sections {', '.join(Config.model_fields)}")
+    return tree
+
+
+def _fill_sections(tree: dict[str, Any]) -> None:
+    """A section that is absent or empty is a mapping without keys, so that an error names the key that it needs."""
+    for name in Config.model_fields:
+        if tree.get(name) is None:
+            tree[name] = {}
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    *sections, last = parts = key.strip().split(".")
+    if not equals or not all(parts):
         raise UsageError(
-            f"CONFIG is {str(source)!r}, which cannot be read ({error.strerror}); accepted: a YAML file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" at line {mark.line + 1}" if mark is not None else ""
-        raise UsageError(f"{source} is not YAML{where}: {getattr(error, 'problem', error)}") from None
-    if not isinstance(values, dict):
-        raise UsageError(f"{source} holds {type(values).__name__}; accepted: sections {', '.join(Config.model_fields)}")
-    return {key: {} if value is None else value for key, value in values.items()}
-
-
-def _override(values: dict[str, Any], text: str) -> None:
-    key, equals, raw = text.partition("=")
-    if not equals or not key:
-        raise UsageError(f"override {text!r} has no '='; accepted: key=value, for example training.max_steps=50")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError:
-        raise UsageError(f"override {text!r} has a value that is not YAML") from None
-    *path, last = key.split(".")
-    if not path:
-        raise _unknown(key, [f"{s}.{k}" for s, f in Config.model_fields.items() for k in f.annotation.model_fields])  # type: ignore[union-attr]
-    place = values
-    for part in path:
-        if not isinstance(place.get(part), dict):
-            place[part] = {}
-        place = place[part]
-    place[last] = _number(value)
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 2e-4 as text; nobody means that."""
-    if isinstance(value, str):
-        try:
-            return float(value) if "e" in value.lower() and value[:1] in "+-.0123456789" else value
-        except ValueError:
-            return value
-    return value
-
-
-def _check_keys(values: Mapping[str, Any], model: type[BaseModel], prefix: str) -> None:
-    """Unknown keys name the nearest known one, which may lie in another section."""
-    for key, value in values.items():
-        if key == "warmup_ratio" and prefix == "training.":
-            continue
-        if key not in model.model_fields:
-            raise _unknown(f"{prefix}{key}", [f"{prefix}{name}" for name in model.model_fields])
-        inner = model.model_fields[key].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{prefix}{key} is {value!r}; accepted: a mapping of {', '.join(inner.model_fields)}")
-            _check_keys(value, inner, f"{prefix}{key}.")
-
-
-def _unknown(key: str, known: list[str]) -> UsageError:
-    everywhere = known + [f"{s}.{k}" for s, f in Config.model_fields.items() for k in f.annotation.model_fields]  # type: ignore[union-attr]
-    last = key.rpartition(".")[2]
-    same_name = [name for name in everywhere if name.rpartition(".")[2] == last]
-    near = (
-        same_name or difflib.get_close_matches(key, known, 1, 0.5) or difflib.get_close_matches(key, everywhere, 1, 0.5)
-    )
-    hint = f"; the nearest known key is {near[0]}" if near else f"; known here: {', '.join(known)}"
-    return UsageError(f"{key} is no key of the configuration{hint}")
-
-
-def _sentence(error: ValidationError) -> str:
-    """The first complaint as one sentence."""
-    first = error.errors(include_url=False, include_context=True)[0]
-    path = [str(part) for part in first["loc"]]
-    field = ".".join(
-        part for part in path if not part[:1].isupper() and part not in ("str", "float", "int", "constrained-float")
-    )
-    if first["type"] == "missing":
-        return f"{field} is missing; it has no default"
-    return f"{field} is {first['input']!r}; accepted: {_accepted(first)}"
-
-
-def _accepted(problem: Mapping[str, Any]) -> str:
-    kind, context = problem["type"], problem.get("ctx", {})
-    if kind == "literal_error":
-        return str(context["expected"]).replace("'", "").replace(" or ", ", ")
-    bounds = {
-        "greater_than": "above",
-        "greater_than_equal": "at least",
-        "less_than": "below",
-        "less_than_equal": "at most",
-    }
-    if kind in bounds:
-        limit = next(iter(context.values()))
-        return f"a number {bounds[kind]} {limit}"
-    names = {
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "true or false",
-        "string": "text",
-        "list": "a list",
-        "dict": "a mapping",
-    }
-    base = kind.partition("_")[0]
-    return names.get(base, str(problem["msg"]).lower())
+            f"override {override!r} is not understood; accepted: section.key=value, such as training.max_steps=50"
+        )
+    node = tree
+    for depth, part in enumerate(sections, start=1):
+        if node.get(part) is None:
+            node[part] = {}
+        if not isinstance(node[part], dict):
+            where = ".".join(parts[:depth])
+            raise UsageError(f"override {override!r} goes into {where}, which is {node[part]!r} and no mapping")
+        node = node[part]
+    node[last] = parse(text, f"override {override!r}")
+    other = _EITHER.get(".".join(parts))
+    if other is not None and node[last] is not None:
+        node.pop(other, None)

@@ -8,7 +8,7 @@ from dist_subspace.errors import UsageError, unknown_name
 
 Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Task = Literal["causal-lm", "classification", "masked-lm", "seq2seq-lm", "token-classification", "base"]
+Task = Literal["causal-lm", "classification"]
 Format = Literal["alpaca", "chat", "completion", "text", "classification"]
 Preset = Literal["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme"]
 Constraint = Literal["none", "mpc_o", "mpc_d", "mpc_n"]

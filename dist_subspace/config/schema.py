@@ -1,193 +1,253 @@
 """Every key of the configuration: its type, its default, its range, and one line on what it does.
 
-Where Hugging Face's `TrainingArguments` has a name for a thing, the key has that name.
+Where Hugging Face's `TrainingArguments` has a name for a thing, the key has that name. Rules over two keys of a section
+stand below the keys.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import ConfigDict, Field, model_validator
 
-Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
-Dtype = Literal["float32", "bfloat16", "float16"]
-Task = Literal["causal-lm", "classification"]
-Format = Literal["alpaca", "chat", "completion", "text", "classification"]
-Preset = Literal["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme"]
-Constraint = Literal["none", "mpc_o", "mpc_d", "mpc_n"]
-Scheduler = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-]
-Optimizer = Literal[
-    "adamw_torch",
-    "adamw_torch_fused",
-    "sgd",
-    "adagrad",
-    "rmsprop",
-    "adamw_bnb_8bit",
-    "adamw_8bit",
-    "paged_adamw_32bit",
-    "paged_adamw_8bit",
-    "lion_32bit",
-    "lion_8bit",
-    "paged_lion_32bit",
-    "paged_lion_8bit",
-]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
-
-
-class Section(BaseModel):
-    """A part of the configuration: frozen, and without room for a key that nothing reads."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, protected_namespaces=())
+from dist_subspace.config import names
+from dist_subspace.config.fields import Count, DtypeName, NameList, Reporters, Resume, Seconds, Section, Text, Texts
+from dist_subspace.errors import UsageError
 
 
 class ModelSection(Section):
-    path: str = Field(description="A transformers model folder with safetensors, or a hub name.")
-    task: Task = Field("causal-lm", description="Which head the model has.")
-    storage: Storage = Field("nf4", description="How the large linear weights are held.")
-    double_quant: bool = Field(True, description="Quantise the statistics of the 4-bit storages too.")
-    dtype: Dtype | None = Field(
-        None,
-        description="Type of everything else and of the computation; unset: float32 for storage fp32, float16 for fp16, else bfloat16.",
+    """The frozen model: where it is, and in which bytes it is held."""
+
+    path: Text = Field(description="A transformers model folder with safetensors, or a Hub name.")
+    task: names.Task = Field(default="causal-lm", description="Which head the model has (the transformers auto class).")
+    storage: names.Storage = Field(default="nf4", description="How the large linear weights are held.")
+    double_quant: bool = Field(default=True, description="Quantise the statistics of nf4 and fp4 too.")
+    dtype: DtypeName | None = Field(
+        default=None, description="Type of all else and of the computation; null: a float storage's own, else bfloat16."
     )
-    attn_implementation: str | None = Field(
-        None, description="Attention of transformers (sdpa, eager, flash_attention_2)."
+    attn_implementation: Text | None = Field(
+        default=None, description="Attention of transformers (sdpa, eager, ...); null: its choice."
     )
-    tokenizer: str | None = Field(None, description="Folder, hub name or sentencepiece file; unset: the model's own.")
-    trust_remote_code: bool = Field(False, description="Let the model's folder bring Python code that is run.")
+    tokenizer: Text | None = Field(
+        default=None, description="Folder, Hub name or sentencepiece file; null: the model's own."
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="Let the model's folder bring Python code, which is then run."
+    )
+
+    @model_validator(mode="after")
+    def _storage_and_dtype_agree(self) -> ModelSection:
+        names.resolved_dtype(self.storage, self.dtype)
+        return self
 
 
 class SubspaceSection(Section):
-    method: str = Field("lora", description="The subspace method (`dist-subspace methods` lists them).")
-    rank: PositiveInt | None = Field(None, description="Rank of methods that have one; unset: the method's own.")
-    alpha: float | None = Field(
-        None, gt=0, description="Scale alpha / rank of methods that have one; unset: the method's own."
+    """What is trained. Values left null are the method's own."""
+
+    method: Text = Field(default="lora", description="The subspace method; `dist-subspace methods` lists them.")
+    rank: Count | None = Field(default=None, description="Rank of methods that have one; null: the method's own.")
+    alpha: float | None = Field(default=None, gt=0, description="Scale, as alpha / rank; null: the method's own.")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Share of the adapter's inputs dropped in training.")
+    target_modules: Text | Texts | None = Field(
+        default=None, description="all-linear, a list of name endings, or a regular expression; null: the method's own."
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's branch.")
-    target_modules: str | list[str] | None = Field(
-        None, description="all-linear, a list of name endings, or a regular expression; unset: the method's own."
+    exclude_modules: NameList = Field(default=(), description="Name endings that are no targets.")
+    modules_to_save: NameList = Field(default=(), description="Modules trained in full and saved with the adapter.")
+    constraint: names.Constraint | None = Field(
+        default=None, description="Matrix pattern constraint; null: the method's own."
     )
-    exclude_modules: list[str] = Field([], description="Name endings that are no targets.")
-    modules_to_save: list[str] = Field([], description="Modules trained in full and saved with the adapter.")
-    constraint: Constraint | None = Field(None, description="Matrix pattern constraint; unset: the method's own.")
-    constraint_weight: float = Field(0.1, ge=0, description="Weight of the constraint's penalty.")
-    options: dict[str, Any] = Field({}, description="The method's own options.")
+    constraint_weight: float = Field(default=0.1, ge=0, description="Weight of the constraint's penalty in the loss.")
+    options: dict[str, Any] = Field(default={}, description="The method's own further options.")
 
 
 class DataSource(Section):
-    path: str = Field(description="A file or a Hub data set.")
+    """One of several training files."""
+
+    path: Text = Field(description="A file or a Hub data set.")
     weight: float = Field(
-        1.0, gt=0, description="How often its samples come in one epoch; a fraction is a seeded part."
+        default=1.0, gt=0, description="How often its samples come in one epoch; a fraction: a seeded part."
     )
 
 
 class DataSection(Section):
-    train: str | list[DataSource] = Field(
+    """The samples, and how a record becomes one."""
+
+    train: Text | Annotated[tuple[DataSource, ...], Field(strict=False, min_length=1)] = Field(
         description="A .json .jsonl .csv .parquet .txt file, a Hub data set, or a list of {path, weight}."
     )
-    eval: str | float | None = Field(None, description="A file, or the fraction of the training data that is held out.")
-    format: Format = Field("alpaca", description="How a record becomes a sample.")
-    max_length: int = Field(2048, ge=2, description="Most tokens of a sample, and of a packed row.")
-    packing: bool = Field(True, description="Several samples in a row, kept apart in attention and positions.")
-    streaming: bool = Field(False, description="Not offered yet: tokens are memory-mapped.")
-    template: str | None = Field(
-        None, description="Replaces alpaca's prompt: text with {instruction}, {input} or any column."
+    eval: Text | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="A file or Hub data set, or the fraction of the training data that is held out."
     )
-    text_field: str | None = Field(None, description="Column in the place of `text`.")
-    prompt_field: str | None = Field(None, description="Column in the place of `prompt`.")
-    completion_field: str | None = Field(None, description="Column in the place of `completion`.")
-    instruction_field: str | None = Field(None, description="Column in the place of `instruction`.")
-    input_field: str | None = Field(None, description="Column in the place of `input`.")
-    output_field: str | None = Field(None, description="Column in the place of `output`.")
-    messages_field: str | None = Field(None, description="Column in the place of `messages`.")
-    label_field: str | None = Field(None, description="Column in the place of `label`.")
-    split: str = Field("train", description="Split of a Hub data set that is trained on.")
-    eval_split: str = Field("validation", description="Split of a Hub data set that is evaluated on.")
-    cache_dir: str | None = Field(None, description="Where tokenised data is kept; unset: in the run's directory.")
+    format: names.Format = Field(default="alpaca", description="Which columns a record has, and how they become text.")
+    max_length: int = Field(default=2048, ge=2, description="Most tokens of a sample, and of a packed row.")
+    packing: bool = Field(default=True, description="Several samples in a row, kept apart in attention and positions.")
+    streaming: bool = Field(default=False, description="Read samples as they are needed, without a tokenised copy.")
+    template: Text | None = Field(
+        default=None, description="Replaces alpaca's prompt: text with {instruction}, {input} or any column."
+    )
+    text_field: Text | None = Field(default=None, description="Column in the place of text.")
+    prompt_field: Text | None = Field(default=None, description="Column in the place of prompt.")
+    completion_field: Text | None = Field(default=None, description="Column in the place of completion.")
+    instruction_field: Text | None = Field(default=None, description="Column in the place of instruction.")
+    input_field: Text | None = Field(default=None, description="Column in the place of input, which may be absent.")
+    output_field: Text | None = Field(default=None, description="Column in the place of output.")
+    messages_field: Text | None = Field(default=None, description="Column in the place of messages.")
+    label_field: Text | None = Field(default=None, description="Column in the place of label.")
+    split: Text = Field(default="train", description="Split of a Hub data set that is trained on.")
+    eval_split: Text = Field(default="validation", description="Split of a Hub data set that is evaluated on.")
+    cache_dir: Text | None = Field(default=None, description="Where tokenised data is kept; null: in the run's folder.")
+
+
+class CheckpointingArguments(Section):
+    """How gradient checkpointing is done."""
+
+    use_reentrant: bool = Field(default=False, description="The older form of torch.utils.checkpoint.")
 
 
 class TrainingSection(Section):
-    max_steps: PositiveInt | None = Field(
-        None, description="Optimizer steps; unset: 1000, or what num_train_epochs makes."
+    """The optimizer, its schedule and the batch."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "properties": {
+                "warmup_ratio": {
+                    "type": "number",
+                    "minimum": 0,
+                    "exclusiveMaximum": 1,
+                    "description": "warmup_steps as a share of all steps; not together with it.",
+                }
+            }
+        }
     )
-    num_train_epochs: float | None = Field(None, gt=0, description="Epochs, in the place of max_steps.")
-    global_batch_size: PositiveInt = Field(64, description="Samples (rows, with packing) a step, over all ranks.")
-    per_device_train_batch_size: PositiveInt = Field(1, description="Samples of a micro-batch.")
-    per_device_eval_batch_size: PositiveInt | None = Field(
-        None, description="The same in evaluation; unset: as in training."
+
+    max_steps: Count | None = Field(default=1000, description="Optimizer steps; null where num_train_epochs is given.")
+    num_train_epochs: float | None = Field(default=None, gt=0, description="Epochs, in the place of max_steps.")
+    global_batch_size: Count = Field(default=64, description="Samples (packed rows) of a step, over all ranks.")
+    per_device_train_batch_size: Count = Field(default=1, description="Samples (packed rows) of a micro-batch.")
+    per_device_eval_batch_size: Count | None = Field(
+        default=None, description="The same in evaluation; null: as in training."
     )
-    optim: Optimizer = Field("adamw_torch", description="Optimizer, by Hugging Face's name.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="Adam's decay of the mean gradient.")
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="Adam's decay of the squared gradient.")
-    adam_epsilon: float = Field(1e-8, gt=0, description="Adam's epsilon.")
-    learning_rate: float = Field(2e-4, gt=0, description="The highest learning rate.")
-    lr_scheduler_type: Scheduler = Field("cosine", description="Learning-rate schedule, by Hugging Face's name.")
-    lr_scheduler_kwargs: dict[str, Any] = Field({}, description="The schedule's own options.")
-    warmup_steps: float = Field(0.03, ge=0, description="Steps of warm-up; below 1, a share of all steps.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay; never on one-dimensional parameters.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm to this; 0 does not clip.")
-    seed: int = Field(0, ge=0, description="Of initial values, order of samples, and dropout.")
-    gradient_checkpointing: bool = Field(True, description="Recompute activations in backward.")
-    gradient_checkpointing_kwargs: dict[str, Any] = Field(
-        {"use_reentrant": False}, description="Options of torch's checkpoint."
+    optim: names.Optimizer = Field(default="adamw_torch", description="Optimizer, by its Hugging Face name.")
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean gradient.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the squared gradient.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the squared gradient.")
+    learning_rate: float = Field(default=2e-4, gt=0, description="The highest learning rate.")
+    lr_scheduler_type: names.Scheduler = Field(
+        default="cosine", description="Learning-rate schedule, by its Hugging Face name."
     )
-    on_nonfinite: Literal["skip", "stop"] = Field(
-        "skip", description="What to do with a step whose loss or gradient is not finite."
+    lr_scheduler_kwargs: dict[str, Any] = Field(default={}, description="The schedule's own further options.")
+    warmup_steps: float = Field(default=0.03, ge=0, description="Steps of warm-up; below 1, a share of all steps.")
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay; never on one-dimensional parameters.")
+    max_grad_norm: float = Field(default=1.0, ge=0, description="Clip the gradient's norm to this; 0: do not clip.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Of initial values, the order of samples, and dropout.")
+    gradient_checkpointing: bool = Field(default=True, description="Compute activations again in backward.")
+    gradient_checkpointing_kwargs: CheckpointingArguments = Field(
+        default=CheckpointingArguments(), description="How gradient checkpointing is done."
     )
-    max_time: float | str | None = Field(None, description="Stop and save after so many seconds, or hh:mm:ss.")
-    full_determinism: bool = Field(False, description="Bit-exact repetition on CUDA, at a cost.")
+    on_nonfinite: names.OnNonfinite = Field(
+        default="skip", description="What to do with a step whose loss or gradient is not finite."
+    )
+    max_time: Seconds | None = Field(
+        default=None, description="Save and stop after so many seconds, or hh:mm:ss; null: no limit."
+    )
+    full_determinism: bool = Field(default=False, description="Bit-exact repetition on CUDA, at a cost in time.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_each_pair(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if data.get("num_train_epochs") is not None:
+            if data.get("max_steps") is not None:
+                raise UsageError(
+                    f"training.max_steps is {data['max_steps']} and training.num_train_epochs is "
+                    f"{data['num_train_epochs']}; accepted: one of them"
+                )
+            data["max_steps"] = None
+        elif data.get("max_steps", 0) is None:
+            del data["max_steps"]
+        if "warmup_ratio" in data:
+            data["warmup_steps"] = cls._ratio(data)
+        return data
+
+    @staticmethod
+    def _ratio(data: dict[str, Any]) -> Any:
+        ratio = data.pop("warmup_ratio")
+        if "warmup_steps" in data:
+            raise UsageError(
+                f"training.warmup_steps is {data['warmup_steps']} and training.warmup_ratio is {ratio}; "
+                "accepted: one of them"
+            )
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+            raise UsageError(f"training.warmup_ratio is {ratio!r}; accepted: a number of at least 0 and below 1")
+        return ratio
+
+    @model_validator(mode="after")
+    def _values_agree(self) -> TrainingSection:
+        if self.global_batch_size % self.per_device_train_batch_size:
+            raise UsageError(
+                f"training.global_batch_size is {self.global_batch_size}; accepted: a multiple of "
+                f"training.per_device_train_batch_size, which is {self.per_device_train_batch_size}"
+            )
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise UsageError(
+                f"training.warmup_steps is {self.warmup_steps}; accepted: a whole number, or a share below 1"
+            )
+        return self
 
 
 class DeepspeedSection(Section):
-    preset: Preset = Field("zero3", description="How optimizer, gradients and weights are split over the ranks.")
-    config: str | dict[str, Any] | None = Field(
-        None, description="A stock DeepSpeed JSON, with its auto values, instead."
+    """Where the frozen bytes live."""
+
+    preset: names.Preset = Field(default="zero3", description="ZeRO stage and offload; unused where config is given.")
+    config: Text | dict[str, Any] | None = Field(
+        default=None, description='A stock DeepSpeed JSON, its path or itself, with its "auto" values.'
     )
-    nvme_path: str | None = Field(None, description="Folder of zero3-nvme.")
+    nvme_path: Text | None = Field(default=None, description="Folder on a fast local disk, for zero3-nvme.")
+
+    @model_validator(mode="after")
+    def _nvme_has_a_path(self) -> DeepspeedSection:
+        if self.preset == "zero3-nvme" and self.config is None and self.nvme_path is None:
+            raise UsageError(
+                "deepspeed.nvme_path is null; accepted with deepspeed.preset 'zero3-nvme': a folder on a fast local disk"
+            )
+        return self
 
 
 class CheckpointSection(Section):
-    save_steps: PositiveInt = Field(200, description="Save a checkpoint after every so many steps, and at the end.")
-    save_total_limit: PositiveInt | None = Field(3, description="Keep so many checkpoints; null keeps all.")
-    resume: str | None = Field(
-        "auto", description="auto: from the newest whole checkpoint; a folder: from that; none: anew."
+    """What is kept of a run, and how it continues."""
+
+    save_steps: Count = Field(default=200, description="Steps between checkpoints; one more at the end.")
+    save_total_limit: Count | None = Field(default=3, description="How many checkpoints are kept; null: all.")
+    resume: Resume = Field(
+        default="auto", description="auto: from the newest whole checkpoint; a folder: from that; none: anew."
     )
-    metric_for_best_model: str | None = Field(
-        None, description="Keep the checkpoint that is best by this, and end with it."
-    )
-    greater_is_better: bool | None = Field(None, description="Unset: not for a loss or perplexity.")
-    allow_different: list[Literal["model", "method", "data"]] = Field(
-        [], description="Continue a run although these differ."
+    metric_for_best_model: Text | None = Field(default=None, description="Evaluation metric that picks the best.")
+    greater_is_better: bool | None = Field(default=None, description="Null: not for a loss or perplexity.")
+    allow_different: Annotated[tuple[names.Difference, ...], Field(strict=False)] = Field(
+        default=(), description="Continue a run although these differ: model, method, data."
     )
 
 
 class RunSection(Section):
-    output_dir: str = Field("", description="The run's directory; unset: runs/<name of the configuration>.")
-    logging_steps: PositiveInt = Field(10, description="Log after every so many steps.")
-    eval_steps: PositiveInt | None = Field(
-        200, description="Evaluate after every so many steps; null: only at the end."
+    """Where results go, and what is shown on the way."""
+
+    output_dir: Text = Field(default="runs/run", description="The run's folder; unset: runs/<configuration's name>.")
+    logging_steps: Count = Field(default=10, description="Steps between lines of metrics.")
+    eval_steps: Count | None = Field(default=200, description="Steps between evaluations; null: only at the end.")
+    report_to: Reporters = Field(
+        default=("tensorboard",), description="Trackers that get the metrics beside metrics.jsonl; none: no tracker."
     )
-    report_to: list[Tracker] = Field(["tensorboard"], description="Trackers that get the metrics.")
 
 
 class Config(Section):
-    """A run."""
+    """A whole run."""
 
-    model: ModelSection = Field(description="What is fine-tuned.")
-    subspace: SubspaceSection = Field(SubspaceSection(), description="What is trained.")
-    data: DataSection = Field(description="On what.")
-    training: TrainingSection = Field(TrainingSection(), description="How.")
-    deepspeed: DeepspeedSection = Field(DeepspeedSection(), description="On which split over the ranks.")
-    checkpoint: CheckpointSection = Field(CheckpointSection(), description="What is saved.")
-    run: RunSection = Field(RunSection(), description="Where, and what is shown.")
+    model: ModelSection = Field(description="The frozen model.")
+    subspace: SubspaceSection = Field(default=SubspaceSection(), description="What is trained.")
+    data: DataSection = Field(description="The samples.")
+    training: TrainingSection = Field(default=TrainingSection(), description="Optimizer, schedule and batch.")
+    deepspeed: DeepspeedSection = Field(default=DeepspeedSection(), description="Where the frozen bytes live.")
+    checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="Saving and continuing.")
+    run: RunSection = Field(default=RunSection(), description="Output.")
