@@ -7,8 +7,8 @@ from typing import Any
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.placement.stock import (
     Facts,
-    engine_part,
     read_deepspeed,
+    resolve_stock,
     stock_config,
     stock_training_keys,
     zero_stage,
@@ -21,8 +21,8 @@ __all__ = [
     "Facts",
     "check_supported",
     "deepspeed_config",
-    "engine_part",
     "read_deepspeed",
+    "resolve_stock",
     "stock_config",
     "stock_training_keys",
     "zero_stage",

@@ -5,23 +5,24 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.thresholds import ENGINE_MANNERS, zero_thresholds
 
 AUTO = "auto"
 # Values that DeepSpeed's optimizers and schedules have by these names in transformers.
-_OPTIMIZERS = {
+OPTIMIZERS = {
     "adam": ("adamw_torch", "adamw_torch_fused"),  # DeepSpeed's Adam decays weights as AdamW does
     "adamw": ("adamw_torch", "adamw_torch_fused"),
     "sgd": ("sgd",),
     "adagrad": ("adagrad",),
     "lion": ("lion_32bit",),
 }
-_SCHEDULERS = {
+SCHEDULERS = {
     "warmuplr": ("constant_with_warmup",),
     "warmupdecaylr": ("linear",),
     "warmupcosinelr": ("cosine",),
@@ -30,32 +31,32 @@ _SCHEDULERS = {
 _IMPLEMENTATION = {"torch_adam", "adam_w_mode", "fused", "bias_correction"}
 
 
-class Facts(TypedDict, total=False):
-    """What the YAML says, as far as a DeepSpeed JSON can say it too. An absent one is not compared."""
+@dataclass(frozen=True)
+class Facts:
+    """What the YAML says, as far as a DeepSpeed JSON can say it too.
 
-    per_device_train_batch_size: int
-    global_batch_size: int
-    """Of the YAML; the JSON's own product counts empty micro-batches too."""
+    rounds: micro-batches of a rank in one step, empty ones included: ceil(global_batch / micro_batch / world_size).
+    warmup_steps, total_steps: whole steps, ratios and epochs resolved. dtype: the computation's type, as float32.
+    optim, lr_scheduler_type: None where the YAML leaves them open; then the JSON's are not compared.
+    trainable_numel, block_numel: as in `thresholds.zero_thresholds`.
+    """
+
+    micro_batch: int
+    global_batch: int
     rounds: int
-    """Micro-batches of a rank in one step: ceil(global_batch_size / per_device_train_batch_size / world_size)."""
     world_size: int
     max_grad_norm: float
     learning_rate: float
-    adam_beta1: float
-    adam_beta2: float
-    adam_epsilon: float
+    betas: tuple[float, float]
+    epsilon: float
     weight_decay: float
-    optim: str
-    lr_scheduler_type: str
     warmup_steps: int
-    """Whole steps; a ratio is resolved before."""
-    max_steps: int
-    """Steps of the whole run, resolved from epochs."""
+    total_steps: int
     dtype: str
-    """float32, bfloat16 or float16: the computation's type."""
-    trainable_numel: int
-    block_numel: int
-    """Stored elements of one decoder block; 0 where unknown."""
+    trainable_numel: int = 0
+    block_numel: int = 0
+    optim: str | None = None
+    lr_scheduler_type: str | None = None
 
 
 def read_deepspeed(source: Mapping[str, Any] | str | Path) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def stock_training_keys(config: Mapping[str, Any]) -> dict[str, str]:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
     found = {}
-    for section, key, names in _NAMED:
+    for section, key, names in (("optimizer", "optim", OPTIMIZERS), ("scheduler", "lr_scheduler_type", SCHEDULERS)):
         kind = _type_of(config, section)
         if kind is not None:
             found[f"training.{key}"] = _counterparts(section, kind, names)[0]
@@ -108,6 +109,18 @@ def stock_training_keys(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def stock_config(source: Mapping[str, Any] | str | Path, facts: Facts) -> dict[str, Any]:
+    """What the engine is given for a stock JSON: `resolve_stock` without optimizer and scheduler.
+
+    The training loop makes these from the same values itself; an engine that finds a scheduler in its configuration would
+    make a second one, and move it.
+
+    Raises:
+        UsageError: as `resolve_stock`.
+    """
+    return {k: v for k, v in resolve_stock(source, facts).items() if k not in ("optimizer", "scheduler")}
+
+
+def resolve_stock(source: Mapping[str, Any] | str | Path, facts: Facts) -> dict[str, Any]:
     """The JSON with every "auto" resolved, as Hugging Face's Trainer resolves them, and checked against the YAML.
 
     Differences to the Trainer: thresholds that are "auto" or absent become the presets' (they count packed bytes here);
@@ -120,30 +133,17 @@ def stock_config(source: Mapping[str, Any] | str | Path, facts: Facts) -> dict[s
     """
     config = read_deepspeed(source)
     _check_sections(config)
-    for section, key, names in _NAMED:
-        _check_type(config, facts, section, key, names)
-    for entry, yaml_key, value in _counterpart_values(facts):
+    _check_type(config, "optimizer", "training.optim", facts.optim, OPTIMIZERS)
+    _check_type(config, "scheduler", "training.lr_scheduler_type", facts.lr_scheduler_type, SCHEDULERS)
+    for entry, yaml_key, value in _equal_values(facts):
         _match(config, entry, yaml_key, value)
     _check_batch(config, facts)
-    _check_warmup(config, facts)
+    _check_warmup(config, facts.warmup_steps)
     _refuse_ignored(config)
-    _fill_precision(config, facts)
+    _fill_precision(config, facts.dtype)
     _fill_thresholds(config, facts)
-    for key, manner in ENGINE_MANNERS.items():
-        config.setdefault(key, manner)
     _refuse_left_auto(config)
-    return config
-
-
-def engine_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration without its optimizer and scheduler, which the training loop makes from the same values itself.
-
-    An engine that finds a scheduler in its configuration would make and move a second one.
-    """
-    return {key: value for key, value in config.items() if key not in ("optimizer", "scheduler")}
-
-
-_NAMED = (("optimizer", "optim", _OPTIMIZERS), ("scheduler", "lr_scheduler_type", _SCHEDULERS))
+    return dict(ENGINE_MANNERS) | config
 
 
 def _check_sections(config: Mapping[str, Any]) -> None:
@@ -171,30 +171,29 @@ def _counterparts(section: str, kind: str, names: Mapping[str, tuple[str, ...]])
 
 
 def _check_type(
-    config: dict[str, Any], facts: Facts, section: str, key: str, names: Mapping[str, tuple[str, ...]]
+    config: Mapping[str, Any], section: str, yaml_key: str, given: str | None, names: Mapping[str, tuple[str, ...]]
 ) -> None:
-    kind, given = _type_of(config, section), facts.get(key)
-    if kind is not None and given is not None and given not in _counterparts(section, kind, names):
-        raise _contradiction(f"{section}.type", kind, f"training.{key}", given)
+    kind = _type_of(config, section)
+    if kind is not None and given not in (None, *_counterparts(section, kind, names)):
+        raise _contradiction(f"{section}.type", kind, yaml_key, given)
 
 
-def _counterpart_values(facts: Facts) -> Iterator[tuple[str, str, Any]]:
+def _equal_values(facts: Facts) -> tuple[tuple[str, str, Any], ...]:
     """(entry of the JSON, key of the YAML, value of the YAML) for what must be equal."""
-    pairs = (
-        ("train_micro_batch_size_per_gpu", "per_device_train_batch_size"),
-        ("gradient_clipping", "max_grad_norm"),
-        ("optimizer.params.lr", "learning_rate"),
-        ("optimizer.params.eps", "adam_epsilon"),
-        ("optimizer.params.weight_decay", "weight_decay"),
-        ("scheduler.params.warmup_max_lr", "learning_rate"),
-        ("scheduler.params.total_num_steps", "max_steps"),
+    return (
+        ("train_micro_batch_size_per_gpu", "training.per_device_train_batch_size", facts.micro_batch),
+        ("train_batch_size", "training.global_batch_size", facts.global_batch),
+        ("gradient_clipping", "training.max_grad_norm", facts.max_grad_norm),
+        ("optimizer.params.lr", "training.learning_rate", facts.learning_rate),
+        ("optimizer.params.betas", "training.adam_beta1, training.adam_beta2", list(facts.betas)),
+        ("optimizer.params.eps", "training.adam_epsilon", facts.epsilon),
+        ("optimizer.params.weight_decay", "training.weight_decay", facts.weight_decay),
+        ("scheduler.params.warmup_max_lr", "training.learning_rate", facts.learning_rate),
+        ("scheduler.params.total_num_steps", "the run's number of steps", facts.total_steps),
+        ("scheduler.params.warmup_min_lr", "the start of every schedule", 0),
+        ("scheduler.params.warmup_min_ratio", "the start of every schedule", 0),
+        ("scheduler.params.warmup_type", "the rise of every schedule", "linear"),
     )
-    for entry, key in pairs:
-        if key in facts:
-            yield entry, f"training.{key}", facts[key]  # type: ignore[literal-required]
-    if "adam_beta1" in facts and "adam_beta2" in facts:
-        betas = [facts["adam_beta1"], facts["adam_beta2"]]
-        yield "optimizer.params.betas", "training.adam_beta1, training.adam_beta2", betas
 
 
 def _match(config: dict[str, Any], entry: str, yaml_key: str, value: Any) -> None:
@@ -234,34 +233,28 @@ def _contradiction(entry: str, stock: Any, yaml_key: str, value: Any, note: str 
 
 
 def _check_batch(config: dict[str, Any], facts: Facts) -> None:
-    """Compare with the YAML's global batch, then put in what the engine counts: empty micro-batches are rounds too."""
-    if "global_batch_size" not in facts:
-        return
-    micro, rounds, ranks = facts["per_device_train_batch_size"], facts["rounds"], facts["world_size"]
-    _match(config, "train_batch_size", "training.global_batch_size", facts["global_batch_size"])
+    """Put in what the engine counts: it sees every rank run every round, the empty micro-batches too."""
     given = config.get("gradient_accumulation_steps", AUTO)
-    if given not in (AUTO, rounds):
-        note = f" on {ranks} ranks with micro-batches of {micro}, which makes {rounds}"
+    if given not in (AUTO, facts.rounds):
+        note = f" in micro-batches of {facts.micro_batch} on {facts.world_size} ranks, which makes {facts.rounds}"
         raise _contradiction(
-            "gradient_accumulation_steps", given, "training.global_batch_size", facts["global_batch_size"], note
+            "gradient_accumulation_steps", given, "training.global_batch_size", facts.global_batch, note
         )
-    config["train_micro_batch_size_per_gpu"] = micro
-    config["gradient_accumulation_steps"] = rounds
-    config["train_batch_size"] = micro * rounds * ranks
-    if "max_grad_norm" in facts:
-        config.setdefault("gradient_clipping", float(facts["max_grad_norm"]))
+    config["train_micro_batch_size_per_gpu"] = facts.micro_batch
+    config["gradient_accumulation_steps"] = facts.rounds
+    config["train_batch_size"] = facts.micro_batch * facts.rounds * facts.world_size
+    config.setdefault("gradient_clipping", facts.max_grad_norm)
 
 
-def _check_warmup(config: dict[str, Any], facts: Facts) -> None:
-    """Our schedules rise in a straight line from 0; DeepSpeed's take at least one step."""
+def _check_warmup(config: dict[str, Any], steps: int) -> None:
+    """DeepSpeed's schedules take at least one step of warm-up, so 1 stands for none."""
     params = config.get("scheduler", {}).get("params", {})
-    for key, ours in (("warmup_min_lr", 0), ("warmup_min_ratio", 0), ("warmup_type", "linear")):
-        _match(config, f"scheduler.params.{key}", "the start of the schedule", ours)
-    if "warmup_steps" not in facts or "warmup_num_steps" not in params:
+    if "warmup_num_steps" not in params:
         return
-    given, steps = params["warmup_num_steps"], facts["warmup_steps"]
-    if given not in (AUTO, steps, max(1, steps)):
-        raise _contradiction("scheduler.params.warmup_num_steps", given, "training.warmup_steps", steps)
+    if params["warmup_num_steps"] not in (AUTO, steps, max(1, steps)):
+        raise _contradiction(
+            "scheduler.params.warmup_num_steps", params["warmup_num_steps"], "training.warmup_steps", steps
+        )
     params["warmup_num_steps"] = max(1, steps)
 
 
@@ -279,24 +272,18 @@ def _refuse_ignored(config: Mapping[str, Any]) -> None:
     """A setting that nobody would read is an error, not a silent change of the run."""
     for section, known in _KNOWN_PARAMS.items():
         for key, value in config.get(section, {}).get("params", {}).items():
-            if key not in known and not callable(value):
+            if key not in known:
                 raise UsageError(
                     f"deepspeed.config {section}.params.{key} is {value!r}, which has no effect here; "
                     f"set {_INSTEAD[section]} in the YAML instead"
                 )
 
 
-def _fill_precision(config: dict[str, Any], facts: Facts) -> None:
+def _fill_precision(config: dict[str, Any], dtype: str) -> None:
     """bf16 on "auto" is off: the engine stays in fp32; fp16 on "auto" follows the computation, for the loss scaler."""
-    values: dict[str, Callable[[], bool]] = {
-        "bf16.enabled": lambda: False,
-        "bfloat16.enabled": lambda: False,
-        "fp16.enabled": lambda: facts.get("dtype") == "float16",
-    }
-    for entry, value in values.items():
-        node, key = _node(config, entry)
-        if node is not None and node.get(key) == AUTO:
-            node[key] = value()
+    for section, enabled in (("bf16", False), ("bfloat16", False), ("fp16", dtype == "float16")):
+        if config.get(section, {}).get("enabled") == AUTO:
+            config[section]["enabled"] = enabled
 
 
 def _fill_thresholds(config: dict[str, Any], facts: Facts) -> None:
@@ -304,7 +291,7 @@ def _fill_thresholds(config: dict[str, Any], facts: Facts) -> None:
     section = config.get("zero_optimization")
     if section is None:
         return
-    ours = zero_thresholds(zero_stage(config), facts.get("trainable_numel", 0), facts.get("block_numel", 0))
+    ours = zero_thresholds(zero_stage(config), facts.trainable_numel, facts.block_numel)
     for key in [key for key, value in section.items() if value == AUTO]:
         del section[key]
     config["zero_optimization"] = ours | section
