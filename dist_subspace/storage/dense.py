@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dist_subspace.errors import UsageError
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.registry import register
 
@@ -18,6 +19,8 @@ class DenseLinear(FrozenLinear):
     def __init__(
         self, weight: Tensor, shape: tuple[int, int], *, transposed: bool, bias: Tensor | None, origin: Origin | None
     ) -> None:
+        if weight.dtype not in _NAMES:
+            raise UsageError(f"a linear layer's weight is {weight.dtype}; accepted: {', '.join(map(str, _NAMES))}")
         super().__init__(shape[1], shape[0], {"weight": weight}, bias=bias, origin=origin)
         self.transposed = transposed
         self.storage = _NAMES[weight.dtype]

@@ -12,12 +12,12 @@ from dist_subspace.storage.registry import register
 
 
 class FourBitLinear(FrozenLinear):
-    """Parameters, all uint8: `weight` the packed codes; `absmax` one float32 (or, double-quantised, one byte) a block;
+    """Parameters, all int8: `weight` the packed codes; `absmax` one float32 (or, double-quantised, one byte) a block;
     `nested_absmax` the float32 statistics of the statistics. Only the double quantisation's mean is a plain number."""
 
     def __init__(self, packed: Packed4bit, *, bias: Tensor | None, origin: Origin | None) -> None:
         nested = packed.nested
-        tensors = {"weight": packed.codes, "absmax": packed.absmax if nested is not None else to_bytes(packed.absmax)}
+        tensors = {"weight": to_bytes(packed.codes), "absmax": to_bytes(packed.absmax)}
         if nested is not None:
             tensors["nested_absmax"] = to_bytes(nested)
         super().__init__(packed.shape[1], packed.shape[0], tensors, bias=bias, origin=origin)
@@ -29,8 +29,10 @@ class FourBitLinear(FrozenLinear):
     def packed(self) -> Packed4bit:
         """The parameters as they are now, seen as bitsandbytes' tensors."""
         nested = from_bytes(self.nested_absmax, torch.float32) if self.double_quant else None
-        absmax = self.absmax if self.double_quant else from_bytes(self.absmax, torch.float32)
-        return Packed4bit(self.weight, absmax, nested, self.offset, self.blocksize, self.storage, self.shape)
+        absmax = from_bytes(self.absmax, torch.uint8 if self.double_quant else torch.float32)
+        return Packed4bit(
+            from_bytes(self.weight, torch.uint8), absmax, nested, self.offset, self.blocksize, self.storage, self.shape
+        )
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         return dequantize_4bit(self.packed(), dtype)
