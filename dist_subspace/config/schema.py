@@ -104,21 +104,20 @@ class CheckpointingArguments(Section):
     use_reentrant: bool = Field(default=False, description="The older form of torch.utils.checkpoint.")
 
 
+def _with_ratio(schema: dict[str, Any]) -> None:
+    """`warmup_ratio` is accepted, but becomes `warmup_steps`: editors know it all the same."""
+    schema["properties"]["warmup_ratio"] = {
+        "type": "number",
+        "minimum": 0,
+        "exclusiveMaximum": 1,
+        "description": "warmup_steps as a share of all steps; not together with it.",
+    }
+
+
 class TrainingSection(Section):
     """The optimizer, its schedule and the batch."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "properties": {
-                "warmup_ratio": {
-                    "type": "number",
-                    "minimum": 0,
-                    "exclusiveMaximum": 1,
-                    "description": "warmup_steps as a share of all steps; not together with it.",
-                }
-            }
-        }
-    )
+    model_config = ConfigDict(json_schema_extra=_with_ratio)
 
     max_steps: Count | None = Field(default=1000, description="Optimizer steps; null where num_train_epochs is given.")
     num_train_epochs: float | None = Field(default=None, gt=0, description="Epochs, in the place of max_steps.")

@@ -1,0 +1,157 @@
+"""YAML and overrides are read as people write them, and what is dumped reads back equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_subspace.config import config_schema, dump_config, fill_unset, load_config
+from dist_subspace.config.schema import TrainingSection
+from dist_subspace.errors import UsageError
+
+TEXT = """
+model: {path: a-model}
+data: {train: a.jsonl}
+training:
+  learning_rate: 2e-4
+  num_train_epochs: 3
+subspace:
+"""
+BASE: dict[str, Any] = {"model": {"path": "a-model"}, "data": {"train": "a.jsonl"}}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "my-recipe.yaml"
+    path.write_text(TEXT)
+    return path
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_gives_the_run_its_folder(recipe: Path) -> None:
+    config = load_config(recipe)
+    assert config.run.output_dir == "runs/my-recipe"
+    assert load_config(str(recipe), ["run.output_dir=elsewhere"]).run.output_dir == "elsewhere"
+    assert config.training.learning_rate == 2e-4  # YAML 1.1 takes 2e-4 for text
+
+
+def test_overrides_are_yaml_and_the_last_one_wins(recipe: Path) -> None:
+    overrides = ["subspace.method=ssl", "training.max_steps=50", "training.max_steps=60", "subspace.options.scale=1e-3"]
+    config = load_config(recipe, overrides)
+    assert (config.subspace.method, config.training.max_steps) == ("ssl", 60)
+    assert config.subspace.options == {"scale": 0.001}
+
+
+def test_an_override_of_steps_takes_the_files_epochs_away(recipe: Path) -> None:
+    assert load_config(recipe).training.num_train_epochs == 3
+    assert load_config(recipe, ["training.max_steps=5"]).training.num_train_epochs is None
+
+
+def test_a_mapping_is_not_changed() -> None:
+    given = {"model": {"path": "m"}, "data": {"train": "a"}}
+    load_config(given, ["model.path=other"])
+    assert given == {"model": {"path": "m"}, "data": {"train": "a"}}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        (
+            "training.num_train_epochs=1.5",
+            "training.warmup_ratio=0.1",
+            "training.max_time=01:00:00",
+            "run.report_to=none",
+        ),
+        ("data.train=[{path: a, weight: 0.5}]", "data.eval=0.1", "checkpoint.resume=no", "model.dtype=bf16"),
+        ("run.output_dir='1e5'", "data.template='a: {input}\n'", "model.path='no'", "data.split='10:30:00'"),
+        ("subspace.target_modules='.*proj'", "subspace.options={a: [1, 2.5e-7, x]}", "deepspeed.config={a: {b: auto}}"),
+    ],
+)
+def test_what_is_dumped_reads_back_equal(overrides: tuple[str, ...], tmp_path: Path) -> None:
+    config = load_config(BASE, overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+@pytest.mark.parametrize("override", ["training.max_steps", "=3", ".max_steps=3", "training.=3", ""])
+def test_an_override_that_is_no_key_and_value_is_refused(override: str) -> None:
+    with pytest.raises(UsageError, match=r"override .* accepted: section\.key=value"):
+        load_config(BASE, [override])
+
+
+def test_an_override_cannot_go_into_a_value() -> None:
+    with pytest.raises(UsageError, match=r"goes into model\.path, which is 'a-model'"):
+        load_config(BASE, ["model.path.x=1"])
+
+
+def test_an_override_that_is_not_yaml_is_named() -> None:
+    with pytest.raises(UsageError, match=r"override 'model\.path=\[' is not readable YAML"):
+        load_config(BASE, ["model.path=["])
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nothing\.yaml' cannot be read \(No such file"):
+        load_config(tmp_path / "nothing.yaml")
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\)"):
+        load_config(tmp_path)
+
+
+def test_yaml_that_cannot_be_read_names_the_line(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"not readable YAML at line 3: ") as caught:
+        load_config(written(tmp_path, "model:\n  path: m\n path: n\n"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="line 3: 'path' is given twice"):
+        load_config(written(tmp_path, "model:\n  path: m\n  path: n\n"))
+
+
+@pytest.mark.parametrize(("text", "state"), [("", "empty"), ("- a\n", "no mapping"), ("text", "no mapping")])
+def test_a_file_without_sections_is_refused(tmp_path: Path, text: str, state: str) -> None:
+    with pytest.raises(UsageError, match=f"is {state}; accepted: sections model, subspace, data"):
+        load_config(written(tmp_path, text))
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not readable YAML at line 1: could not determine a constructor"):
+        load_config(written(tmp_path, "model: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(UsageError, match="not UTF-8 text"):
+        load_config(path)
+
+
+def test_only_keys_left_open_are_filled() -> None:
+    values = {"training.lr_scheduler_type": "linear", "training.optim": "sgd"}
+    filled = fill_unset(load_config(BASE, ["training.optim=adagrad"]), values).training
+    assert (filled.lr_scheduler_type, filled.optim) == ("linear", "adagrad")
+
+
+def test_the_schema_knows_every_key_with_its_description() -> None:
+    schema = config_schema()
+    assert list(schema["properties"]) == ["model", "subspace", "data", "training", "deepspeed", "checkpoint", "run"]
+    training = schema["$defs"]["TrainingSection"]
+    assert training["additionalProperties"] is False
+    assert set(training["properties"]) == {*TrainingSection.model_fields, "warmup_ratio"}
+    assert all("description" in entry for entry in training["properties"].values())
+    assert schema["$defs"]["ModelSection"]["properties"]["storage"]["enum"] == [
+        "fp32",
+        "bf16",
+        "fp16",
+        "nf4",
+        "fp4",
+        "int8",
+    ]
