@@ -141,7 +141,7 @@ class TrainingSection(Section):
     seed: int = Field(default=0, ge=0, lt=2**32, description="Of initial values, the order of samples, and dropout.")
     gradient_checkpointing: bool = Field(default=True, description="Compute activations again in backward.")
     gradient_checkpointing_kwargs: CheckpointingArguments = Field(
-        default=CheckpointingArguments(), description="How gradient checkpointing is done."
+        default=CheckpointingArguments(), description="Which form of gradient checkpointing."
     )
     on_nonfinite: names.OnNonfinite = Field(
         default="skip", description="What to do with a step whose loss or gradient is not finite."
@@ -247,6 +247,6 @@ class Config(Section):
     subspace: SubspaceSection = Field(default=SubspaceSection(), description="What is trained.")
     data: DataSection = Field(description="The samples.")
     training: TrainingSection = Field(default=TrainingSection(), description="Optimizer, schedule and batch.")
-    deepspeed: DeepspeedSection = Field(default=DeepspeedSection(), description="Where the frozen bytes live.")
+    deepspeed: DeepspeedSection = Field(default=DeepspeedSection(), description="ZeRO stage and offload.")
     checkpoint: CheckpointSection = Field(default=CheckpointSection(), description="Saving and continuing.")
     run: RunSection = Field(default=RunSection(), description="Output.")

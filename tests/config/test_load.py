@@ -146,7 +146,8 @@ def test_the_schema_knows_every_key_with_its_description() -> None:
     training = schema["$defs"]["TrainingSection"]
     assert training["additionalProperties"] is False
     assert set(training["properties"]) == {*TrainingSection.model_fields, "warmup_ratio"}
-    assert all("description" in entry for entry in training["properties"].values())
+    for properties in (schema["properties"], *(section["properties"] for section in schema["$defs"].values())):
+        assert all("description" in entry for entry in properties.values())
     assert schema["$defs"]["ModelSection"]["properties"]["storage"]["enum"] == [
         "fp32",
         "bf16",
