@@ -1,0 +1,242 @@
+"""One cell of the matrix (storage x method x ZeRO stage x ranks x layer kind), run to the end, and what was seen of it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import traceback
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace import SubspaceConfig, attach, disabled, load_adapter, load_frozen, save_adapter
+from dist_subspace.interchange.adapter import adapter_tensors
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.zero import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
+from dist_subspace.storage import FrozenLinear, storage_info
+from dist_subspace.subspace import SubspaceLinear, named_trainables, trainable_parameters
+from tests.matrix import tiny
+
+RANK = 3
+
+
+@dataclass(frozen=True)
+class Cell:
+    storage: str
+    double_quant: bool
+    method: str
+    stage: int
+    ranks: int
+    family: str
+    reentrant: bool
+
+    def __str__(self) -> str:
+        nested = "-double" if self.double_quant else ""
+        checkpoint = "reentrant" if self.reentrant else "non-reentrant"
+        return f"{self.storage}{nested}-{self.method}-zero{self.stage}-{self.ranks}ranks-{self.family}-{checkpoint}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Packed storages compute in float32 here, where equality is sharp; float storages in their own type."""
+        return storage_info(self.storage).dtype or torch.float32
+
+
+@dataclass
+class Seen:
+    """What one rank saw. Bytes are of frozen parameters on this rank; losses are of this rank's rows."""
+
+    error: str | None = None
+    losses: list[float] = field(default_factory=list)
+    start_difference: float = 0.0
+    frozen_unchanged: bool = False
+    unmoved: list[str] = field(default_factory=list)
+    not_split: list[str] = field(default_factory=list)
+    wrong_shards: list[str] = field(default_factory=list)
+    whole: int = 0
+    shards: int = 0
+    resident: int = 0
+    peak: int = 0
+    forwards: int = 0
+    backwards: int = 0
+    broken: int = 0
+    whole_int8: list[str] = field(default_factory=list)
+    round_trip: bool = False
+    reload_difference: float = 0.0
+
+
+def all_cells(storages: list[str], methods: list[str]) -> list[Cell]:
+    """The full product."""
+    kinds = [(s, d) for s in storages for d in ((False, True) if storage_info(s).bits == 4 else (False,))]
+    axes = itertools.product(kinds, methods, (0, 1, 2, 3), (1, 2), ("llama", "gpt2"), (False, True))
+    return [Cell(*kind, *rest) for kind, *rest in axes]  # type: ignore[call-arg]
+
+
+def covering(cells: list[Cell]) -> list[Cell]:
+    """A sample in which every pair of values of two axes occurs, and every storage and method at stage 3 on two ranks."""
+    wanted = {pair for cell in cells for pair in _pairs(cell)}
+    chosen: list[Cell] = []
+    rest = list(cells)
+    while wanted:
+        best = max(rest, key=lambda cell: len(wanted.intersection(_pairs(cell))))
+        chosen.append(best)
+        rest.remove(best)
+        wanted.difference_update(_pairs(best))
+    return chosen
+
+
+def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
+    values = asdict(cell)
+    values["storage"] = (values["storage"], values.pop("double_quant"))
+    values["placement"] = (cell.stage, cell.ranks)
+    return set(itertools.combinations(sorted(values.items(), key=lambda item: item[0]), 2))
+
+
+def run_cells(cells: list[Cell], folder: str) -> list[Seen]:
+    """Every cell, in one process group. A cell that fails on all ranks alike is reported, and the next one runs."""
+    seen = []
+    for number, cell in enumerate(cells):
+        found = Seen()
+        try:
+            _run(cell, Path(folder), str(Path(folder) / f"adapter-{cell.ranks}-{number}"), found)
+        except Exception:
+            found.error = traceback.format_exc()
+        seen.append(found)
+    return seen
+
+
+def _run(cell: Cell, folder: Path, adapter: str, seen: Seen) -> None:
+    rank, size = world().rank, world().size
+    model = _load(cell, folder, tiny.ds_config(cell.stage, world_size=size))
+    attach(model, subspace(cell.method))
+    model.gradient_checkpointing_enable({"use_reentrant": cell.reentrant})  # type: ignore[operator]
+    trained = sum(full_numel(p) for p in trainable_parameters(model))
+    engine = tiny.make_engine(model, tiny.ds_config(cell.stage, trainable_numel=trained, world_size=size))
+    frozen = tiny.frozen_parameters(model)
+    seen.start_difference = _difference_to_base(engine, model)
+    before, moved = _digest(frozen), {n: t.clone() for n, t in _whole(named_trainables(model)).items()}
+    watch = tiny.Watch(model)
+    engine.train()
+    seen.losses = [tiny.train_step(engine, tiny.own_batch(step, rank, size)) for step in range(tiny.STEPS)]
+    seen.forwards, seen.backwards, seen.broken, seen.peak = watch.forwards, watch.backwards, watch.broken, watch.peak
+    _look_at_bytes(seen, frozen, size)
+    seen.whole_int8 = _whole_int8(model)
+    seen.frozen_unchanged = _digest(frozen) == before
+    after = _whole(named_trainables(model))
+    seen.unmoved = [name for name, tensor in after.items() if torch.equal(tensor, moved[name])]
+    _round_trip(cell, folder, adapter, engine, seen)
+    engine.destroy()
+
+
+def subspace(method: str) -> SubspaceConfig:
+    return SubspaceConfig(method=method, rank=RANK)
+
+
+def _load(cell: Cell, folder: Path, config: dict[str, Any] | None) -> nn.Module:
+    return load_frozen(
+        folder / cell.family,
+        storage=cell.storage,
+        double_quant=cell.double_quant,
+        deepspeed=config,
+        dtype=cell.dtype,
+        device="cpu",
+    )
+
+
+def _difference_to_base(engine: Any, model: nn.Module) -> float:
+    ids = tiny.own_batch(0, 0, world().size)
+    engine.eval()
+    with torch.no_grad():
+        attached = engine(input_ids=ids, use_cache=False).logits.float()
+        with disabled(model):
+            base = engine(input_ids=ids, use_cache=False).logits.float()
+    return float((attached - base).abs().max())
+
+
+def _look_at_bytes(seen: Seen, frozen: dict[str, nn.Parameter], size: int) -> None:
+    seen.whole, seen.shards = tiny.whole_bytes(frozen), tiny.shard_bytes(frozen, size)
+    seen.resident = resident_bytes(frozen.values())
+    seen.not_split = [name for name, p in frozen.items() if not is_partitioned(p)]
+    expected = {name: -(-full_numel(p) // size) * p.element_size() for name, p in frozen.items()}
+    seen.wrong_shards = [name for name, p in frozen.items() if kept_bytes(p) != expected[name]]
+
+
+def _whole_int8(model: nn.Module) -> list[str]:
+    """Names of tensors that the int8 operators hold anywhere (parameters, buffers, attributes) as large as the matrix."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLinear) and module.storage == "int8":
+            held = {**module._parameters, **module._buffers, **vars(module)}
+            numel = module.in_features * module.out_features
+            found += [f"{name}.{key}" for key, t in held.items() if isinstance(t, Tensor) and t.numel() >= numel]
+    return found
+
+
+def _whole(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    with gathered(parameters.values()):
+        return {name: p.detach().clone() for name, p in parameters.items()}
+
+
+def _digest(parameters: dict[str, nn.Parameter]) -> str:
+    content = hashlib.sha256()
+    for tensor in _whole(parameters).values():
+        content.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return content.hexdigest()
+
+
+def _round_trip(cell: Cell, folder: Path, adapter: str, engine: Any, seen: Seen) -> None:
+    """The saved adapter on a model that was never split: the same tensors, the same logits."""
+    ids = tiny.global_batch(9)
+    engine.eval()
+    with torch.no_grad():
+        trained = engine(input_ids=ids, use_cache=False).logits.float()
+        saved = adapter_tensors(engine.module)
+        save_adapter(engine.module, adapter)
+        fresh = load_adapter(_load(cell, folder, None), adapter)
+        again = fresh.eval()(input_ids=ids, use_cache=False).logits.float()
+    back = adapter_tensors(fresh)
+    seen.round_trip = back.keys() == saved.keys() and all(torch.equal(back[k], saved[k]) for k in saved)
+    seen.reload_difference = float((trained - again).abs().max())
+
+
+class PlainBase(nn.Module):
+    """A dense matrix under ordinary autograd, in the place of a frozen operator."""
+
+    def __init__(self, operator: FrozenLinear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.in_features, self.out_features = operator.in_features, operator.out_features
+        self.register_buffer("matrix", operator.dense(dtype))
+        self.bias = operator.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.matrix, None if self.bias is None else self.bias)  # type: ignore[arg-type]
+
+
+def reference_losses(cell: Cell, folder: Path) -> list[list[float]]:
+    """The same training in one process without DeepSpeed, on dense matrices: for each step, the loss of each row."""
+    model = _load(cell, folder, None)
+    attach(model, subspace(cell.method))
+    for name, module in list(model.named_modules()):
+        if isinstance(module, FrozenLinear):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            plain = PlainBase(module, cell.dtype)
+            if isinstance(parent, SubspaceLinear):
+                plain.bias = None  # it moved to the method's layer
+            setattr(parent, name.rpartition(".")[2], plain)
+    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=tiny.RATE)
+    model.train()
+    return [_reference_step(model, optimizer, tiny.global_batch(step)) for step in range(tiny.STEPS)]
+
+
+def _reference_step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> list[float]:
+    logits = model(input_ids=ids, use_cache=False).logits.float()
+    flat = nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none"
+    )
+    rows = flat.view(len(ids), -1).mean(1)
+    optimizer.zero_grad()
+    rows.mean().backward()
+    optimizer.step()
+    return rows.tolist()

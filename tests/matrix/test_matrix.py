@@ -1,0 +1,124 @@
+"""Every storage x method x ZeRO stage x ranks x layer kind, generated from the registries: a new file is covered at once.
+
+By default a covering sample (every pair of values of two axes), in one launch for each number of ranks; the product is slow.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from dist_subspace import methods
+from dist_subspace.storage import storages
+from tests.matrix import tiny
+from tests.matrix.cells import Cell, Seen, all_cells, covering, reference_losses, run_cells
+from tests.ranks import run_on_ranks
+
+ALL = all_cells(list(storages()), list(methods()))
+SAMPLE = covering(ALL)
+LOSS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative
+OUTPUT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}  # absolute, of logits of size 1
+
+_seen: dict[Cell, list[Seen]] = {}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("matrix")
+    for family in ("llama", "gpt2"):
+        tiny.save_tiny(folder, family)
+    yield folder
+    _seen.clear()
+    _reference.cache_clear()
+
+
+@functools.lru_cache(maxsize=256)
+def _reference(cell: Cell, folder: Path) -> list[list[float]]:
+    return reference_losses(cell, folder)
+
+
+def seen_of(cell: Cell, cells: list[Cell], folder: Path) -> list[Seen]:
+    """What each rank saw of a cell; the first question runs all cells of that number of ranks in one process group."""
+    if cell not in _seen:
+        group = [other for other in cells if other.ranks == cell.ranks]
+        ranks = run_on_ranks(cell.ranks, run_cells, group, str(folder), timeout=60 + 5 * len(group))
+        _seen.update({other: [rank[i] for rank in ranks] for i, other in enumerate(group)})
+    return _seen[cell]
+
+
+def check(cell: Cell, cells: list[Cell], folder: Path) -> None:
+    ranks = seen_of(cell, cells, folder)
+    for seen in ranks:
+        assert seen.error is None, seen.error
+        assert seen.start_difference == 0, "attached, the model is not its base"
+        assert seen.frozen_unchanged, "a frozen weight changed"
+        assert seen.unmoved == [], "trained parameters that did not move"
+        assert seen.broken == 0, "a frozen weight was not whole where it was used"
+        assert seen.backwards > 0 and seen.forwards > seen.backwards, "no product was seen"
+        assert seen.round_trip and seen.reload_difference <= OUTPUT[cell.dtype]
+    check_losses(cell, ranks, folder)
+    check_bytes(cell, ranks)
+
+
+def check_losses(cell: Cell, ranks: list[Seen], folder: Path) -> None:
+    alike = Cell(cell.storage, cell.double_quant, cell.method, 0, 1, cell.family, False)
+    rows = _reference(alike, folder)
+    share = tiny.BATCH // cell.ranks
+    for number, seen in enumerate(ranks):
+        expected = [sum(step[number * share : (number + 1) * share]) / share for step in rows]
+        assert seen.losses == pytest.approx(expected, rel=LOSS[cell.dtype])
+
+
+def check_bytes(cell: Cell, ranks: list[Seen]) -> None:
+    """Under ZeRO-3 a rank keeps ceil(n / ranks) of every frozen parameter after a step, and never holds all at once."""
+    for seen in ranks:
+        if cell.stage < 3:
+            assert seen.resident == seen.whole
+            continue
+        assert seen.not_split == [] and seen.wrong_shards == []
+        assert seen.resident == seen.shards
+        if cell.ranks > 1:
+            assert seen.shards < 0.52 * seen.whole
+            assert seen.shards < seen.peak < seen.whole
+
+
+@pytest.mark.parametrize("cell", SAMPLE, ids=str)
+def test_a_cell_of_the_covering_sample_trains_as_dense_weights_do(cell: Cell, models: Path) -> None:
+    check(cell, SAMPLE, models)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ALL, ids=str)
+def test_a_cell_of_the_full_product_trains_as_dense_weights_do(cell: Cell, models: Path) -> None:
+    check(cell, ALL, models)
+
+
+def test_row_28_every_frozen_parameter_is_partitioned_to_the_expected_shard(models: Path) -> None:
+    split = [cell for cell in SAMPLE if cell.stage == 3 and cell.ranks == 2]
+    assert {cell.storage for cell in split} == set(storages())
+    for cell in split:
+        for seen in seen_of(cell, SAMPLE, models):
+            assert seen.error is None and seen.not_split == [] and seen.wrong_shards == []
+
+
+def test_rows_3_and_30_no_rank_holds_a_whole_int8_matrix_after_a_step(models: Path) -> None:
+    split = [cell for cell in SAMPLE if cell.storage == "int8" and cell.stage == 3 and cell.ranks == 2]
+    assert split
+    for cell in split:
+        for seen in seen_of(cell, SAMPLE, models):
+            assert seen.error is None and seen.whole_int8 == []
+            assert seen.resident == seen.shards < 0.52 * seen.whole
+    replicated = next(cell for cell in SAMPLE if cell.storage == "int8" and cell.stage < 3)
+    assert seen_of(replicated, SAMPLE, models)[0].whole_int8, "the search finds whole matrices where there are some"
+
+
+def test_the_covering_sample_holds_every_storage_and_method_at_every_placement() -> None:
+    placements = {(cell.stage, cell.ranks) for cell in ALL}
+    for name in storages():
+        assert {(c.stage, c.ranks) for c in SAMPLE if c.storage == name} == placements
+    for name in methods():
+        assert {(c.stage, c.ranks) for c in SAMPLE if c.method == name} == placements

@@ -1,0 +1,156 @@
+"""Tiny models with odd widths (neither 64 nor the number of ranks divides them), and what one training run of them needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GPT2Config, LlamaConfig, PretrainedConfig
+
+from dist_subspace.placement.presets import deepspeed_config
+from dist_subspace.placement.zero import full_numel, resident_bytes
+from dist_subspace.storage import FrozenLinear
+from dist_subspace.subspace import trainable_parameters
+from dist_subspace.training.engine import start_engine
+
+VOCABULARY = 19
+BATCH, LENGTH = 4, 7
+RATE = 1e-2
+STEPS = 3
+
+
+def tiny_config(family: str, layers: int = 2) -> PretrainedConfig:
+    """`llama`: nn.Linear with bias; `gpt2`: Conv1D with bias, embeddings tied to the head, dropout off."""
+    if family == "llama":
+        return LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=45,
+            intermediate_size=35,
+            num_hidden_layers=layers,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            head_dim=6,
+            attention_bias=True,
+            mlp_bias=True,
+            max_position_embeddings=32,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    return GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=45,
+        n_inner=35,
+        n_layer=layers,
+        n_head=3,
+        n_positions=32,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def plain_model(family: str, layers: int = 2) -> nn.Module:
+    """A random model in float32; biases and norms are random too, so that losing one would show."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = AutoModelForCausalLM.from_config(tiny_config(family, layers), dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                spread = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
+                parameter.copy_(torch.randn_like(parameter) * spread + (parameter.dim() == 1) * parameter)
+    return model
+
+
+def save_tiny(folder: Path, family: str, layers: int = 2) -> str:
+    """Write the model as a transformers folder; returns its path."""
+    plain_model(family, layers).save_pretrained(folder / family)
+    return str(folder / family)
+
+
+def global_batch(step: int) -> Tensor:
+    """Token ids `(BATCH, LENGTH)` of a step, the same for any number of ranks."""
+    return torch.randint(3, VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(100 + step))
+
+
+def own_batch(step: int, rank: int, world_size: int) -> Tensor:
+    share = BATCH // world_size
+    return global_batch(step)[rank * share : (rank + 1) * share]
+
+
+def ds_config(stage: int, *, trainable_numel: int = 0, world_size: int = 1, **zero: Any) -> dict[str, Any]:
+    """The preset of a stage with every ZeRO-3 threshold at 0, and entries of `zero_optimization` to change."""
+    config = deepspeed_config(
+        f"zero{stage}",
+        micro_batch=BATCH // world_size,
+        rounds=1,
+        world_size=world_size,
+        trainable_numel=trainable_numel,
+        block_numel=0,
+        max_grad_norm=0.0,
+    )
+    config["zero_optimization"] |= zero
+    return config
+
+
+def make_engine(model: nn.Module, config: dict[str, Any], optimizer: type[torch.optim.Optimizer] | None = None) -> Any:
+    kind = optimizer or torch.optim.AdamW
+    return start_engine(model, kind(trainable_parameters(model), lr=RATE), config)
+
+
+def train_step(engine: Any, ids: Tensor) -> float:
+    """One step of a DeepSpeed engine; the loss of this rank's rows."""
+    loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
+    engine.backward(loss)
+    engine.step()
+    return float(loss.detach())
+
+
+def frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if not p.requires_grad}
+
+
+def whole_bytes(parameters: dict[str, nn.Parameter]) -> int:
+    return sum(full_numel(p) * p.element_size() for p in parameters.values())
+
+
+def shard_bytes(parameters: dict[str, nn.Parameter], world_size: int) -> int:
+    """What a rank keeps when each parameter is split evenly, rounded up."""
+    return sum(-(-full_numel(p) // world_size) * p.element_size() for p in parameters.values())
+
+
+class Watch:
+    """Looks inside a step: at every product of a frozen operator, whether its tensors are whole, and how many frozen bytes
+    lie on this rank."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.parameters = list(frozen_parameters(model).values())
+        self.peak = 0
+        self.forwards = self.backwards = self.broken = 0
+        for module in model.modules():
+            if isinstance(module, FrozenLinear):
+                self._watch(module)
+
+    def _watch(self, module: FrozenLinear) -> None:
+        product, transposed = module.product, module.transposed_product
+
+        def forward(x: Tensor) -> Tensor:
+            self.forwards += 1
+            self._look(module)
+            return product(x)
+
+        def backward(g: Tensor) -> Tensor:
+            self.backwards += 1
+            self._look(module)
+            return transposed(g)
+
+        module.product, module.transposed_product = forward, backward  # type: ignore[method-assign]
+
+    def _look(self, module: FrozenLinear) -> None:
+        self.broken += sum(p.numel() != full_numel(p) for p in module.parameters(recurse=False))
+        self.peak = max(self.peak, resident_bytes(self.parameters))
