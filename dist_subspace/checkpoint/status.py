@@ -1,0 +1,54 @@
+"""RUN/status.json: what became of a run, for schedulers whose launcher changes the exit status. Local: rank 0 alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from dist_subspace.checkpoint.store import write_json_atomic
+from dist_subspace.errors import unknown_name
+
+STATUS = "status.json"
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: try again, and the run continues
+
+State = Literal["running", "finished", "refused", "interrupted", "failed"]
+
+EXIT_STATUS: dict[str, int] = {
+    "finished": EXIT_OK,
+    "refused": EXIT_USAGE,
+    "interrupted": EXIT_INTERRUPTED,
+    "failed": EXIT_FAILED,
+}
+
+
+def write_status(
+    run_dir: str | Path, state: State, message: str = "", step: int | None = None, rank: int | None = None
+) -> None:
+    """Replace RUN/status.json in one rename. `rank` is the rank at fault; `time` is the present, in UTC.
+
+    A state of `running` that is found with no process behind it means a run that was killed.
+
+    Raises:
+        StorageError: the file cannot be written.
+    """
+    if state not in get_args(State):
+        raise unknown_name("state", state, get_args(State))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    folder = Path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(folder / STATUS, {"state": state, "message": message, "step": step, "rank": rank, "time": now})
+
+
+def read_status(run_dir: str | Path) -> dict[str, Any] | None:
+    """What `write_status` wrote, or None where there is none or it cannot be read."""
+    try:
+        found = json.loads((Path(run_dir) / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,125 @@
+"""The README.md beside an adapter: what it is, how it is loaded, how it was trained. Local; returns text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# PEFT's task_type -> (the Hub's pipeline, transformers' class, our name for the task)
+TASKS = {
+    "CAUSAL_LM": ("text-generation", "AutoModelForCausalLM", "causal-lm"),
+    "SEQ_CLS": ("text-classification", "AutoModelForSequenceClassification", "classification"),
+    "TOKEN_CLS": ("token-classification", "AutoModelForTokenClassification", "token-classification"),
+    "SEQ_2_SEQ_LM": ("text2text-generation", "AutoModelForSeq2SeqLM", "seq2seq-lm"),
+}
+_UNKNOWN = (None, "AutoModel", "base")
+
+
+def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    """The card of an adapter, in Markdown with a YAML head that the Hub reads.
+
+    Args:
+        adapter_config: the content of adapter_config.json. With a `peft_type` the card shows how PEFT loads it too.
+        facts: rows of the training table in their order, name to value (`eval_loss` is shown as "eval loss"); None is
+            left out. `name` is the card's heading instead of a row.
+    """
+    ours = adapter_config.get("dist_subspace") or {}
+    method = str(ours.get("method") or adapter_config.get("peft_type") or "subspace").lower()
+    base = str(adapter_config.get("base_model_name_or_path") or "BASE_MODEL")
+    parts = [
+        _front_matter(adapter_config, method, base),
+        f"# {facts.get('name') or f'{Path(base).name} with {method}'}",
+        f"A `{method}` adapter for `{base}`: the frozen base model is not part of this folder.",
+        _use(adapter_config, base),
+        _table("The adapter", _adapter_facts(adapter_config, ours, method)),
+        _table("Its training", {name: value for name, value in facts.items() if name != "name"}),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(config: Mapping[str, Any], method: str, base: str) -> str:
+    """The Hub wants a repository as `base_model`: a folder of this machine is none, and means nothing elsewhere."""
+    pipeline = TASKS.get(str(config.get("task_type")), _UNKNOWN)[0]
+    head: dict[str, Any] = {"library_name": "peft" if config.get("peft_type") else "dist-subspace"}
+    if _is_hub_name(base):
+        head |= {"base_model": base, "base_model_relation": "adapter"}
+    if pipeline:
+        head["pipeline_tag"] = pipeline
+    head["tags"] = list(dict.fromkeys(["dist-subspace", "subspace-tuning", method]))
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
+
+
+def _use(config: Mapping[str, Any], base: str) -> str:
+    _, auto_class, task = TASKS.get(str(config.get("task_type")), _UNKNOWN)
+    other_task = f", task={task!r}" if task != "causal-lm" else ""
+    ours = [
+        "import dist_subspace as dsub",
+        "",
+        f'model = dsub.load_frozen({_quoted(base)}, storage="nf4"{other_task})',
+        'model = dsub.load_adapter(model, "path/to/this/folder")',
+    ]
+    sections = ["## How to load it", "With dist_subspace, in any storage of the frozen weights:", _code(ours)]
+    if config.get("peft_type"):
+        peft = [
+            "from peft import PeftModel",
+            f"from transformers import {auto_class}",
+            "",
+            f"model = {auto_class}.from_pretrained({_quoted(base)})",
+            'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
+        ]
+        sections += ["With PEFT:", _code(peft)]
+    return "\n\n".join(sections)
+
+
+def _adapter_facts(config: Mapping[str, Any], ours: Mapping[str, Any], method: str) -> dict[str, Any]:
+    targets = ours.get("target_modules") or config.get("target_modules")
+    return {
+        "method": method,
+        "rank": ours.get("rank", config.get("r")),
+        "alpha": ours.get("alpha", config.get("lora_alpha")),
+        "constraint": ours.get("constraint"),
+        "target modules": targets,
+        "layers": len(ours["layers"]) if ours.get("layers") else None,
+        "trained in full": config.get("modules_to_save"),
+    }
+
+
+def _table(heading: str, facts: Mapping[str, Any]) -> str:
+    rows = [
+        f"| {_cell(name.replace('_', ' '))} | {_cell(value)} |" for name, value in facts.items() if value is not None
+    ]
+    return "\n".join([f"## {heading}\n", "| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _cell(value: Any) -> str:
+    """One line, and no bar that would end the cell."""
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
+    elif isinstance(value, list | tuple):
+        text = ", ".join(map(str, value))
+    else:
+        text = str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _code(lines: list[str]) -> str:
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _is_hub_name(base: str) -> bool:
+    parts = base.split("/")
+    return (
+        len(parts) <= 2
+        and base != "BASE_MODEL"
+        and all(part and part[0].isalnum() for part in parts)
+        and not Path(base).exists()
+    )

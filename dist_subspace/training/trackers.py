@@ -1,0 +1,176 @@
+"""Experiment trackers of `run.report_to`. Local: rank 0 alone. A tracker is a convenience: its failure never ends a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from dist_subspace.errors import UsageError, unknown_name
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+_MLFLOW_VALUE = 500  # characters that mlflow keeps of a parameter
+
+
+class Tracker(Protocol):
+    """One place that figures are sent to."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """RUN/tensorboard. Events beyond `resume_step` are hidden, so a resumed curve has no second branch."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases; project, entity and mode come from its own environment variables. A resumed run is a further
+    run of the group that is named like the run's folder."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
+        import wandb
+
+        self._run = wandb.init(dir=str(run_dir), name=run_dir.name, group=run_dir.name, config=dict(config))
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow; server and experiment come from its own environment variables."""
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.start_run(run_name=run_dir.name)
+        mlflow.log_params({name: str(value)[:_MLFLOW_VALUE] for name, value in _flat(config)})
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+}
+
+
+def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
+    """The trackers that `run.report_to` names, without doubles; `none` or an empty list is no tracker.
+
+    Raises:
+        UsageError: an unknown name, `none` beside another, or a package that is not installed (with what installs it).
+    """
+    for name in names:
+        if name not in KINDS and name != "none":
+            raise unknown_name("run.report_to", name, [*KINDS, "none"])
+    if "none" in names and len(set(names)) > 1:
+        raise UsageError(f"run.report_to is {list(names)}; 'none' stands alone")
+    chosen = tuple(dict.fromkeys(name for name in names if name != "none"))
+    for name in chosen:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UsageError(
+                f"run.report_to names {name!r}, whose package is not installed; accepted after "
+                f"pip install {_requirement(name)!r}, or without it: {[n for n in chosen if n != name] or ['none']}"
+            )
+    return chosen
+
+
+class Trackers:
+    """All trackers of a run. One that fails, at its start or later, is reported once and left out from then on.
+
+    Args:
+        names: `run.report_to`.
+        run_dir: RUN; its name is the run's name.
+        config: the resolved configuration, nested mappings of plain values.
+        report: where a tracker's failure is said (`Display.warning`).
+        resume_step: the step that the run continues after, else 0.
+
+    Raises:
+        UsageError: as `check_trackers`.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        run_dir: str | Path,
+        config: Mapping[str, Any],
+        report: Callable[[str], None],
+        resume_step: int = 0,
+    ) -> None:
+        self._report = report
+        self._active: dict[str, Tracker] = {}
+        for name in check_trackers(names):
+            try:
+                self._active[name] = KINDS[name](Path(run_dir), config, resume_step)
+            except Exception as error:
+                self._dropped(name, error)
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        return tuple(self._active)
+
+    def log(self, record: Mapping[str, Any], step: int) -> None:
+        """Send a record of metrics.jsonl: `loss` becomes `train/loss`, `eval_loss` `eval/loss`; no number, no point."""
+        values = {_tag(key): float(value) for key, value in record.items() if key != "step" and _is_number(value)}
+        if values:
+            self._each(lambda tracker: tracker.log(values, step))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+        self._active.clear()
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._active.items()):
+            try:
+                action(tracker)
+            except Exception as error:
+                del self._active[name]
+                self._dropped(name, error)
+
+    def _dropped(self, name: str, error: Exception) -> None:
+        self._report(f"{name} failed and gets no more figures of this run ({type(error).__name__}: {error})")
+
+
+def _requirement(name: str) -> str:
+    return name if name == "tensorboard" else f"dist-subspace[{name}]"
+
+
+def _tag(key: str) -> str:
+    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
