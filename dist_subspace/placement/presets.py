@@ -5,14 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.placement.stock import (
-    Facts,
-    read_deepspeed,
-    resolve_stock,
-    stock_config,
-    stock_training_keys,
-    zero_stage,
-)
+from dist_subspace.placement.json_file import read_deepspeed, zero_stage
+from dist_subspace.placement.stock import Facts, resolve_stock, stock_config, stock_training_keys
 from dist_subspace.placement.supported import check_supported
 from dist_subspace.placement.thresholds import ENGINE_MANNERS, zero_thresholds
 

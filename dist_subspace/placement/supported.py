@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dist_subspace.errors import UsageError
-from dist_subspace.placement.stock import zero_stage
+from dist_subspace.placement.json_file import zero_stage
 
 _ENGINE_TYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16"}
 _QUANTIZED_TRAFFIC = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")

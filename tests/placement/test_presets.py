@@ -1,94 +1,18 @@
-"""Presets that DeepSpeed accepts, stock configurations that agree with the YAML, and combinations that are refused."""
+"""Presets that DeepSpeed accepts, and combinations that are refused."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch.distributed as dist
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.presets import (
     PRESETS,
-    Facts,
     check_supported,
     deepspeed_config,
-    read_deepspeed,
-    resolve_stock,
-    stock_config,
-    stock_training_keys,
     zero_stage,
 )
-
-FACTS = Facts(
-    micro_batch=2,
-    global_batch=10,
-    rounds=2,
-    world_size=3,
-    max_grad_norm=1.0,
-    learning_rate=2e-4,
-    betas=(0.9, 0.999),
-    epsilon=1e-8,
-    weight_decay=0.01,
-    warmup_steps=0,
-    total_steps=100,
-    dtype="bfloat16",
-    trainable_numel=100_000,
-    block_numel=5000,
-)
-HUGGING_FACE: dict[str, Any] = {  # transformers' documentation, ds_config_zero3.json
-    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000},
-    "bf16": {"enabled": "auto"},
-    "optimizer": {
-        "type": "AdamW",
-        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
-    },
-    "scheduler": {
-        "type": "WarmupDecayLR",
-        "params": {
-            "total_num_steps": "auto",
-            "warmup_min_lr": "auto",
-            "warmup_max_lr": "auto",
-            "warmup_num_steps": "auto",
-        },
-    },
-    "zero_optimization": {
-        "stage": 3,
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "sub_group_size": 1e9,
-        "reduce_bucket_size": "auto",
-        "stage3_prefetch_bucket_size": "auto",
-        "stage3_param_persistence_threshold": "auto",
-        "stage3_max_live_parameters": 1e9,
-    },
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "steps_per_print": 2000,
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-}
-
-
-@pytest.fixture
-def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A process group of one, as DeepSpeed's configuration asks for the number of ranks."""
-    import deepspeed
-
-    for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        monkeypatch.setenv(key, value)
-    if dist.is_initialized():
-        yield
-        return
-    deepspeed.init_distributed(
-        "gloo", auto_mpi_discovery=False, init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    yield
-    dist.destroy_process_group()
 
 
 def preset(name: str, **changes: Any) -> dict[str, Any]:
@@ -101,12 +25,6 @@ def refused(config: dict[str, Any], **changes: Any) -> str:
     with pytest.raises(UsageError) as caught:
         check_supported(config, **({"storage": "nf4", "dtype": "bfloat16"} | changes))
     assert "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def contradicted(changes: dict[str, Any], facts: Facts = FACTS) -> str:
-    with pytest.raises(UsageError) as caught:
-        stock_config(changes, facts)
     return str(caught.value)
 
 
@@ -163,115 +81,6 @@ def test_an_unknown_preset_lists_the_known_ones() -> None:
         preset("zero4")
     with pytest.raises(UsageError, match=r"deepspeed\.nvme_path is null"):
         preset("zero3-nvme", nvme_path=None)
-
-
-def test_every_auto_of_hugging_faces_configuration_is_resolved() -> None:
-    config = resolve_stock(HUGGING_FACE, FACTS)
-    assert "auto" not in json.dumps(config)
-    assert config["optimizer"]["params"] == {"lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01}
-    assert config["scheduler"]["params"] == {
-        "total_num_steps": 100,
-        "warmup_min_lr": 0,
-        "warmup_max_lr": 2e-4,
-        "warmup_num_steps": 1,  # deepspeed refuses 0
-    }
-    assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (2, 2)
-    assert (config["train_batch_size"], config["gradient_clipping"]) == (12, 1.0)
-    zero = config["zero_optimization"]
-    assert (zero["reduce_bucket_size"], zero["stage3_prefetch_bucket_size"]) == (131072, 5000)
-    assert (zero["stage3_param_persistence_threshold"], zero["stage3_max_reuse_distance"]) == (0, 5000)
-    assert zero["stage3_max_live_parameters"] == 1e9 and config["steps_per_print"] == 2000  # what is given stays
-    assert config["bf16"]["enabled"] is False and config["fp16"]["enabled"] is False
-    assert HUGGING_FACE["train_batch_size"] == "auto"
-
-
-def test_fp16_on_auto_follows_the_computation() -> None:
-    assert resolve_stock(HUGGING_FACE, replace(FACTS, dtype="float16"))["fp16"]["enabled"] is True
-
-
-def test_deepspeed_accepts_a_resolved_stock_configuration(alone: None) -> None:
-    from deepspeed.runtime.config import DeepSpeedConfig
-
-    one_rank = replace(FACTS, world_size=1, rounds=5)
-    assert DeepSpeedConfig(stock_config(HUGGING_FACE, one_rank)).train_batch_size == 10
-
-
-def test_the_engine_gets_neither_optimizer_nor_scheduler() -> None:
-    assert not {"optimizer", "scheduler"} & set(stock_config(HUGGING_FACE, FACTS))
-
-
-@pytest.mark.parametrize(
-    ("stock", "named"),
-    [
-        ({"train_micro_batch_size_per_gpu": 4}, "training.per_device_train_batch_size is 2"),
-        ({"train_batch_size": 12}, "training.global_batch_size is 10"),
-        ({"gradient_accumulation_steps": 4}, "training.global_batch_size is 10"),
-        ({"gradient_clipping": 0.5}, "training.max_grad_norm is 1.0"),
-        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}, "training.learning_rate is 0.0002"),
-        ({"optimizer": {"params": {"betas": [0.9, 0.95]}}}, "training.adam_beta1, training.adam_beta2 is [0.9, 0.999]"),
-        ({"optimizer": {"params": {"eps": 1e-6}}}, "training.adam_epsilon is 1e-08"),
-        ({"optimizer": {"params": {"weight_decay": 0.1}}}, "training.weight_decay is 0.01"),
-        ({"optimizer": {"type": "SGD"}}, "training.optim is 'adamw_torch'"),
-        ({"scheduler": {"type": "WarmupLR"}}, "training.lr_scheduler_type is 'cosine'"),
-        ({"scheduler": {"params": {"warmup_num_steps": 50}}}, "training.warmup_steps is 0"),
-        ({"scheduler": {"params": {"warmup_max_lr": 1e-3}}}, "training.learning_rate is 0.0002"),
-        ({"scheduler": {"params": {"total_num_steps": 7}}}, "the run's number of steps is 100"),
-        ({"scheduler": {"params": {"warmup_type": "log"}}}, "the rise of every schedule is 'linear'"),
-    ],
-)
-def test_a_contradiction_names_both_keys_and_both_values(stock: dict[str, Any], named: str) -> None:
-    message = contradicted(stock, replace(FACTS, optim="adamw_torch", lr_scheduler_type="cosine"))
-    (key, value), *_ = flat(stock)[-1:]
-    assert message.startswith(f"deepspeed.config {key} is {value!r}, but ") and named in message
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        leaves += flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return leaves
-
-
-def test_equal_values_do_not_contradict() -> None:
-    stock = {"train_batch_size": 10, "gradient_clipping": 1, "optimizer": {"type": "Adam", "params": {"lr": 0.0002}}}
-    assert stock_config(stock, replace(FACTS, optim="adamw_torch_fused"))["train_batch_size"] == 12
-
-
-def test_types_that_the_yaml_leaves_open_follow_the_stock_configuration() -> None:
-    assert stock_training_keys(HUGGING_FACE) == {
-        "training.optim": "adamw_torch",
-        "training.lr_scheduler_type": "linear",
-    }
-    with pytest.raises(UsageError, match=r"optimizer\.type is 'OneBitAdam'.*accepted: adam, adamw"):
-        stock_training_keys({"optimizer": {"type": "OneBitAdam"}})
-
-
-def test_a_setting_that_nobody_would_read_is_refused() -> None:
-    assert "optimizer.params.freeze_step is 5" in contradicted({"optimizer": {"params": {"freeze_step": 5}}})
-    assert 'prescale_gradients is "auto"' in contradicted({"prescale_gradients": "auto"})
-    assert "zero_optimization.stage is 4; accepted: 0, 1, 2, 3" in contradicted({"zero_optimization": {"stage": 4}})
-    assert "fp16 is True; accepted: a mapping" in contradicted({"fp16": True})
-
-
-def test_thresholds_that_a_stock_configuration_leaves_open_are_the_presets() -> None:
-    zero = stock_config({"zero_optimization": {"stage": 3}}, FACTS)["zero_optimization"]
-    assert zero["stage3_param_persistence_threshold"] == 0 and zero["reduce_bucket_size"] == 131072
-    kept = stock_config({"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}}, FACTS)["zero_optimization"]
-    assert kept["reduce_bucket_size"] == 7
-
-
-def test_a_file_is_read_or_named_with_the_line(tmp_path: Path) -> None:
-    path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
-    assert zero_stage(read_deepspeed(path)) == 2
-    path.write_text('{\n"a": 1,\n"b" 2}')
-    with pytest.raises(UsageError, match=r"ds\.json', which is not JSON at line 3"):
-        read_deepspeed(path)
-    path.write_text("[1]")
-    with pytest.raises(UsageError, match="holds no mapping"):
-        read_deepspeed(str(path))
-    with pytest.raises(UsageError, match=r"gone\.json', which cannot be read \(No such file"):
-        read_deepspeed(tmp_path / "gone.json")
 
 
 def test_row_19_deepcompile_with_frozen_parameters_at_stage_3_is_refused() -> None:
