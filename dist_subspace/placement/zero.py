@@ -91,6 +91,12 @@ def ensure_process_group() -> None:
     deepspeed.init_distributed(auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ)
 
 
+def leave_process_group() -> None:
+    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
 def _free_port() -> str:
     import socket
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -18,10 +19,17 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     """Collective: `deepspeed.initialize`, quietly, with the trained parameters kept whole between steps."""
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    be_quiet()
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     keep_trainables_whole(engine)
     return engine
+
+
+def be_quiet() -> None:
+    """Hold back what libraries say about themselves: DeepSpeed's progress, and torch's notes on functions that DeepSpeed
+    calls by their old names. Errors still come through."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 
 class Stepper:
