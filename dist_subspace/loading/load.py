@@ -81,6 +81,8 @@ def load_frozen(
         kwargs = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
+        if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
+            model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
     if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
         partitioner = Partitioner(dict(stage_config))

@@ -15,7 +15,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.names import checkpoint_key
-from dist_subspace.loading.transformers_internals import base_prefix, initialise
+from dist_subspace.loading.transformers_internals import base_prefix, initialise, renamed_keys
 from dist_subspace.placement.zero import Partitioner
 from dist_subspace.storage import FrozenLinear, Origin, adopt, is_conv1d, is_linear, pack, replace
 
@@ -31,6 +31,7 @@ class Stream:
         self.model, self.index = model, index
         self.storage, self.double_quant = storage, double_quant
         self.dtype, self.seed = dtype, seed
+        self.names = renamed_keys(model, index)
         self.keys, self.absent = self._match()
         self._check_shapes()
 
@@ -38,7 +39,7 @@ class Stream:
         self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
     ) -> None:
         """Read, pack and place; without collectives, though every rank must come here."""
-        done: dict[int, nn.Parameter] = {}
+        done: dict[nn.Parameter, nn.Parameter] = {}
         units = list(self._units())
         for number, (name, module) in enumerate(units):
             self._load(name, module, device, partitioner, done)
@@ -60,7 +61,7 @@ class Stream:
             groups.setdefault(id(parameter), []).append(name)
         keys, absent = {}, []
         for names in groups.values():
-            found = next((k for k in (checkpoint_key(n, self.index.files, prefix) for n in names) if k), None)
+            found = next((k for k in (checkpoint_key(n, self.names, prefix) for n in names) if k), None)
             for name in names:
                 if found is not None:
                     keys[name] = found
@@ -75,13 +76,14 @@ class Stream:
         return keys, absent
 
     def _is_head(self, name: str) -> bool:
+        """Whether a checkpoint may lack the parameter: a head for a new task is trained anew. A language model's output
+        layer is no such head: without it the model says nothing."""
+        if "pooler" in name.split("."):
+            return True
+        if _output_embeddings(self.model) is not None:
+            return False
         prefix = base_prefix(self.model)
-        body = f"{prefix}."
-        return (
-            any(part in HEADS for part in name.split("."))
-            or (bool(prefix) and not name.startswith(body))
-            or "pooler" in name
-        )
+        return any(part in HEADS for part in name.split(".")) or (bool(prefix) and not name.startswith(f"{prefix}."))
 
     def _check_shapes(self) -> None:
         for name, parameter in self.model.named_parameters():
@@ -98,7 +100,7 @@ class Stream:
         module: nn.Module,
         device: torch.device,
         partitioner: Partitioner | None,
-        done: dict[int, nn.Parameter],
+        done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
         if is_linear(module):
             loaded: nn.Module = self._linear(name, module, device, done)
@@ -111,7 +113,7 @@ class Stream:
                 partitioner.place(parameter)
 
     def _linear(
-        self, name: str, module: nn.Module, device: torch.device, done: dict[int, nn.Parameter]
+        self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
     ) -> FrozenLinear:
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
@@ -140,30 +142,33 @@ class Stream:
 
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        head = _output_embeddings(self.model)
         inputs = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
         return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
 
-    def _plain(self, name: str, module: nn.Module, device: torch.device, done: dict[int, nn.Parameter]) -> None:
+    def _plain(
+        self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
+    ) -> None:
         for own, parameter in list(module.named_parameters(recurse=False)):
             full_name = f"{name}.{own}" if name else own
             setattr(module, own, self._parameter(full_name, parameter, device, done))
 
     def _parameter(
-        self, name: str, old: nn.Parameter, device: torch.device, done: dict[int, nn.Parameter]
+        self, name: str, old: nn.Parameter, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
     ) -> nn.Parameter:
         """The real parameter in the place of a meta one; tied ones become one object."""
-        if id(old) in done:
-            return done[id(old)]
+        if old in done:
+            return done[old]
         if not old.is_meta:
             old.data = old.data.to(device)
             return old.requires_grad_(False)
         key = self.keys.get(name)
         value = self._fresh(name, old) if key is None else self.index.read(key)
         parameter = nn.Parameter(value.to(device=device, dtype=old.dtype), requires_grad=False)
-        done[id(old)] = parameter
-        done[id(parameter)] = parameter
+        # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
+        done[old] = parameter
+        done[parameter] = parameter
         return parameter
 
     def _fresh(self, name: str, old: nn.Parameter) -> torch.Tensor:
@@ -178,6 +183,10 @@ class Stream:
 
     def _set_buffer(self, name: str, buffer: torch.Tensor, device: torch.device) -> None:
         owner, _, own = name.rpartition(".")
-        key = checkpoint_key(name, self.index.files, base_prefix(self.model))
+        key = checkpoint_key(name, self.names, base_prefix(self.model))
         value = buffer if key is None or self.index.shapes[key] != tuple(buffer.shape) else self.index.read(key)
         self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=buffer.dtype)
+
+
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]

@@ -1,17 +1,20 @@
 """The only file that touches transformers below its public surface.
 
-Read against transformers 5.23.0 (`modeling_utils.py`, `initialization.py`); tests/loading/test_transformers_internals.py
+Read against transformers 5.23.0 (`modeling_utils.py`, `initialization.py`, `conversion_mapping.py`); tests/loading/test_transformers_internals.py
 fails when what is used here moves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import PretrainedConfig
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
 from transformers.initialization import no_init_weights
 
 
@@ -43,6 +46,22 @@ def forget_quantization(model: nn.Module) -> None:
     config = getattr(model, "config", None)
     if config is not None and hasattr(config, "quantization_config"):
         del config.quantization_config
+
+
+def renamed_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+    """The name that transformers gives to each key of a checkpoint -> the key (`get_model_conversion_mapping`).
+
+    Families whose modules were renamed keep the old names in files: GPT-NeoX's `embed_out` is `lm_head`, a norm's `gamma` is
+    its `weight`. Transforms that split or join tensors are not renamings, and are left out.
+    """
+    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]  # type: ignore[arg-type]
+    names = {}
+    for key in keys:
+        name = key
+        for renaming in renamings:
+            name = renaming.rename_source_key(name)[0]
+        names[name] = key
+    return names
 
 
 def base_prefix(model: nn.Module) -> str:

@@ -128,6 +128,11 @@ class SubspaceLinear(nn.Module):
         bias = self.shifted_bias(self.bias) if self.enabled else self.bias
         return y + bias.to(y.dtype)
 
+    @property
+    def weight(self) -> Tensor | None:
+        """The frozen parameter of that name. Some models ask their layers for its type (T5: `wo.weight.dtype`)."""
+        return getattr(self.base, "weight", None)
+
     def trainables(self) -> dict[str, nn.Parameter]:
         """The trained parameters by their own names."""
         return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}

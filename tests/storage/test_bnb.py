@@ -108,7 +108,7 @@ def test_the_nested_code_is_the_dynamic_map() -> None:
 def test_a_layer_repacked_by_an_evaluation_is_refused_with_the_reason() -> None:
     layer = bitsandbytes.nn.Linear4bit(64, 32, bias=False).to("cpu")
     layer.weight.quant_state.packing_format_for_cpu = True  # what bitsandbytes sets on a CPU with AVX512-BF16
-    with pytest.raises(UsageError, match="repacked by an evaluation on this CPU.*attach before the first evaluation"):
+    with pytest.raises(UsageError, match=r"repacked by an evaluation on this CPU.*attach before the first evaluation"):
         bnb.read_4bit(layer)
 
 

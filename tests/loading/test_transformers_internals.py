@@ -1,0 +1,77 @@
+"""transformers' private names are where they were: a failure here says what to mend in transformers_internals.py."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import modeling_utils
+
+from dist_subspace.loading import transformers_internals as internals
+from tests.tiny_models import FAMILIES, tiny_config, tiny_model
+
+MEND = "see dist_subspace/loading/transformers_internals.py"
+
+
+def test_the_names_that_are_used_are_there() -> None:
+    from transformers import conversion_mapping, core_model_loading, initialization
+
+    assert hasattr(initialization, "no_init_weights"), MEND
+    assert hasattr(conversion_mapping, "get_model_conversion_mapping"), MEND
+    assert hasattr(core_model_loading.WeightRenaming, "rename_source_key"), MEND
+    assert hasattr(modeling_utils.PreTrainedModel, "_init_weights"), MEND
+    assert hasattr(modeling_utils.PreTrainedModel, "base_model_prefix"), MEND
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_skeleton_has_no_weights_and_real_buffers(name: str) -> None:
+    auto = {"causal-lm": "CausalLM", "classification": "SequenceClassification", "masked-lm": "MaskedLM"}
+    kind = getattr(transformers, f"AutoModelFor{auto.get(FAMILIES[name][1], 'Seq2SeqLM')}")
+    skeleton = internals.build_skeleton(kind, tiny_config(FAMILIES[name][0]), torch.bfloat16)
+    real = tiny_model(name)
+    assert all(p.is_meta and p.dtype == torch.bfloat16 for p in skeleton.parameters()), MEND
+    assert {n: p.shape for n, p in skeleton.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
+    for (buffer_name, buffer), (_, expected) in zip(skeleton.named_buffers(), real.named_buffers(), strict=True):
+        assert not buffer.is_meta and torch.equal(buffer.float(), expected.float()), (buffer_name, MEND)
+
+
+def test_the_marks_of_quantisation_that_trainer_looks_at_are_taken_away() -> None:
+    from transformers import trainer
+
+    assert "is_quantized" in inspect.getsource(trainer), f"Trainer looks at another mark now; {MEND}"
+    model = tiny_model()
+    model.is_quantized = True
+    model.hf_quantizer = object()
+    model.is_loaded_in_4bit = True
+    model.config.quantization_config = {"load_in_4bit": True}
+    internals.forget_quantization(model)
+    assert not getattr(model, "is_quantized", False) and not hasattr(model.config, "quantization_config")
+    assert not hasattr(model, "hf_quantizer") and not getattr(model, "is_loaded_in_4bit", False)
+
+
+def test_initial_values_are_the_familys_own_and_a_function_of_the_seed() -> None:
+    model = tiny_model("BertForSequenceClassification", num_labels=96)
+    before = model.bert.pooler.dense.weight.clone()
+    internals.initialise(model, model.classifier, 5)
+    first = model.classifier.weight.clone()
+    assert abs(first.std().item() - model.config.initializer_range) < 0.002 and not model.classifier.bias.any(), MEND
+    internals.initialise(model, model.classifier, 5)
+    assert torch.equal(model.classifier.weight, first)
+    assert torch.equal(model.bert.pooler.dense.weight, before)
+
+
+def test_families_that_renamed_their_modules_are_known() -> None:
+    model = tiny_model("GPTNeoXForCausalLM")
+    keys = ["embed_out.weight", "gpt_neox.embed_in.weight"]
+    expected = {"lm_head.weight": "embed_out.weight", "gpt_neox.embed_in.weight": "gpt_neox.embed_in.weight"}
+    assert internals.renamed_keys(model, keys) == expected, MEND
+    bert = internals.renamed_keys(tiny_model("BertForMaskedLM"), ["bert.embeddings.LayerNorm.gamma"])
+    assert bert == {"bert.embeddings.LayerNorm.weight": "bert.embeddings.LayerNorm.gamma"}, MEND
+
+
+def test_the_prefix_of_a_body_is_known() -> None:
+    assert internals.base_prefix(tiny_model("GPT2LMHeadModel")) == "transformer", MEND
+    assert internals.base_prefix(nn.Linear(1, 1)) == ""
