@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import adapter_config, adapter_tensors, write_adapter
+from dist_subspace.interchange.adapter import READABLE, adapter_config, adapter_tensors, write_adapter
 from dist_subspace.placement.collectives import broadcast_tensors, on_main, world
 from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
 from dist_subspace.subspace import named_trainables
@@ -58,6 +58,7 @@ def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: Trainer
     def write(folder: Path) -> None:
         write_adapter(folder, tensors, described)
         save_file(optimizer, folder / OPTIMIZER)
+        (folder / OPTIMIZER).chmod(READABLE)
         write_json_atomic(folder / STATE, {"format": FORMAT, **asdict(state)})
 
     return Path(on_main(write_checkpoint, run_dir, state.step, write))

@@ -21,6 +21,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FORMAT = 1
+READABLE = 0o644  # safetensors gives new files to their owner alone
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -138,6 +139,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str,
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{WEIGHTS}"
     save_file(tensors, partial, metadata={"format": "pt"})
+    partial.chmod(READABLE)
     with safe_open(partial, framework="pt", device="cpu") as handle:
         for key, tensor in tensors.items():
             if not torch.equal(handle.get_tensor(key), tensor):

@@ -7,9 +7,10 @@ Read against deepspeed 0.19.8 (`runtime/zero/partition_parameters.py`, `paramete
 from __future__ import annotations
 
 import copy
+import io
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -88,7 +89,8 @@ def ensure_process_group() -> None:
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
     if "RANK" not in os.environ:
         os.environ.update({key: value for key, value in alone.items() if key not in os.environ})
-    deepspeed.init_distributed(auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ)
+    with redirect_stdout(io.StringIO()):  # DeepSpeed prints that it has built a helper, on every rank
+        deepspeed.init_distributed(auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ)
 
 
 def leave_process_group() -> None:

@@ -8,14 +8,18 @@ does it, and tests/storage/test_bnb.py fails when those move.
 from __future__ import annotations
 
 import functools
+import logging
 from dataclasses import dataclass
 
-import torch
-from bitsandbytes import functional as bnb_functional
-from bitsandbytes import nn as bnb_nn
-from torch import Tensor, nn
+# On import, bitsandbytes' CPU back end says which optional kernel it does not find; the kernel is not used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
-from dist_subspace.errors import UsageError
+import torch  # noqa: E402
+from bitsandbytes import functional as bnb_functional  # noqa: E402
+from bitsandbytes import nn as bnb_nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from dist_subspace.errors import UsageError  # noqa: E402
 
 NESTED_BLOCKSIZE = 256
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from dist_subspace.config import Config, fill_unset
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.presets import check_supported, deepspeed_config
-from dist_subspace.placement.stock import Facts, stock_config
+from dist_subspace.placement.presets import check_supported, deepspeed_config, read_deepspeed
+from dist_subspace.placement.stock import Facts, stock_config, stock_training_keys
 from dist_subspace.placement.zero import largest_block_numel
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.plan import Plan
@@ -61,7 +62,16 @@ def _facts(plan: Plan, rounds: int, trained: int, block: int) -> Facts:
         dtype=_name(plan),
         trainable_numel=trained,
         block_numel=block,
+        optim=training.optim,
+        lr_scheduler_type=training.lr_scheduler_type,
     )
+
+
+def with_stock_choices(config: Config) -> Config:
+    """The configuration with optimizer and schedule taken from a stock JSON where the YAML leaves them open."""
+    if config.deepspeed.config is None:
+        return config
+    return fill_unset(config, stock_training_keys(read_deepspeed(config.deepspeed.config)))
 
 
 def _name(plan: Plan) -> str:

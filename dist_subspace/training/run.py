@@ -17,9 +17,11 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.zero import ensure_process_group
+from dist_subspace.placement.zero import ensure_process_group, leave_process_group
 from dist_subspace.report.curve import loss_curve
 from dist_subspace.training.display import Display
+from dist_subspace.training.engine import be_quiet
+from dist_subspace.training.engine_config import with_stock_choices
 from dist_subspace.training.memory import advice, is_out_of_memory
 from dist_subspace.training.metrics import MetricsWriter
 from dist_subspace.training.observer import Observer
@@ -35,8 +37,11 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
     """
     config: Config | None = None
     plan: Plan | None = None
+    be_quiet()
     try:
-        config = load_config(source, overrides)  # every rank reads the same text, so that every rank agrees
+        config = with_stock_choices(
+            load_config(source, overrides)
+        )  # every rank reads the same text, so that every rank agrees
         ensure_process_group()
         with Display(enabled=world().is_main, total_steps=0) as display:
             display.show_config(dump_config(config))
@@ -49,6 +54,8 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
             return _end(config, "failed", _memory_advice(plan), EXIT_FAILED, everywhere=True)
         traceback.print_exc()
         return _end(config, "failed", f"{type(error).__name__}: {error}", EXIT_FAILED, everywhere=True)
+    finally:
+        leave_process_group()
 
 
 def _run(plan: Plan) -> int:
@@ -85,7 +92,9 @@ def _observer(plan: Plan) -> Observer:
         if main:
             write_text_atomic(plan.run_dir / "config.yaml", dump_config(plan.config))
             metrics = MetricsWriter(plan.run_dir, resume_step=step)
-            trackers = Trackers(plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), display.notice)
+            trackers = Trackers(
+                plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), display.warning, step
+            )
     return Observer(display, metrics, trackers, plan.device)
 
 

@@ -123,7 +123,7 @@ class Trainer:
             )
         model = attach(model, with_head(plan, model))
         if config.training.gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
-            model.gradient_checkpointing_enable(dict(config.training.gradient_checkpointing_kwargs))
+            model.gradient_checkpointing_enable(config.training.gradient_checkpointing_kwargs.model_dump())
         if plan.batches.packing:
             enable_packing(model)
         self.observer.model_ready(model)
