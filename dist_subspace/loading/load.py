@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from dist_subspace.loading.index import CheckpointIndex, open_checkpoint
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.json_file import read_deepspeed
 from dist_subspace.placement.zero import Partitioner, ensure_process_group, mark_leaf_blocks
 from dist_subspace.storage import storage_info
 
@@ -76,7 +76,7 @@ def load_frozen(
         ensure_process_group()
     with agreed("reading the model's configuration"):
         folder = resolve_folder(path)
-        config = _model_config(folder, trust_remote_code, config_changes)
+        config = model_config(folder, trust_remote_code, **config_changes)
         index = open_checkpoint(folder)
         kwargs = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
@@ -109,16 +109,7 @@ def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
 
 def read_config(deepspeed: Mapping[str, Any] | str | Path | None) -> dict[str, Any] | None:
     """A DeepSpeed configuration as a dict."""
-    if deepspeed is None or isinstance(deepspeed, Mapping):
-        return None if deepspeed is None else dict(deepspeed)
-    try:
-        return json.loads(Path(deepspeed).read_text())
-    except OSError as error:
-        raise UsageError(f"deepspeed is {str(deepspeed)!r}, which cannot be read ({error.strerror})") from error
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"deepspeed is {str(deepspeed)!r}, which is not JSON at line {error.lineno}: {error.msg}"
-        ) from error
+    return None if deepspeed is None else read_deepspeed(deepspeed)
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -152,7 +143,12 @@ def _is_hub_name(path: str) -> bool:
     return path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
 
 
-def _model_config(folder: Path, trust_remote_code: bool, changes: Mapping[str, Any]) -> transformers.PretrainedConfig:
+def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) -> transformers.PretrainedConfig:
+    """The configuration of a local model folder, with changes.
+
+    Raises:
+        UsageError: for a folder without one, one that transformers does not understand, or quantised weights.
+    """
     if not (folder / "config.json").exists():
         raise UsageError(f"model.path is {str(folder)!r}, which is no model folder: it has no config.json")
     try:

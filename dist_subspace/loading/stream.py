@@ -71,7 +71,8 @@ class Stream:
         if lost:
             raise UsageError(
                 f"model.path is {str(self.index.folder)!r}, whose weights lack {', '.join(lost[:3])}"
-                f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}; the checkpoint is incomplete or of another architecture"
+                f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}; "
+                "the checkpoint is incomplete or of another architecture"
             )
         return keys, absent
 

@@ -1,7 +1,7 @@
 """The only file that touches transformers below its public surface.
 
-Read against transformers 5.23.0 (`modeling_utils.py`, `initialization.py`, `conversion_mapping.py`); tests/loading/test_transformers_internals.py
-fails when what is used here moves.
+Read against transformers 5.23.0 (`modeling_utils.py`, `initialization.py`, `conversion_mapping.py`);
+tests/loading/test_transformers_internals.py fails when what is used here moves.
 """
 
 from __future__ import annotations

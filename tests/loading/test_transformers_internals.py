@@ -39,9 +39,9 @@ def test_a_skeleton_has_no_weights_and_real_buffers(name: str) -> None:
 
 
 def test_the_marks_of_quantisation_that_trainer_looks_at_are_taken_away() -> None:
-    from transformers import trainer
+    from transformers import trainer_utils
 
-    assert "is_quantized" in inspect.getsource(trainer), f"Trainer looks at another mark now; {MEND}"
+    assert "is_quantized" in inspect.getsource(trainer_utils), f"Trainer looks at another mark now; {MEND}"
     model = tiny_model()
     model.is_quantized = True
     model.hf_quantizer = object()
