@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from dist_subspace.errors import UsageError
 from dist_subspace.report.history import METRICS, evaluation_lines, number, read_lines, training_lines
 
 PICTURE = "loss.png"
-TRAIN, EVAL, RATE, BAD = "#1f5fa8", "#d1495b", "#5f6b76", "#e0a030"
+TRAIN, EVAL, RATE, ODD = "#1f5fa8", "#d1495b", "#5f6b76", "#e0a030"
 
 Values = NDArray[numpy.float64]
 
@@ -39,7 +42,7 @@ def loss_curve(run_dir: str | Path) -> Path:
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     _draw_losses(loss, train, evaluated)
     _draw_rate(rate, train)
-    figure.suptitle(title(run), fontsize=13)
+    loss.set_title(title(run), fontsize=13, pad=10)
     partial = run / f".{PICTURE}"
     figure.savefig(partial, format="png")
     os.replace(partial, run / PICTURE)
@@ -65,73 +68,95 @@ def smoothed(values: Values, window: int) -> Values:
     count = numpy.concatenate([[0], numpy.cumsum(finite)])
     here = numpy.arange(len(values))
     low, high = numpy.maximum(here - window // 2, 0), numpy.minimum(here + window // 2 + 1, len(values))
-    here_count = count[high] - count[low]
-    mean = (total[high] - total[low]) / numpy.maximum(here_count, 1)
-    return numpy.where(here_count > 0, mean, numpy.nan)
+    points = count[high] - count[low]
+    return numpy.where(points > 0, (total[high] - total[low]) / numpy.maximum(points, 1), numpy.nan)
+
+
+def spikes(values: Values) -> NDArray[numpy.bool_]:
+    """Which values stand far above their four neighbours: for these, and for the whole curve. The first never does."""
+    found = numpy.zeros(len(values), dtype=bool)
+    if numpy.isfinite(values).sum() < 20:
+        return found
+    padded = numpy.pad(numpy.where(numpy.isfinite(values), values, numpy.nan), 2, mode="edge")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # five values in a row that are not finite have no median
+        above = values - numpy.nanmedian(sliding_window_view(padded, 5), axis=1)
+        usual = numpy.nanmedian(numpy.abs(numpy.where(numpy.isfinite(above), above, numpy.nan)))
+        low, high = numpy.percentile(values[numpy.isfinite(values)], [5, 95])
+    found[1:] = above[1:] > 8 * usual + 0.25 * (high - low)
+    return found
 
 
 def _draw_losses(axes: Axes, train: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> None:
     steps, losses = _column(train, "step"), _column(train, "loss")
     eval_steps, eval_losses = _column(evaluated, "step"), _column(evaluated, "eval_loss")
-    window = max(1, len(losses) // 25)
-    if window > 1:
+    half = len(losses) // 50
+    if half:
+        mean = smoothed(numpy.where(spikes(losses), numpy.nan, losses), 2 * half + 1)
         axes.plot(steps, losses, color=TRAIN, alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(losses, window), color=TRAIN, linewidth=2, label=f"training (mean of {window})")
+        axes.plot(steps, mean, color=TRAIN, linewidth=2, label=f"training (mean of {2 * half + 1} lines)")
     elif len(losses):
         axes.plot(steps, losses, color=TRAIN, linewidth=2, marker="o", markersize=4, label="training")
     if numpy.isfinite(eval_losses).any():
         few = "o" if len(eval_losses) <= 60 else None
         axes.plot(eval_steps, eval_losses, color=EVAL, linewidth=1.4, marker=few, markersize=5, label="evaluation")
-    _limit(axes, losses, eval_losses)
-    bad = steps[~numpy.isfinite(losses)]
-    if len(bad):
-        _mark_bad(axes, bad)
+    beyond = _cut_spikes(axes, losses, eval_losses)
+    bad = ~numpy.isfinite(losses)
+    if beyond.any():
+        _mark(axes, steps[beyond], 1.0, "^", f"beyond the picture ({beyond.sum()}, up to {losses[beyond].max():.4g})")
+    if bad.any():
+        _mark(axes, steps[bad], 0.0, "x", f"not finite ({bad.sum()})")
     axes.set_ylabel("loss", fontsize=11)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=10, loc="upper right")
+        axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=10, loc="upper right")
 
 
 def _draw_rate(axes: Axes, train: list[dict[str, Any]]) -> None:
-    rates = _column(train, "learning_rate")
-    axes.plot(_column(train, "step"), rates, color=RATE, linewidth=1.4, marker="o" if len(rates) < 3 else None)
+    steps, rates = _column(train, "step"), _column(train, "learning_rate")
+    axes.plot(steps, rates, color=RATE, linewidth=1.4, marker="o" if len(rates) < 3 else None)
+    highest = max(rates[numpy.isfinite(rates)], default=0.0)
+    axes.set_ylim(0, 1.15 * highest or 1.0)
+    if len(set(steps)) == 1:
+        axes.set_xlim(steps[0] - 1, steps[0] + 1)
     axes.set_ylabel("learning\nrate", fontsize=10)
     axes.set_xlabel("step", fontsize=11)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(2, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: re.sub("e-0", "e-", f"{value:.1e}") if value else "0")
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    _plain(axes)
+
+
+def _cut_spikes(axes: Axes, losses: Values, eval_losses: Values) -> NDArray[numpy.bool_]:
+    """A spike must not press the curve flat: the picture ends above everything else. Returns which losses lie beyond."""
+    found = spikes(losses)
+    rest = numpy.concatenate([losses[numpy.isfinite(losses) & ~found], eval_losses[numpy.isfinite(eval_losses)]])
+    if not found.any() or not len(rest):
+        return numpy.zeros(len(losses), dtype=bool)
+    low, high = rest.min(), rest.max()
+    beyond = found & (losses > high + 0.5 * (high - low))
+    shown = numpy.concatenate([rest, losses[found & ~beyond]])
+    if beyond.any():
+        margin = 0.06 * (shown.max() - low)
+        axes.set_ylim(low - margin, shown.max() + margin)
+    return beyond
+
+
+def _mark(axes: Axes, steps: Values, height: float, marker: str, label: str) -> None:
+    """Marks on the lower (0) or upper (1) edge of the picture."""
+    place = axes.get_xaxis_transform()
+    marks = axes.plot(
+        steps, numpy.full(len(steps), height), marker, color=ODD, clip_on=False, transform=place, label=label
+    )
+    marks[0].set(markeredgewidth=2, zorder=5)
+
+
+def _plain(axes: Axes) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _limit(axes: Axes, losses: Values, eval_losses: Values) -> None:
-    """A single spike must not press the curve flat: beyond four times the usual range the picture is cut."""
-    finite = losses[numpy.isfinite(losses)]
-    if len(finite) < 20:
-        return
-    low, high = numpy.percentile(finite, [0, 99])
-    top = max([high, *eval_losses[numpy.isfinite(eval_losses)]])
-    if finite.max() > top + 4 * max(top - low, 1e-12):
-        margin = 0.05 * (top - low)
-        axes.set_ylim(low - margin, top + 4 * margin)
-
-
-def _mark_bad(axes: Axes, steps: Values) -> None:
-    """Crosses at the bottom edge where the loss was no finite number."""
-    axes.plot(
-        steps,
-        numpy.zeros(len(steps)),
-        linestyle="none",
-        marker="x",
-        color=BAD,
-        markeredgewidth=2,
-        clip_on=False,
-        transform=axes.get_xaxis_transform(),
-        label=f"not finite ({len(steps)})",
-    )
 
 
 def _column(lines: list[dict[str, Any]], key: str) -> Values:

@@ -94,8 +94,9 @@ def _checkpoints(saved: dict[int, Path]) -> list[tuple[str, str]]:
     rows = []
     for path in saved.values():
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        rows.append((path.name, f"{bytes_text(size):>10}  {verify(path) or 'whole'}"))
-    return [("checkpoints", str(len(rows))), *((f"  {name}", f"  {text}") for name, text in rows)]
+        rows.append((path.name, f"{bytes_text(size):>12}  {verify(path) or 'whole'}"))
+    width = max(len(name) for name, _ in rows)
+    return [("checkpoints", str(len(rows))), *(("", f"{name:<{width}}{text}") for name, text in rows)]
 
 
 def _epoch(line: dict[str, Any]) -> str:

@@ -83,13 +83,15 @@ class Display:
             return
         whole = totals or (sum(r[1] for r in rows), sum(r[2] for r in rows), sum(r[3] for r in rows))
         share = 100 * whole[0] / max(1, whole[0] + whole[1])
-        table = Table(title=title or None, title_justify="left", show_footer=True, header_style="bold")
+        table = Table(show_footer=True, header_style="bold")
         table.add_column("module", f"all ({share:.3g} % trained)", overflow="fold")
         for name, total in zip(("trainable", "frozen"), whole, strict=False):
             table.add_column(name, f"{total:,}", justify="right", no_wrap=True)
         table.add_column("bytes per rank", bytes_text(whole[2]), justify="right", no_wrap=True)
         for name, trainable, frozen, size in rows:
             table.add_row(Text(name), f"{trainable:,}", f"{frozen:,}", bytes_text(size))
+        if title:
+            self._say(title, "bold")
         self._console.print(table)
 
     @contextmanager

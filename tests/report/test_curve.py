@@ -1,0 +1,95 @@
+"""The loss curve is drawn from whatever a run has logged so far."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib.image
+import numpy
+import pytest
+
+from dist_subspace.errors import UsageError
+from dist_subspace.report.curve import loss_curve, smoothed, spikes, title
+from dist_subspace.training.metrics import KEYS, MetricsWriter
+
+
+def run_of(folder: Path, losses: list[float], eval_every: int = 0) -> Path:
+    writer = MetricsWriter(folder)
+    for step, loss in enumerate(losses, start=1):
+        writer.step(dict.fromkeys(KEYS, 1.0) | {"step": step, "loss": loss, "learning_rate": 1e-4 / step})
+        if eval_every and step % eval_every == 0:
+            writer.evaluation(step, {"eval_loss": loss})
+    writer.close()
+    return folder
+
+
+def decay(count: int) -> list[float]:
+    return [1 + 2 * math.exp(-5 * step / count) + 0.05 * math.sin(37 * step) for step in range(count)]
+
+
+def colours(path: Path) -> set[tuple[int, int, int]]:
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    assert pixels.shape[0] > 500 and pixels.shape[1] > 900
+    return set(map(tuple, pixels.reshape(-1, 3).tolist()))
+
+
+TRAIN, EVAL, ODD = (0x1F, 0x5F, 0xA8), (0xD1, 0x49, 0x5B), (0xE0, 0xA0, 0x30)
+
+
+@pytest.mark.parametrize("count", [1, 2, 60, 10_000])
+def test_a_curve_of_any_length_is_drawn(tmp_path: Path, count: int) -> None:
+    path = loss_curve(run_of(tmp_path, decay(count), eval_every=max(1, count // 4)))
+    assert path == tmp_path / "loss.png" and {TRAIN, EVAL} <= colours(path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["loss.png", "metrics.jsonl"]
+
+
+def test_what_is_not_finite_and_what_is_far_beyond_is_marked(tmp_path: Path) -> None:
+    losses = decay(100)
+    assert ODD not in colours(loss_curve(run_of(tmp_path / "a", losses)))
+    assert ODD in colours(loss_curve(run_of(tmp_path / "b", losses[:50] + [math.nan] + losses[51:])))
+    assert ODD in colours(loss_curve(run_of(tmp_path / "c", losses[:50] + [4000.0] + losses[51:])))
+
+
+@pytest.mark.parametrize("losses", [[math.nan], [math.nan] * 60, [2.0] * 60, [math.inf, 1.0]])
+def test_a_run_without_a_usual_loss_is_drawn_too(tmp_path: Path, losses: list[float]) -> None:
+    assert loss_curve(run_of(tmp_path, losses)).stat().st_size > 5000
+
+
+def test_a_run_that_was_only_evaluated_is_drawn(tmp_path: Path) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.evaluation(0, {"eval_loss": 2.0})
+    writer.close()
+    assert EVAL in colours(loss_curve(tmp_path))
+
+
+def test_nothing_logged_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"no metrics\.jsonl with a step"):
+        loss_curve(tmp_path)
+
+
+def test_a_spike_takes_no_part_in_the_mean_and_an_early_fall_is_none() -> None:
+    losses = numpy.array(decay(100))
+    assert not spikes(losses).any()
+    losses[50] = 4000.0
+    assert numpy.flatnonzero(spikes(losses)).tolist() == [50]
+    first = numpy.concatenate([[20.0], decay(60)])
+    assert not spikes(first)[0]
+
+
+def test_the_mean_is_centred_and_passes_over_what_is_not_finite() -> None:
+    found = smoothed(numpy.array([1.0, 2.0, 3.0, numpy.nan, 5.0]), 3)
+    assert found.tolist() == [1.5, 2.0, 2.5, 4.0, 5.0]
+    assert numpy.isnan(smoothed(numpy.array([numpy.nan]), 3)).all()
+
+
+def test_the_title_says_model_method_storage_and_stage(tmp_path: Path) -> None:
+    assert title(tmp_path) == tmp_path.name
+    (tmp_path / "config.yaml").write_text(
+        "model: {path: meta-llama/Llama-3.1-8B, storage: nf4}\nsubspace: {method: lora, rank: 8}\n"
+        "deepspeed: {preset: zero3}\n"
+    )
+    assert title(tmp_path) == "Llama-3.1-8B  ·  lora (rank 8)  ·  nf4  ·  zero3"
+    for text in ("[1, 2]", "model: 3", "{", "model: {path: [}"):
+        (tmp_path / "config.yaml").write_text(text)
+        assert title(tmp_path) == tmp_path.name
