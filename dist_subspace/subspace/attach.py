@@ -48,7 +48,8 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     resolved = resolve(config)
     head = _head_names(model)
     saved = _modules_to_save(model, config)
-    chosen = choose(model, resolved.targets, [*config.exclude_modules, *saved], head)
+    trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
+    chosen = choose(model, resolved.targets, [*config.exclude_modules, *trained_in_full], head)
     _check_rank(resolved, chosen)
     model.requires_grad_(False)
     shared: dict[int, nn.Parameter] = {}
@@ -92,8 +93,8 @@ def _wrap(name: str, operator: nn.Module, resolved: Resolved) -> SubspaceLinear:
     generator = torch.Generator().manual_seed(_seed_of(resolved.config.seed, name))
     device = next(operator.parameters()).device
     layer = resolved.method(operator, resolved.settings, generator)  # type: ignore[arg-type]
-    for parameter in layer.trainables().values():
-        parameter.data = parameter.data.to(device)
+    for own, parameter in layer.trainables().items():
+        setattr(layer, own, nn.Parameter(parameter.data.to(device)))
     return layer.train(operator.training)
 
 
@@ -104,13 +105,13 @@ def _seed_of(seed: int, name: str) -> int:
 
 def _check_rank(resolved: Resolved, chosen: dict[str, nn.Module]) -> None:
     rank = resolved.settings.rank
-    for name, operator in chosen.items():
-        limit = min(operator.in_features, operator.out_features)
-        if rank > limit:
-            raise UsageError(
-                f"subspace.rank is {rank}, but {name} is {operator.out_features} x {operator.in_features}; "
-                f"accepted: at most {limit} there (lower the rank, or exclude the layer by subspace.exclude_modules)"
-            )
+    name = min(chosen, key=lambda n: min(chosen[n].in_features, chosen[n].out_features))
+    rows, columns = chosen[name].out_features, chosen[name].in_features
+    if rank > min(rows, columns):
+        raise UsageError(
+            f"subspace.rank is {rank}, but {name} is {rows} x {columns}; accepted: at most {min(rows, columns)} "
+            "(or leave such layers out by subspace.exclude_modules)"
+        )
 
 
 def _head_names(model: nn.Module) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -73,8 +74,13 @@ def resolve(config: SubspaceConfig) -> Resolved:
 
 
 def _check_ranges(config: SubspaceConfig, info: MethodInfo) -> None:
-    if info.uses_rank and config.rank is not None and (not isinstance(config.rank, int) or config.rank < 1):
+    whole = isinstance(config.rank, int) and not isinstance(config.rank, bool)
+    if info.uses_rank and config.rank is not None and (not whole or config.rank < 1):
         raise UsageError(f"subspace.rank is {config.rank!r}; accepted: a whole number of at least 1")
+    if config.alpha is not None and not (_is_number(config.alpha) and math.isfinite(config.alpha) and config.alpha > 0):
+        raise UsageError(f"subspace.alpha is {config.alpha!r}; accepted: a number above 0")
+    if not _is_number(config.dropout):
+        raise UsageError(f"subspace.dropout is {config.dropout!r}; accepted: from 0 up to, but not including, 1")
     if not 0 <= config.dropout < 1:
         raise UsageError(f"subspace.dropout is {config.dropout!r}; accepted: from 0 up to, but not including, 1")
     constraint = config.constraint or "none"
@@ -98,9 +104,12 @@ def _options(given: Mapping[str, Any], info: MethodInfo) -> dict[str, Any]:
 def _check_option(field_name: str, value: Any, default: Any, accepted: tuple[Any, ...] | None) -> None:
     if accepted is not None and value not in accepted:
         raise UsageError(f"{field_name} is {value!r}; accepted: {', '.join(map(str, accepted))}")
-    number = isinstance(default, (int, float)) and not isinstance(default, bool)
-    if accepted is None and number and (isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0):
+    if accepted is None and _is_number(default) and not (_is_number(value) and value > 0):
         raise UsageError(f"{field_name} is {value!r}; accepted: a number above 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _unused(config: SubspaceConfig, info: MethodInfo) -> tuple[str, ...]:

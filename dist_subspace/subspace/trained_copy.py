@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_subspace.subspace.method import Operator
+
 Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
 
@@ -61,8 +63,9 @@ def _full_copy(original: nn.Module, gathered: Gathered, shared: dict[int, nn.Par
     """The module with float32 parameters of its own; frozen operators in it become linear layers that can be trained.
     `shared` maps a frozen parameter to its one trained copy, so that tied modules stay tied."""
     with gathered(list(original.parameters())), torch.no_grad():
-        memo: dict[int, Any] = {id(m): _linear_copy(m, shared) for m in original.modules() if hasattr(m, "dense")}
-        inside = {id(p) for m in original.modules() if hasattr(m, "dense") for p in m.parameters()}
+        operators = [m for m in original.modules() if isinstance(m, Operator)]
+        memo: dict[int, Any] = {id(m): _linear_copy(m, shared) for m in operators}
+        inside = {id(p) for m in operators for p in m.parameters()}
         rest = [p for p in original.parameters() if id(p) not in inside]
         memo |= {id(p): _trained(p, p.detach(), shared) for p in rest}
         return copy.deepcopy(original, memo)

@@ -1,0 +1,254 @@
+"""`attach` on transformers models: identity at the start, only the adapter trains, the model stays a transformers model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_subspace import SubspaceConfig, attach, disabled, methods, trainable_parameters
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace import SubspaceLinear, TrainedCopy, attached, named_trainables
+from tests.tiny_models import FAMILIES, logits, tiny_inputs, tiny_model
+
+each_method = pytest.mark.parametrize("method", sorted(methods()))
+each_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+def attach_tiny(model: nn.Module, method: str = "lora", **config: Any) -> Any:
+    rank = 2 if methods()[method].uses_rank else None
+    return attach(model, SubspaceConfig(method=method, **{"rank": rank, **config}))
+
+
+def randomise(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(7)
+    for parameter in trainable_parameters(model):
+        parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@each_family
+@each_method
+def test_at_the_start_the_model_computes_what_it_did(name: str, method: str) -> None:
+    model = tiny_model(name)
+    before = logits(model)
+    torch.testing.assert_close(logits(attach_tiny(model, method)), before, rtol=1e-5, atol=1e-5)
+
+
+@each_family
+@each_method
+def test_disabled_gives_exactly_the_bases_output_and_only_within_its_block(name: str, method: str) -> None:
+    model = attach_tiny(tiny_model(name), method)
+    with disabled(model):
+        start = logits(model)
+    randomise(model)
+    changed = logits(model)
+    assert not torch.allclose(changed, start, atol=1e-3)
+    with disabled(model) as same, pytest.raises(KeyError):
+        assert same is model and torch.equal(logits(model), start)
+        raise KeyError
+    assert torch.equal(logits(model), changed)
+
+
+@each_family
+@each_method
+def test_only_the_adapter_is_trained_and_all_of_it_is_reached(name: str, method: str) -> None:
+    model = randomise(attach_tiny(tiny_model(name), method)).train()
+    model(**tiny_inputs(model, labels=True)).loss.backward()
+    trained = {id(p) for m in model.modules() if isinstance(m, SubspaceLinear) for p in m.trainables().values()}
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (id(parameter) in trained), parameter_name
+        assert (parameter.grad is not None) == parameter.requires_grad, parameter_name
+    assert {id(p) for p in trainable_parameters(model)} == trained
+    assert all(p.grad.abs().sum() > 0 for p in trainable_parameters(model))
+
+
+def test_initial_values_do_not_depend_on_which_other_layers_are_targets() -> None:
+    few = named_trainables(attach_tiny(tiny_model(), target_modules=["v_proj"]))
+    many = named_trainables(attach_tiny(tiny_model()))
+    torch.manual_seed(99)  # nor on what was drawn before
+    again = named_trainables(attach_tiny(tiny_model()))
+    other = named_trainables(attach_tiny(tiny_model(), seed=1))
+    assert len(few) == 4 and len(many) == 28
+    assert all(torch.equal(many[key], value) for key, value in few.items())
+    assert all(torch.equal(many[key], value) for key, value in again.items())
+    assert not any(torch.equal(other[key], value) for key, value in many.items() if key.endswith("lora_A"))
+
+
+def test_layers_of_one_shape_start_differently() -> None:
+    values = named_trainables(attach_tiny(tiny_model(), target_modules=["q_proj"]))
+    first, second = (value for key, value in values.items() if key.endswith("lora_A"))
+    assert not torch.equal(first, second)
+
+
+def test_attaching_twice_is_refused() -> None:
+    model = attach_tiny(tiny_model())
+    before = set(named_trainables(model))
+    with pytest.raises(UsageError, match="the model has a subspace method already"):
+        attach_tiny(model, "ssl")
+    assert set(named_trainables(model)) == before
+
+
+def test_a_model_without_a_method_says_so() -> None:
+    with pytest.raises(UsageError, match="the model has no subspace method; call attach first"):
+        attached(tiny_model())
+
+
+def test_a_rank_above_a_layers_width_names_the_layer() -> None:
+    model = tiny_model()
+    message = r"subspace\.rank is 17, but model\.layers\.0\.self_attn\.k_proj is 16 x 32; accepted: at most 16 "
+    with pytest.raises(UsageError, match=message):
+        attach(model, SubspaceConfig(rank=17))
+    assert not any(isinstance(m, SubspaceLinear) for m in model.modules()), "refused, but attached in part"
+    attach(model, SubspaceConfig(rank=16))
+
+
+def test_a_refused_model_computes_as_before_and_can_be_attached_after_all() -> None:
+    model = tiny_model()
+    before = logits(model)
+    with pytest.raises(UsageError):
+        attach_tiny(model, target_modules=["nothing"])
+    torch.testing.assert_close(logits(model), before)
+    assert len(trainable_parameters(attach_tiny(model))) == 28
+
+
+# Gradient checkpointing (pains.md row 15).
+
+
+def gradients(model: Any, **checkpointing: Any) -> dict[str, torch.Tensor]:
+    model.train().zero_grad()
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
+    torch.manual_seed(4)  # of the adapters' dropout
+    model(**tiny_inputs(model, labels=True), use_cache=False).loss.backward() if _is_decoder(model) else model(
+        **tiny_inputs(model, labels=True)
+    ).loss.backward()
+    return {name: p.grad.clone() for name, p in named_trainables(model).items()}
+
+
+def _is_decoder(model: nn.Module) -> bool:
+    return "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "OPTForCausalLM"]
+)
+def test_row_15_gradients_are_equal_with_checkpointing_on_and_off(name: str, reentrant: bool) -> None:
+    plain = gradients(randomise(attach_tiny(tiny_model(name), dropout=0.3)))
+    checkpointed = gradients(randomise(attach_tiny(tiny_model(name), dropout=0.3)), use_reentrant=reentrant)
+    assert plain.keys() == checkpointed.keys() and any(g.abs().max() > 0 for g in plain.values())
+    for key, expected in plain.items():
+        torch.testing.assert_close(checkpointed[key], expected, rtol=1e-4, atol=1e-6)
+
+
+@each_method
+def test_row_15_every_method_trains_under_reentrant_checkpointing(method: str) -> None:
+    plain = gradients(randomise(attach_tiny(tiny_model(), method)))
+    checkpointed = gradients(randomise(attach_tiny(tiny_model(), method)), use_reentrant=True)
+    for key, expected in plain.items():
+        torch.testing.assert_close(checkpointed[key], expected, rtol=1e-4, atol=1e-6)
+
+
+# What transformers offers goes on working.
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "OPTForCausalLM", "T5ForConditionalGeneration"]
+)
+def test_generate_gives_the_bases_text_at_the_start_and_another_after_training(name: str) -> None:
+    base, model = tiny_model(name), attach_tiny(tiny_model(name))
+    inputs = {key: value for key, value in tiny_inputs(model).items() if not key.startswith("decoder")}
+    expected = base.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), expected)
+    randomise(model)
+    changed = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert changed.shape != expected.shape or not torch.equal(changed, expected)
+    uncached = model.generate(**inputs, max_new_tokens=8, do_sample=False, use_cache=False)
+    assert torch.equal(changed, uncached)
+
+
+def test_a_half_precision_model_and_autocast_work() -> None:
+    model = randomise(attach_tiny(tiny_model().to(torch.bfloat16)))
+    assert {p.dtype for p in trainable_parameters(model)} == {torch.float32}
+    assert logits(model).dtype == torch.bfloat16
+    full = attach_tiny(tiny_model()).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        full(**tiny_inputs(full, labels=True)).loss.backward()
+    assert all(p.grad is not None for p in trainable_parameters(full))
+
+
+# modules_to_save
+
+
+def saved_copies(model: nn.Module) -> dict[str, TrainedCopy]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, TrainedCopy)}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "expected"),
+    [
+        ("BertForSequenceClassification", "classifier", {"classifier"}),
+        ("RobertaForSequenceClassification", "classifier", {"classifier"}),
+        ("Qwen2ForCausalLM", "lm_head", {"lm_head"}),
+        ("Qwen2ForCausalLM", "embed_tokens", {"model.embed_tokens"}),
+        ("LlamaForCausalLM", "lm_head", {"lm_head", "model.embed_tokens"}),  # tied: both, or they would part
+        ("LlamaForCausalLM", "embed_tokens", {"lm_head", "model.embed_tokens"}),
+        ("GPT2LMHeadModel", "wte", {"lm_head", "transformer.wte"}),
+        ("LlamaForCausalLM", "model.norm", {"model.norm"}),
+    ],
+)
+def test_a_module_to_save_is_trained_in_full(name: str, module: str, expected: set[str]) -> None:
+    original = tiny_model(name)
+    before = logits(original)
+    model = attach_tiny(original, modules_to_save=[module])
+    assert set(saved_copies(model)) == expected
+    torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
+    model.train()(**tiny_inputs(model, labels=True)).loss.backward()
+    for copy in saved_copies(model).values():
+        assert copy.trainables() and all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in copy.trainables().values()
+        )
+        assert not any(p.requires_grad for p in copy.original.parameters())
+    randomise(model)
+    with disabled(model):
+        torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
+
+
+def test_tied_modules_that_are_saved_stay_tied() -> None:
+    model = attach_tiny(tiny_model(), modules_to_save=["lm_head"])
+    assert model.lm_head.trained.weight is model.model.embed_tokens.trained.weight
+    assert model.lm_head.original.weight is model.model.embed_tokens.original.weight
+    assert len(trainable_parameters(model)) == 28 + 1
+
+
+def test_a_saved_module_is_no_target() -> None:
+    model = attach_tiny(tiny_model(), target_modules=["lm_head", "q_proj"], modules_to_save=["lm_head"])
+    assert attached(model).layers == ("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj")
+    inside = attach_tiny(
+        tiny_model("RobertaForSequenceClassification"), target_modules=["dense"], modules_to_save=["classifier"]
+    )
+    assert not any(layer.startswith("classifier") for layer in attached(inside).layers)
+
+
+def test_a_saved_copy_is_float32_beside_a_half_precision_model() -> None:
+    for name, module in (("Qwen2ForCausalLM", "lm_head"), ("LlamaForCausalLM", "embed_tokens")):
+        model = attach_tiny(tiny_model(name).to(torch.bfloat16), modules_to_save=[module]).train()
+        copies = saved_copies(model).values()
+        assert all(p.dtype == torch.float32 for copy in copies for p in copy.trainables().values())
+        model(**tiny_inputs(model, labels=True)).loss.backward()
+        assert all(p.grad is not None for copy in copies for p in copy.trainables().values())
+
+
+def test_an_unknown_module_to_save_shows_names_that_exist() -> None:
+    with pytest.raises(UsageError, match=r"subspace\.modules_to_save has 'head', which names no module; .*lm_head"):
+        attach_tiny(tiny_model(), modules_to_save=["head"])
+
+
+@pytest.fixture(autouse=True)
+def no_gradient_left_disabled() -> Iterator[None]:
+    yield
+    assert torch.is_grad_enabled()

@@ -1,0 +1,64 @@
+"""What a user may ask for, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace import SubspaceConfig, resolve
+
+
+def test_unset_values_are_the_methods_own() -> None:
+    resolved = resolve(SubspaceConfig())
+    assert (resolved.settings.rank, resolved.settings.alpha, resolved.settings.dropout) == (16, 32.0, 0.0)
+    assert resolved.targets == "all-linear" and resolved.unused == ()
+    assert resolve(SubspaceConfig(rank=4)).settings.alpha == 8.0
+
+
+def test_what_a_method_has_not_is_accepted_and_said_to_be_unused() -> None:
+    resolved = resolve(SubspaceConfig(method="ssl", rank=8, alpha=16, dropout=0.1))
+    assert resolved.unused == ("rank", "alpha", "dropout")
+    assert (resolved.settings.rank, resolved.settings.dropout) == (0, 0.0)
+    assert resolve(SubspaceConfig(method="ssb")).unused == ()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"method": "lorra"}, r"subspace\.method is 'lorra' \(did you mean 'lora'\?\); accepted: .*ssl"),
+        ({"rank": 0}, r"subspace\.rank is 0; accepted: a whole number of at least 1"),
+        ({"rank": -3}, r"subspace\.rank is -3; accepted"),
+        ({"rank": 2.5}, r"subspace\.rank is 2\.5; accepted: a whole number"),
+        ({"rank": True}, r"subspace\.rank is True; accepted: a whole number"),
+        ({"alpha": "big"}, r"subspace\.alpha is 'big'; accepted: a number"),
+        ({"alpha": float("nan")}, r"subspace\.alpha is nan; accepted: a number"),
+        ({"dropout": 1.0}, r"subspace\.dropout is 1\.0; accepted: from 0 up to, but not including, 1"),
+        ({"dropout": -0.1}, r"subspace\.dropout is -0\.1; accepted"),
+        ({"constraint": "mpc"}, r"subspace\.constraint is 'mpc' \(did you mean 'mpc_o'\?\); accepted: none, mpc_o"),
+        ({"method": "ssl", "constraint": "mpc_o"}, r"subspace\.constraint is 'mpc_o'; method ssl accepts: none"),
+        (
+            {"options": {"ini": 1}},
+            r"an option of method lora is 'ini' \(did you mean 'init'\?\); accepted: init, lr_ratio",
+        ),
+        ({"options": {"init": "x"}}, r"subspace\.options\.init is 'x'; accepted: kaiming, gaussian"),
+        ({"options": {"lr_ratio": 0}}, r"subspace\.options\.lr_ratio is 0; accepted: a number above 0"),
+        ({"options": {"lr_ratio": "2"}}, r"subspace\.options\.lr_ratio is '2'; accepted: a number above 0"),
+        ({"method": "ssl", "options": {"a": 1}}, r"subspace\.options has 'a', but method ssl has no options"),
+        ({"method": "ssb", "options": {"scale_bias": 3}}, r"subspace\.options\.scale_bias is 3; accepted: False, True"),
+        ({"target_modules": []}, r"subspace\.target_modules is empty; accepted: all-linear"),
+        ({"target_modules": ""}, r"subspace\.target_modules is empty; accepted: all-linear"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_by_field_value_and_what_is_accepted(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        resolve(SubspaceConfig(**config))
+
+
+def test_a_configuration_is_plain_json() -> None:
+    config = SubspaceConfig(target_modules=("a", "b"), options={"lr_ratio": 2.0}, modules_to_save=("head",))
+    again = SubspaceConfig(**json.loads(json.dumps(config.as_dict())))
+    assert resolve(again).settings == resolve(config).settings and list(again.target_modules or ()) == ["a", "b"]
