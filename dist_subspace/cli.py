@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -33,9 +34,13 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
     """
+    _choose_accelerator()
+    from dist_subspace.placement.zero import leave_process_group
     from dist_subspace.training.run import train as run
 
-    raise typer.Exit(run(config, overrides or []))
+    status = run(config, overrides or [])
+    leave_process_group()
+    raise typer.Exit(status)
 
 
 @app.command()
@@ -98,6 +103,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {shown()}", file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
     return int(result) if isinstance(result, int) else 0
+
+
+def _choose_accelerator() -> None:
+    """DeepSpeed warns at import that it found no GPU; say it first, where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _adapter_folder(path: str) -> Path:

@@ -15,7 +15,8 @@ from dist_subspace.checkpoint.state import TrainerState, check_same_run, find_ch
 from dist_subspace.checkpoint.store import check_writable, remove_leftovers
 from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.load import download, resolve_dtype, resolve_folder
+from dist_subspace.loading.index import open_checkpoint
+from dist_subspace.loading.load import download, model_config, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
 from dist_subspace.placement.zero import agreed_device
@@ -68,6 +69,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     with agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
+        check_fits(folder, tokenizer, config)
     data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
         batches = make_batches(config, data, tokenizer)
@@ -106,6 +108,26 @@ def check_hardware(dtype: torch.dtype, device: torch.device) -> None:
     ):
         raise UsageError(
             f"model.dtype is bfloat16, which {torch.cuda.get_device_name(device)} does not have; accepted here: float16, float32"
+        )
+
+
+def check_fits(folder: Path, tokenizer: Any, config: Config) -> None:
+    """The tokenizer's ids must be in the model's vocabulary, and a row within its positions.
+
+    Raises:
+        UsageError: naming what is too large.
+    """
+    open_checkpoint(folder)
+    model = model_config(folder, config.model.trust_remote_code).get_text_config()
+    positions = getattr(model, "max_position_embeddings", None)
+    if positions and config.data.max_length > positions:
+        raise UsageError(
+            f"data.max_length is {config.data.max_length}; accepted: at most {positions}, the model's positions"
+        )
+    vocabulary = getattr(model, "vocab_size", None)
+    if vocabulary and len(tokenizer) > vocabulary:
+        raise UsageError(
+            f"model.tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary has {vocabulary:,}: not its tokenizer"
         )
 
 

@@ -16,8 +16,8 @@ from dist_subspace.config import Config, dump_config, load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.zero import ensure_process_group, leave_process_group
+from dist_subspace.placement.collectives import agreed, barrier, on_main, world
+from dist_subspace.placement.zero import ensure_process_group
 from dist_subspace.report.curve import loss_curve
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine import be_quiet
@@ -39,10 +39,9 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
     plan: Plan | None = None
     be_quiet()
     try:
-        config = with_stock_choices(
-            load_config(source, overrides)
-        )  # every rank reads the same text, so that every rank agrees
-        ensure_process_group()
+        ensure_process_group()  # first, so that a refusal is everyone's and is said once
+        with agreed("reading the configuration"):
+            config = with_stock_choices(load_config(source, overrides))
         with Display(enabled=world().is_main, total_steps=0) as display:
             display.show_config(dump_config(config))
             plan = make_plan(config, display.notice)
@@ -54,8 +53,6 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
             return _end(config, "failed", _memory_advice(plan), EXIT_FAILED, everywhere=True)
         traceback.print_exc()
         return _end(config, "failed", f"{type(error).__name__}: {error}", EXIT_FAILED, everywhere=True)
-    finally:
-        leave_process_group()
 
 
 def _run(plan: Plan) -> int:
@@ -138,6 +135,8 @@ def _end(
         print(message if state == "interrupted" else f"error: {message}", file=sys.stderr, flush=True)
     if config is not None:
         _status(config, state, message, step, rank, anyone=everywhere)
+    if state == "refused":
+        barrier()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
     return code
 
 

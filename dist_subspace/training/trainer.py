@@ -122,8 +122,9 @@ class Trainer:
                 **_head_settings(plan),
             )
         model = attach(model, with_head(plan, model))
-        if config.training.gradient_checkpointing and hasattr(model, "gradient_checkpointing_enable"):
-            model.gradient_checkpointing_enable(config.training.gradient_checkpointing_kwargs.model_dump())
+        if config.training.gradient_checkpointing:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:
             enable_packing(model)
         self.observer.model_ready(model)
