@@ -64,7 +64,7 @@ def tiny_inputs(model: nn.Module, *, rows: int = 2, length: int = 7, labels: boo
     generator = torch.Generator().manual_seed(11)
     ids = torch.randint(3, VOCABULARY, (rows, length), generator=generator)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "T5" in type(model).__name__:
+    if getattr(model.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = torch.randint(3, VOCABULARY, (rows, 5), generator=generator)
     if labels:
         inputs["labels"] = inputs.pop("decoder_input_ids", ids).clone()

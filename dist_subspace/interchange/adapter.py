@@ -49,7 +49,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     described: dict[str, Any] = {
         "peft_type": attachment.info.peft_type,
         "base_model_name_or_path": str(path) if path else None,
-        "task_type": _task_type(model),
+        "task_type": _task_type(model, attachment.saved_modules),
         "inference_mode": True,
         "target_modules": _endings(model, attachment.layers),
         "modules_to_save": list(attachment.saved_modules) or None,
@@ -71,6 +71,7 @@ def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = 
     Raises:
         UsageError: for a model without a method. OSError: for a folder that cannot be written; every rank raises.
     """
+    attached(model)
     tensors = adapter_tensors(model)
     _refuse_empty(tensors, model)
     described = adapter_config(model, base_model)
@@ -91,9 +92,10 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
         described = json.loads((path / CONFIG).read_text())
     except json.JSONDecodeError as error:
         raise UsageError(f"{path / CONFIG} is not JSON at line {error.lineno}: {error.msg}") from error
-    ours = described.get("dist_subspace")
-    if ours is None:
-        raise UsageError(f"{path / CONFIG} was not written by dist_subspace (peft_type {described.get('peft_type')!r})")
+    ours = described.get("dist_subspace") if isinstance(described, dict) else None
+    if not isinstance(ours, dict):
+        kind = described.get("peft_type") if isinstance(described, dict) else None
+        raise UsageError(f"{path / CONFIG} was not written by dist_subspace (peft_type {kind!r})")
     if ours.get("format") != FORMAT:
         raise UsageError(f"{path / CONFIG} is of format {ours.get('format')!r}; this version reads format {FORMAT}")
     fields = SubspaceConfig.__dataclass_fields__
@@ -172,12 +174,13 @@ def _transposed(model: nn.Module, layers: tuple[str, ...]) -> bool:
     return any(getattr(model.get_submodule(name).base, "transposed", False) for name in layers)
 
 
-def _task_type(model: nn.Module) -> str | None:
+def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
+    """PEFT's task. For classification PEFT expects a trained head in the file, so without one it is told no task."""
     kinds = {
         "ForCausalLM": "CAUSAL_LM",
         "LMHeadModel": "CAUSAL_LM",
-        "ForSequenceClassification": "SEQ_CLS",
-        "ForTokenClassification": "TOKEN_CLS",
         "ForConditionalGeneration": "SEQ_2_SEQ_LM",
     }
+    if saved_modules:
+        kinds |= {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
     return next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)

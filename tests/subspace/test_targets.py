@@ -104,7 +104,7 @@ def test_the_head_can_be_named() -> None:
 
 def test_nothing_matched_shows_names_that_exist() -> None:
     with pytest.raises(
-        UsageError, match=r"subspace\.target_modules is \['query'\], which matches no .*layers\.0\.self_attn\.q_proj"
+        UsageError, match=r"target_modules is \['query'\], which matches no .*layers\.0\.self_attn\.q_proj"
     ):
         layers(tiny_model(), target_modules=["query"])
     with pytest.raises(UsageError, match=r"is 'all-linear' without \['layers'.*\], which matches no linear layer"):
@@ -114,7 +114,7 @@ def test_nothing_matched_shows_names_that_exist() -> None:
 
 def test_a_pattern_that_is_none_is_said() -> None:
     with pytest.raises(
-        UsageError, match=r"subspace\.target_modules is '\*q', which is no regular expression .*accepted: all-linear"
+        UsageError, match=r"target_modules is '\*q', which is no regular expression .*accepted: all-linear"
     ):
         layers(tiny_model(), target_modules="*q")
 

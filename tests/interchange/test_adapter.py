@@ -1,0 +1,258 @@
+"""Adapters as folders: exact when read back, and the same function in PEFT."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import dist_subspace as dsub
+from dist_subspace import SubspaceConfig
+from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter
+from dist_subspace.storage import FrozenLinear, storages
+from dist_subspace.subspace import attached, named_trainables
+from tests.tiny_models import FAMILIES, logits, tiny_model
+
+each_method = pytest.mark.parametrize("method", sorted(dsub.methods()))
+
+
+def trained(model: Any, method: str = "lora", **config: Any) -> Any:
+    """The model with a method on it, and its trained values moved away from the start."""
+    rank = 3 if dsub.methods()[method].uses_rank else None
+    dsub.attach(model, SubspaceConfig(method=method, **{"rank": rank, "alpha": 5.0 if rank else None, **config}))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in dsub.trainable_parameters(model):
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+@each_method
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_adapter_read_back_is_the_same_adapter(method: str, name: str, tmp_path: Path) -> None:
+    head = "classifier" if "Classification" in name else "lm_head" if name != "BertForMaskedLM" else "decoder"
+    model = trained(tiny_model(name), method, modules_to_save=[head], seed=3)
+    dsub.save_adapter(model, tmp_path / "adapter")
+    again = dsub.load_adapter(tiny_model(name), tmp_path / "adapter")
+    assert attached(again).layers == attached(model).layers
+    assert attached(again).resolved.settings == attached(model).resolved.settings
+    expected = named_trainables(model)
+    assert named_trainables(again).keys() == expected.keys()
+    for key, value in named_trainables(again).items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=1e-7, msg=key)
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-3, atol=1e-4)
+    dsub.save_adapter(again, tmp_path / "again")
+    first, second = load_file(tmp_path / "adapter" / WEIGHTS), load_file(tmp_path / "again" / WEIGHTS)
+    assert first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@each_method
+def test_row_6_an_adapters_file_is_four_bytes_a_trained_value(method: str, tmp_path: Path) -> None:
+    for storage in ("fp32", "nf4"):
+        tiny_model().save_pretrained(tmp_path / "base")
+        model = trained(dsub.load_frozen(tmp_path / "base", storage=storage), method)
+        dsub.save_adapter(model, tmp_path / storage)
+        values = sum(p.numel() for p in dsub.trainable_parameters(model))
+        size = (tmp_path / storage / WEIGHTS).stat().st_size
+        names = 200 * len(dsub.trainable_parameters(model))
+        assert 4 * values <= size <= 4 * values + names
+        assert sorted(p.name for p in (tmp_path / storage).iterdir()) == [CONFIG, WEIGHTS]
+
+
+def test_row_4_empty_tensors_are_never_saved(tmp_path: Path) -> None:
+    """What a rank holds of a split parameter that nobody gathered is a tensor of no elements."""
+    model = trained(tiny_model())
+    model.model.layers[0].self_attn.q_proj.lora_A.data = torch.empty(0)
+    with pytest.raises(RuntimeError, match=r"has no whole .*q_proj\.lora_A\.weight to save; every rank must call save_adapter"):
+        dsub.save_adapter(model, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+# PEFT reads our LoRA and computes the same.
+
+
+def in_peft(base: nn.Module, folder: Path) -> Any:
+    return peft.PeftModel.from_pretrained(base, folder).eval()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_peft_computes_the_same_logits(name: str, tmp_path: Path) -> None:
+    model = trained(tiny_model(name))
+    dsub.save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(in_peft(tiny_model(name), tmp_path)), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel"])
+@pytest.mark.parametrize("storage", sorted(storages()))
+def test_peft_computes_the_same_logits_on_the_weights_of_every_storage(name: str, storage: str, tmp_path: Path) -> None:
+    tiny_model(name).save_pretrained(tmp_path / "base")
+    model = dsub.load_frozen(tmp_path / "base", storage=storage, double_quant=True)
+    dtype = model.get_input_embeddings().weight.dtype
+    plain = getattr(transformers, name).from_pretrained(tmp_path / "base", dtype=dtype).eval()
+    for module_name, module in model.named_modules():
+        if isinstance(module, FrozenLinear):
+            turned = type(plain.get_submodule(module_name)).__name__ == "Conv1D"
+            plain.get_submodule(module_name).weight.data = module.dense(dtype).t() if turned else module.dense(dtype)
+    dsub.save_adapter(trained(model), tmp_path / "adapter")
+    expected = logits(in_peft(plain, tmp_path / "adapter")).float()
+    rounding = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}[dtype]
+    assert (logits(model).float() - expected).abs().max() <= rounding * expected.abs().max()
+
+
+@pytest.mark.parametrize("quantised", ["nf4", "int8"])
+def test_peft_computes_the_same_logits_on_a_model_that_bitsandbytes_quantised(quantised: str, tmp_path: Path) -> None:
+    # bitsandbytes' own CPU kernel is wrong on rows that are no multiple of its blocks of 64.
+    tiny_model(hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "base")
+    arguments: dict[str, Any] = {"load_in_8bit": True}
+    if quantised == "nf4":
+        arguments = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+    settings = transformers.BitsAndBytesConfig(**arguments)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "base", quantization_config=settings, dtype=torch.float32, device_map="cpu"
+    )
+    model = dsub.load_frozen(tmp_path / "base", storage=quantised, dtype="float32")
+    dsub.save_adapter(trained(model), tmp_path / "adapter")
+    theirs = in_peft(plain, tmp_path / "adapter").train()  # evaluation takes inference kernels that round more
+    tolerance = {"nf4": 1e-4, "int8": 1e-2}[quantised]
+    expected = logits(theirs)
+    assert (logits(model) - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("BertForSequenceClassification", "classifier"),
+        ("RobertaForSequenceClassification", "classifier"),
+        ("Qwen2ForCausalLM", "lm_head"),
+        ("Qwen2ForCausalLM", "embed_tokens"),
+    ],
+)
+def test_peft_reads_the_modules_that_were_trained_in_full(name: str, module: str, tmp_path: Path) -> None:
+    model = trained(tiny_model(name), modules_to_save=[module])
+    dsub.save_adapter(model, tmp_path)
+    theirs = in_peft(tiny_model(name), tmp_path)
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_peft_gets_the_same_layers_where_endings_would_mean_others(tmp_path: Path) -> None:
+    model = trained(tiny_model(), target_modules=[r"layers.0.self_attn.q_proj", "layers.1.mlp.up_proj"])
+    dsub.save_adapter(model, tmp_path)
+    theirs = in_peft(tiny_model(), tmp_path)
+    torch.testing.assert_close(logits(theirs), logits(model), rtol=1e-4, atol=1e-4)
+    wrapped = [n for n, m in theirs.named_modules() if isinstance(m, peft.tuners.lora.LoraLayer)]
+    assert len(wrapped) == 2
+
+
+def test_the_configuration_says_what_the_adapter_is(tmp_path: Path) -> None:
+    model = trained(tiny_model("GPT2LMHeadModel"), dropout=0.1)
+    dsub.save_adapter(model, tmp_path, base_model="org/base")
+    described = json.loads((tmp_path / CONFIG).read_text())
+    assert described["peft_type"] == "LORA" and described["task_type"] == "CAUSAL_LM"
+    assert (described["r"], described["lora_alpha"], described["lora_dropout"]) == (3, 5.0, 0.1)
+    assert described["fan_in_fan_out"] is True and described["base_model_name_or_path"] == "org/base"
+    assert described["dist_subspace"]["format"] == 1 and len(described["dist_subspace"]["layers"]) == 8
+
+
+# Bad folders.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    dsub.save_adapter(trained(tiny_model()), tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def change(folder: Path, **changes: Any) -> None:
+    described = json.loads((folder / CONFIG).read_text())
+    described["dist_subspace"] |= changes
+    (folder / CONFIG).write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize("missing", [None, CONFIG, WEIGHTS])
+def test_a_folder_without_an_adapter_is_said(missing: str | None, folder: Path) -> None:
+    if missing is None:
+        shutil.rmtree(folder)
+    else:
+        (folder / missing).unlink()
+    with pytest.raises(UsageError, match=f"holds no adapter; looked for {CONFIG} and {WEIGHTS}"):
+        dsub.load_adapter(tiny_model(), folder)
+
+
+def test_an_adapter_of_peft_itself_is_said(tmp_path: Path) -> None:
+    peft.get_peft_model(tiny_model(), peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"was not written by dist_subspace \(peft_type 'LORA'\)"):
+        dsub.load_adapter(tiny_model(), tmp_path)
+
+
+def test_a_configuration_that_is_not_json_is_said(folder: Path) -> None:
+    for text, message in (("{\n,}", "is not JSON at line 2"), ("[]", "was not written by dist_subspace")):
+        (folder / CONFIG).write_text(text)
+        with pytest.raises(UsageError, match=message):
+            dsub.load_adapter(tiny_model(), folder)
+
+
+def test_an_adapter_of_another_format_or_an_unknown_method_is_said(folder: Path) -> None:
+    change(folder, format=99)
+    with pytest.raises(UsageError, match=r"is of format 99; this version reads format 1"):
+        dsub.load_adapter(tiny_model(), folder)
+    change(folder, format=1, method="lorax")
+    with pytest.raises(UsageError, match=r"subspace\.method is 'lorax' \(did you mean 'lora'\?\)"):
+        dsub.load_adapter(tiny_model(), folder)
+
+
+def test_a_truncated_file_is_said(folder: Path) -> None:
+    data = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(data[:-10])
+    with pytest.raises(UsageError, match=r"is no whole safetensors file .*; copy it again"):
+        dsub.load_adapter(tiny_model(), folder)
+
+
+def test_an_adapter_of_another_base_is_said(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"the adapter holds .*_proj\.lora_B\.weight as \[44, 3\], but .* needs \[48, 3\]"):
+        dsub.load_adapter(tiny_model(intermediate_size=48), folder)
+    with pytest.raises(UsageError, match=r"the adapter lacks .*layers\.2\..*; it belongs to another base model or method"):
+        dsub.load_adapter(tiny_model(num_hidden_layers=3), folder)
+    with pytest.raises(UsageError, match=r"the adapter holds .*layers\.1\..*, which this model has no layer for"):
+        dsub.load_adapter(tiny_model(num_hidden_layers=1), folder)
+
+
+def test_a_tensor_that_is_missing_or_too_many_is_said(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    name = next(iter(tensors))
+    save_file({key: t for key, t in tensors.items() if key != name}, folder / WEIGHTS)
+    with pytest.raises(UsageError, match=f"the adapter lacks {name}"):
+        dsub.load_adapter(tiny_model(), folder)
+    save_file(tensors | {"more": torch.zeros(1)}, folder / WEIGHTS)
+    with pytest.raises(UsageError, match="the adapter holds more, which this model has no layer for"):
+        dsub.load_adapter(tiny_model(), folder)
+
+
+def test_a_model_with_an_adapter_takes_no_second(folder: Path) -> None:
+    with pytest.raises(UsageError, match="has a subspace method already"):
+        dsub.load_adapter(trained(tiny_model()), folder)
+
+
+def test_a_model_without_a_method_has_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the model has no subspace method; call attach first"):
+        dsub.save_adapter(tiny_model(), tmp_path)
+
+
+def test_read_adapter_gives_the_configuration_and_the_tensors(folder: Path) -> None:
+    config, tensors = read_adapter(folder)
+    assert config.method == "lora" and config.rank == 3 and len(tensors) == 28
+    assert all(t.dtype == torch.float32 for t in tensors.values())
+
+
+def test_saving_over_an_adapter_leaves_a_whole_one(folder: Path) -> None:
+    model = trained(tiny_model(), "ssl")
+    dsub.save_adapter(model, folder)
+    torch.testing.assert_close(logits(dsub.load_adapter(tiny_model(), folder)), logits(model))
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
