@@ -1,9 +1,10 @@
 """Optimizer state by parameter name: read and written whole, the same at every ZeRO stage and number of ranks.
 
 Uses DeepSpeed's public `safe_get_full_*` and `safe_set_*` functions (deepspeed 0.19.8) where ZeRO splits the state, and the
-plain optimizer's own where nothing does. Three things are minded: the moments exist only after a first step; setting a
+plain optimizer's own where nothing does. Four things are minded: the moments exist only after a first step; setting a
 master copy does not refresh the parameter; Adam's step counters lie in the values of `optimizer.state`, under ZeRO-3 not
-under the keys that `param_groups` shows.
+under the keys that `param_groups` shows; and ZeRO-3's `safe_set_full_*` fail where the ranks do not divide the parameter
+(they cut the last shard out of the unpadded whole), so the rank's own shard is cut here.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from deepspeed.utils import (
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
 
-from dist_subspace.placement.zero import is_partitioned, rewritten
+from dist_subspace.placement.zero import is_partitioned, own_shard, rewritten
 
 MASTER = "master"
 
@@ -92,7 +95,13 @@ def _write(engine: Any, parameter: nn.Parameter, key: str | None, value: Tensor)
             plain_optimizer(engine).state[parameter][key].copy_(value)
         return
     on_device = value.to(parameter.device)
-    if key is None:
+    if is_partitioned(parameter):
+        shard = own_shard(parameter, on_device)
+        if key is None:
+            safe_set_local_fp32_param(parameter, shard)
+        else:
+            safe_set_local_optimizer_state(parameter, shard, key)
+    elif key is None:
         safe_set_full_fp32_param(parameter, on_device)
     else:
         safe_set_full_optimizer_state(parameter, on_device, key)

@@ -55,6 +55,17 @@ def resident_bytes(parameters: Iterable[Tensor]) -> int:
     return sum(kept_bytes(p) + gathered_bytes(p) for p in unique)
 
 
+def own_shard(parameter: Tensor, whole: Tensor) -> Tensor:
+    """This rank's part of a tensor that is split as the partitioned parameter is: flat, zeros after the end.
+
+    Uses `ds_process_group`, the ranks that the parameter is split over, and the padded length of `ds_tensor`.
+    """
+    length = parameter.ds_tensor.numel()
+    start = min(length * torch.distributed.get_rank(parameter.ds_process_group), whole.numel())
+    part = whole.reshape(-1)[start : start + length]
+    return torch.nn.functional.pad(part, (0, length - part.numel()))
+
+
 class Partitioner:
     """Splits parameters over the ranks as they are made, one at a time.
 

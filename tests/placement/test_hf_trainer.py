@@ -1,0 +1,157 @@
+"""The Hugging Face Trainer with a DeepSpeed configuration, on two ranks, whoever loaded the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.zero import is_partitioned, resident_bytes
+from tests.matrix import tiny
+from tests.ranks import run_on_ranks
+
+ROWS = 32
+# Who loads the model; `early`: TrainingArguments exist before, so that transformers itself splits it at ZeRO-3.
+LOADERS = ("load_frozen", "transformers", "transformers early", "bitsandbytes", "bitsandbytes early")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("models")
+    return {family: tiny.save_tiny(folder, family) for family in ("llama", "gpt2")}
+
+
+def stock(stage: int) -> dict[str, Any]:
+    """A configuration as people write it, with its "auto" values; the thresholds fit a tiny model."""
+    thresholds = {f"stage3_{name}": 0 for name in ("param_persistence_threshold", "prefetch_bucket_size")}
+    limits = {f"stage3_{name}": 0 for name in ("max_live_parameters", "max_reuse_distance")}
+    return {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "train_batch_size": "auto",
+        "gradient_clipping": "auto",
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage, **(thresholds | limits if stage == 3 else {})},
+    }
+
+
+def arguments(folder: str, stage: int | None, checkpointing: bool) -> Any:
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=folder,
+        deepspeed=None if stage is None else stock(stage),
+        use_cpu=True,
+        max_steps=12,
+        per_device_train_batch_size=4,
+        learning_rate=3e-2,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        gradient_checkpointing=checkpointing,
+        seed=3,
+    )
+
+
+def rows() -> list[dict[str, torch.Tensor]]:
+    """Sequences that count upwards: what three steps can begin to learn."""
+    starts = torch.arange(ROWS) % 5 + 3
+    ids = (starts[:, None] + torch.arange(tiny.LENGTH)) % (tiny.VOCABULARY - 3) + 3
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def load(loader: str, model: str, stage: int | None) -> nn.Module:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    if loader == "load_frozen":
+        return load_frozen(model, storage="nf4", dtype="float32", deepspeed=None if stage is None else stock(stage))
+    quantised = {}
+    if loader.startswith("bitsandbytes"):
+        four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype="float32")
+        quantised = {"quantization_config": four_bit}
+    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **quantised)
+
+
+def trained(model_folder: str, out: str, loader: str, stage: int | None, checkpointing: bool) -> dict[str, Any]:
+    """Train, save, read back on a model of its own; losses and logits of the engine and of the model read back."""
+    from transformers import Trainer
+
+    forget_earlier_trainers()
+    args = arguments(out, stage, checkpointing) if "early" in loader else None
+    model = attach(load(loader, model_folder, stage), SubspaceConfig(method="lora", rank=3))
+    args = args or arguments(out, stage, checkpointing)
+    trainer = Trainer(model=model, args=args, train_dataset=rows())  # type: ignore[arg-type]
+    trainer.train()
+    engine = trainer.model_wrapped
+    frozen = tiny.frozen_parameters(model)
+    facts: dict[str, Any] = {
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "split": sum(is_partitioned(p) for p in frozen.values()),
+        "frozen": len(frozen),
+        "resident": resident_bytes(frozen.values()),
+        "shards": tiny.shard_bytes(frozen, world().size),
+    }
+    save_adapter(model, f"{out}/adapter")
+    ids = tiny.global_batch(4)
+    engine.eval()
+    with torch.no_grad():
+        facts["logits"] = engine(input_ids=ids, use_cache=False).logits
+    forget_earlier_trainers()
+    plain = load("load_frozen" if loader == "load_frozen" else loader, model_folder, None)
+    with torch.no_grad():
+        facts["base"] = plain.eval()(input_ids=ids, use_cache=False).logits if "bits" not in loader else None
+        fresh = load_adapter(plain, f"{out}/adapter").eval()
+        facts["again"] = fresh(input_ids=ids, use_cache=False).logits
+    return facts
+
+
+def forget_earlier_trainers() -> None:
+    """accelerate and transformers keep the first Trainer's DeepSpeed state for the whole process."""
+    from accelerate.state import AcceleratorState, PartialState
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    AcceleratorState._reset_state()
+    PartialState._reset_state()
+    unset_hf_deepspeed_config()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("loader", LOADERS)
+def test_trainer_with_deepspeed_trains_and_the_adapter_is_what_was_trained(
+    models: dict[str, str], tmp_path: Path, loader: str, stage: int
+) -> None:
+    check(run_on_ranks(2, trained, models["llama"], str(tmp_path), loader, stage, False), stage)
+
+
+@pytest.mark.parametrize("loader", ["transformers early", "load_frozen"])
+def test_trainer_with_zero3_and_gradient_checkpointing_trains_conv1d_layers(
+    models: dict[str, str], tmp_path: Path, loader: str
+) -> None:
+    check(run_on_ranks(2, trained, models["gpt2"], str(tmp_path), loader, 3, True), 3)
+
+
+@pytest.mark.parametrize("loader", ["transformers", "bitsandbytes"])
+def test_trainer_without_deepspeed_gives_the_same_losses_on_one_rank(
+    models: dict[str, str], tmp_path: Path, loader: str
+) -> None:
+    plain = run_on_ranks(1, trained, models["llama"], str(tmp_path), loader, None, False)[0]
+    split = run_on_ranks(1, trained, models["llama"], str(tmp_path), loader, 3, False)[0]
+    assert split["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+
+
+def check(ranks: list[dict[str, Any]], stage: int) -> None:
+    for facts in ranks:
+        assert facts["losses"][-1] < 0.9 * facts["losses"][0]
+        torch.testing.assert_close(facts["again"], facts["logits"], rtol=1e-4, atol=1e-4)
+        if facts["base"] is not None:
+            assert (facts["base"] - facts["logits"]).abs().max() > 0.1
+        if stage == 3:
+            assert facts["split"] == facts["frozen"]
+            assert facts["resident"] == facts["shards"]
