@@ -13,28 +13,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from safetensors import SafetensorError
 
+from dist_subspace.checkpoint.atomic import PARTIAL, storage_error, sync
+from dist_subspace.checkpoint.atomic import StorageError as StorageError
+from dist_subspace.checkpoint.atomic import json_ready as json_ready
+from dist_subspace.checkpoint.atomic import write_json_atomic as write_json_atomic
+from dist_subspace.checkpoint.atomic import write_text_atomic as write_text_atomic
 from dist_subspace.errors import UsageError
 
 MANIFEST = "MANIFEST.json"
-PARTIAL, REPLACED, REMOVED = "partial", "replaced", "removed"
+REPLACED, REMOVED = "replaced", "removed"
 
 _FINAL = re.compile(r"checkpoint-(\d+)")
 _HIDDEN = re.compile(rf"\.checkpoint-(\d+)\.({PARTIAL}|{REPLACED}|{REMOVED})")
 _CHUNK = 1 << 20
-
-
-class StorageError(OSError):
-    """A file or checkpoint could not be written (a full disk, a lost mount); nothing half-written is left behind."""
 
 
 def check_writable(run_dir: str | Path) -> None:
@@ -71,12 +71,12 @@ def write_checkpoint(run_dir: str | Path, step: int, write: Callable[[Path], Non
         partial.mkdir()
         write(partial)
         _write_manifest(partial)
-        _sync_folder(run)
+        sync(run)
         _publish(partial, final)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):  # safetensors has its own name for a full disk
-            raise _storage_error(final, error) from error
+            raise storage_error(final, error) from error
         raise
     return final
 
@@ -155,42 +155,6 @@ def remove_leftovers(run_dir: str | Path) -> list[str]:
     return [sentence for step in steps for sentence in _settle_step(run, step)]
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
-    """Replace the file by one rename after the text is on disk: a reader sees the old text or the new, never a part.
-
-    Raises:
-        StorageError: the disk is full or refuses; the old file stays.
-    """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{PARTIAL}")
-    try:
-        with partial.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise _storage_error(target, error) from error
-
-
-def write_json_atomic(path: str | Path, value: Any) -> None:
-    """`write_text_atomic` of indented JSON; see `json_ready` for numbers that JSON has no word for."""
-    write_text_atomic(path, json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def json_ready(value: Any) -> Any:
-    """The same value with every NaN and infinity as None: `NaN` is not JSON, and strict readers refuse the file."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): json_ready(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_ready(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
 def _hidden(run: Path, step: int, state: str) -> Path:
     return run / f".checkpoint-{step}.{state}"
 
@@ -204,10 +168,10 @@ def _write_manifest(folder: Path) -> None:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {path.relative_to(folder).as_posix(): _describe(path) for path in files}
     for path in files:
-        _sync(path)
+        sync(path)
     for path in folder.rglob("*"):
         if path.is_dir():
-            _sync_folder(path)
+            sync(path)
     write_json_atomic(folder / MANIFEST, listed)
 
 
@@ -218,7 +182,7 @@ def _publish(partial: Path, final: Path) -> None:
     if replacing:
         os.rename(final, aside)
     os.rename(partial, final)
-    _sync_folder(final.parent)
+    sync(final.parent)
     if replacing:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -229,7 +193,7 @@ def _settle_step(run: Path, step: int) -> list[str]:
     final, aside = run / f"checkpoint-{step}", _hidden(run, step, REPLACED)
     if aside.is_dir() and not final.exists():
         os.rename(aside, final)
-        _sync_folder(run)
+        sync(run)
         said.append(f"{final.name} had been set aside and has its name again")
     for state in (PARTIAL, REPLACED, REMOVED):
         path = _hidden(run, step, state)
@@ -276,29 +240,3 @@ def _sha256(path: Path) -> str:
         while chunk := handle.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# A folder is a file of names to the kernel: a rename is only certain once the folder itself is on disk.
-_sync_folder = _sync
-
-
-def _storage_error(path: Path, error: OSError | SafetensorError) -> StorageError:
-    if isinstance(error, StorageError):
-        return error
-    reason = getattr(error, "strerror", None) or error
-    return StorageError(f"{path} could not be written ({reason}{_free_space(path.parent)})")
-
-
-def _free_space(folder: Path) -> str:
-    try:
-        return f"; {shutil.disk_usage(folder).free / 2**20:,.0f} MiB free"
-    except OSError:
-        return ""
