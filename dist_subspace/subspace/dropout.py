@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,8 +22,16 @@ class Dropout:
             self.shape, self.device = x.shape, x.device
 
     def __call__(self, x: Tensor) -> Tensor:
+        return self.again()(x)
+
+    def again(self) -> Callable[[Tensor], Tensor]:
+        """The same dropout with its mask drawn once, for several tensors in one backward."""
         if self.p == 0:
-            return x
+            return _identity
         generator = torch.Generator(self.device).manual_seed(self.seed)
         keep = torch.rand(self.shape, device=self.device, generator=generator) >= self.p
-        return x * keep.to(x.dtype).div_(1 - self.p)
+        return lambda x: x * keep.to(x.dtype).div_(1 - self.p)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
