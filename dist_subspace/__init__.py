@@ -1,10 +1,23 @@
 """Distributed, quantised, parameter-efficient fine-tuning: subspace adapters on sharded frozen transformers."""
 
-from dist_subspace.api import attach, load_adapter
-from dist_subspace.interchange.adapter import save_adapter
-from dist_subspace.loading.load import load_frozen
-from dist_subspace.subspace import MethodInfo, SubspaceConfig, disabled, methods, parameter_groups, trainable_parameters
-from dist_subspace.summary import summary
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dist_subspace.accounting import summary
+    from dist_subspace.api import attach, load_adapter
+    from dist_subspace.interchange.adapter import save_adapter
+    from dist_subspace.loading.load import load_frozen
+    from dist_subspace.subspace import (
+        MethodInfo,
+        SubspaceConfig,
+        disabled,
+        methods,
+        parameter_groups,
+        trainable_parameters,
+    )
 
 __version__ = "0.1.0"
 
@@ -21,3 +34,20 @@ __all__ = [
     "summary",
     "trainable_parameters",
 ]
+
+_HOMES = {
+    "attach": "dist_subspace.api",
+    "load_adapter": "dist_subspace.api",
+    "load_frozen": "dist_subspace.loading.load",
+    "summary": "dist_subspace.accounting",
+    "save_adapter": "dist_subspace.interchange.adapter",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when they are first used: `--help` need not wait for torch, transformers and DeepSpeed."""
+    if name not in __all__:
+        raise AttributeError(f"module 'dist_subspace' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "dist_subspace.subspace")), name)
+    globals()[name] = value
+    return value

@@ -13,7 +13,7 @@ from tests.ranks import ROOT
 PACKAGE = ROOT / "dist_subspace"
 
 AXES = {"storage", "placement", "subspace"}
-BELOW_TRAINING = AXES | {"errors", "config", "loading", "interchange", "summary", "checkpoint", "report"}
+BELOW_TRAINING = AXES | {"errors", "config", "loading", "interchange", "accounting", "checkpoint", "report"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
@@ -22,11 +22,11 @@ ALLOWED: dict[str, set[str]] = {
     "subspace": {"errors"},
     "loading": {"errors", "storage", "placement"},
     "interchange": {"errors"} | AXES,
-    "summary": {"errors"} | AXES,
+    "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},
-    "report": BELOW_TRAINING - {"checkpoint"},
-    "training": BELOW_TRAINING,
-    "api": BELOW_TRAINING | {"training"},
+    "report": BELOW_TRAINING,
+    "training": BELOW_TRAINING | {"api"},
+    "api": BELOW_TRAINING,
     "__init__": BELOW_TRAINING | {"training", "api"},
     "cli": BELOW_TRAINING | {"training", "api", "__init__"},
     "__main__": {"cli"},

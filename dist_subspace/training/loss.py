@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,14 @@ IGNORED = -100
 def forward(model: nn.Module, batch: MicroBatch, device: torch.device) -> Tensor:
     """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
     inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
-    module = getattr(model, "module", model)
+    kind: Any = type(getattr(model, "module", model))
     if batch.labels.dim() == 2:
         inputs["use_cache"] = False  # a decoder in training keeps no keys and values
-    return model(**{name: value for name, value in inputs.items() if name in _accepted(type(module))}).logits
+    return model(**{name: value for name, value in inputs.items() if name in _accepted(kind)}).logits
 
 
 @functools.lru_cache(maxsize=16)
-def _accepted(model: type[nn.Module]) -> frozenset[str]:
+def _accepted(model: Any) -> frozenset[str]:
     """What the model's forward takes: position_ids and use_cache are not for every family. Segment lengths of a packed
     row pass through its keyword arguments."""
     return frozenset(inspect.signature(model.forward).parameters) | _SEGMENTS

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from dist_subspace.accounting import summary
 from dist_subspace.placement.collectives import max_over_ranks, world
-from dist_subspace.summary import summary
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
 from dist_subspace.training.metrics import MetricsWriter
@@ -35,6 +35,9 @@ class Observer:
 
     def notice(self, text: str) -> None:
         self.display.notice(text)
+
+    def warning(self, text: str) -> None:
+        self.display.warning(text)
 
     def model_ready(self, model: nn.Module) -> None:
         found = summary(model)

@@ -23,6 +23,7 @@ from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
+from dist_subspace.training.trackers import check_trackers
 
 HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
 
@@ -63,6 +64,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         resolved = resolve(subspace)
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
         check_optimizer(config.training.optim, device)
+        check_trackers(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
     download(config.model.path)
@@ -173,8 +175,9 @@ def _prepare_data(config: Config, tokenizer: Any) -> Prepared:
 
 def _total_steps(config: Config, batches: Batches) -> int:
     if config.training.num_train_epochs is not None:
-        return int(batches.total_steps(config.training.num_train_epochs))
-    return int(config.training.max_steps)
+        return batches.total_steps(config.training.num_train_epochs)
+    assert config.training.max_steps is not None  # the configuration has one of the two
+    return config.training.max_steps
 
 
 def _open_run(run_dir: Path, notice: Callable[[str], None]) -> None:

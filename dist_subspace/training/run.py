@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dist_subspace.checkpoint.atomic import StorageError, sync, write_json_atomic, write_text_atomic
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, State, write_status
-from dist_subspace.checkpoint.store import write_json_atomic, write_text_atomic
+from dist_subspace.checkpoint.store import remove_after
 from dist_subspace.config import Config, dump_config, load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
@@ -48,6 +49,8 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         return _run(plan)
     except UsageError as error:
         return _end(config, "refused", str(error), EXIT_USAGE)
+    except StorageError as error:
+        return _end(config, "failed", str(error), EXIT_FAILED, everywhere=True)
     except Exception as error:
         if plan is not None and is_out_of_memory(error):
             return _end(config, "failed", _memory_advice(plan), EXIT_FAILED, everywhere=True)
@@ -87,6 +90,7 @@ def _observer(plan: Plan) -> Observer:
     metrics = trackers = None
     with agreed("opening the run directory"):
         if main:
+            remove_after(plan.run_dir, step)  # of a history that this run does not continue
             write_text_atomic(plan.run_dir / "config.yaml", dump_config(plan.config))
             metrics = MetricsWriter(plan.run_dir, resume_step=step)
             trackers = Trackers(
@@ -101,6 +105,7 @@ def _write_results(plan: Plan, progress: Progress, observer: Observer) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG, WEIGHTS):
         shutil.copy2(source / name, folder / f".{name}")
+        sync(folder / f".{name}")
         os.replace(folder / f".{name}", folder / name)
     plan.tokenizer.save_pretrained(folder)
     described = _read_json(folder / CONFIG)

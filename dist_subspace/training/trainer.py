@@ -123,7 +123,7 @@ class Trainer:
             )
         model = attach(model, with_head(plan, model))
         if config.training.gradient_checkpointing:
-            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:
             enable_packing(model)
@@ -188,7 +188,7 @@ class Trainer:
             raise FloatingPointError(
                 f"step {self.progress.step} has {what}, and training.on_nonfinite is stop; the last checkpoint is untouched"
             )
-        self.observer.notice(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
+        self.observer.warning(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
 
     def _record(self, batch: Any, loss: float, rate: float, seconds: float) -> dict[str, Any]:
         return {
