@@ -171,7 +171,8 @@ def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
 
 
 def _transposed(model: nn.Module, layers: tuple[str, ...]) -> bool:
-    return any(getattr(model.get_submodule(name).base, "transposed", False) for name in layers)
+    """Whether the base model's own layers are Conv1D, which PEFT calls `fan_in_fan_out`."""
+    return any(getattr(model.get_submodule(name).base, "conv1d", False) for name in layers)
 
 
 def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:

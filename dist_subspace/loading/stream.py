@@ -123,7 +123,7 @@ class Stream:
         origin = None if key is None else Origin(str(self.index.files[key]), key)
         if key is None or self._is_output(name, weight):
             module.weight = self._parameter(f"{name}.weight", weight, device, done)
-            module.bias = ready
+            module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
         full = self.index.read(key).to(device)
         if not full.dtype.is_floating_point:
@@ -144,7 +144,7 @@ class Stream:
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
         head = _output_embeddings(self.model)
-        inputs = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
+        inputs = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None  # type: ignore[operator]
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
         return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
 
@@ -163,7 +163,8 @@ class Stream:
             return done[old]
         if not old.is_meta:
             old.data = old.data.to(device)
-            return old.requires_grad_(False)
+            old.requires_grad_(False)
+            return old
         key = self.keys.get(name)
         value = self._fresh(name, old) if key is None else self.index.read(key)
         parameter = nn.Parameter(value.to(device=device, dtype=old.dtype), requires_grad=False)

@@ -7,6 +7,7 @@ partitioned by ZeRO-3); a quantised layer's bytes and statistics become paramete
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
@@ -27,8 +28,8 @@ def adopt(module: nn.Module) -> FrozenLinear | None:
     if bnb.is_8bit(module):
         return Int8Linear(bnb.read_8bit(module), bias=bias, origin=None)
     if is_linear(module):
-        shape = (linear_shape(module)[0], linear_shape(module)[1])
-        return DenseLinear(module.weight, shape, transposed=is_conv1d(module), bias=bias, origin=None)
+        weight: nn.Parameter = module.weight  # type: ignore[assignment]
+        return DenseLinear(weight, linear_shape(module), transposed=is_conv1d(module), bias=bias, origin=None)
     return None
 
 
@@ -66,7 +67,7 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def linear_shape(module: nn.Module) -> tuple[int, int]:
+def linear_shape(module: Any) -> tuple[int, int]:
     """`(d_out, d_in)`, also of a layer whose weight is partitioned (then its own shape is empty)."""
     if is_conv1d(module):
         rows = int(module.nx) if hasattr(module, "nx") else int(module.weight.shape[0])

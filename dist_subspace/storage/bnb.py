@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 # On import, bitsandbytes' CPU back end says which optional kernel it does not find; the kernel is not used here.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
@@ -86,7 +87,7 @@ def is_8bit(module: nn.Module) -> bool:
     return isinstance(module, bnb_nn.Linear8bitLt)
 
 
-def read_4bit(module: nn.Module) -> Packed4bit:
+def read_4bit(module: Any) -> Packed4bit:
     """What a `Linear4bit` holds (private: `weight.quant_state`, `packing_format_for_cpu`).
 
     On CPUs with AVX512-BF16 an evaluation repacks the bytes for inference, and rounds absmax to bfloat16: not undone here.
@@ -102,10 +103,10 @@ def read_4bit(module: nn.Module) -> Packed4bit:
     return _from_state(module.weight.data, state)
 
 
-def read_8bit(module: nn.Module) -> Packed8bit:
+def read_8bit(module: Any) -> Packed8bit:
     """What a `Linear8bitLt` holds, before its first forward (`weight.CB`) or after it (`state.CB`)."""
-    codes = module.weight.CB if module.weight.CB is not None else module.state.CB  # type: ignore[union-attr]
-    scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB  # type: ignore[union-attr]
+    codes = module.weight.CB if module.weight.CB is not None else module.state.CB
+    scale = module.weight.SCB if module.weight.SCB is not None else module.state.SCB
     if codes is None:
         codes = module.weight.data
     if scale is None or codes.dtype != torch.int8:

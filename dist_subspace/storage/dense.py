@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.storage.operator import FrozenLinear, Origin
@@ -16,13 +16,15 @@ class DenseLinear(FrozenLinear):
     Adopting a layer costs nothing: the parameter is the layer's own object, in the layer's own layout, tied or not.
     """
 
+    weight: nn.Parameter
+
     def __init__(
         self, weight: Tensor, shape: tuple[int, int], *, transposed: bool, bias: Tensor | None, origin: Origin | None
     ) -> None:
         if weight.dtype not in _NAMES:
             raise UsageError(f"a linear layer's weight is {weight.dtype}; accepted: {', '.join(map(str, _NAMES))}")
         super().__init__(shape[1], shape[0], {"weight": weight}, bias=bias, origin=origin)
-        self.transposed = transposed
+        self.transposed = self.conv1d = transposed
         self.storage = _NAMES[weight.dtype]
 
     def decode(self, dtype: torch.dtype) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_subspace.storage.bnb import Packed4bit, dequantize_4bit, quantize_4bit
 from dist_subspace.storage.operator import FrozenLinear, Origin
@@ -14,6 +14,10 @@ from dist_subspace.storage.registry import register
 class FourBitLinear(FrozenLinear):
     """Parameters, all int8: `weight` the packed codes; `absmax` one float32 (or, double-quantised, one byte) a block;
     `nested_absmax` the float32 statistics of the statistics. Only the double quantisation's mean is a plain number."""
+
+    weight: nn.Parameter
+    absmax: nn.Parameter
+    nested_absmax: nn.Parameter
 
     def __init__(self, packed: Packed4bit, *, bias: Tensor | None, origin: Origin | None) -> None:
         nested = packed.nested

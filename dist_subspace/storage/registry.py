@@ -71,6 +71,8 @@ def pack(
     Raises:
         UsageError: for a storage that is not registered.
     """
-    return storage_info(storage).pack(
+    operator = storage_info(storage).pack(
         weight, transposed=transposed, bias=bias, origin=origin, double_quant=double_quant
     )
+    operator.conv1d = transposed  # type: ignore[assignment]  # what adapter files say, whatever the layout of the bytes
+    return operator

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
-from dist_subspace.subspace.method import MethodInfo, SubspaceLinear
+from dist_subspace.subspace.method import MethodInfo, Operator, SubspaceLinear
 from dist_subspace.subspace.targets import choose, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
 
@@ -89,10 +89,10 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             part.enabled = enabled
 
 
-def _wrap(name: str, operator: nn.Module, resolved: Resolved) -> SubspaceLinear:
+def _wrap(name: str, operator: Operator, resolved: Resolved) -> SubspaceLinear:
     generator = torch.Generator().manual_seed(_seed_of(resolved.config.seed, name))
     device = next(operator.parameters()).device
-    layer = resolved.method(operator, resolved.settings, generator)  # type: ignore[arg-type]
+    layer = resolved.method(operator, resolved.settings, generator)
     for own, parameter in layer.trainables().items():
         setattr(layer, own, nn.Parameter(parameter.data.to(device)))
     return layer.train(operator.training)
@@ -103,7 +103,7 @@ def _seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "little")
 
 
-def _check_rank(resolved: Resolved, chosen: dict[str, nn.Module]) -> None:
+def _check_rank(resolved: Resolved, chosen: dict[str, Operator]) -> None:
     rank = resolved.settings.rank
     name = min(chosen, key=lambda n: min(chosen[n].in_features, chosen[n].out_features))
     rows, columns = chosen[name].out_features, chosen[name].in_features
@@ -116,7 +116,7 @@ def _check_rank(resolved: Resolved, chosen: dict[str, nn.Module]) -> None:
 
 def _head_names(model: nn.Module) -> list[str]:
     """Output layers: what the model says, and the usual names of classification heads."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     usual = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
     return [n for n, m in model.named_modules() if m is head or any(ends_with(n, u) for u in usual)]
 
@@ -147,7 +147,7 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
     """Reentrant checkpointing passes gradients only where an input of the block asks for one; with frozen embeddings none
     does, and training fails with "element 0 of tensors does not require grad" (pains.md row 15)."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     if embeddings is None:
         return
 

@@ -7,7 +7,7 @@ knows neither how the matrix is stored nor where its bytes lie.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -22,8 +22,11 @@ class Operator(Protocol):
     in_features: int
     out_features: int
     bias: nn.Parameter | None
+    training: bool
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def dense(self, dtype: torch.dtype = ...) -> Tensor: ...
 
@@ -79,6 +82,7 @@ class SubspaceLinear(nn.Module):
     """
 
     info: ClassVar[MethodInfo]
+    bias: nn.Parameter | None
 
     def __init__(self, base: Operator, settings: Settings, generator: torch.Generator) -> None:
         super().__init__()

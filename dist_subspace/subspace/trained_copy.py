@@ -50,6 +50,8 @@ class TrainedCopy(nn.Module):
 class TrainedLinear(nn.Module):
     """A linear layer trained in full: `weight (d_out, d_in)`, `bias (d_out,)` or None."""
 
+    bias: nn.Parameter | None
+
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.weight = weight
@@ -71,10 +73,12 @@ def _full_copy(original: nn.Module, gathered: Gathered, shared: dict[int, nn.Par
         return copy.deepcopy(original, memo)
 
 
-def _linear_copy(original: nn.Module, shared: dict[int, nn.Parameter]) -> nn.Module:
-    bias = original.bias
-    weight = _trained(original.weight, original.dense(torch.float32), shared)  # type: ignore[operator,arg-type]
-    return TrainedLinear(weight, None if bias is None else _trained(bias, bias.detach(), shared))  # type: ignore[arg-type]
+def _linear_copy(original: Operator, shared: dict[int, nn.Parameter]) -> nn.Module:
+    held = next(original.parameters())  # whatever the storage calls it: tied layers hold the same one
+    weight = _trained(held, original.dense(torch.float32), shared)
+    return TrainedLinear(
+        weight, None if original.bias is None else _trained(original.bias, original.bias.detach(), shared)
+    )
 
 
 def _trained(key: nn.Parameter, value: Tensor, shared: dict[int, nn.Parameter]) -> nn.Parameter:

@@ -71,7 +71,9 @@ def test_row_4_empty_tensors_are_never_saved(tmp_path: Path) -> None:
     """What a rank holds of a split parameter that nobody gathered is a tensor of no elements."""
     model = trained(tiny_model())
     model.model.layers[0].self_attn.q_proj.lora_A.data = torch.empty(0)
-    with pytest.raises(RuntimeError, match=r"has no whole .*q_proj\.lora_A\.weight to save; every rank must call save_adapter"):
+    with pytest.raises(
+        RuntimeError, match=r"has no whole .*q_proj\.lora_A\.weight to save; every rank must call save_adapter"
+    ):
         dsub.save_adapter(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
@@ -102,6 +104,7 @@ def test_peft_computes_the_same_logits_on_the_weights_of_every_storage(name: str
             turned = type(plain.get_submodule(module_name)).__name__ == "Conv1D"
             plain.get_submodule(module_name).weight.data = module.dense(dtype).t() if turned else module.dense(dtype)
     dsub.save_adapter(trained(model), tmp_path / "adapter")
+    assert json.loads((tmp_path / "adapter" / CONFIG).read_text())["fan_in_fan_out"] == (name == "GPT2LMHeadModel")
     expected = logits(in_peft(plain, tmp_path / "adapter")).float()
     rounding = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 5e-2}[dtype]
     assert (logits(model).float() - expected).abs().max() <= rounding * expected.abs().max()
@@ -216,9 +219,13 @@ def test_a_truncated_file_is_said(folder: Path) -> None:
 
 
 def test_an_adapter_of_another_base_is_said(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"the adapter holds .*_proj\.lora_B\.weight as \[44, 3\], but .* needs \[48, 3\]"):
+    with pytest.raises(
+        UsageError, match=r"the adapter holds .*_proj\.lora_B\.weight as \[44, 3\], but .* needs \[48, 3\]"
+    ):
         dsub.load_adapter(tiny_model(intermediate_size=48), folder)
-    with pytest.raises(UsageError, match=r"the adapter lacks .*layers\.2\..*; it belongs to another base model or method"):
+    with pytest.raises(
+        UsageError, match=r"the adapter lacks .*layers\.2\..*; it belongs to another base model or method"
+    ):
         dsub.load_adapter(tiny_model(num_hidden_layers=3), folder)
     with pytest.raises(UsageError, match=r"the adapter holds .*layers\.1\..*, which this model has no layer for"):
         dsub.load_adapter(tiny_model(num_hidden_layers=1), folder)

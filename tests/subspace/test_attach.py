@@ -123,14 +123,8 @@ def gradients(model: Any, **checkpointing: Any) -> dict[str, torch.Tensor]:
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
     torch.manual_seed(4)  # of the adapters' dropout
-    model(**tiny_inputs(model, labels=True), use_cache=False).loss.backward() if _is_decoder(model) else model(
-        **tiny_inputs(model, labels=True)
-    ).loss.backward()
+    model(**tiny_inputs(model, labels=True)).loss.backward()
     return {name: p.grad.clone() for name, p in named_trainables(model).items()}
-
-
-def _is_decoder(model: nn.Module) -> bool:
-    return "CausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
