@@ -78,7 +78,7 @@ def load_frozen(
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         index = open_checkpoint(folder)
-        kwargs = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
