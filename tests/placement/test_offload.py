@@ -36,7 +36,7 @@ def trained(
     model = load_frozen(folder, storage=storage, dtype=dtype, deepspeed=config)
     attach(model, SubspaceConfig(method="lora", rank=3)).train()
     config["zero_optimization"]["reduce_bucket_size"] = sum(full_numel(p) for p in trainable_parameters(model))
-    packed = {n: p for n, p in tiny.frozen_parameters(model).items() if p.dtype == torch.uint8}
+    packed = {n: p for n, p in tiny.frozen_parameters(model).items() if not p.is_floating_point()}
     before = _whole(packed)
     adapter = _whole(named_trainables(model))
     engine = tiny.make_engine(model, config)

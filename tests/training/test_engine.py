@@ -1,0 +1,143 @@
+"""One optimizer step over a global batch: weighted by targets, the same whatever rank a micro-batch falls on."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.placement.collectives import sum_over_ranks, world
+from dist_subspace.placement.optimizer_state import read_state
+from dist_subspace.placement.zero import full_numel
+from dist_subspace.subspace import named_trainables, trainable_parameters
+from dist_subspace.training.data import GlobalBatch, MicroBatch
+from dist_subspace.training.engine import Stepper
+from tests.matrix import tiny
+from tests.ranks import run_on_ranks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+
+
+def micro_batch(number: int) -> MicroBatch:
+    """One row; the number of its targets grows with its number, so that a mean of means would be another loss."""
+    ids = torch.randint(3, tiny.VOCABULARY, (1, tiny.LENGTH), generator=torch.Generator().manual_seed(number))
+    labels = ids.clone()
+    labels[:, : tiny.LENGTH - 2 - number] = -100
+    return MicroBatch(
+        number=number, inputs={"input_ids": ids}, labels=labels, targets=number + 2, samples=1, tokens=tiny.LENGTH
+    )
+
+
+def global_batch(count: int) -> GlobalBatch:
+    """`count` micro-batches dealt to the ranks in turn; the last round may leave ranks without one."""
+    rank, size = world().rank, world().size
+    rounds = math.ceil(count / size)
+    own = [micro_batch(n) if n < count else None for n in (r * size + rank for r in range(rounds))]
+    targets = sum(n + 2 for n in range(count))
+    return GlobalBatch(0, own, micro_batch(0), targets=targets, samples=count, tokens=count * tiny.LENGTH, epoch=0.0)
+
+
+def stepper_of(folder: str, stage: int, rounds: int) -> tuple[Any, Stepper]:
+    size = world().size
+    config = tiny.ds_config(stage, trainable_numel=4096, world_size=size)
+    config |= {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": rounds,
+        "train_batch_size": rounds * size,
+    }
+    model = load_frozen(folder, storage="nf4", dtype="float32", deepspeed=config)
+    attach(model, SubspaceConfig(method="lora", rank=3)).train()
+    assert sum(full_numel(p) for p in trainable_parameters(model)) <= 4096
+    engine = tiny.make_engine(model, config)
+    return engine, Stepper(engine, CPU, 0, size)
+
+
+def three_steps(folder: str, stage: int, count: int) -> dict[str, Any]:
+    batch = global_batch(count)
+    engine, stepper = stepper_of(folder, stage, len(batch.rounds))
+    losses = []
+    for _ in range(3):
+        total = sum_over_ranks([stepper.accumulate(batch)])[0]
+        assert stepper.apply(True)
+        losses.append(total / batch.targets)
+    state = read_state(engine, named_trainables(engine.module))
+    engine.destroy()
+    return {"losses": losses, "state": state}
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_micro_batches_that_the_ranks_do_not_divide_train_as_on_one_rank(llama: str, stage: int) -> None:
+    """Three micro-batches on two ranks: in the second round one rank idles. Losses and moments are those of one rank."""
+    one = run_on_ranks(1, three_steps, llama, 0, 3)[0]
+    for rank in run_on_ranks(2, three_steps, llama, stage, 3):
+        assert rank["losses"] == pytest.approx(one["losses"], rel=1e-5)
+        assert_close(rank["state"], one["state"], "exp_avg")
+
+
+def assert_close(state: dict[str, Tensor], expected: dict[str, Tensor], kind: str) -> None:
+    for name, tensor in expected.items():
+        if name.endswith("." + kind):
+            torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def skipped_step(folder: str, stage: int) -> list[bool]:
+    """A step that is said not to be finite, and a finite one after it: what each changed."""
+    batch = global_batch(2)
+    engine, stepper = stepper_of(folder, stage, len(batch.rounds))
+    moved = []
+    for finite in (False, True):
+        before = read_state(engine, named_trainables(engine.module))
+        stepper.accumulate(batch)
+        assert stepper.apply(finite) == finite
+        after = read_state(engine, named_trainables(engine.module))
+        moved.append(any(not torch.equal(after[name], before[name]) for name in before))
+    engine.destroy()
+    return moved
+
+
+def test_a_step_that_is_not_finite_changes_nothing_where_nothing_is_split(llama: str) -> None:
+    assert run_on_ranks(2, skipped_step, llama, 0) == [[False, True]] * 2
+
+
+def gradient_poisoned(folder: str, stage: int) -> dict[str, Any]:
+    """One rank's adapter input is not a number: every rank must skip the step, and go on after it."""
+    batch = global_batch(2)
+    engine, stepper = stepper_of(folder, stage, len(batch.rounds))
+    poison = _nan_on_rank_1(engine.module)
+    before = read_state(engine, named_trainables(engine.module))
+    total = sum_over_ranks([stepper.accumulate(batch)])[0]
+    applied = stepper.apply(math.isfinite(total))
+    poison.remove()
+    after = read_state(engine, named_trainables(engine.module))
+    same = all(torch.equal(after[name], before[name]) for name in before)
+    again = sum_over_ranks([stepper.accumulate(batch)])[0]
+    found = {
+        "applied": applied,
+        "same": same,
+        "then": stepper.apply(math.isfinite(again)),
+        "loss": math.isfinite(again),
+    }
+    engine.destroy()
+    return found
+
+
+def _nan_on_rank_1(model: torch.nn.Module) -> Any:
+    def poison(module: torch.nn.Module, inputs: object, output: Tensor) -> Tensor:
+        return output * float("nan") if world().rank == 1 else output
+
+    return model.get_input_embeddings().register_forward_hook(poison)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_rank_with_a_loss_that_is_no_number_makes_all_skip_and_go_on(llama: str, stage: int) -> None:
+    for rank in run_on_ranks(2, gradient_poisoned, llama, stage):
+        assert rank == {"applied": False, "same": True, "then": True, "loss": True}
