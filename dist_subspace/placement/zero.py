@@ -24,16 +24,16 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
-def full_shape(parameter: Tensor) -> tuple[int, ...]:
+def full_shape(parameter: Any) -> tuple[int, ...]:
     """The shape of the whole parameter, split or not (`ds_shape`)."""
     return tuple(parameter.ds_shape) if is_partitioned(parameter) else tuple(parameter.shape)
 
 
-def full_numel(parameter: Tensor) -> int:
+def full_numel(parameter: Any) -> int:
     return int(parameter.ds_numel) if is_partitioned(parameter) else parameter.numel()
 
 
-def kept_bytes(parameter: Tensor) -> int:
+def kept_bytes(parameter: Any) -> int:
     """Bytes of the parameter that this rank keeps between steps: its shard, or the whole."""
     if is_partitioned(parameter):
         shard = parameter.ds_tensor
@@ -41,7 +41,7 @@ def kept_bytes(parameter: Tensor) -> int:
     return parameter.numel() * parameter.element_size()
 
 
-def gathered_bytes(parameter: Tensor) -> int:
+def gathered_bytes(parameter: Any) -> int:
     """Bytes of a split parameter that are gathered on this rank at this moment, beside its shard."""
     if not is_partitioned(parameter) or parameter.data.numel() <= 1:
         return 0
@@ -55,7 +55,7 @@ def resident_bytes(parameters: Iterable[Tensor]) -> int:
     return sum(kept_bytes(p) + gathered_bytes(p) for p in unique)
 
 
-def own_shard(parameter: Tensor, whole: Tensor) -> Tensor:
+def own_shard(parameter: Any, whole: Tensor) -> Tensor:
     """This rank's part of a tensor that is split as the partitioned parameter is: flat, zeros after the end.
 
     Uses `ds_process_group`, the ranks that the parameter is split over, and the padded length of `ds_tensor`.
@@ -197,6 +197,26 @@ def keep_trainables_whole(engine: Any) -> None:
         if parameter.requires_grad and is_partitioned(parameter) and id(parameter) not in known:
             parameter.ds_persist = True
             persistent.append(parameter)
+    if persistent:
+        _gather_in_one_call(persistent[0])
+
+
+def _gather_in_one_call(first: Any) -> None:
+    """After a step DeepSpeed asks the first persistent parameter to gather them all (`all_gather(list)`), which sends one
+    collective a parameter; `all_gather_coalesced`, which gathers a module's parameters, sends one for all."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    one_by_one = first.all_gather
+
+    def together(param_list: list[Any] | None = None, async_op: bool = False, hierarchy: int = 0) -> Any:
+        if param_list is None or async_op:
+            return one_by_one(param_list, async_op=async_op, hierarchy=hierarchy)
+        absent = [p for p in param_list if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
+        if absent:
+            first.all_gather_coalesced(absent).wait()
+        return None
+
+    first.all_gather = together
 
 
 def release_gathered(engine: Any) -> None:

@@ -139,6 +139,7 @@ def test_leaf_blocks_need_fewer_collectives_and_give_the_same_gradients(models: 
         for off, on in zip(rows[0::2], rows[1::2], strict=True):
             assert not off.leaf and on.leaf and off.checkpointing == on.checkpointing
             assert on.gathers < off.gathers and on.gathered_bytes <= off.gathered_bytes
+            assert on.gathers < len(first), "the trained parameters come together in one collective after a step"
 
 
 # The thresholds, and that the test of resident bytes can fail.
