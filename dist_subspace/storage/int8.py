@@ -6,7 +6,7 @@ The activations are never quantised: an outlier in one token would change the ot
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_subspace.storage.bnb import Packed8bit, quantize_8bit
 from dist_subspace.storage.operator import FrozenLinear, Origin
@@ -15,23 +15,23 @@ from dist_subspace.storage.registry import register
 
 
 class Int8Linear(FrozenLinear):
-    """Parameters, both uint8: `weight` the int8 codes `(d_out, d_in)`, `scale` one float32 a row."""
+    """Parameters, both int8: `weight` the codes `(d_out, d_in)`, `scale` the bytes of one float32 a row."""
+
+    weight: nn.Parameter
+    scale: nn.Parameter
 
     storage = "int8"
 
     def __init__(self, packed: Packed8bit, *, bias: Tensor | None, origin: Origin | None) -> None:
         rows, columns = packed.codes.shape
-        tensors = {"weight": packed.codes.contiguous().view(torch.uint8), "scale": to_bytes(packed.scale)}
+        tensors = {"weight": packed.codes.contiguous(), "scale": to_bytes(packed.scale)}
         super().__init__(columns, rows, tensors, bias=bias, origin=origin)
-
-    def _codes(self) -> Tensor:
-        return self.weight.view(torch.int8)
 
     def _row_scale(self) -> Tensor:
         return from_bytes(self.scale, torch.float32) / 127
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        return (self._codes().float() * self._row_scale()[:, None]).to(dtype)
+        return (self.weight.float() * self._row_scale()[:, None]).to(dtype)
 
     # The codes are exact in bfloat16 and float32, so the row scale can wait until after the product. In float16 the
     # unscaled sums would overflow.
@@ -39,12 +39,12 @@ class Int8Linear(FrozenLinear):
     def product(self, x: Tensor) -> Tensor:
         if x.dtype == torch.float16:
             return super().product(x)
-        return (x @ self._codes().to(x.dtype).t()).mul_(self._row_scale().to(x.dtype))
+        return (x @ self.weight.to(x.dtype).t()).mul_(self._row_scale().to(x.dtype))
 
     def transposed_product(self, g: Tensor) -> Tensor:
         if g.dtype == torch.float16:
             return super().transposed_product(g)
-        return (g * self._row_scale().to(g.dtype)) @ self._codes().to(g.dtype)
+        return (g * self._row_scale().to(g.dtype)) @ self.weight.to(g.dtype)
 
 
 @register("int8", bits=8)

@@ -38,6 +38,7 @@ class FrozenLinear(nn.Module):
     """
 
     storage: str
+    bias: nn.Parameter | None
 
     def __init__(
         self,

@@ -56,12 +56,18 @@ class Stepper:
 
     def apply(self, finite: bool) -> bool:
         """Collective: the optimizer step; returns whether it changed anything. ZeRO discards gradients that are not finite
-        by itself; where nothing is split they are dropped here."""
-        if not finite and not self.engine.zero_optimization():
-            for parameter in self.engine.module.parameters():
-                parameter.grad = None
+        by itself; where nothing is split they are dropped here, before the optimizer sees them."""
+        if not self.engine.zero_optimization() and not (finite and self._gradients_are_finite()):
+            self.engine.zero_grad()
+            self.engine.micro_steps += 1  # what engine.step would have counted
+            return False
         self.engine.step()
         return finite and bool(self.engine.was_step_applied())
+
+    def _gradients_are_finite(self) -> bool:
+        """Local, but alike on all ranks: unsplit gradients have been averaged over them."""
+        found = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in found)
 
     def prime(self, batch: GlobalBatch) -> None:
         """Collective: a step with zero gradients and rate zero, which makes the optimizer's moments exist."""
