@@ -1,0 +1,43 @@
+"""Our loss against transformers' own, on the same batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, LlamaForCausalLM
+
+from dist_subspace.training.data import MicroBatch
+from dist_subspace.training.loss import forward, summed_loss
+from tests.tiny_run import make_model
+
+
+def micro_batch(inputs: dict[str, torch.Tensor], labels: torch.Tensor, targets: int) -> MicroBatch:
+    return MicroBatch(0, inputs, labels, targets, len(labels), inputs["input_ids"].numel())
+
+
+def test_the_mean_over_targets_is_the_loss_that_transformers_gives_a_causal_model(tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(make_model(tmp_path / "model")).train()
+    ids = torch.from_numpy(numpy.random.default_rng(0).integers(2, 200, (3, 20)))
+    labels = ids.clone()
+    labels[:, :5] = -100
+    labels[2, 12:] = -100
+    targets = int((labels[:, 1:] != -100).sum())
+    batch = micro_batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, targets)
+    ours = summed_loss(forward(model, batch, torch.device("cpu")), labels) / targets
+    theirs = model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-6)
+
+
+def test_the_mean_over_samples_is_the_loss_that_transformers_gives_a_classifier() -> None:
+    config = BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, num_labels=3
+    )
+    model = BertForSequenceClassification(config).eval()
+    ids = torch.from_numpy(numpy.random.default_rng(0).integers(2, 50, (4, 9)))
+    labels = torch.tensor([0, 2, 1, 2])
+    batch = micro_batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, 4)
+    ours = summed_loss(forward(model, batch, torch.device("cpu")), labels) / 4
+    assert float(ours) == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-6)

@@ -1,0 +1,205 @@
+"""Whole runs: one trajectory on any number of ranks, resumption, interruption, what is not finite, classification."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
+from dist_subspace.subspace import methods
+from dist_subspace.training.run import train
+from tests.ranks import run_on_ranks
+from tests.tiny_run import make_model, make_records, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs")
+    make_model(path / "model")
+    make_records(path / "train.jsonl", 60)
+    return path
+
+
+def configuration(folder: Path, run: Path, **training: Any) -> dict[str, Any]:
+    """Ten samples a step in micro-batches of two: 5 rounds on one rank, 2 + 2 + 1 on two and on three."""
+    return {
+        "model": {"path": str(folder / "model"), "storage": "fp32"},
+        "subspace": {"method": "lora", "rank": 4, "dropout": 0.1},
+        "data": {"train": str(folder / "train.jsonl"), "max_length": 48, "packing": False},
+        "training": {
+            "max_steps": 6,
+            "global_batch_size": 10,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 0.01,
+            **training,
+        },
+        "checkpoint": {"save_steps": 3},
+        "run": {"output_dir": str(run), "logging_steps": 1, "report_to": "none"},
+    }
+
+
+def run_here(config: dict[str, Any], overrides: Sequence[str] = ()) -> int:
+    """In a rank of a pool, or in this process."""
+    return train(config, overrides)
+
+
+def run_and_be_told_to_stop(config: dict[str, Any]) -> int:
+    """Rank 0 gets a SIGTERM once the first step is logged; the other ranks learn of it from rank 0."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        _signal_when_there(Path(config["run"]["output_dir"]) / "metrics.jsonl")
+    return train(config)
+
+
+def _signal_when_there(file: Path) -> None:
+    import threading
+
+    def watch() -> None:
+        while not file.exists() or not file.read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def losses(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_one_trajectory_on_one_two_and_three_ranks_packed_or_not_with_dropout(folder: Path, tmp_path: Path) -> None:
+    for packing in (False, True):
+        curves = []
+        for ranks in (1, 2, 3):
+            run = tmp_path / f"{packing}-{ranks}"
+            config = configuration(folder, run)
+            config["data"] |= {"packing": packing, "max_length": 64}
+            config["training"] |= {"global_batch_size": 6 if packing else 10}
+            assert run_on_ranks(ranks, run_here, config) == [EXIT_OK] * ranks
+            curves.append(losses(run))
+        assert len(curves[0]) == 6
+        for curve in curves[1:]:
+            assert curve == pytest.approx(curves[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", sorted(methods()))
+def test_row_07_a_resumed_run_is_bit_equal_to_one_that_was_not_interrupted(
+    method: str, folder: Path, tmp_path: Path
+) -> None:
+    for preset in ("zero0", "zero3"):
+        whole, parts = tmp_path / f"{preset}-whole", tmp_path / f"{preset}-parts"
+        for run in (whole, parts):
+            config = configuration(folder, run) | {"deepspeed": {"preset": preset}}
+            config["subspace"] = {"method": method, "dropout": 0.1}
+            config["model"]["storage"] = "nf4"
+            assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+        for file in (parts / "checkpoint-6").iterdir():
+            file.unlink()
+        (parts / "checkpoint-6").rmdir()
+        assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+        assert losses(parts) == losses(whole)
+        for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+            one, other = load_file(whole / "checkpoint-6" / name), load_file(parts / "checkpoint-6" / name)
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_signal_on_one_rank_stops_all_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
+    config = configuration(folder, tmp_path / "run", max_steps=400)
+    assert run_on_ranks(2, run_and_be_told_to_stop, config) == [EXIT_INTERRUPTED] * 2
+    status = read_status(tmp_path / "run")
+    assert status is not None
+    assert status["state"] == "interrupted"
+    stopped = status["step"]
+    assert 0 < stopped < 400
+    assert (tmp_path / "run" / f"checkpoint-{stopped}" / "MANIFEST.json").exists()
+    config["training"]["max_steps"] = stopped + 2
+    assert run_on_ranks(2, run_here, config, ["checkpoint.allow_different=[method]"]) == [EXIT_OK] * 2
+    assert len(losses(tmp_path / "run")) == stopped + 2
+
+
+def test_time_that_is_over_interrupts_and_saves(folder: Path, tmp_path: Path) -> None:
+    config = configuration(folder, tmp_path / "run", max_steps=100_000, max_time=1)
+    assert run_here(config) == EXIT_INTERRUPTED
+    assert "max_time" in read_status(tmp_path / "run")["message"]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("preset", ["zero0", "zero3"])
+def test_steps_that_are_not_finite_are_skipped_or_stop_the_run(preset: str, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "model"
+    make_model(broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["lm_head.weight"][:] = float("inf")
+    from safetensors.torch import save_file
+
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    config = configuration(folder, tmp_path / "skip", max_steps=2) | {"deepspeed": {"preset": preset}}
+    config["model"]["path"] = str(broken)
+    assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+    adapter = load_file(tmp_path / "skip" / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in adapter.values())
+    assert all(not tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # nothing was applied
+    config["run"]["output_dir"] = str(tmp_path / "stop")
+    config["training"]["on_nonfinite"] = "stop"
+    assert run_on_ranks(2, run_here, config) == [EXIT_FAILED] * 2
+    assert "on_nonfinite" in read_status(tmp_path / "stop")["message"]  # type: ignore[index]
+
+
+def test_row_08_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path, tmp_path: Path) -> None:
+    config = configuration(folder, tmp_path / "run", max_steps=8)
+    config["data"]["eval"] = 0.2
+    config["run"]["eval_steps"] = 1
+    config["checkpoint"] = {"save_steps": 1, "save_total_limit": 2, "metric_for_best_model": "loss"}
+    config["checkpoint"]["greater_is_better"] = True  # turned round, so that training makes it worse
+    assert run_here(config) == EXIT_OK
+    run = tmp_path / "run"
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line and line["step"] > 0}
+    best = max(evaluated, key=lambda step: evaluated[step])
+    assert best < 8
+    kept = load_file(run / f"checkpoint-{best}" / "adapter_model.safetensors")
+    final = load_file(run / "adapter" / "adapter_model.safetensors")
+    assert all(torch.equal(final[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize(("preset", "ranks"), [("zero2", 1), ("zero3", 2)])
+def test_classification_trains_its_head_in_full_precision_and_saves_it(preset: str, ranks: int, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=44,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    BertForSequenceClassification(config).bert.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"text": f"{'good' if n % 2 else 'bad'} {n % 5}", "label": "yes" if n % 2 else "no"} for n in range(80)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    values = configuration(tmp_path, run, max_steps=40)
+    values["model"] |= {"task": "classification", "storage": "nf4"}
+    values["subspace"] = {"method": "lora", "rank": 4}
+    values["data"] = {"train": str(tmp_path / "train.jsonl"), "format": "classification", "eval": 0.2, "max_length": 32}
+    values["deepspeed"] = {"preset": preset}
+    values["checkpoint"]["save_steps"] = 40
+    assert run_on_ranks(ranks, run_here, values, timeout=240) == [EXIT_OK] * ranks
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["eval_accuracy"] > 0.9
+    assert lines[-1]["eval_f1"] > 0.9
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    head = adapter["base_model.model.classifier.weight"]
+    assert head.shape == (2, 32)
+    assert head.dtype == torch.float32
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]
