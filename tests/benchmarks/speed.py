@@ -23,6 +23,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -76,11 +77,11 @@ def cases() -> dict[str, tuple[Callable[[], tuple[Step, Step]], float]]:
     found: dict[str, tuple[Callable[[], tuple[Step, Step]], float]] = {}
     for storage in ("bf16", "nf4", "int8"):
         target = 0.9 if storage == "int8" else 0.85
-        found[f"lora-{storage}"] = (lambda s=storage: models.lora_against_peft(s, True), target)
-        found[f"lora-{storage}-peft16"] = (lambda s=storage: models.lora_against_peft(s, False), target)
-        found[f"ssl-{storage}"] = (lambda s=storage: models.method_against_frozen("ssl", s), 1.05)
-        found[f"ssb-{storage}"] = (lambda s=storage: models.method_against_frozen("ssb", s), 1.10)
-        found[f"none-{storage}"] = (lambda s=storage: models.frozen_against_frozen(s), 1.0)
+        found[f"lora-{storage}"] = (partial(models.lora_against_peft, storage, True), target)
+        found[f"lora-{storage}-peft16"] = (partial(models.lora_against_peft, storage, False), target)
+        found[f"ssl-{storage}"] = (partial(models.method_against_frozen, "ssl", storage), 1.05)
+        found[f"ssb-{storage}"] = (partial(models.method_against_frozen, "ssb", storage), 1.10)
+        found[f"none-{storage}"] = (partial(models.frozen_against_frozen, storage), 1.0)
     return found
 
 
