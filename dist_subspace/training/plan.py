@@ -25,6 +25,7 @@ from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.trackers import check_trackers
 
+SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
 HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
 
 
@@ -134,6 +135,7 @@ def check_fits(folder: Path, tokenizer: Any, config: Config) -> None:
 
 
 def make_batches(config: Config, data: Prepared, tokenizer: Any) -> Batches:
+    packing = config.data.packing and config.data.format != "classification"
     return Batches(
         data.train,
         global_batch_size=config.training.global_batch_size,
@@ -141,12 +143,18 @@ def make_batches(config: Config, data: Prepared, tokenizer: Any) -> Batches:
         seed=config.training.seed,
         rank=world().rank,
         world_size=world().size,
-        packing=config.data.packing and config.data.format != "classification",
+        packing=packing,
         max_length=config.data.max_length,
         pad_id=tokenizer.pad_token_id,
         task=config.model.task,
+        pad_to_multiple=config.data.max_length if packing else padding(config),
         segment_lengths="flash" in (config.model.attn_implementation or ""),
     )
+
+
+def padding(config: Config) -> int:
+    """The multiple that unpacked rows are padded to; packed ones, which are nearly full, all have `max_length`."""
+    return math.gcd(SHAPES, config.data.max_length)
 
 
 def data_settings(config: Config) -> DataSettings:

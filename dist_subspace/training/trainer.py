@@ -26,7 +26,7 @@ from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.optimizers import AdamSettings, make_optimizer
-from dist_subspace.training.plan import HEADS, Plan
+from dist_subspace.training.plan import HEADS, Plan, padding
 from dist_subspace.training.schedule import Schedule
 
 
@@ -223,6 +223,7 @@ class Trainer:
             world_size=world().size,
             micro_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
             pad_id=self.plan.tokenizer.pad_token_id,
+            pad_to_multiple=padding(self.config),
         )
         filler = eval_filler(table, self.plan.tokenizer.pad_token_id)
         values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes)
