@@ -115,5 +115,6 @@ def _apply(product: Any, x: Tensor) -> Tensor:
 def _frozen(tensor: Tensor) -> nn.Parameter:
     """The tensor as a frozen parameter; a parameter stays the same object, because it may be shared or already sharded."""
     if isinstance(tensor, nn.Parameter) and type(tensor) is nn.Parameter:
-        return tensor.requires_grad_(False)
+        tensor.requires_grad = False
+        return tensor
     return nn.Parameter(tensor.detach(), requires_grad=False)

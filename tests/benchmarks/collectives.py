@@ -1,6 +1,6 @@
 """Collectives and bytes of one training step under ZeRO-3, decoder blocks as leaf modules or not, checkpointing on or off.
 
-    torchrun --nproc_per_node 2 -m tests.benchmarks.collectives
+torchrun --nproc_per_node 2 -m tests.benchmarks.collectives
 """
 
 from __future__ import annotations
