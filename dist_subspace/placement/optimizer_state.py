@@ -61,15 +61,16 @@ def read_state(engine: Any, trainables: Mapping[str, nn.Parameter]) -> dict[str,
 def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], steps: int) -> None:
     """Collective: the inverse of `read_state`, after a first step has made the moments. Every rank gives the same tensors.
 
-    Raises:
-        KeyError: for a tensor that is missing (the caller has checked the names before).
+    Moments that were not stored are zero: every step before that checkpoint was skipped, and there were none.
     """
     keys = state_keys(engine)
     for name, parameter in trainables.items():
-        _write_parameter(parameter, tensors[f"{name}.{MASTER}"])
-        _write(engine, parameter, None, tensors[f"{name}.{MASTER}"])
+        master = tensors[f"{name}.{MASTER}"]
+        _write_parameter(parameter, master)
+        _write(engine, parameter, None, master)
         for key in keys:
-            _write(engine, parameter, key, tensors[f"{name}.{key}"])
+            stored = tensors.get(f"{name}.{key}")
+            _write(engine, parameter, key, torch.zeros_like(master) if stored is None else stored)
     for state in plain_optimizer(engine).state.values():
         if "step" in state:
             state["step"] = state["step"].fill_(steps) if isinstance(state["step"], Tensor) else steps

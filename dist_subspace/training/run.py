@@ -70,7 +70,10 @@ def _run(plan: Plan) -> int:
         if plan.resolved.unused:
             observer.notice(f"method {plan.resolved.info.name} has no {' or '.join(plan.resolved.unused)}: not used")
         trainer = Trainer(plan, observer)
-        finished = trainer.run()
+        try:
+            finished = trainer.run()
+        finally:
+            trainer.stop.close()
     finally:
         observer.close()
     if not finished:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from transformers import enable_full_determinism
 
 from dist_subspace.api import attach
 from dist_subspace.checkpoint.state import TrainerState, restore, save_checkpoint
@@ -18,7 +20,7 @@ from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
-from dist_subspace.placement.optimizer_state import plain_optimizer, step_count
+from dist_subspace.placement.optimizer_state import step_count
 from dist_subspace.subspace import SubspaceConfig, parameter_groups
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
@@ -53,8 +55,9 @@ class StopRequest:
     def __init__(self, max_time: float | None) -> None:
         self.deadline = None if max_time is None else time.monotonic() + max_time
         self.signal: str | None = None
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._set)
+        ours = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+        in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
+        self._before = {number: signal.signal(number, self._set) for number in ours} if in_main else {}
 
     def __call__(self) -> bool:
         return self.signal is not None or (self.deadline is not None and time.monotonic() > self.deadline)
@@ -62,6 +65,11 @@ class StopRequest:
     @property
     def reason(self) -> str:
         return f"signal {self.signal}" if self.signal else "training.max_time is over, or another rank was told to stop"
+
+    def close(self) -> None:
+        """Give the signals back to whoever had them."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _set(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number).name
@@ -74,14 +82,15 @@ class Trainer:
         self.plan, self.config, self.observer = plan, plan.config, observer
         self.progress = Progress()
         self.stop = StopRequest(plan.config.training.max_time)
+        if plan.config.training.full_determinism:
+            enable_full_determinism(plan.config.training.seed)
         self.model = self._make_model()
         self.engine = self._make_engine()
         training = self.config.training
         self.stepper = Stepper(self.engine, plan.device, training.seed, world().size)
-        self.base_rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
         self.schedule = Schedule(
             training.lr_scheduler_type,
-            self.base_rates,
+            [float(group["lr"]) for group in self.engine.optimizer.param_groups],
             training.warmup_steps,
             plan.total_steps,
             training.lr_scheduler_kwargs,
@@ -182,6 +191,9 @@ class Trainer:
         return stop > 0
 
     def _not_applied(self, loss: float) -> None:
+        if math.isfinite(loss) and self.engine.fp16_enabled():
+            self.observer.notice(f"step {self.progress.step} skipped: DeepSpeed lowers the fp16 loss scale")
+            return
         self.progress.skipped += 1
         what = f"loss {loss}" if not math.isfinite(loss) else "a gradient that is not finite"
         if self.config.training.on_nonfinite == "stop":
@@ -265,11 +277,6 @@ class Trainer:
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         self.observer.saved(folder)
-
-    def optimizer_bytes(self) -> int:
-        """Local: bytes of optimizer state on this rank."""
-        states = plain_optimizer(self.engine).state.values()
-        return sum(v.numel() * v.element_size() for s in states for v in s.values() if isinstance(v, torch.Tensor))
 
 
 def with_head(plan: Plan, model: torch.nn.Module) -> SubspaceConfig:
