@@ -30,7 +30,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a ta
 
 @app.command()
 def train(config: ConfigPath, overrides: Overrides = None) -> None:
-    """Train an adapter. One process; for several: `deepspeed launch/train.py CONFIG [key=value ...]`.
+    """Train an adapter. One process; for several: `deepspeed launch/train.py CONFIG KEY=VALUE ...`.
 
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
     """

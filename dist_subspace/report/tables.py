@@ -22,19 +22,24 @@ def methods_table(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
             "statistic": info.statistic,
             "constraints": list(info.constraints),
             "options": {name: option.default for name, option in info.options.items()},
-            "reference": f"arXiv {info.reference}",
+            "arXiv": info.reference,
         }
         for info in methods.values()
     ]
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """The rows as a table; a column that says nothing about any of them is left out (`--json` has it)."""
     table = Table(title=title, title_justify="left")
-    for column in rows[0]:
-        table.add_column(column)
+    columns = [name for name in rows[0] if any(_cell(row[name]) not in _NOTHING for row in rows)]
+    for column in columns:
+        table.add_column(column, overflow="fold", min_width=len(max(column.split(), key=len)))
     for row in rows:
-        table.add_row(*(_cell(value) for value in row.values()))
+        table.add_row(*(_cell(row[name]) for name in columns))
     Console().print(table)
+
+
+_NOTHING = ("-", "none", "")
 
 
 def _cell(value: Any) -> str:
