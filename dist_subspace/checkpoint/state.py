@@ -21,7 +21,7 @@ from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoin
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import READABLE, adapter_config, adapter_tensors, write_adapter
 from dist_subspace.placement.collectives import broadcast_tensors, on_main, world
-from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
+from dist_subspace.placement.optimizer_state import read_state, write_state
 from dist_subspace.subspace import named_trainables
 
 OPTIMIZER = "optimizer.safetensors"
@@ -134,7 +134,3 @@ def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dic
             f"{folder / OPTIMIZER} has no state for {absent[0]}; it belongs to another method or base model"
         )
     return tensors
-
-
-def optimizer_steps(engine: Any) -> int:
-    return step_count(engine)

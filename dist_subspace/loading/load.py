@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import transformers
 from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.loading.index import CheckpointIndex, open_checkpoint
+from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
@@ -74,7 +75,8 @@ def load_frozen(
     partitioner = None
     if stage_config is not None:
         ensure_process_group()
-    with agreed("reading the model's configuration"):
+    together = agreed if stage_config is not None else _alone
+    with together("reading the model's configuration"):
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         index = open_checkpoint(folder)
@@ -87,10 +89,17 @@ def load_frozen(
     if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
         partitioner = Partitioner(dict(stage_config))
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
-    stream.run(target, partitioner, progress)
+    with together("reading the model's weights"):
+        stream.run(target, partitioner, progress)
     if stage_config is not None:
         mark_leaf_blocks(model)
     return model.eval()
+
+
+@contextmanager
+def _alone(what: str) -> Iterator[None]:
+    """Without DeepSpeed a load is this process's own affair, whatever others do."""
+    yield
 
 
 def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
@@ -180,6 +189,3 @@ def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
 
         return agreed_device()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-__all__ = ["CheckpointIndex", "download", "load_frozen", "read_config", "resolve_dtype", "resolve_folder"]
