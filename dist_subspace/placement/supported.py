@@ -33,6 +33,7 @@ def _reasons(config: Mapping[str, Any], storage: str, dtype: str, quant_storage:
     yield from _packed_as_floats(config, quant_storage)
     yield from _quantised_by_zero(config, storage, dtype)
     yield from _offload(config)
+    yield from _bytes_on_nvme(config, storage)
     yield from _rewritten_model(config)
 
 
@@ -104,6 +105,15 @@ def _offload(config: Mapping[str, Any]) -> Iterator[str]:
             yield f"deepspeed.config zero_optimization.{key}.device is {device!r}; accepted: none, cpu, nvme"
         if device == "nvme" and not target.get("nvme_path"):
             yield f"deepspeed.config zero_optimization.{key}.nvme_path is missing; accepted with device 'nvme': a folder"
+
+
+def _bytes_on_nvme(config: Mapping[str, Any], storage: str) -> Iterator[str]:
+    target = (config.get("zero_optimization") or {}).get("offload_param") or {}
+    if isinstance(target, Mapping) and target.get("device") == "nvme" and storage not in ("fp32", "bf16", "fp16"):
+        yield (
+            f"weights are offloaded to NVMe, but model.storage is {storage}: DeepSpeed's swapper has one type for all its "
+            "buffers, and packed bytes lie beside floats; accepted: a float storage, or offload to cpu"
+        )
 
 
 def _rewritten_model(config: Mapping[str, Any]) -> Iterator[str]:
