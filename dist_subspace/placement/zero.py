@@ -182,8 +182,10 @@ def blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def largest_block_numel(model: nn.Module) -> int:
-    """Stored elements (packed bytes count as one each) of the largest block: what the gather limits are sized by."""
-    return max((sum(full_numel(p) for p in block.parameters()) for block in blocks(model)), default=0)
+    """Stored frozen elements (packed bytes count as one each) of the largest block: what the gather limits are sized by.
+    Trained parameters stay whole between steps, and are not gathered with it."""
+    frozen = [[full_numel(p) for p in block.parameters() if not p.requires_grad] for block in blocks(model)]
+    return max((sum(numels) for numels in frozen), default=0)
 
 
 def keep_trainables_whole(engine: Any) -> None:

@@ -28,5 +28,7 @@ class Scale(torch.autograd.Function):
         grad_delta = None
         if ctx.needs_input_grad[1]:
             products = (g * x).reshape(-1, g.shape[-1])
-            grad_delta = products.sum(0, dtype=torch.float32).to(delta.dtype)
+            # A sum adds up in float32 within; only float16 could overflow when the result is rounded to its own type.
+            wide = torch.float32 if g.dtype == torch.float16 else None
+            grad_delta = products.sum(0, dtype=wide).to(delta.dtype)
         return grad_x, grad_delta
