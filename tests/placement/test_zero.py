@@ -199,5 +199,10 @@ def test_blocks_are_the_entries_of_the_outermost_lists() -> None:
     inner = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
     model = nn.ModuleDict({"layers": nn.ModuleList([nn.Sequential(inner[0]), inner]), "head": nn.Linear(2, 3)})
     assert blocks(model) == list(model["layers"])  # type: ignore[arg-type]
+    model.requires_grad_(False)
     assert largest_block_numel(model) == 12
+    next(blocks(model)[0].parameters()).requires_grad_(
+        True
+    )  # a trained parameter stays whole: not gathered with its block
+    assert largest_block_numel(model) < 12
     assert largest_block_numel(nn.Linear(2, 2)) == 0
