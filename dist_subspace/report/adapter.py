@@ -9,10 +9,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dist_subspace.errors import UsageError
-
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
+from dist_subspace.interchange.adapter import CONFIG, PREFIX, WEIGHTS
 
 
 def adapter_report(folder: Path) -> dict[str, Any]:
