@@ -16,10 +16,11 @@ AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {"errors", "config", "loading", "interchange", "accounting", "checkpoint", "report"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "linear_map": set(),
     "config": {"errors"},
-    "storage": {"errors"},
+    "storage": {"errors", "linear_map"},
     "placement": {"errors"},
-    "subspace": {"errors"},
+    "subspace": {"errors", "linear_map"},
     "loading": {"errors", "storage", "placement"},
     "interchange": {"errors"} | AXES,
     "accounting": {"errors"} | AXES,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.zero import gathered
-from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, TrainedCopy, attached, named_trainables
+from dist_subspace.subspace import SubspaceConfig, SubspacePart, TrainedCopy, attached, named_trainables
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -29,7 +29,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     with gathered(named_trainables(model).values()), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, SubspaceLinear):
+            if isinstance(module, SubspacePart):
                 found = module.file_tensors()
             elif isinstance(module, TrainedCopy):
                 found = {key: p.detach() for key, p in module.trainables().items()}
@@ -116,7 +116,7 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with agreed("reading the adapter"), torch.no_grad():
         left = dict(tensors)
         for name, module in model.named_modules():
-            if isinstance(module, SubspaceLinear):
+            if isinstance(module, SubspacePart):
                 own = {suffix: _take(left, f"{name}.{suffix}", t) for suffix, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
             elif isinstance(module, TrainedCopy):

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from dist_subspace.linear_map import through
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class FrozenLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = _Product.apply(x, self) if x.requires_grad and torch.is_grad_enabled() else _apply(self.product, x)
+        y = through(self, x)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()
@@ -90,26 +91,6 @@ class FrozenLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, storage={self.storage}, bias={self.bias is not None}"
-
-
-class _Product(torch.autograd.Function):
-    """The product through the module: saves no tensor at all."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, operator: FrozenLinear) -> Tensor:
-        ctx.operator = operator
-        return _apply(operator.product, x)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
-        return _apply(ctx.operator.transposed_product, g), None
-
-
-def _apply(product: Any, x: Tensor) -> Tensor:
-    """Run a two-dimensional product on `(..., features)`."""
-    y = product(x.reshape(-1, x.shape[-1]))
-    return y.view(*x.shape[:-1], y.shape[-1])
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

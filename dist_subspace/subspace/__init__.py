@@ -1,13 +1,23 @@
 """What is trained, and how it acts. Knows torch and the operator's three questions; knows neither storage nor ZeRO."""
 
+from dist_subspace.subspace.accumulation import Accumulation
 from dist_subspace.subspace.attach import Attachment, attach_method, attached, attachment, disabled
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
+from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.groups import named_trainables, parameter_groups, trainable_parameters
-from dist_subspace.subspace.method import MethodInfo, Operator, Option, Settings, SubspaceLinear
+from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart, Weight
+from dist_subspace.subspace.options import Option
 from dist_subspace.subspace.registry import method_class, methods
+from dist_subspace.subspace.schedule import Edit, Schedule
 from dist_subspace.subspace.trained_copy import TrainedCopy
 
 __all__ = [
+    "Accumulation",
+    "Edit",
+    "FrozenFactor",
+    "Schedule",
+    "SubspacePart",
+    "Weight",
     "Attachment",
     "MethodInfo",
     "Operator",

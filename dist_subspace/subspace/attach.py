@@ -5,36 +5,55 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
-from dist_subspace.subspace.method import MethodInfo, Operator, SubspaceLinear
-from dist_subspace.subspace.targets import choose, ends_with
+from dist_subspace.subspace.accumulation import Accumulation, watch_loss
+from dist_subspace.subspace.collect import GradientCollector
+from dist_subspace.subspace.config import Resolved, SubspaceConfig, layer_settings, resolve
+from dist_subspace.subspace.constraints import PENALTIES, Penalties, Penalty
+from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart
+from dist_subspace.subspace.schedule import Schedule
+from dist_subspace.subspace.targets import Choice, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """What `attach` did, kept on the model: the configuration, the wrapped layers, the modules trained in full, and every
-    trained parameter's name and shape (which a partitioned parameter no longer shows)."""
+    """What `attach` did, kept on the model: the configuration, the parts' names and settings, the modules trained in full,
+    and every trained parameter's name and shape (which a partitioned parameter no longer shows).
+
+    accumulation: how the running backward is weighted; penalties: of a constraint, else None; schedule: the method's plan
+    over the steps, else None; collector: the gradients that the plan needs, else None.
+    """
 
     config: SubspaceConfig
     resolved: Resolved
     layers: tuple[str, ...]
     saved_modules: tuple[str, ...]
     shapes: dict[str, tuple[int, ...]]
+    accumulation: Accumulation = field(default_factory=Accumulation)
+    penalties: Penalties | None = None
+    schedule: Schedule | None = None
+    collector: GradientCollector | None = None
 
     @property
     def info(self) -> MethodInfo:
         return self.resolved.info
 
+    @property
+    def settings(self) -> Settings:
+        """What was resolved for the model as a whole; a layer of a pattern has its own."""
+        return self.resolved.settings
+
 
 def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) -> nn.Module:
-    """Wrap the model's frozen operators by the configured method; its linear layers are operators already.
+    """Put the configured method on the model; its linear layers are frozen operators already.
+
+    Statistics of the frozen matrices are not made here: parts that have one are settled afterwards.
 
     Arguments:
         gathered: a context in which the given parameters are whole (collective where they are split over ranks).
@@ -46,21 +65,94 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     if attachment(model) is not None:
         raise UsageError("the model has a subspace method already; attach takes a model without one")
     resolved = resolve(config)
-    head = _head_names(model)
     saved = _modules_to_save(model, config)
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
-    chosen = choose(model, resolved.targets, [*config.exclude_modules, *trained_in_full], head)
-    _check_rank(resolved, chosen)
+    exclude = [*config.exclude_modules, *trained_in_full]
+    choice = Choice(model, resolved.targets, config.target_modules is not None, exclude, _head_names(model))
+    sites = resolved.method.sites(choice)
+    settings = _settings_of(sites, resolved)
     model.requires_grad_(False)
     shared: dict[int, nn.Parameter] = {}
     for name in saved:
         _replace(model, name, TrainedCopy(model.get_submodule(name), gathered, shared))
-    for name, operator in chosen.items():
-        _replace(model, name, _wrap(name, operator, resolved))
+    parts = _put_parts(model, sites, settings, resolved)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    model.subspace = Attachment(config, resolved, tuple(chosen), tuple(saved), shapes)  # type: ignore[assignment]
+    accumulation = Accumulation()
+    model.subspace = Attachment(  # type: ignore[assignment]
+        config=config,
+        resolved=resolved,
+        layers=tuple(parts),
+        saved_modules=tuple(saved),
+        shapes=shapes,
+        accumulation=accumulation,
+        penalties=_penalise(parts, resolved, accumulation),
+        **_plan(parts, resolved),
+    )
+    watch_loss(model, accumulation)
     _let_gradients_start_at_the_embeddings(model)
     return model
+
+
+def _settings_of(sites: dict[str, nn.Module], resolved: Resolved) -> dict[str, Settings]:
+    """Each site's settings: the model's, or a pattern's, cut to the site's dimensions where the method allows that."""
+    config = resolved.config
+    for what in ("rank_pattern", "alpha_pattern"):
+        for ending in getattr(config, what):
+            if not any(ends_with(name, ending) for name in sites):
+                raise UsageError(
+                    f"subspace.{what} has {ending!r}, which names no target; targets here are for example: "
+                    f"{', '.join(list(sites)[:4])}"
+                )
+    smallest = min((_smaller_side(m) for m in sites.values() if isinstance(m, Operator)), default=0)
+    settings = {}
+    for name, site in sites.items():
+        rank = next((r for ending, r in config.rank_pattern.items() if ends_with(name, ending)), config.rank)
+        alpha = next((a for ending, a in config.alpha_pattern.items() if ends_with(name, ending)), config.alpha)
+        own = layer_settings(config, resolved.method, rank, alpha)
+        if isinstance(site, Operator):
+            own = resolved.method.fitted(own, smallest, config)
+            _check_rank(name, site, own.rank)
+        settings[name] = own
+    return settings
+
+
+def _put_parts(
+    model: nn.Module, sites: dict[str, nn.Module], settings: dict[str, Settings], resolved: Resolved
+) -> dict[str, SubspacePart]:
+    config = resolved.config
+    shared = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
+    parts = {}
+    for name, site in sites.items():
+        generator = torch.Generator().manual_seed(seed_of(config.seed, name))
+        part = resolved.method.on(site, settings[name], generator, shared)
+        device = next((p.device for p in site.parameters()), torch.device("cpu"))
+        for own, parameter in part.trainables().items():
+            setattr(part, own, nn.Parameter(parameter.data.to(device)))
+        parts[resolved.method.put(model, name, part.train(site.training))] = part
+    return parts
+
+
+def _penalise(parts: dict[str, SubspacePart], resolved: Resolved, accumulation: Accumulation) -> Penalties | None:
+    constraint = resolved.settings.constraint
+    if constraint is None or constraint.kind not in PENALTIES:
+        return None
+    penalties = Penalties(constraint, accumulation)
+    for name, part in parts.items():
+        if isinstance(part, SubspaceLinear):
+            factors = [factor for factor in part.constrained() if factor is not None]
+            penalties.layers += bool(factors)
+            penalties.matrices += len(factors)
+            part.penalty = Penalty(name, penalties)
+    return penalties
+
+
+def _plan(parts: dict[str, SubspacePart], resolved: Resolved) -> dict[str, Schedule | GradientCollector | None]:
+    kind = resolved.method.schedule_class
+    if kind is None:
+        return {"schedule": None, "collector": None}
+    named = {f"{name}.{own}": p for name, part in parts.items() for own, p in part.trainables().items()}
+    collector = GradientCollector(named) if kind.needs_gradients else None
+    return {"schedule": kind(parts, resolved.settings), "collector": collector}
 
 
 def attachment(model: nn.Module) -> Attachment | None:
@@ -78,7 +170,7 @@ def attached(model: nn.Module) -> Attachment:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model computes what the frozen base computes alone."""
-    parts = [m for m in model.modules() if isinstance(m, (SubspaceLinear, TrainedCopy))]
+    parts = [m for m in model.modules() if isinstance(m, (SubspacePart, TrainedCopy))]
     before = [part.enabled for part in parts]
     for part in parts:
         part.enabled = False
@@ -89,28 +181,20 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
             part.enabled = enabled
 
 
-def _wrap(name: str, operator: Operator, resolved: Resolved) -> SubspaceLinear:
-    generator = torch.Generator().manual_seed(_seed_of(resolved.config.seed, name))
-    device = next(operator.parameters()).device
-    layer = resolved.method(operator, resolved.settings, generator)
-    for own, parameter in layer.trainables().items():
-        setattr(layer, own, nn.Parameter(parameter.data.to(device)))
-    return layer.train(operator.training)
-
-
-def _seed_of(seed: int, name: str) -> int:
+def seed_of(seed: int, name: str) -> int:
     """A layer's initial values depend on its name alone: not on the rank, nor on which other layers are targets."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "little")
 
 
-def _check_rank(resolved: Resolved, chosen: dict[str, Operator]) -> None:
-    rank = resolved.settings.rank
-    name = min(chosen, key=lambda n: min(chosen[n].in_features, chosen[n].out_features))
-    rows, columns = chosen[name].out_features, chosen[name].in_features
-    if rank > min(rows, columns):
+def _smaller_side(operator: Operator) -> int:
+    return min(operator.in_features, operator.out_features)
+
+
+def _check_rank(name: str, operator: Operator, rank: int) -> None:
+    if rank > _smaller_side(operator):
         raise UsageError(
-            f"subspace.rank is {rank}, but {name} is {rows} x {columns}; accepted: at most {min(rows, columns)} "
-            "(or leave such layers out by subspace.exclude_modules)"
+            f"subspace.rank is {rank}, but {name} is {operator.out_features} x {operator.in_features}; accepted: at most "
+            f"{_smaller_side(operator)} (or leave such layers out by subspace.exclude_modules)"
         )
 
 

@@ -8,17 +8,19 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
+from dist_subspace.subspace.constraints import CONSTRAINTS, Constraint
+from dist_subspace.subspace.method import MethodInfo, Settings, SubspacePart
+from dist_subspace.subspace.options import is_number
 from dist_subspace.subspace.registry import method_class
-
-CONSTRAINTS = ("none", "mpc_o", "mpc_d", "mpc_n")
 
 
 @dataclass(frozen=True)
 class SubspaceConfig:
     """Which subspace is trained. Values left None are the method's own (methods.md 14.1).
 
-    A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`).
+    A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`). `rank_pattern` and
+    `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base
+    does not know (a tokenizer was extended by them): their embedding and head rows are trained beside the subspace.
     """
 
     method: str = "lora"
@@ -31,6 +33,9 @@ class SubspaceConfig:
     constraint: str | None = None
     constraint_weight: float = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    new_tokens: Sequence[int] = ()
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -43,7 +48,7 @@ class SubspaceConfig:
 class Resolved:
     """A configuration with nothing left open: the class, the settings of each layer, the targets, and what was not used."""
 
-    method: type[SubspaceLinear]
+    method: type[SubspacePart]
     settings: Settings
     targets: str | Sequence[str]
     config: SubspaceConfig
@@ -63,32 +68,62 @@ def resolve(config: SubspaceConfig) -> Resolved:
     method = method_class(config.method)
     info = method.info
     _check_ranges(config, info)
-    rank = (config.rank or info.rank or 0) if info.uses_rank else 0
-    alpha = config.alpha if config.alpha is not None else rank * (info.alpha_over_rank or 0.0)
-    options = _options(config.options, info)
-    settings = Settings(rank, float(alpha), config.dropout if info.uses_dropout else 0.0, options)
+    settings = layer_settings(config, method, config.rank, config.alpha)
+    for ending in (*config.rank_pattern, *config.alpha_pattern):
+        layer_settings(
+            config, method, config.rank_pattern.get(ending, config.rank), config.alpha_pattern.get(ending, config.alpha)
+        )
     targets = info.targets if config.target_modules is None else config.target_modules
     if isinstance(targets, Sequence) and not targets:
         raise UsageError("subspace.target_modules is empty; accepted: all-linear, a list of name endings, or a pattern")
     return Resolved(method, settings, targets, config, _unused(config, info))
 
 
+def layer_settings(
+    config: SubspaceConfig, method: type[SubspacePart], rank: int | None, alpha: float | None
+) -> Settings:
+    """The settings of a layer with its own rank and alpha (None: the method's)."""
+    info = method.info
+    _check_rank_and_alpha(rank, alpha, info)
+    used = (rank or info.rank or 0) if info.uses_rank else 0
+    settings = Settings(
+        rank=used,
+        alpha=float(alpha if alpha is not None else used * (info.alpha_over_rank or 0.0)),
+        dropout=config.dropout if info.uses_dropout else 0.0,
+        options=_options(config.options, info),
+        constraint=_constraint(config, info),
+    )
+    return method.complete(settings, config)
+
+
 def _check_ranges(config: SubspaceConfig, info: MethodInfo) -> None:
-    whole = isinstance(config.rank, int) and not isinstance(config.rank, bool)
-    if info.uses_rank and config.rank is not None and (not whole or config.rank < 1):
-        raise UsageError(f"subspace.rank is {config.rank!r}; accepted: a whole number of at least 1")
-    if config.alpha is not None and not (_is_number(config.alpha) and math.isfinite(config.alpha) and config.alpha > 0):
-        raise UsageError(f"subspace.alpha is {config.alpha!r}; accepted: a number above 0")
-    if not _is_number(config.dropout):
-        raise UsageError(f"subspace.dropout is {config.dropout!r}; accepted: from 0 up to, but not including, 1")
-    if not 0 <= config.dropout < 1:
+    if not is_number(config.dropout) or not 0 <= config.dropout < 1:
         raise UsageError(f"subspace.dropout is {config.dropout!r}; accepted: from 0 up to, but not including, 1")
     constraint = config.constraint or "none"
     if constraint not in CONSTRAINTS:
         raise unknown_name("subspace.constraint", constraint, CONSTRAINTS)
     if constraint != "none" and constraint not in info.constraints:
         accepted = ", ".join(("none", *info.constraints))
-        raise UsageError(f"subspace.constraint is {constraint!r}; method {info.name} accepts: {accepted}")
+        reason = info.refusals.get(constraint, "it has no pair of trained low-rank factors")
+        raise UsageError(
+            f"subspace.constraint is {constraint!r}, which method {info.name} cannot have: {reason}; accepted: {accepted}"
+        )
+
+
+def _check_rank_and_alpha(rank: int | None, alpha: float | None, info: MethodInfo) -> None:
+    whole = isinstance(rank, int) and not isinstance(rank, bool)
+    if info.uses_rank and rank is not None and (not whole or rank < 1):
+        raise UsageError(f"subspace.rank is {rank!r}; accepted: a whole number of at least 1")
+    if alpha is not None and not (is_number(alpha) and math.isfinite(alpha) and alpha > 0):
+        raise UsageError(f"subspace.alpha is {alpha!r}; accepted: a number above 0")
+
+
+def _constraint(config: SubspaceConfig, info: MethodInfo) -> Constraint | None:
+    kind = info.constraint if config.constraint is None else config.constraint
+    if kind == "none":
+        return None
+    options = _options(config.options, info)
+    return Constraint(kind, config.constraint_weight, options.get("power", 2), options.get("reduction", "mean"))
 
 
 def _options(given: Mapping[str, Any], info: MethodInfo) -> dict[str, Any]:
@@ -97,19 +132,8 @@ def _options(given: Mapping[str, Any], info: MethodInfo) -> dict[str, Any]:
             if not info.options:
                 raise UsageError(f"subspace.options has {name!r}, but method {info.name} has no options")
             raise unknown_name(f"an option of method {info.name}", name, info.options)
-        _check_option(f"subspace.options.{name}", value, info.options[name].default, info.options[name].accepted)
+        info.options[name].check(name, value)
     return {name: given.get(name, option.default) for name, option in info.options.items()}
-
-
-def _check_option(field_name: str, value: Any, default: Any, accepted: tuple[Any, ...] | None) -> None:
-    if accepted is not None and value not in accepted:
-        raise UsageError(f"{field_name} is {value!r}; accepted: {', '.join(map(str, accepted))}")
-    if accepted is None and _is_number(default) and not (_is_number(value) and value > 0):
-        raise UsageError(f"{field_name} is {value!r}; accepted: a number above 0")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _unused(config: SubspaceConfig, info: MethodInfo) -> tuple[str, ...]:

@@ -35,3 +35,8 @@ class Dropout:
 
 def _identity(x: Tensor) -> Tensor:
     return x
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """The same dropout under ordinary autograd."""
+    return Dropout(p, x)(x)

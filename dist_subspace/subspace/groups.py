@@ -8,8 +8,6 @@ from torch import nn
 
 from dist_subspace.subspace.attach import attached
 
-LEFT_FACTORS = ("lora_B",)
-
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Every parameter that is trained, in the model's order; nothing else has `requires_grad`."""
@@ -28,10 +26,11 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     multiplied by it.
     """
     attachment = attached(model)
-    ratio = float(attachment.resolved.settings.options.get("lr_ratio", 1.0))
+    ratio = float(attachment.settings.options.get("lr_ratio", 1.0))
+    left_factors = attachment.resolved.method.left_factors
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named_trainables(model).items():
-        left = name.rpartition(".")[2] in LEFT_FACTORS
+        left = name.rpartition(".")[2] in left_factors
         rate = learning_rate * (ratio if left else 1.0)
         decay = weight_decay if len(attachment.shapes[name]) > 1 else 0.0
         groups.setdefault((rate, decay), []).append(parameter)

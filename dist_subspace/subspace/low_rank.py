@@ -1,13 +1,19 @@
-"""The low-rank branch as one autograd function: it takes `x` and `z = W(x)`, saves `x` once, and builds no dense matrix."""
+"""Low-rank updates: the branch as one autograd function, which takes `x` and `z = W(x)`, saves `x` once and builds no dense
+matrix; and the base class of the methods that use it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace.dropout import Dropout, drop
+from dist_subspace.subspace.method import Settings, SubspaceLinear
 
 
 class LowRankUpdate(torch.autograd.Function):
@@ -49,3 +55,105 @@ class LowRankUpdate(torch.autograd.Function):
 def _scaled(a: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """`γ A` in the type of the computation; the product is rounded once."""
     return (a * scale).to(dtype)
+
+
+class LowRankLinear(SubspaceLinear):
+    """`y = W x + γ B C (A D(x))`: the base of every method whose update is a product of a few thin matrices.
+
+    `A (r, d_in)`, `B (d_out, r)` and a core C that a method may add: none, a diagonal `(r,)` or a matrix `(r, r)`. Under MPC_n
+    an activation stands before the core: `y = W x + γ B C σ(A D(x))`.
+    """
+
+    left_factors = ("lora_B",)
+
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+        self.scale = self.scaling(settings)
+        self.lora_A = nn.Parameter(self.initial_a(settings, generator))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, settings.rank))
+
+    def initial_a(self, settings: Settings, generator: torch.Generator) -> Tensor:
+        return kaiming_uniform(settings.rank, self.in_features, generator)
+
+    def scaling(self, settings: Settings) -> float:
+        """γ."""
+        return settings.alpha / settings.rank
+
+    def core(self) -> Tensor | None:
+        """C: None for the identity, `(r,)` for a diagonal, `(r, r)` for a matrix."""
+        return None
+
+    @property
+    def nonlinear(self) -> bool:
+        constraint = self.settings.constraint
+        return constraint is not None and constraint.nonlinear
+
+    def transform(self, x: Tensor) -> Tensor:
+        dropout = self.settings.dropout if self.training else 0.0
+        z = self.base(x)
+        if self.nonlinear:
+            left = with_core_right(self.lora_B, self.core())
+            return z + self.scale * nonlinear_branch(x, self.lora_A, left, self.activation(), dropout)
+        return LowRankUpdate.apply(z, x, with_core_left(self.core(), self.lora_A), self.lora_B, self.scale, dropout)
+
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        return ACTIVATIONS[self.settings.options["activation"]]
+
+    def delta(self) -> Tensor:
+        """`ΔW = γ B C A`, float32 `(d_out, d_in)`."""
+        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.lora_A.float())
+
+    def merged(self, weight: Tensor) -> Tensor:
+        if self.nonlinear:
+            raise UsageError(f"method {self.info.name} with constraint mpc_n cannot be merged: its update is no matrix")
+        return weight + self.delta().to(weight.device)
+
+    def constrained(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.lora_A, self.lora_B
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.weight" if name in _PAIR else name: p.detach() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[f"{name}.weight" if name in _PAIR else name])
+
+
+_PAIR = ("lora_A", "lora_B")  # PEFT keeps these two in linear layers
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+def nonlinear_branch(
+    x: Tensor, a: Tensor, b: Tensor, activation: Callable[[Tensor], Tensor], dropout: float, dropout_after: float = 0.0
+) -> Tensor:
+    """`B D'(σ(A D(x)))` in x's type, with dropout before A or after the activation."""
+    hidden = activation(functional.linear(drop(x, dropout), a.to(x.dtype)))
+    return functional.linear(drop(hidden, dropout_after), b.to(x.dtype))
+
+
+def with_core_left(core: Tensor | None, a: Tensor) -> Tensor:
+    """`C A`; costs r products of A, and no tokens."""
+    if core is None:
+        return a
+    core = core.to(a.dtype)
+    return core[:, None] * a if core.dim() == 1 else core @ a
+
+
+def with_core_right(b: Tensor, core: Tensor | None) -> Tensor:
+    """`B C`."""
+    if core is None:
+        return b
+    core = core.to(b.dtype)
+    return b * core if core.dim() == 1 else b @ core
+
+
+def kaiming_uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """`(rows, columns)` Kaiming-uniform with a = √5: U(-1/√columns, 1/√columns)."""
+    bound = 1 / math.sqrt(columns)
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)

@@ -1,18 +1,32 @@
-"""What a method is: a frozen linear operator with something trained around it, in product form.
+"""What a method is: something trained on a module of the frozen model, most often on a linear operator, in product form.
 
 A method file holds, in this order: the formula and its reference; a registration; the parameters and their initial values;
-the product form; merge; how the file names its tensors. It asks the operator three questions (apply, shape, dense) and
-knows neither how the matrix is stored nor where its bytes lie.
+the product form; merge; where it differs from the default, how the file names its tensors. A method on a linear operator asks
+it three questions (apply, shape, dense) and knows neither how the matrix is stored nor where its bytes lie.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace.constraints import Constraint, Penalty
+from dist_subspace.subspace.options import Option
+
+if TYPE_CHECKING:
+    from dist_subspace.subspace.config import SubspaceConfig
+    from dist_subspace.subspace.schedule import Schedule
+    from dist_subspace.subspace.targets import Choice
+
+
+def no_original() -> Tensor:
+    """For a weight that was never read from a checkpoint."""
+    raise UsageError("the frozen weight was not read from a checkpoint of this run, so its original is not to be had")
 
 
 @runtime_checkable
@@ -32,17 +46,17 @@ class Operator(Protocol):
 
 
 @dataclass(frozen=True)
-class Option:
-    """One entry of `subspace.options`: its default, the accepted values (None: any of the default's type), and what it does."""
-
-    default: Any
-    help: str
-    accepted: tuple[Any, ...] | None = None
-
-
-@dataclass(frozen=True)
 class MethodInfo:
-    """The identity card of a method (methods.md 14.1)."""
+    """The identity card of a method (methods.md 14.1).
+
+    statistic: what of the frozen matrix is computed at set-up (`none`, `row norms`, `top-r SVD`, `full SVD`, `QR`).
+    constraints: the MPC constraints it can have besides none; constraint: its own default; refusals: why it cannot have one;
+    notices: what is said to who chooses one.
+    identity: whether the model computes what its base computes before the first step.
+    capped: an unset rank is cut to what the smallest target can have, instead of being refused.
+    peft_type: PEFT's name, where the adapter's own files are files that PEFT reads.
+    count: trained parameters of a layer, as a formula.
+    """
 
     name: str
     category: str
@@ -56,6 +70,11 @@ class MethodInfo:
     mergeable: bool = True
     statistic: str = "none"
     constraints: tuple[str, ...] = ()
+    constraint: str = "none"
+    refusals: Mapping[str, str] = field(default_factory=dict)
+    notices: Mapping[str, str] = field(default_factory=dict)
+    identity: bool = True
+    capped: bool = False
     options: Mapping[str, Option] = field(default_factory=dict)
     peft_type: str | None = None
     count: str = ""
@@ -69,22 +88,123 @@ class Settings:
     alpha: float = 0.0
     dropout: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
+    constraint: Constraint | None = None
 
 
-class SubspaceLinear(nn.Module):
-    """A frozen operator and its trained part: `y = W'(x) + b`.
+@dataclass(frozen=True)
+class Weight:
+    """A frozen matrix laid open for a decomposition, on the one rank that makes it.
 
-    The operator is called as a module (`self.base(x)`), because a sharding engine gathers its bytes in module hooks, and
-    once a forward where the maths allows it. Its bias moves here: methods disagree about what may scale it. Every trained
-    parameter is on this module, whose `forward` reads it.
+    matrix: `(d_out, d_in)` float32, the weight that the forward really uses.
+    original: the checkpoint's own matrix, `(d_out, d_in)` float32; UsageError where it is not to be had.
+    quantised: what the layer's storage makes of a matrix, float32; None where the storage is a float type.
+    generator: for random projections; a function of the run's seed and the layer's name.
+    """
 
-    Parameters are created in float32, whatever the type of the computation.
+    matrix: Tensor
+    original: Callable[[], Tensor]
+    quantised: Callable[[Tensor], Tensor] | None
+    generator: torch.Generator
+
+
+class SubspacePart(nn.Module):
+    """What a method puts on one site of the model. Its trained parameters lie on this module, and are read in its `forward`
+    (a sharding engine gathers a module's own parameters when the module is called). They are created in float32, whatever
+    the type of the computation.
     """
 
     info: ClassVar[MethodInfo]
+    schedule_class: ClassVar[type[Schedule] | None] = None
+    # Results of `decompose` that an adapter's file must hold, because they cannot be had again from the base alone.
+    kept_factors: ClassVar[tuple[str, ...]] = ()
+    # Trained parameters whose learning rate `lr_ratio` multiplies (LoRA+).
+    left_factors: ClassVar[tuple[str, ...]] = ()
+
+    settings: Settings
+    enabled: bool
+    penalty: Penalty | None = None
+
+    # Where it goes.
+
+    @classmethod
+    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
+        """The modules of the model that get a part, by name, in the model's order. Raises UsageError where there are none."""
+        return dict(choice.operators())
+
+    @classmethod
+    def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
+        """Fill in defaults that depend on other values, and refuse values that contradict one another (UsageError)."""
+        return settings
+
+    @classmethod
+    def fitted(cls, settings: Settings, smallest: int, config: SubspaceConfig) -> Settings:
+        """The settings for a layer whose smaller dimension is `smallest`; an unset rank may be cut to it (`info.capped`)."""
+        if cls.info.capped and config.rank is None and settings.rank > smallest:
+            from dataclasses import replace
+
+            return replace(settings, rank=smallest)
+        return settings
+
+    @classmethod
+    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> Any:
+        """What all parts of the model have in common (VeRA's projections); made once, given to each as `on(shared=...)`."""
+        return None
+
+    @classmethod
+    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
+        """The part for one site, its parameters made, equal on every rank: random draws come from `generator` (CPU) alone."""
+        raise TypeError(f"{cls.__name__} does not say how it is made")
+
+    @classmethod
+    def put(cls, model: nn.Module, name: str, part: SubspacePart) -> str:
+        """Put the part on the model; returns the part's own name. By default it takes the site's place."""
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, part)
+        return name
+
+    # Statistics of the frozen matrix.
+
+    def decompose(self, weight: Weight) -> dict[str, Tensor]:
+        """Local, expensive, on one rank: the statistic of the frozen matrix, float32 tensors by name."""
+        raise TypeError(f"{type(self).__name__} has no statistic")
+
+    def settle(self, factors: Mapping[str, Tensor]) -> None:
+        """Local, alike on every rank: take what `decompose` found. Frozen factors go into `FrozenFactor` modules or frozen
+        parameters (the caller splits them over the ranks), initial values into the trained parameters."""
+        raise TypeError(f"{type(self).__name__} has no statistic")
+
+    def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor | None:
+        """The matrix `(d_out, d_in)` that the base shall hold in the place of its own (a folded residual); None: it stays."""
+        return None
+
+    # Files.
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The trained tensors as the adapter's file holds them, by suffix (`lora_A.weight`)."""
+        return {name: p.detach() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `file_tensors`; parameters are whole."""
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[name])
+
+    # What everyone uses.
+
+    def trainables(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by their own names."""
+        return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
+
+
+class SubspaceLinear(SubspacePart):
+    """A frozen operator and its trained part: `y = W'(x) + b`.
+
+    The operator is called as a module (`self.base(x)`), because a sharding engine gathers its bytes in module hooks, and
+    once a forward where the maths allows it. Its bias moves here: methods disagree about what may scale it.
+    """
+
     bias: nn.Parameter | None
 
-    def __init__(self, base: Operator, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, base: Operator, settings: Settings, generator: torch.Generator, shared: Any = None) -> None:
         super().__init__()
         self.base = base
         self.in_features = base.in_features
@@ -93,12 +213,16 @@ class SubspaceLinear(nn.Module):
         self.enabled = True
         self.register_parameter("bias", base.bias)
         base.bias = None
-        self.create(settings, generator)
+        self.create(settings, generator, shared)
+
+    @classmethod
+    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> Self:
+        return cls(site, settings, generator, shared)  # type: ignore[arg-type]
 
     # What a method provides.
 
-    def create(self, settings: Settings, generator: torch.Generator) -> None:
-        """Make the parameters, equal on every rank: random draws come from `generator` (CPU) alone."""
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+        """Make the parameters."""
         raise TypeError(f"{type(self).__name__} does not create its parameters")
 
     def transform(self, x: Tensor) -> Tensor:
@@ -106,40 +230,40 @@ class SubspaceLinear(nn.Module):
         raise TypeError(f"{type(self).__name__} has no product form")
 
     def merged(self, weight: Tensor) -> Tensor:
-        """`W'` from the dense `W`, both `(out_features, in_features)`, in W's type."""
-        raise TypeError(f"{type(self).__name__} cannot be merged")
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors as the adapter's file holds them, by suffix (`lora_A.weight`)."""
-        raise TypeError(f"{type(self).__name__} does not say what its file holds")
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `file_tensors`."""
-        raise TypeError(f"{type(self).__name__} cannot be read from a file")
+        """`W'` from the dense `W`, both float32 `(out_features, in_features)` on one device; parameters are whole."""
+        raise UsageError(f"method {self.info.name} cannot be merged: its update is no matrix")
 
     def shifted_bias(self, bias: Tensor) -> Tensor:
         """The bias that is added; methods that scale the output may scale it too."""
         return bias
+
+    def added_bias(self) -> Tensor | None:
+        """A bias that the method brings along, beside the frozen one; None where there is none."""
+        return None
+
+    def constrained(self) -> tuple[Tensor | None, Tensor | None]:
+        """The factors `A (r, d_in)` and `B (d_out, r)` that a constraint acts on; None for one that it must leave alone."""
+        return None, None
 
     # What everyone uses.
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = self.transform(x) if self.enabled else self.base(x)
-        if self.bias is None:
-            return y
-        bias = self.shifted_bias(self.bias) if self.enabled else self.bias
-        return y + bias.to(y.dtype)
+        if not self.enabled:
+            y = self.base(x)
+            return y if self.bias is None else y + self.bias.to(y.dtype)
+        y = self.transform(x)
+        if self.penalty is not None and self.training and torch.is_grad_enabled():
+            y = self.penalty(y, *self.constrained())
+        for bias in (None if self.bias is None else self.shifted_bias(self.bias), self.added_bias()):
+            y = y if bias is None else y + bias.to(y.dtype)
+        return y
 
     @property
     def weight(self) -> Tensor | None:
         """The frozen parameter of that name. Some models ask their layers for its type (T5: `wo.weight.dtype`)."""
         return getattr(self.base, "weight", None)
-
-    def trainables(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by their own names."""
-        return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
 
     def extra_repr(self) -> str:
         return (

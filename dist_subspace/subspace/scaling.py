@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from dist_subspace.subspace.method import SubspaceLinear
 
 
 class Scale(torch.autograd.Function):
@@ -32,3 +35,14 @@ class Scale(torch.autograd.Function):
             wide = torch.float32 if g.dtype == torch.float16 else None
             grad_delta = products.sum(0, dtype=wide).to(delta.dtype)
         return grad_x, grad_delta
+
+
+class ScalingLinear(SubspaceLinear):
+    """A method whose trained vectors are deviations from one; its file holds the factors themselves, as the paper has them."""
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {name: 1 + p.detach().float() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[name].float() - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -61,6 +62,28 @@ def choose(
             f"layers of this model are for example: {', '.join(_examples(list(operators)))}"
         )
     return chosen
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method chooses its sites from: the model, and what the configuration says about targets.
+
+    targets: `all-linear`, name endings, or a regular expression; given: whether the user named them; head: the names of the
+    output layers; exclude: name endings that are left out, those of modules trained in full among them.
+    """
+
+    model: nn.Module
+    targets: str | Sequence[str]
+    given: bool
+    exclude: Sequence[str]
+    head: Sequence[str]
+
+    def operators(self) -> dict[str, nn.Module]:
+        """The linear operators that are targets, by name."""
+        return choose(self.model, self.targets, self.exclude, self.head)  # type: ignore[return-value]
+
+    def excluded(self, name: str) -> bool:
+        return any(ends_with(name, ending) for ending in self.exclude)
 
 
 def ends_with(name: str, ending: str) -> bool:

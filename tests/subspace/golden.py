@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dist_subspace.storage import pack
-from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, resolve
+from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, Weight, resolve
+from dist_subspace.subspace.method import no_original
 
 W = torch.tensor([[2.0, -1, 0, 1], [0, 3, 1, -2], [1, 0, -1, 4]])
 BIAS = torch.tensor([0.1, -0.2, 0.3])
@@ -26,7 +27,18 @@ def layer(method: str, *, bias: bool = False, transposed: bool = False, **config
     resolved = resolve(SubspaceConfig(method=method, **config))
     weight = W.t().contiguous() if transposed else W
     base = pack(weight.clone(), "fp32", transposed=transposed, bias=BIAS.clone() if bias else None)
-    return resolved.method(base, resolved.settings, torch.Generator().manual_seed(0))
+    return settled(resolved.method.on(base, resolved.settings, torch.Generator().manual_seed(0), None))
+
+
+def settled(module: SubspacePart, original: Tensor | None = None) -> Any:
+    """The part with its statistic made and taken, as attach does it, for one layer on one rank."""
+    if module.info.statistic == "none":
+        return module
+    matrix = module.base.dense(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    weight = Weight(matrix, no_original if original is None else lambda: original, None, generator)
+    module.settle(module.decompose(weight))
+    return module
 
 
 def give(module: SubspaceLinear, **values: Tensor) -> SubspaceLinear:

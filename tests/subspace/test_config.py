@@ -38,10 +38,13 @@ def test_what_a_method_has_not_is_accepted_and_said_to_be_unused() -> None:
         ({"dropout": 1.0}, r"subspace\.dropout is 1\.0; accepted: from 0 up to, but not including, 1"),
         ({"dropout": -0.1}, r"subspace\.dropout is -0\.1; accepted"),
         ({"constraint": "mpc"}, r"subspace\.constraint is 'mpc' \(did you mean 'mpc_o'\?\); accepted: none, mpc_o"),
-        ({"method": "ssl", "constraint": "mpc_o"}, r"subspace\.constraint is 'mpc_o'; method ssl accepts: none"),
+        (
+            {"method": "ssl", "constraint": "mpc_o"},
+            r"subspace\.constraint is 'mpc_o'; which method ssl cannot have: it has no pair of trained low-rank factors; accepted: none",
+        ),
         (
             {"options": {"ini": 1}},
-            r"an option of method lora is 'ini' \(did you mean 'init'\?\); accepted: init, lr_ratio",
+            r"an option of method lora is 'ini' \(did you mean 'init'\?\); accepted: power, reduction, activation, init, lr_ratio",
         ),
         ({"options": {"init": "x"}}, r"subspace\.options\.init is 'x'; accepted: kaiming, gaussian"),
         ({"options": {"lr_ratio": 0}}, r"subspace\.options\.lr_ratio is 0; accepted: a number above 0"),

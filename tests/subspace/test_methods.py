@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack, storages
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, methods, resolve
+from tests.subspace.golden import settled
 
 SHAPES = [(12, 8), (8, 12), (7, 5), (9, 9)]
 each_method = pytest.mark.parametrize("method", sorted(methods()))
@@ -22,7 +23,7 @@ def layer(
     resolved = resolve(SubspaceConfig(method=method, rank=rank))
     weight = torch.randn(*reversed(shape) if transposed else shape)
     base = pack(weight, storage, transposed=transposed, bias=torch.randn(shape[0]))
-    return resolved.method(base, resolved.settings, torch.Generator().manual_seed(seed))
+    return settled(resolved.method.on(base, resolved.settings, torch.Generator().manual_seed(seed), None))
 
 
 def randomise(module: SubspaceLinear, size: float = 0.3) -> SubspaceLinear:

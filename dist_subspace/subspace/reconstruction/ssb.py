@@ -6,14 +6,15 @@ left free. The bias is not scaled unless `scale_bias` is set.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.subspace.method import MethodInfo, Option, Settings, SubspaceLinear
+from dist_subspace.subspace.method import MethodInfo, Settings
+from dist_subspace.subspace.options import flag
 from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.scaling import Scale
+from dist_subspace.subspace.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.targets import KEY_VALUE_UP
 
 
@@ -24,12 +25,12 @@ from dist_subspace.subspace.targets import KEY_VALUE_UP
         reference="2407.05417",
         summary="each input and each output feature scaled: diag(l) W diag(s)",
         targets=KEY_VALUE_UP,
-        options={"scale_bias": Option(False, "scale the bias by l too", accepted=(False, True))},
+        options={"scale_bias": flag(False, "scale the bias by l too")},
         count="d_in + d_out",
     )
 )
-class Ssb(SubspaceLinear):
-    def create(self, settings: Settings, generator: torch.Generator) -> None:
+class Ssb(ScalingLinear):
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
         self.ssb_s = nn.Parameter(torch.zeros(self.in_features))
         self.ssb_l = nn.Parameter(torch.zeros(self.out_features))
 
@@ -42,11 +43,4 @@ class Ssb(SubspaceLinear):
     def merged(self, weight: Tensor) -> Tensor:
         rows = 1 + self.ssb_l.float().to(weight.device)
         columns = 1 + self.ssb_s.float().to(weight.device)
-        return (rows[:, None] * weight.float() * columns).to(weight.dtype)
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {"ssb_s": 1 + self.ssb_s.detach().float(), "ssb_l": 1 + self.ssb_l.detach().float()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        self.ssb_s.data.copy_(tensors["ssb_s"].float() - 1)
-        self.ssb_l.data.copy_(tensors["ssb_l"].float() - 1)
+        return rows[:, None] * weight * columns

@@ -6,14 +6,14 @@ singular vectors belong to the inputs here. The frozen matrix is never edited, w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
+from dist_subspace.subspace.method import MethodInfo, Settings
 from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.scaling import Scale
+from dist_subspace.subspace.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.targets import KEY_VALUE_UP
 
 
@@ -27,18 +27,12 @@ from dist_subspace.subspace.targets import KEY_VALUE_UP
         count="d_in",
     )
 )
-class Ssl(SubspaceLinear):
-    def create(self, settings: Settings, generator: torch.Generator) -> None:
+class Ssl(ScalingLinear):
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
         self.ssl_s = nn.Parameter(torch.zeros(self.in_features))
 
     def transform(self, x: Tensor) -> Tensor:
         return self.base(Scale.apply(x, self.ssl_s))
 
     def merged(self, weight: Tensor) -> Tensor:
-        return (weight.float() * (1 + self.ssl_s.float().to(weight.device))).to(weight.dtype)
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {"ssl_s": 1 + self.ssl_s.detach().float()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        self.ssl_s.data.copy_(tensors["ssl_s"].float() - 1)
+        return weight * (1 + self.ssl_s.float().to(weight.device))

@@ -1,0 +1,95 @@
+"""How much of the step's loss one backward stands for: what is added beside the loss (a constraint's penalty) is scaled alike,
+and what is read from gradients (a schedule's importance) is freed of it.
+
+A loop that knows says it (`share`). Else the model's own loss tells: the gradient that reaches it is whatever the loop, the
+engine and its loss scaler multiplied it by. A loop that makes its loss from the logits and says nothing counts as one
+backward a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+IGNORED = -100
+
+
+class Accumulation:
+    """The weight of the running backward, and the sum of weights since `restart`. Local to the rank."""
+
+    def __init__(self) -> None:
+        self._share: float | None = None
+        self._upstream: Tensor | None = None
+        self._total: Tensor | float = 0.0
+
+    def share(self, weight: float) -> None:
+        """Said by a loop before each backward: the weights of a step add up to 1 (times the loss scale) on every rank."""
+        self._share = weight
+        self._total = self._total + weight
+
+    def reached(self, gradient: Tensor) -> None:
+        """Called when a gradient reaches the model's own loss."""
+        if self._share is None:
+            self._upstream = gradient.detach().float().reshape(())
+            self._total = self._total + self._upstream
+
+    def unknown(self) -> None:
+        """Called by a forward that makes no loss."""
+        self._upstream = None
+
+    @property
+    def weight(self) -> Tensor | float:
+        if self._share is not None:
+            return self._share
+        return 1.0 if self._upstream is None else self._upstream
+
+    @property
+    def total(self) -> float:
+        """The sum of the weights since `restart`; 1 where nobody said anything."""
+        return float(self._total) or 1.0
+
+    def restart(self) -> None:
+        self._total = 0.0
+
+
+class _Probe(torch.autograd.Function):
+    """The loss, unchanged; notes the gradient that reaches it."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, accumulation: Accumulation, part: float) -> Tensor:
+        ctx.accumulation, ctx.part = accumulation, part
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        ctx.accumulation.reached(g * ctx.part)
+        return g, None, None
+
+
+def watch_loss(model: nn.Module, accumulation: Accumulation) -> None:
+    """Let the model's own loss tell how it is weighted (a forward hook on the model)."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        if not module.training or not torch.is_grad_enabled():
+            return None
+        if loss is None or loss.dim() != 0 or not loss.requires_grad:
+            accumulation.unknown()
+            return None
+        output["loss"] = _Probe.apply(loss, accumulation, _part(kwargs))
+        return output
+
+    model.register_forward_hook(hook, with_kwargs=True)
+
+
+def _part(kwargs: Mapping[str, Any]) -> float:
+    """transformers' Trainer divides a micro-batch's summed loss by the targets of the whole step (`num_items_in_batch`): its
+    mean loss then has this micro-batch's share of the targets."""
+    items, labels = kwargs.get("num_items_in_batch"), kwargs.get("labels")
+    if items is None or labels is None:
+        return 1.0
+    targets = labels[..., 1:] if labels.dim() > 1 else labels
+    return float((targets != IGNORED).sum()) / max(1.0, float(items))

@@ -1,0 +1,1 @@
+"""Methods that do both: reshape what is there, and add to it."""

@@ -1,0 +1,1 @@
+"""Methods that add directions to a frozen matrix: W + ΔW."""

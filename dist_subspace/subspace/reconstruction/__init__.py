@@ -1,0 +1,1 @@
+"""Methods that reshape the subspaces a frozen matrix has: its singular values (mode 1) or vectors (mode 2)."""
