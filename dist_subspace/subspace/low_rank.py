@@ -107,6 +107,15 @@ class LowRankLinear(SubspaceLinear):
             raise UsageError(f"method {self.info.name} with constraint mpc_n cannot be merged: its update is no matrix")
         return weight + self.delta().to(weight.device)
 
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
+
+    def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
+        if self.nonlinear:
+            return None
+        return with_core_left(self.core(), self.lora_A.detach().float()), self.scale * self.lora_B.detach().float()
+
     def constrained(self) -> tuple[Tensor | None, Tensor | None]:
         return self.lora_A, self.lora_B
 

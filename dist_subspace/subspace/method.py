@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.constraints import Constraint, Penalty
+from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.options import Option
 
 if TYPE_CHECKING:
@@ -187,6 +188,26 @@ class SubspacePart(nn.Module):
         """The inverse of `file_tensors`; parameters are whole."""
         for name, parameter in self.trainables().items():
             parameter.data.copy_(tensors[name])
+
+    def factor_tensors(self) -> dict[str, Tensor]:
+        """The frozen factors that a complete adapter holds, by name; whole where their parameters are gathered."""
+        found = {name: getattr(self, name) for name in self.kept_factors if getattr(self, name, None) is not None}
+        return {name: (f.matrix if isinstance(f, FrozenFactor) else f).detach() for name, f in found.items()}
+
+    # What PEFT can say of it (huggingface/peft).
+
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        """Entries of PEFT's adapter_config.json for this method, where `info.peft_type` names one."""
+        return {}
+
+    def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
+        """`(A (r', d_in), B (d_out, r'))`, float32, with `ΔW = B A` exactly; None where the update is no such product."""
+        return None
+
+    def scaling_form(self) -> tuple[Tensor | None, Tensor | None] | None:
+        """`(s (d_in), l (d_out))`, float32, with `W' = diag(l) W diag(s)` exactly (None for all ones); None where it is not."""
+        return None
 
     # What everyone uses.
 

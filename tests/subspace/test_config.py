@@ -40,7 +40,7 @@ def test_what_a_method_has_not_is_accepted_and_said_to_be_unused() -> None:
         ({"constraint": "mpc"}, r"subspace\.constraint is 'mpc' \(did you mean 'mpc_o'\?\); accepted: none, mpc_o"),
         (
             {"method": "ssl", "constraint": "mpc_o"},
-            r"subspace\.constraint is 'mpc_o'; which method ssl cannot have: it has no pair of trained low-rank factors; accepted: none",
+            r"subspace\.constraint is 'mpc_o', which method ssl cannot have: it has no pair of trained low-rank factors; accepted: none",
         ),
         (
             {"options": {"ini": 1}},

@@ -44,3 +44,6 @@ class Ssb(ScalingLinear):
         rows = 1 + self.ssb_l.float().to(weight.device)
         columns = 1 + self.ssb_s.float().to(weight.device)
         return rows[:, None] * weight * columns
+
+    def scaling_form(self) -> tuple[Tensor | None, Tensor | None]:
+        return 1 + self.ssb_s.detach().float(), 1 + self.ssb_l.detach().float()

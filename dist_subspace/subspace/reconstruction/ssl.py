@@ -36,3 +36,6 @@ class Ssl(ScalingLinear):
 
     def merged(self, weight: Tensor) -> Tensor:
         return weight * (1 + self.ssl_s.float().to(weight.device))
+
+    def scaling_form(self) -> tuple[Tensor | None, Tensor | None]:
+        return 1 + self.ssl_s.detach().float(), None
