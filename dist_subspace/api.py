@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
-from dist_subspace.interchange.adapter import fill_adapter, read_adapter
+from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.zero import gathered, mark_leaf_blocks
+from dist_subspace.statistics import settle
 from dist_subspace.storage import adopt_all
 from dist_subspace.subspace import SubspaceConfig, attach_method
 
 
-def attach(model: nn.Module, config: SubspaceConfig | None = None) -> nn.Module:
+def attach(
+    model: nn.Module,
+    config: SubspaceConfig | None = None,
+    *,
+    cache: str | Path | None = None,
+    factors: Mapping[str, Mapping[str, Tensor]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
     """Put a subspace method on a transformers model; returns the same model.
 
     Takes a model of `load_frozen`, or one that transformers loaded itself: plain, with GPT-2's Conv1D, or with a
     `BitsAndBytesConfig` in 4 or 8 bits. Its linear layers become frozen operators (no weight is copied), everything else is
-    frozen as it is. Call it before `deepspeed.initialize` or the Trainer; nothing is created later. Collective where the
-    model is partitioned and `modules_to_save` names something.
+    frozen as it is. Call it before `deepspeed.initialize` or the Trainer; nothing is created later. Collective where there
+    is a process group.
+
+    Arguments:
+        cache: a folder where statistics of the frozen matrices (SVDs) are kept and found again; rank 0 alone uses it.
+        factors: statistics by layer name that are known already, the same on every rank.
+        progress: called with (layers done, layers in all) while statistics are made.
 
     Raises:
         UsageError (a ValueError): for an unknown method or option, a target that matches nothing, a rank above a layer's
@@ -28,6 +42,7 @@ def attach(model: nn.Module, config: SubspaceConfig | None = None) -> nn.Module:
     """
     adopt_all(model)
     attach_method(model, config or SubspaceConfig(), gathered)
+    settle(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
     mark_leaf_blocks(model)
     return model
@@ -41,6 +56,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
-    attach(model, config)
-    fill_adapter(model, tensors)
+        factors, trained = split_factors(tensors)
+    attach(model, config, factors=factors)
+    fill_adapter(model, trained)
     return model

@@ -13,7 +13,9 @@ from tests.ranks import ROOT
 PACKAGE = ROOT / "dist_subspace"
 
 AXES = {"storage", "placement", "subspace"}
-BELOW_TRAINING = AXES | {"errors", "config", "loading", "interchange", "accounting", "checkpoint", "report"}
+BELOW_TRAINING = AXES | {
+    *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics"),
+}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "linear_map": set(),
@@ -22,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "placement": {"errors"},
     "subspace": {"errors", "linear_map"},
     "loading": {"errors", "storage", "placement"},
+    "statistics": {"errors", "loading"} | AXES,
     "interchange": {"errors"} | AXES,
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},

@@ -20,17 +20,24 @@ from dist_subspace.subspace import SubspaceConfig, SubspacePart, TrainedCopy, at
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+FACTOR = "factor."  # before a frozen factor's own name
 FORMAT = 1
 READABLE = 0o644  # safetensors gives new files to their owner alone
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Collective where parameters are split: the adapter's tensors by file name, whole, on the CPU, on every rank."""
+def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
+    """Collective where parameters are split: the adapter's tensors by file name, whole, on the CPU, on every rank.
+
+    Arguments:
+        factors: the frozen factors too, without which an adapter is not complete in itself (a checkpoint of a run leaves
+            them in the run's folder).
+    """
     tensors: dict[str, Tensor] = {}
-    with gathered(named_trainables(model).values()), torch.no_grad():
+    with gathered(_held(model, factors)), torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, SubspacePart):
-                found = module.file_tensors()
+                kept = module.factor_tensors() if factors else {}
+                found = module.file_tensors() | {f"{FACTOR}{key}": tensor for key, tensor in kept.items()}
             elif isinstance(module, TrainedCopy):
                 found = {key: p.detach() for key, p in module.trainables().items()}
             else:
@@ -38,6 +45,27 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
             for suffix, tensor in found.items():
                 tensors[f"{PREFIX}{name}.{suffix}"] = tensor.to("cpu", copy=True).contiguous()
     return tensors
+
+
+def _held(model: nn.Module, factors: bool) -> list[nn.Parameter]:
+    """What an adapter's file is made from: the trained parameters, and what the parts froze beside their bases."""
+    held = list(named_trainables(model).values())
+    parts = [m for m in model.modules() if isinstance(m, SubspacePart) and m.kept_factors] if factors else []
+    bases = {id(p) for m in parts if hasattr(m, "base") for p in m.base.parameters()}
+    return held + [p for m in parts for p in m.parameters() if not p.requires_grad and id(p) not in bases]
+
+
+def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
+    """A file's tensors as frozen factors by layer name, and the trained rest."""
+    factors: dict[str, dict[str, Tensor]] = {}
+    trained: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        layer, mark, name = key.removeprefix(PREFIX).rpartition(f".{FACTOR}")
+        if mark:
+            factors.setdefault(layer, {})[name] = tensor
+        else:
+            trained[key] = tensor
+    return factors, trained
 
 
 def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:

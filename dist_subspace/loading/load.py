@@ -17,7 +17,7 @@ from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
 from dist_subspace.placement.json_file import read_deepspeed
-from dist_subspace.placement.zero import Partitioner, ensure_process_group, mark_leaf_blocks
+from dist_subspace.placement.zero import Partitioner, ensure_process_group, mark_leaf_blocks, remember_partitioner
 from dist_subspace.storage import storage_info
 
 TASKS: Mapping[str, str] = {
@@ -91,6 +91,8 @@ def load_frozen(
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
     with together("reading the model's weights"):
         stream.run(target, partitioner, progress)
+    if partitioner is not None:
+        remember_partitioner(model, partitioner)
     if stage_config is not None:
         mark_leaf_blocks(model)
     return model.eval()

@@ -118,7 +118,7 @@ def sum_over_ranks(values: list[float], device: torch.device | None = None) -> l
     """Collective: each number summed over the ranks, in float64, in one small all-reduce."""
     if not is_distributed():
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=device or _message_device())
+    tensor = torch.tensor(values, dtype=torch.float64, device=device or message_device())
     dist.all_reduce(tensor)
     return [float(v) for v in tensor.tolist()]
 
@@ -128,20 +128,21 @@ def max_over_ranks(value: float) -> float:
     return max(gather_objects(value))
 
 
-def broadcast_tensors(tensors: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    """Collective: rank 0's tensors on every rank, on the CPU; one at a time, so that no rank holds two copies of all."""
+def broadcast_tensors(tensors: dict[str, torch.Tensor] | None, source: int = 0) -> dict[str, torch.Tensor]:
+    """Collective: the source rank's tensors on every rank, on the CPU; one at a time, so that no rank holds two copies of
+    all."""
     if not is_distributed():
         return dict(tensors or {})
     described = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} if tensors is not None else None
     received = {}
-    for name, (shape, dtype) in (broadcast_object(described) or {}).items():
+    for name, (shape, dtype) in (broadcast_object(described, source) or {}).items():
         own = tensors[name] if tensors is not None else torch.empty(shape, dtype=dtype)
-        message = own.to(_message_device())
-        dist.broadcast(message, src=0)
+        message = own.to(message_device())
+        dist.broadcast(message, src=source)
         received[name] = message.to("cpu")
     return received
 
 
-def _message_device() -> torch.device:
+def message_device() -> torch.device:
     """NCCL sends what lies on the GPU, gloo what lies on the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")

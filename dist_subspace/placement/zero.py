@@ -9,14 +9,15 @@ from __future__ import annotations
 import copy
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.placement.collectives import is_distributed, world
+from dist_subspace.placement.collectives import is_distributed, message_device, world
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -238,3 +239,91 @@ def agreed_device() -> torch.device:
     from deepspeed.accelerator import get_accelerator
 
     return torch.device(get_accelerator().device_name(world().local_rank))
+
+
+_PARTITIONERS: WeakKeyDictionary[nn.Module, Partitioner] = WeakKeyDictionary()
+
+
+def remember_partitioner(model: nn.Module, partitioner: Partitioner) -> None:
+    """What splits the model's weights splits what is added to it later."""
+    _PARTITIONERS[model] = partitioner
+
+
+def split_like(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Local, alike on every rank: where the model's parameters are split, split these new whole ones too."""
+    if not any(is_partitioned(p) for p in model.parameters()):
+        return
+    partitioner = _PARTITIONERS.get(model)
+    if partitioner is None:
+        partitioner = _PARTITIONERS[model] = Partitioner({"zero_optimization": {"stage": 3}})
+    for parameter in parameters:
+        partitioner.place(parameter)
+
+
+def gather_to(parameter: Any, rank: int) -> Tensor | None:
+    """Collective where the parameter is split: the whole of it on one rank, None on the others.
+
+    Uses `ds_tensor`, `ds_numel`, `ds_shape` and `ds_process_group`; `all_gather`, DeepSpeed's own way, would put the whole on
+    every rank. Shards that were offloaded travel over the device that the process group can send from.
+    """
+    if not is_partitioned(parameter):
+        return parameter.data if world().rank == rank else None
+    shard = parameter.ds_tensor.data.to(agreed_device())
+    group = parameter.ds_process_group
+    if torch.distributed.get_world_size(group) == 1:
+        return shard[: parameter.ds_numel].view(parameter.ds_shape) if world().rank == rank else None
+    own = torch.distributed.get_rank() == rank
+    parts = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size(group))] if own else None
+    torch.distributed.gather(shard, parts, dst=rank, group=group)
+    return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape) if parts is not None else None
+
+
+@contextmanager
+def lent(wholes: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Local: within the block the parameters hold the given whole tensors, and are only read."""
+    before = {parameter: parameter.data for parameter in wholes}
+    try:
+        for parameter, whole in wholes.items():
+            parameter.data = whole
+        yield
+    finally:
+        for parameter, data in before.items():
+            parameter.data = data
+
+
+def overwrite(parameter: Any, whole: Tensor) -> None:
+    """Local, alike on every rank: a frozen parameter gets another value; where it is split, this rank's shard of it."""
+    if is_partitioned(parameter):
+        parameter.ds_tensor.data.copy_(own_shard(parameter, whole.to(parameter.ds_tensor.device)))
+    else:
+        parameter.data.copy_(whole.view(parameter.shape))
+
+
+def checksums(groups: Sequence[Sequence[Any]]) -> list[int]:
+    """Collective: a number for each group of parameters, the same however they are split over however many ranks.
+
+    The sum, modulo 2^64, of each stored element's bits times a weight of its place in the whole.
+    """
+    sums = torch.tensor([sum(map(_weighted_bits, group)) % 2**63 for group in groups], dtype=torch.int64)
+    if is_distributed() and any(is_partitioned(p) for group in groups for p in group):
+        sums = sums.to(message_device())
+        torch.distributed.all_reduce(sums)
+    return [int(value) % 2**63 for value in sums.tolist()]
+
+
+_PLACES = 1 << 20  # elements at a time
+
+
+def _weighted_bits(parameter: Any) -> int:
+    """This rank's part of the sum. Elements are read as integers of their own size; padding lies beyond the whole."""
+    split = is_partitioned(parameter)
+    held = (parameter.ds_tensor.data if split else parameter.data).reshape(-1)
+    start = held.numel() * torch.distributed.get_rank(parameter.ds_process_group) if split else 0
+    bits = held.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[held.element_size()])
+    length = max(0, min(held.numel(), full_numel(parameter) - start))
+    total = 0
+    for first in range(0, length, _PLACES):
+        piece = bits[first : min(first + _PLACES, length)].long()
+        places = torch.arange(start + first, start + first + piece.numel(), device=piece.device)
+        total += int((piece * ((places * 2654435761 + 40503) & 0x7FFFFFFF)).sum())
+    return total

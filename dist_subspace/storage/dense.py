@@ -31,6 +31,20 @@ class DenseLinear(FrozenLinear):
         weight = self.weight.to(dtype)
         return weight.t() if self.transposed else weight
 
+    @property
+    def is_float(self) -> bool:
+        return True
+
+    def repacked(self, matrix: Tensor) -> FrozenLinear:
+        held = matrix.to(self.weight.dtype)
+        return DenseLinear(
+            held.t().contiguous() if self.transposed else held,
+            self.shape,
+            transposed=self.transposed,
+            bias=None,
+            origin=None,
+        )
+
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 

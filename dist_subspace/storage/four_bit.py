@@ -41,6 +41,13 @@ class FourBitLinear(FrozenLinear):
     def decode(self, dtype: torch.dtype) -> Tensor:
         return dequantize_4bit(self.packed(), dtype)
 
+    def repacked(self, matrix: Tensor) -> FrozenLinear:
+        packed = quantize_4bit(matrix, self.storage, double_quant=self.double_quant, blocksize=self.blocksize)
+        return FourBitLinear(packed, bias=None, origin=None)
+
+    def plain_values(self) -> dict[str, float]:
+        return {"offset": self.offset}
+
 
 def _register(quant_type: str) -> None:
     @register(quant_type, bits=4)

@@ -33,6 +33,9 @@ class Int8Linear(FrozenLinear):
     def decode(self, dtype: torch.dtype) -> Tensor:
         return (self.weight.float() * self._row_scale()[:, None]).to(dtype)
 
+    def repacked(self, matrix: Tensor) -> FrozenLinear:
+        return Int8Linear(quantize_8bit(matrix), bias=None, origin=None)
+
     # The codes are exact in bfloat16 and float32, so the row scale can wait until after the product. In float16 the
     # unscaled sums would overflow.
 

@@ -40,6 +40,8 @@ class FrozenLinear(nn.Module):
 
     storage: str
     bias: nn.Parameter | None
+    # Whether the layer was a Conv1D, whose checkpoint holds `(in_features, out_features)`; whatever the bytes' own layout.
+    conv1d: bool = False
 
     def __init__(
         self,
@@ -72,7 +74,25 @@ class FrozenLinear(nn.Module):
         """`g W` for `g` of shape `(tokens, out_features)`; no autograd."""
         return g @ self.decode(g.dtype)
 
+    def repacked(self, matrix: Tensor) -> FrozenLinear:
+        """Another matrix `(out_features, in_features)` in this operator's storage and layout: a new operator, without bias."""
+        raise TypeError(f"{type(self).__name__} does not say how a matrix is packed")
+
+    def plain_values(self) -> dict[str, float]:
+        """What belongs to the packed bytes but is no tensor (a double quantisation's offset)."""
+        return {}
+
+    def set_plain_values(self, values: Mapping[str, float]) -> None:
+        """The inverse of `plain_values`."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
     # What everyone uses.
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the matrix is held in a floating type, unquantised."""
+        return False
 
     @property
     def shape(self) -> tuple[int, int]:

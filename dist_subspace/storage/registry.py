@@ -74,5 +74,5 @@ def pack(
     operator = storage_info(storage).pack(
         weight, transposed=transposed, bias=bias, origin=origin, double_quant=double_quant
     )
-    operator.conv1d = transposed  # type: ignore[assignment]  # what adapter files say, whatever the layout of the bytes
+    operator.conv1d = transposed
     return operator

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -27,7 +25,8 @@ class Attachment:
     and every trained parameter's name and shape (which a partitioned parameter no longer shows).
 
     accumulation: how the running backward is weighted; penalties: of a constraint, else None; schedule: the method's plan
-    over the steps, else None; collector: the gradients that the plan needs, else None.
+    over the steps, else None; collector: the gradients that the plan needs, else None; factor_keys: the names under which the
+    statistics of the layers are kept, by layer.
     """
 
     config: SubspaceConfig
@@ -39,6 +38,7 @@ class Attachment:
     penalties: Penalties | None = None
     schedule: Schedule | None = None
     collector: GradientCollector | None = None
+    factor_keys: dict[str, str] = field(default_factory=dict)
 
     @property
     def info(self) -> MethodInfo:
@@ -77,7 +77,7 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
         _replace(model, name, TrainedCopy(model.get_submodule(name), gathered, shared))
     parts = _put_parts(model, sites, settings, resolved)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    accumulation = Accumulation()
+    accumulation, schedule = Accumulation(), resolved.method.schedule_class
     model.subspace = Attachment(  # type: ignore[assignment]
         config=config,
         resolved=resolved,
@@ -86,7 +86,8 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
         shapes=shapes,
         accumulation=accumulation,
         penalties=_penalise(parts, resolved, accumulation),
-        **_plan(parts, resolved),
+        schedule=None if schedule is None else schedule(parts, resolved.settings),
+        collector=_collect(parts, resolved),
     )
     watch_loss(model, accumulation)
     _let_gradients_start_at_the_embeddings(model)
@@ -120,11 +121,13 @@ def _put_parts(
     model: nn.Module, sites: dict[str, nn.Module], settings: dict[str, Settings], resolved: Resolved
 ) -> dict[str, SubspacePart]:
     config = resolved.config
+    dtype = getattr(model, "dtype", torch.float32)
     shared = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
     parts = {}
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
         part = resolved.method.on(site, settings[name], generator, shared)
+        part.compute_dtype = dtype
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for own, parameter in part.trainables().items():
             setattr(part, own, nn.Parameter(parameter.data.to(device)))
@@ -146,39 +149,13 @@ def _penalise(parts: dict[str, SubspacePart], resolved: Resolved, accumulation: 
     return penalties
 
 
-def _plan(parts: dict[str, SubspacePart], resolved: Resolved) -> dict[str, Schedule | GradientCollector | None]:
+def _collect(parts: dict[str, SubspacePart], resolved: Resolved) -> GradientCollector | None:
     kind = resolved.method.schedule_class
-    if kind is None:
-        return {"schedule": None, "collector": None}
-    named = {f"{name}.{own}": p for name, part in parts.items() for own, p in part.trainables().items()}
-    collector = GradientCollector(named) if kind.needs_gradients else None
-    return {"schedule": kind(parts, resolved.settings), "collector": collector}
-
-
-def attachment(model: nn.Module) -> Attachment | None:
-    return getattr(model, "subspace", None)
-
-
-def attached(model: nn.Module) -> Attachment:
-    """The model's attachment; a UsageError if it has none."""
-    found = attachment(model)
-    if found is None:
-        raise UsageError("the model has no subspace method; call attach first")
-    return found
-
-
-@contextmanager
-def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """Within the block the model computes what the frozen base computes alone."""
-    parts = [m for m in model.modules() if isinstance(m, (SubspacePart, TrainedCopy))]
-    before = [part.enabled for part in parts]
-    for part in parts:
-        part.enabled = False
-    try:
-        yield model
-    finally:
-        for part, enabled in zip(parts, before, strict=True):
-            part.enabled = enabled
+    if kind is None or not kind.needs_gradients:
+        return None
+    return GradientCollector(
+        {f"{name}.{own}": p for name, part in parts.items() for own, p in part.trainables().items()}
+    )
 
 
 def seed_of(seed: int, name: str) -> int:

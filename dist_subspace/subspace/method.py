@@ -124,6 +124,8 @@ class SubspacePart(nn.Module):
     settings: Settings
     enabled: bool
     penalty: Penalty | None = None
+    # The type that the model computes in, set by attach: frozen factors are held in it.
+    compute_dtype: torch.dtype = torch.float32
 
     # Where it goes.
 
@@ -164,6 +166,16 @@ class SubspacePart(nn.Module):
         return name
 
     # Statistics of the frozen matrix.
+
+    @property
+    def setup_statistic(self) -> str:
+        """What this part needs of the frozen matrix before training: `none`, or in words what `decompose` finds."""
+        return self.info.statistic
+
+    @property
+    def rebases(self) -> bool:
+        """Whether `rebased` gives the base another matrix."""
+        return False
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
         """Local, expensive, on one rank: the statistic of the frozen matrix, float32 tensors by name."""

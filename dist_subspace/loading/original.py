@@ -1,0 +1,33 @@
+"""The checkpoint's own matrix of a frozen operator, read again when it is asked for (methods.md 14.2)."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dist_subspace.errors import UsageError
+from dist_subspace.storage import FrozenLinear
+
+
+def original_of(operator: FrozenLinear) -> Tensor:
+    """Local: `(d_out, d_in)` float32, on the operator's device.
+
+    Raises:
+        UsageError: the operator was not read from a checkpoint by `load_frozen`, or the file has gone.
+    """
+    if operator.origin is None:
+        raise UsageError(
+            "the original of a frozen weight is asked for, but this model was not read from a checkpoint by load_frozen; "
+            "accepted: a model of load_frozen, or a setting that does not need it"
+        )
+    try:
+        with safe_open(operator.origin.file, framework="pt", device="cpu") as handle:
+            stored = handle.get_tensor(operator.origin.key)
+    except (OSError, KeyError) as error:
+        raise UsageError(
+            f"the original of a frozen weight is asked for, but {operator.origin.file} no longer holds {operator.origin.key}"
+        ) from error
+    logical = stored.t() if operator.conv1d else stored
+    device = next(operator.parameters()).device
+    return logical.to(device=device, dtype=torch.float32).contiguous()

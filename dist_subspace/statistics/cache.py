@@ -1,0 +1,67 @@
+"""Results of decompositions as files, one a layer, named by what they were made from. Rank 0 alone reads and writes.
+
+If the process dies while one is written, the file never gets its name. A file's name is a function of the weight's bytes, the
+method and its settings: it is right for whoever finds it, whatever run or number of ranks made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dist_subspace.subspace import SubspaceLinear
+
+FORMAT = 1
+_IRRELEVANT = ("lr_ratio", "power", "reduction", "activation")  # options that no statistic depends on
+
+
+def key_of(name: str, part: SubspaceLinear, checksum: int, seed: int) -> str:
+    """The file's name (hex) for one layer."""
+    settings = part.settings
+    options = {k: v for k, v in settings.options.items() if k not in _IRRELEVANT}
+    made_from: list[Any] = [FORMAT, name, checksum, part.in_features, part.out_features, seed]
+    made_from += [part.info.name, settings.rank, settings.alpha, options]
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+class FactorCache:
+    """A folder of factor files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def has(self, key: str) -> bool:
+        """Whether a whole file is there; a damaged one counts as none, and is made again."""
+        try:
+            with safe_open(self.path(key), framework="pt", device="cpu") as handle:
+                return bool(handle.keys())
+        except (OSError, SafetensorError):
+            return False
+
+    def read(self, key: str) -> dict[str, Tensor]:
+        with safe_open(self.path(key), framework="pt", device="cpu") as handle:
+            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+
+    def write(self, key: str, name: str, factors: dict[str, Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = self.folder / f".{key}.partial"
+        save_file({k: t.contiguous() for k, t in factors.items()}, partial, metadata={"layer": name, "format": "pt"})
+        partial.chmod(0o644)
+        with partial.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(partial, self.path(key))
+
+    def digest(self, key: str) -> str:
+        """sha256 of a file, in hex."""
+        with self.path(key).open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()

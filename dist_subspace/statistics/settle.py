@@ -1,0 +1,138 @@
+"""Set-up of the methods that need a statistic of the frozen matrices: from given factors, from the cache, or made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.placement.collectives import broadcast_object, broadcast_tensors, on_main
+from dist_subspace.placement.zero import checksums, overwrite, split_like
+from dist_subspace.statistics.cache import FactorCache, key_of
+from dist_subspace.statistics.rounds import in_rounds
+from dist_subspace.storage import FrozenLinear
+from dist_subspace.subspace import SubspaceLinear, Weight, attached
+
+Factors = Mapping[str, Tensor]
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Found:
+    """What a rank found out about a layer: its factors (None: known already), and the base's new matrix (None: it stays)."""
+
+    factors: dict[str, Tensor] | None
+    base: FrozenLinear | None
+
+
+def settle(
+    model: nn.Module,
+    given: Mapping[str, Factors] | None = None,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Collective where the model is split, or a process group exists: every part takes its statistic.
+
+    Arguments:
+        given: factors by part name (from an adapter's file), the same on every rank; those are not made again.
+        cache: a folder of earlier results, for rank 0 alone; written where something had to be made.
+        progress: called with (layers done, layers in all).
+    """
+    parts = {
+        name: part
+        for name, part in _parts(model).items()
+        if isinstance(part, SubspaceLinear) and part.setup_statistic != "none"
+    }
+    if not parts:
+        return
+    known = {name: dict(factors) for name, factors in (given or {}).items() if factors}
+    seed = attached(model).config.seed
+    store = None if cache is None else FactorCache(Path(cache))
+    keys = _keys(parts, seed) if store is not None else {}
+    attached(model).factor_keys.update(keys)
+    stored = set(on_main(_stored, store, {n: k for n, k in keys.items() if n not in known}))
+    settled = 0
+
+    def take(name: str, factors: Factors) -> None:
+        nonlocal settled
+        _take(model, parts[name], factors)
+        settled += 1
+        if progress is not None:
+            progress(settled, len(parts))
+
+    direct = [name for name in parts if (name in known or name in stored) and not parts[name].rebases]
+    for name in direct:
+        take(name, known[name] if name in known else _read(store, keys[name]))
+    rest = {name: part for name, part in parts.items() if name not in direct}
+    for name in [name for name in rest if name in stored]:
+        known[name] = _read(store, keys[name])
+
+    def work(name: str, part: SubspaceLinear, weight: Weight) -> Found:
+        factors = known.get(name)
+        made = part.decompose(weight) if factors is None else None
+        matrix = part.rebased(made if made is not None else factors or {}, weight) if part.rebases else None
+        base = None if matrix is None else part.base.repacked(matrix)  # type: ignore[attr-defined]
+        return Found(made, base)
+
+    for name, owner, found in in_rounds(rest, work, seed):
+        factors = known.get(name)
+        if factors is None:
+            factors = broadcast_tensors(found.factors if found is not None else None, owner)
+            if store is not None:
+                on_main(store.write, keys[name], name, factors)
+        if rest[name].rebases:
+            _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
+        take(name, factors)
+
+
+def kept_files(model: nn.Module, cache: str | Path) -> dict[str, str]:
+    """Local, rank 0: the factor files of the model in the cache, file name -> sha256."""
+    store = FactorCache(Path(cache))
+    keys = attached(model).factor_keys.values()
+    return {store.path(key).name: store.digest(key) for key in keys if store.path(key).exists()}
+
+
+def _parts(model: nn.Module) -> dict[str, nn.Module]:
+    return {name: model.get_submodule(name) for name in attached(model).layers}
+
+
+def _keys(parts: Mapping[str, SubspaceLinear], seed: int) -> dict[str, str]:
+    sums = checksums([list(part.base.parameters()) for part in parts.values()])
+    return {name: key_of(name, part, total, seed) for (name, part), total in zip(parts.items(), sums, strict=True)}
+
+
+def _stored(store: FactorCache | None, keys: Mapping[str, str]) -> list[str]:
+    return [] if store is None else [name for name, key in keys.items() if store.has(key)]
+
+
+def _read(store: FactorCache | None, key: str) -> dict[str, Tensor]:
+    """Collective: a stored file's tensors on every rank."""
+    box: list[dict[str, Tensor]] = []
+
+    def read() -> None:
+        assert store is not None  # only a cache can have stored something
+        box.append(store.read(key))
+
+    on_main(read)
+    return broadcast_tensors(box[0] if box else None)
+
+
+def _take(model: nn.Module, part: SubspaceLinear, factors: Factors) -> None:
+    """Local, alike on every rank: the part takes its factors; where the base is split, what it froze is split too."""
+    device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
+    with torch.no_grad():
+        part.settle({name: tensor.to(device) for name, tensor in factors.items()})
+    own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}  # type: ignore[union-attr]
+    split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in own])
+
+
+def _rebase(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
+    """Collective: the owner's newly packed bytes become the base's, on every rank its own shard of them."""
+    own = None if packed is None else {name: p.data for name, p in packed.named_parameters(recurse=False)}
+    plain = broadcast_object(None if packed is None else packed.plain_values(), owner)
+    for name, whole in broadcast_tensors(own, owner).items():
+        overwrite(base.get_parameter(name), whole)
+    base.set_plain_values(plain or {})
