@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.zero import gathered
-from dist_subspace.subspace import SubspaceConfig, SubspacePart, TrainedCopy, attached, named_trainables
+from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -51,7 +51,7 @@ def _held(model: nn.Module, factors: bool) -> list[nn.Parameter]:
     """What an adapter's file is made from: the trained parameters, and what the parts froze beside their bases."""
     held = list(named_trainables(model).values())
     parts = [m for m in model.modules() if isinstance(m, SubspacePart) and m.kept_factors] if factors else []
-    bases = {id(p) for m in parts if hasattr(m, "base") for p in m.base.parameters()}
+    bases = {id(p) for m in parts if isinstance(m, SubspaceLinear) for p in m.base.parameters()}
     return held + [p for m in parts for p in m.parameters() if not p.requires_grad and id(p) not in bases]
 
 

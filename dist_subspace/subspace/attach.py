@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -156,6 +158,32 @@ def _collect(parts: dict[str, SubspacePart], resolved: Resolved) -> GradientColl
     return GradientCollector(
         {f"{name}.{own}": p for name, part in parts.items() for own, p in part.trainables().items()}
     )
+
+
+def attachment(model: nn.Module) -> Attachment | None:
+    return getattr(model, "subspace", None)
+
+
+def attached(model: nn.Module) -> Attachment:
+    """The model's attachment; a UsageError if it has none."""
+    found = attachment(model)
+    if found is None:
+        raise UsageError("the model has no subspace method; call attach first")
+    return found
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the model computes what the frozen base computes alone."""
+    parts = [m for m in model.modules() if isinstance(m, (SubspacePart, TrainedCopy))]
+    before = [part.enabled for part in parts]
+    for part in parts:
+        part.enabled = False
+    try:
+        yield model
+    finally:
+        for part, enabled in zip(parts, before, strict=True):
+            part.enabled = enabled
 
 
 def seed_of(seed: int, name: str) -> int:
