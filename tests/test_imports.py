@@ -14,18 +14,19 @@ PACKAGE = ROOT / "dist_subspace"
 
 AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {
-    *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics"),
+    *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "linear_map": set(),
+    "atomic_files": set(),
     "config": {"errors"},
     "storage": {"errors", "linear_map"},
     "placement": {"errors"},
     "subspace": {"errors", "linear_map"},
     "loading": {"errors", "storage", "placement"},
     "statistics": {"errors", "loading"} | AXES,
-    "interchange": {"errors"} | AXES,
+    "interchange": {"errors", "atomic_files", "loading"} | AXES,
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,

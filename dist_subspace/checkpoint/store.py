@@ -22,11 +22,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dist_subspace.checkpoint.atomic import PARTIAL, storage_error, sync
-from dist_subspace.checkpoint.atomic import StorageError as StorageError
-from dist_subspace.checkpoint.atomic import json_ready as json_ready
-from dist_subspace.checkpoint.atomic import write_json_atomic as write_json_atomic
-from dist_subspace.checkpoint.atomic import write_text_atomic as write_text_atomic
+from dist_subspace.atomic_files import PARTIAL, storage_error, sync
+from dist_subspace.atomic_files import StorageError as StorageError
+from dist_subspace.atomic_files import json_ready as json_ready
+from dist_subspace.atomic_files import write_json_atomic as write_json_atomic
+from dist_subspace.atomic_files import write_text_atomic as write_text_atomic
 from dist_subspace.errors import UsageError
 
 MANIFEST = "MANIFEST.json"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_subspace.checkpoint.atomic import StorageError, sync, write_json_atomic, write_text_atomic
+from dist_subspace.atomic_files import StorageError, sync, write_json_atomic, write_text_atomic
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, State, write_status
 from dist_subspace.checkpoint.store import remove_after
 from dist_subspace.config import Config, dump_config, load_config
