@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import READABLE, adapter_config, adapter_tensors, write_adapter
+from dist_subspace.interchange.adapter import CONFIG, READABLE, adapter_config, adapter_tensors, write_adapter
 from dist_subspace.placement.collectives import broadcast_tensors, on_main, world
 from dist_subspace.placement.optimizer_state import read_state, write_state
+from dist_subspace.statistics import FACTORS, kept_files
 from dist_subspace.subspace import named_trainables
 
 OPTIMIZER = "optimizer.safetensors"
@@ -51,11 +52,12 @@ class TrainerState:
 
 def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:
     """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename."""
-    tensors = adapter_tensors(model)
+    tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
     optimizer = read_state(engine, named_trainables(model))
 
     def write(folder: Path) -> None:
+        described["dist_subspace"]["factors"] = kept_files(model, run_dir / FACTORS)
         write_adapter(folder, tensors, described)
         save_file(optimizer, folder / OPTIMIZER)
         (folder / OPTIMIZER).chmod(READABLE)
@@ -105,6 +107,22 @@ def check_same_run(folder: Path, stored: Mapping[str, str], now: Mapping[str, st
             raise UsageError(
                 f"{folder} was made with another {what} (stored {stored.get(what, 'none')[:12]}, now {fingerprint[:12]}); "
                 f"choose another run.output_dir, or set checkpoint.allow_different=[{what}]"
+            )
+
+
+def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
+    """Local, rank 0: the statistics that the model has taken are those that the checkpoint was trained with.
+
+    Raises:
+        UsageError: a factor file was lost and made again with another result, as another machine's SVD may.
+    """
+    stored = json.loads((folder / CONFIG).read_text())["dist_subspace"].get("factors") or {}
+    now = kept_files(model, cache)
+    for layer, entry in stored.items():
+        if now.get(layer) != entry:
+            raise UsageError(
+                f"{cache / entry['file']} is not the file that {folder.name} was trained with (sha256 {entry['sha256'][:12]}): "
+                "put the run's own factors back, or choose another run.output_dir"
             )
 
 

@@ -130,9 +130,31 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     config = SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
     try:
         with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
-            return config, {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+        return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
+
+
+def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
+    """The frozen factors that a run's checkpoint names: they lie once in the run's folder, beside the checkpoints."""
+    tensors: dict[str, Tensor] = {}
+    for layer, entry in kept.items():
+        file = folder.resolve().parent / "factors" / entry["file"]
+        if not file.exists():
+            raise UsageError(f"{str(folder)!r} is a checkpoint whose factors are in {file}, and there is no such file")
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        tensors |= {f"{PREFIX}{layer}.{FACTOR}{name}": tensor for name, tensor in found.items()}
+    return tensors
+
+
+def complete_adapter(checkpoint: Path, folder: Path) -> None:
+    """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
+    described = json.loads((checkpoint / CONFIG).read_text())
+    _, tensors = read_adapter(checkpoint)
+    described["dist_subspace"].pop("factors", None)
+    write_adapter(folder, tensors, described)
 
 
 def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:

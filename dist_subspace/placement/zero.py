@@ -228,6 +228,11 @@ def release_gathered(engine: Any) -> None:
         engine.empty_partition_cache()
 
 
+def loss_scale(engine: Any) -> float:
+    """What a loss is multiplied by before backward: DeepSpeed's fp16 scaler's number (`optimizer.loss_scale`), else 1."""
+    return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
+
+
 def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
     """A section of a stock JSON without the values that only a trainer can resolve."""
     kept = copy.deepcopy(section)

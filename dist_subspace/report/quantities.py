@@ -46,6 +46,8 @@ def figures(record: Mapping[str, Any]) -> list[str]:
     parts = []
     if "loss" in record:
         parts.append(f"loss {amount(record['loss'] if record['loss'] is not None else math.nan)}")
+    if record.get("penalty") is not None:
+        parts.append(f"penalty {amount(record['penalty'])}")
     if record.get("learning_rate") is not None:
         parts.append(f"lr {record['learning_rate']:.2e}")
     if record.get("grad_norm") is not None:

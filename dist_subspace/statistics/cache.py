@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dist_subspace.subspace import SubspaceLinear
 
+FACTORS = "factors"  # the folder's name in a run's directory
 FORMAT = 1
 _IRRELEVANT = ("lr_ratio", "power", "reduction", "activation")  # options that no statistic depends on
 

@@ -88,11 +88,11 @@ def settle(
         take(name, factors)
 
 
-def kept_files(model: nn.Module, cache: str | Path) -> dict[str, str]:
-    """Local, rank 0: the factor files of the model in the cache, file name -> sha256."""
+def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
+    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256."""
     store = FactorCache(Path(cache))
-    keys = attached(model).factor_keys.values()
-    return {store.path(key).name: store.digest(key) for key in keys if store.path(key).exists()}
+    keys = {name: key for name, key in attached(model).factor_keys.items() if _parts(model)[name].kept_factors}
+    return {name: {"file": store.path(key).name, "sha256": store.digest(key)} for name, key in keys.items()}
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:

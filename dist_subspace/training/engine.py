@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_subspace.placement.zero import keep_trainables_whole
+from dist_subspace.placement.zero import keep_trainables_whole, loss_scale
+from dist_subspace.subspace import Accumulation, attachment
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.loss import forward, summed_loss
 from dist_subspace.training.randomness import seed_micro_batch
@@ -42,12 +43,16 @@ class Stepper:
 
     def __init__(self, engine: Any, device: torch.device, seed: int, world_size: int) -> None:
         self.engine, self.device = engine, device
+        attached = attachment(engine.module)
+        self.accumulation = attached.accumulation if attached is not None else Accumulation()
         self.seed, self.world_size = seed, world_size
 
     def accumulate(self, batch: GlobalBatch) -> float:
         """Collective: forward and backward of every round; returns this rank's summed loss."""
         total = 0.0
         for number, micro in enumerate(batch.rounds):
+            # Every rank runs every round, fillers included, and the engine averages over ranks: shares of a step add up to 1.
+            self.accumulation.share(loss_scale(self.engine) / len(batch.rounds))
             loss = self._backward(batch.filler if micro is None else micro, micro is not None, batch.targets)
             total += loss
             if number + 1 < len(batch.rounds):
@@ -75,6 +80,7 @@ class Stepper:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 0.0
         for number in range(len(batch.rounds)):
+            self.accumulation.share(0.0)
             self._backward(batch.filler, False, 1)
             if number + 1 < len(batch.rounds):
                 self.engine.step()

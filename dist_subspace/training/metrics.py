@@ -1,7 +1,8 @@
 """RUN/metrics.jsonl: one JSON object per logged step, on disk line by line. Local: rank 0 alone.
 
-A training line has exactly the keys of `KEYS`; an evaluation line has `step` and keys that begin with `eval_`. NaN and
-infinities are written as null, which every JSON reader takes; so a null loss means "not finite".
+A training line has exactly the keys of `KEYS`, and `penalty` where the method has one (it is no part of `loss`); an
+evaluation line has `step` and keys that begin with `eval_`. NaN and infinities are written as null, which every JSON reader
+takes; so a null loss means "not finite".
 A run that resumes at step s writes the steps after s again: lines beyond s are dropped first.
 """
 
@@ -27,6 +28,7 @@ KEYS = (
     "peak_memory_bytes",
     "elapsed_seconds",
 )
+OPTIONAL = ("penalty",)
 
 
 class MetricsWriter:
@@ -50,11 +52,11 @@ class MetricsWriter:
         return self._last
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """A training line. ValueError unless the keys are exactly `KEYS`; a value that is unknown is None."""
-        if set(record) != set(KEYS):
-            wrong = sorted(set(record) ^ set(KEYS))
+        """A training line. ValueError unless the keys are `KEYS`, maybe with `OPTIONAL`; a value that is unknown is None."""
+        wrong = sorted(set(record).difference(OPTIONAL) ^ set(KEYS))
+        if wrong:
             raise ValueError(f"a line of {METRICS} has exactly the keys {', '.join(KEYS)}; missing or unknown: {wrong}")
-        self._write({key: record[key] for key in KEYS})
+        self._write({key: record[key] for key in (*KEYS, *OPTIONAL) if key in record})
 
     def evaluation(self, step: int, values: Mapping[str, Any]) -> None:
         """An evaluation line: `eval_loss` and what else was measured. ValueError for a key without `eval_`."""

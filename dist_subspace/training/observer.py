@@ -83,6 +83,15 @@ class Observer:
         with self.display.loading(what) as advance:
             yield advance
 
+    @contextmanager
+    def statistics(self, kind: str) -> Iterator[Callable[[int, int], None] | None]:
+        """A progress bar for the decompositions of the frozen matrices, where the method has any."""
+        if kind == "none":
+            yield None
+            return
+        with self.display.loading(f"{kind} of the frozen matrices") as advance:
+            yield advance
+
     def close(self) -> None:
         self.display.close()
         if self.metrics is not None:

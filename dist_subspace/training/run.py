@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +13,7 @@ from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_
 from dist_subspace.checkpoint.store import remove_after
 from dist_subspace.config import Config, dump_config, load_config
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, complete_adapter
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.placement.collectives import agreed, barrier, on_main, world
 from dist_subspace.placement.zero import ensure_process_group
@@ -105,11 +103,9 @@ def _observer(plan: Plan) -> Observer:
 def _write_results(plan: Plan, progress: Progress, observer: Observer) -> None:
     """Local, rank 0: RUN/adapter, complete in itself, and the picture."""
     source, folder = final_checkpoint(plan, progress), plan.run_dir / "adapter"
-    folder.mkdir(parents=True, exist_ok=True)
+    complete_adapter(source, folder)
     for name in (CONFIG, WEIGHTS):
-        shutil.copy2(source / name, folder / f".{name}")
-        sync(folder / f".{name}")
-        os.replace(folder / f".{name}", folder / name)
+        sync(folder / name)
     plan.tokenizer.save_pretrained(folder)
     described = _read_json(folder / CONFIG)
     write_text_atomic(folder / "README.md", model_card(described, _facts(plan, progress)))

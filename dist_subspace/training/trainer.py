@@ -15,13 +15,14 @@ import torch
 from transformers import enable_full_determinism
 
 from dist_subspace.api import attach
-from dist_subspace.checkpoint.state import TrainerState, restore, save_checkpoint
+from dist_subspace.checkpoint.state import TrainerState, check_factors, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.optimizer_state import step_count
-from dist_subspace.subspace import SubspaceConfig, parameter_groups
+from dist_subspace.statistics import FACTORS
+from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
@@ -130,7 +131,8 @@ class Trainer:
                 progress=progress,
                 **_head_settings(plan),
             )
-        model = attach(model, with_head(plan, model))
+        with self.observer.statistics(plan.resolved.info.statistic) as progress:
+            model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
         if config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
@@ -163,6 +165,7 @@ class Trainer:
         if self.plan.checkpoint is None:
             return
         folder, state = self.plan.checkpoint
+        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)
         self.stepper.prime(self.plan.batches.batch(state.step))
         restore(self.engine, self.model, folder, state)
         self.schedule.restore(state.schedule)
@@ -214,7 +217,13 @@ class Trainer:
             "tokens_per_second": batch.tokens / max(seconds, 1e-9),
             "peak_memory_bytes": None,
             "elapsed_seconds": self.progress.elapsed,
+            **self._penalty(),
         }
+
+    def _penalty(self) -> dict[str, float]:
+        """The constraint's part of the training loss, which `loss` does not hold."""
+        penalties = attached(self.model).penalties
+        return {} if penalties is None else {"penalty": penalties.total()}
 
     def _logs(self) -> bool:
         return self._due(self.config.run.logging_steps) or self._last() or self.progress.step == 1
