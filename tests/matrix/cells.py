@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import traceback
@@ -12,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_subspace import SubspaceConfig, attach, disabled, load_adapter, load_frozen, save_adapter
+from dist_subspace import SubspaceConfig, advance, attach, disabled, load_adapter, load_frozen, merge, save_adapter
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
 from dist_subspace.storage import FrozenLinear, storage_info
-from dist_subspace.subspace import SubspaceLinear, named_trainables, trainable_parameters
+from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
+from dist_subspace.subspace import SubspaceLinear, methods, named_trainables, trainable_parameters
+from dist_subspace.subspace.collect import GradientCollector
 from tests.matrix import tiny
 
 RANK = 3
@@ -46,10 +49,12 @@ class Cell:
 
 @dataclass
 class Seen:
-    """What one rank saw. Bytes are of frozen parameters on this rank; losses are of this rank's rows."""
+    """What one rank saw. Bytes are of frozen parameters on this rank; losses are of this rank's rows, and gradients (of the
+    last step) are of their mean."""
 
     error: str | None = None
     losses: list[float] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
     start_difference: float = 0.0
     frozen_unchanged: bool = False
     unmoved: list[str] = field(default_factory=list)
@@ -65,6 +70,8 @@ class Seen:
     whole_int8: list[str] = field(default_factory=list)
     round_trip: bool = False
     reload_difference: float = 0.0
+    state_restored: bool = False
+    merge_difference: float = 0.0
 
 
 def all_cells(storages: list[str], methods: list[str]) -> list[Cell]:
@@ -117,17 +124,51 @@ def _run(cell: Cell, folder: Path, adapter: str, seen: Seen) -> None:
     frozen = tiny.frozen_parameters(model)
     seen.start_difference = _difference_to_base(engine, model)
     before, moved = _digest(frozen), {n: t.clone() for n, t in _whole(named_trainables(model)).items()}
-    watch = tiny.Watch(model)
+    watch, collector = tiny.Watch(model), GradientCollector(named_trainables(model))
     engine.train()
-    seen.losses = [tiny.train_step(engine, tiny.own_batch(step, rank, size)) for step in range(tiny.STEPS)]
+    for step in range(tiny.STEPS):
+        collector.take()
+        seen.losses.append(tiny.train_step(engine, tiny.own_batch(step, rank, size)))
+        advance(model, step + 1, tiny.STEPS)
+    seen.gradients = collector.take()
     seen.forwards, seen.backwards, seen.broken, seen.peak = watch.forwards, watch.backwards, watch.broken, watch.peak
     _look_at_bytes(seen, frozen, size)
     seen.whole_int8 = _whole_int8(model)
     seen.frozen_unchanged = _digest(frozen) == before
     after = _whole(named_trainables(model))
     seen.unmoved = [name for name, tensor in after.items() if torch.equal(tensor, moved[name])]
+    seen.state_restored = _state_comes_back(engine, model)
     _round_trip(cell, folder, adapter, engine, seen)
+    if methods()[cell.method].mergeable:
+        _merge(adapter + "-merged", engine, seen)
     engine.destroy()
+
+
+def _state_comes_back(engine: Any, model: nn.Module) -> bool:
+    """Masters and moments, overwritten and written again: bit by bit what they were."""
+    named = named_trainables(model)
+    steps = step_count(engine)
+    state = {key: tensor.clone() for key, tensor in read_state(engine, named).items()}
+    write_state(engine, named, {key: torch.zeros_like(tensor) for key, tensor in state.items()}, 0)
+    emptied = read_state(engine, named)
+    write_state(engine, named, state, steps)
+    back = read_state(engine, named)
+    whole = _whole(named)
+    alike = all(torch.equal(whole[name], state[f"{name}.master"].to(whole[name].dtype)) for name in named)
+    return not any(t.any() for t in emptied.values()) and all(torch.equal(back[k], state[k]) for k in state) and alike
+
+
+def _merge(folder: str, engine: Any, seen: Seen) -> None:
+    """The merged model, loaded by transformers alone, says what the adapted one says."""
+    from transformers import AutoModelForCausalLM
+
+    ids = tiny.global_batch(9)
+    engine.eval()
+    with torch.no_grad():
+        adapted = engine(input_ids=ids, use_cache=False).logits.float()
+        merge(engine.module, folder, dtype=torch.float32)
+        merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        seen.merge_difference = float((merged(input_ids=ids, use_cache=False).logits - adapted).abs().max())
 
 
 def subspace(method: str) -> SubspaceConfig:
@@ -214,24 +255,50 @@ class PlainBase(nn.Module):
         return nn.functional.linear(x, self.matrix, None if self.bias is None else self.bias)  # type: ignore[arg-type]
 
 
-def reference_losses(cell: Cell, folder: Path) -> list[list[float]]:
-    """The same training in one process without DeepSpeed, on dense matrices: for each step, the loss of each row."""
+@dataclass
+class Reference:
+    """Losses by step and row, and the gradients of the last step."""
+
+    losses: list[list[float]] = field(default_factory=list)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+
+
+def reference(cell: Cell, folder: Path) -> Reference:
+    """The same training in one process without DeepSpeed, in float64 where the storage allows: a method that merges computes
+    `x W'ᵀ` with its own dense formula under ordinary autograd, one that does not runs its product form on dense matrices."""
     model = _load(cell, folder, None)
     attach(model, subspace(cell.method))
+    wide = torch.float64 if cell.dtype == torch.float32 else cell.dtype
     for name, module in list(model.named_modules()):
         if isinstance(module, FrozenLinear):
             parent = model.get_submodule(name.rpartition(".")[0])
-            plain = PlainBase(module, cell.dtype)
+            plain = PlainBase(module, wide)
             if isinstance(parent, SubspaceLinear):
                 plain.bias = None  # it moved to the method's layer
             setattr(parent, name.rpartition(".")[2], plain)
-    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=tiny.RATE)
+            if isinstance(parent, SubspaceLinear) and parent.info.mergeable:
+                parent.transform = functools.partial(_dense_form, parent)  # type: ignore[method-assign]
+    model.to(wide) if wide == torch.float64 else None
+    optimizer = tiny.adam(trainable_parameters(model), tiny.RATE)
+    collector = GradientCollector(named_trainables(model))
     model.train()
-    return [_reference_step(model, optimizer, tiny.global_batch(step)) for step in range(tiny.STEPS)]
+    found = Reference()
+    for step in range(tiny.STEPS):
+        collector.take()
+        found.losses.append(_reference_step(model, optimizer, tiny.global_batch(step)))
+        advance(model, step + 1, tiny.STEPS)
+    found.gradients = collector.take()
+    return found
+
+
+def _dense_form(part: SubspaceLinear, x: Tensor) -> Tensor:
+    matrix: Tensor = part.base.matrix  # type: ignore[attr-defined]
+    return nn.functional.linear(x, part.merged(matrix if matrix.dtype == torch.float64 else matrix.float()).to(x.dtype))
 
 
 def _reference_step(model: nn.Module, optimizer: torch.optim.Optimizer, ids: Tensor) -> list[float]:
-    logits = model(input_ids=ids, use_cache=False).logits.float()
+    logits = model(input_ids=ids, use_cache=False).logits
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     flat = nn.functional.cross_entropy(
         logits[:, :-1].reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none"
     )

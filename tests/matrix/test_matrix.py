@@ -15,12 +15,13 @@ import torch
 from dist_subspace import methods
 from dist_subspace.storage import storages
 from tests.matrix import tiny
-from tests.matrix.cells import Cell, Seen, all_cells, covering, reference_losses, run_cells
+from tests.matrix.cells import Cell, Seen, all_cells, covering, Reference, reference, run_cells
 from tests.ranks import run_on_ranks
 
 ALL = all_cells(list(storages()), list(methods()))
 SAMPLE = covering(ALL)
 LOSS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative
+GRADIENT = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-1}  # relative to the parameter's largest
 OUTPUT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}  # absolute, of logits of size 1
 
 _seen: dict[Cell, list[Seen]] = {}
@@ -37,8 +38,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @functools.lru_cache(maxsize=256)
-def _reference(cell: Cell, folder: Path) -> list[list[float]]:
-    return reference_losses(cell, folder)
+def _reference(cell: Cell, folder: Path) -> Reference:
+    return reference(cell, folder)
 
 
 def seen_of(cell: Cell, cells: list[Cell], folder: Path) -> list[Seen]:
@@ -54,19 +55,37 @@ def check(cell: Cell, cells: list[Cell], folder: Path) -> None:
     ranks = seen_of(cell, cells, folder)
     for seen in ranks:
         assert seen.error is None, seen.error
-        assert seen.start_difference == 0, "attached, the model is not its base"
+        if methods()[cell.method].identity:
+            assert seen.start_difference == 0, "attached, the model is not its base"
         assert seen.frozen_unchanged, "a frozen weight changed"
         assert seen.unmoved == [], "trained parameters that did not move"
         assert seen.broken == 0, "a frozen weight was not whole where it was used"
         assert seen.backwards > 0 and seen.forwards > seen.backwards, "no product was seen"
         assert seen.round_trip and seen.reload_difference <= OUTPUT[cell.dtype]
+        assert seen.merge_difference <= OUTPUT[cell.dtype], "the merged model says something else"
+        assert seen.state_restored, "optimizer state did not come back"
+    check_gradients(cell, ranks, folder)
     check_losses(cell, ranks, folder)
     check_bytes(cell, ranks)
 
 
+def _alike(cell: Cell) -> Cell:
+    return Cell(cell.storage, cell.double_quant, cell.method, 0, 1, cell.family, False)
+
+
+def check_gradients(cell: Cell, ranks: list[Seen], folder: Path) -> None:
+    """Of the last step: the mean over the ranks is the dense formula's gradient, for every trained parameter."""
+    expected = _reference(_alike(cell), folder).gradients
+    assert ranks[0].gradients.keys() == expected.keys()
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for name, gradient in expected.items():
+        mean = sum(seen.gradients[name].double() for seen in ranks) / len(ranks)
+        scale = max(float(gradient.abs().max()), 0.01 * largest)
+        assert float((mean - gradient).abs().max()) <= GRADIENT[cell.dtype] * scale, name
+
+
 def check_losses(cell: Cell, ranks: list[Seen], folder: Path) -> None:
-    alike = Cell(cell.storage, cell.double_quant, cell.method, 0, 1, cell.family, False)
-    rows = _reference(alike, folder)
+    rows = _reference(_alike(cell), folder).losses
     share = tiny.BATCH // cell.ranks
     for number, seen in enumerate(ranks):
         expected = [sum(step[number * share : (number + 1) * share]) / share for step in rows]

@@ -98,9 +98,14 @@ def ds_config(stage: int, *, trainable_numel: int = 0, world_size: int = 1, **ze
     return config
 
 
-def make_engine(model: nn.Module, config: dict[str, Any], optimizer: type[torch.optim.Optimizer] | None = None) -> Any:
-    kind = optimizer or torch.optim.AdamW
-    return start_engine(model, kind(trainable_parameters(model), lr=RATE), config)
+def make_engine(model: nn.Module, config: dict[str, Any], optimizer: Any = None) -> Any:
+    made = (optimizer or adam)(trainable_parameters(model), lr=RATE)
+    return start_engine(model, made, config)
+
+
+def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """Adam whose first steps are not mere signs: a gradient of the wrong size shows, and rounding is not blown up."""
+    return torch.optim.AdamW(parameters, lr=lr, eps=1e-3)
 
 
 def train_step(engine: Any, ids: Tensor) -> float:
