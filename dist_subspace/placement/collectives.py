@@ -6,6 +6,7 @@ Without a process group each of them works for one rank, so callers never branch
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +52,55 @@ def barrier() -> None:
     """Collective: wait until every rank is here."""
     if is_distributed():
         dist.barrier()
+
+
+_BETWEEN_LOOKS = 0.05  # seconds
+
+
+def all_here(what: str, patience: float) -> None:
+    """Collective, but a rank that is alone says so instead of waiting for ever: wait until every rank calls `what`.
+
+    Ranks sign in the process group's key-value store. Whoever sees all names, or has waited `patience` seconds, tries to
+    decide that the meeting is on or off; the store keeps the first decision, so that nobody goes on alone. Ranks that
+    come to a meeting that is off wait at the next one.
+
+    Raises:
+        UsageError: the other ranks have not come; names those that have and those that have not.
+    """
+    if not is_distributed() or dist.get_world_size() == 1:
+        return
+    store, rank, size = dist.group.WORLD.get_group_store(), dist.get_rank(), dist.get_world_size()  # type: ignore[union-attr]
+    while True:
+        meeting = f"dist_subspace/meeting/{store.add(f'dist_subspace/meetings/{rank}', 1)}"
+        store.set(f"{meeting}/{rank}", what)
+        decision, absent = _decided(store, meeting, size, patience)
+        if decision == "on":
+            return
+        if absent:
+            here = [other for other in range(size) if other not in absent]
+            raise UsageError(
+                f"{what} was called by rank {_listed(here)} of {size}, and in {patience:g} seconds not by rank "
+                f"{_listed(absent)}: every rank must call it, because each holds a part of the model"
+            )
+
+
+def _decided(store: Any, meeting: str, size: int, patience: float) -> tuple[str, list[int]]:
+    """`on` or `off`, and the ranks that this rank has waited for in vain (none where others called the meeting off)."""
+    deadline = time.monotonic() + patience
+    while True:
+        absent = [rank for rank in range(size) if not store.check([f"{meeting}/{rank}"])]
+        late = time.monotonic() > deadline
+        if not absent or late:
+            wish = "off" if absent else "on"
+            decision = store.compare_set(f"{meeting}/decision", "", wish).decode()
+            return decision, absent if decision == "off" and late else []
+        if store.check([f"{meeting}/decision"]):
+            return store.get(f"{meeting}/decision").decode(), []
+        time.sleep(_BETWEEN_LOOKS)
+
+
+def _listed(ranks: list[int]) -> str:
+    return ", ".join(map(str, ranks))
 
 
 def gather_objects(value: T) -> list[T]:

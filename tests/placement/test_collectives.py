@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement import collectives
-from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
+from dist_subspace.placement.collectives import agreed, all_here, broadcast_tensors, on_main, world
 from tests.ranks import run_on_ranks
 
 
@@ -141,3 +142,30 @@ def test_without_a_process_group_a_process_is_a_world_of_one(monkeypatch: pytest
     assert small_answers() == [False, False, 0.0, pytest.approx([1.0, 0.1]), {"from": 0}, 0, [0]]
     assert broadcast_tensors({"a": torch.ones(2)})["a"].tolist() == [1.0, 1.0]
     assert caught(on_main, fail_on, 0, True) == ("UsageError", "a bad value")
+
+
+def meet_alone_then_together(lonely: int) -> tuple[str, str]:
+    found = ("none", "")
+    if world().rank == lonely:
+        try:
+            all_here("merge", patience=0.5)
+        except UsageError as error:
+            found = ("UsageError", str(error))
+    all_here("merge", patience=60)
+    assert collectives.gather_objects(world().rank) == list(range(world().size))
+    return found
+
+
+@pytest.mark.parametrize("lonely", [0, 1])
+def test_a_rank_that_calls_alone_is_told_who_is_missing_and_a_later_call_of_all_goes_on(lonely: int) -> None:
+    found = run_on_ranks(2, late_for_one, lonely)
+    assert found[1 - lonely] == ("none", "")
+    kind, text = found[lonely]
+    assert kind == "UsageError"
+    assert f"merge was called by rank {lonely} of 2, and in 0.5 seconds not by rank {1 - lonely}" in text
+
+
+def late_for_one(lonely: int) -> tuple[str, str]:
+    if world().rank != lonely:
+        time.sleep(2)
+    return meet_alone_then_together(lonely)
