@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
@@ -24,10 +24,15 @@ def original_of(operator: FrozenLinear) -> Tensor:
     try:
         with safe_open(operator.origin.file, framework="pt", device="cpu") as handle:
             stored = handle.get_tensor(operator.origin.key)
-    except (OSError, KeyError) as error:
+    except (OSError, SafetensorError) as error:
         raise UsageError(
             f"the original of a frozen weight is asked for, but {operator.origin.file} no longer holds {operator.origin.key}"
         ) from error
+    if tuple(stored.shape) != (operator.shape[::-1] if operator.conv1d else operator.shape):
+        raise UsageError(
+            f"{operator.origin.file} holds {operator.origin.key} as {list(stored.shape)} now: it is not the file that the "
+            "model was read from"
+        )
     logical = stored.t() if operator.conv1d else stored
     device = next(operator.parameters()).device
     return logical.to(device=device, dtype=torch.float32).contiguous()
