@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import PrefixChange, WeightRenaming
 from transformers.initialization import no_init_weights
 
 
@@ -62,6 +62,28 @@ def renamed_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
             name = renaming.rename_source_key(name)[0]
         names[name] = key
     return names
+
+
+def written_keys(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """The key under which transformers itself would save each parameter of the model: `renamed_keys` the other way round
+    (`reverse_transform`). Prefixes are left as the model has them, and tensors that it would split or join too."""
+    transforms = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[arg-type]
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming) and not isinstance(t, PrefixChange)]
+    backwards = [renaming.reverse_transform() for renaming in reversed(renamings)]
+    keys = {}
+    for name in names:
+        key = name
+        for renaming in backwards:
+            key = renaming.rename_source_key(key)[0]
+        keys[name] = key
+    return keys
+
+
+def expected_names(model: nn.Module, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
+    """The parameters that the model's class has with another configuration, and their shapes; nothing is allocated."""
+    with no_init_weights(), init_empty_weights(include_buffers=False):
+        other = type(model)(config)
+    return {name: tuple(p.shape) for name, p in other.named_parameters(remove_duplicate=False)}
 
 
 def base_prefix(model: nn.Module) -> str:

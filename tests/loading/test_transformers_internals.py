@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from torch import nn
 from transformers import modeling_utils
 
@@ -22,6 +24,8 @@ def test_the_names_that_are_used_are_there() -> None:
     assert hasattr(initialization, "no_init_weights"), MEND
     assert hasattr(conversion_mapping, "get_model_conversion_mapping"), MEND
     assert hasattr(core_model_loading.WeightRenaming, "rename_source_key"), MEND
+    assert hasattr(core_model_loading.WeightRenaming, "reverse_transform"), MEND
+    assert hasattr(core_model_loading, "PrefixChange"), MEND
     assert hasattr(modeling_utils.PreTrainedModel, "_init_weights"), MEND
     assert hasattr(modeling_utils.PreTrainedModel, "base_model_prefix"), MEND
 
@@ -70,6 +74,23 @@ def test_families_that_renamed_their_modules_are_known() -> None:
     assert internals.renamed_keys(model, keys) == expected, MEND
     bert = internals.renamed_keys(tiny_model("BertForMaskedLM"), ["bert.embeddings.LayerNorm.gamma"])
     assert bert == {"bert.embeddings.LayerNorm.weight": "bert.embeddings.LayerNorm.gamma"}, MEND
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parameters_are_written_under_the_keys_that_transformers_writes(name: str, tmp_path: Path) -> None:
+    model = tiny_model(name)
+    model.save_pretrained(tmp_path)
+    written = internals.written_keys(model, [n for n, _ in model.named_parameters()])
+    assert set(written.values()) == set(load_file(tmp_path / "model.safetensors")), MEND
+
+
+def test_a_model_class_tells_its_parameters_for_another_configuration() -> None:
+    model = tiny_model()
+    expected = internals.expected_names(model, tiny_config("LlamaConfig", mlp_bias=True))
+    assert expected["model.layers.0.mlp.up_proj.bias"] == (44,), MEND
+    assert expected.keys() - {n for n, _ in model.named_parameters(remove_duplicate=False)} == {
+        f"model.layers.{n}.mlp.{p}_proj.bias" for n in (0, 1) for p in ("up", "down", "gate")
+    }
 
 
 def test_the_prefix_of_a_body_is_known() -> None:
