@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +71,15 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     saved = _modules_to_save(model, config)
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
     exclude = [*config.exclude_modules, *trained_in_full]
-    choice = Choice(model, resolved.targets, config.target_modules is not None, exclude, _head_names(model))
-    sites = resolved.method.sites(choice)
+    given, options = config.target_modules is not None, resolved.settings.options
+    sites = resolved.method.sites(Choice(model, resolved.targets, given, exclude, _head_names(model), options))
     settings = _settings_of(sites, resolved)
+    common = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
     model.requires_grad_(False)
     shared: dict[int, nn.Parameter] = {}
     for name in saved:
         _replace(model, name, TrainedCopy(model.get_submodule(name), gathered, shared))
-    parts = _put_parts(model, sites, settings, resolved)
+    parts = _put_parts(model, sites, settings, resolved, common)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     accumulation, schedule = Accumulation(), resolved.method.schedule_class
     model.subspace = Attachment(  # type: ignore[assignment]
@@ -88,7 +90,7 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
         shapes=shapes,
         accumulation=accumulation,
         penalties=_penalise(parts, resolved, accumulation),
-        schedule=None if schedule is None else schedule(parts, resolved.settings),
+        schedule=None if schedule is None else schedule(parts, resolved.settings, config.seed),
         collector=_collect(parts, resolved),
     )
     watch_loss(model, accumulation)
@@ -106,25 +108,25 @@ def _settings_of(sites: dict[str, nn.Module], resolved: Resolved) -> dict[str, S
                     f"subspace.{what} has {ending!r}, which names no target; targets here are for example: "
                     f"{', '.join(list(sites)[:4])}"
                 )
-    smallest = min((_smaller_side(m) for m in sites.values() if isinstance(m, Operator)), default=0)
+    largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
+    smallest = min((rank for rank in largest.values() if rank is not None), default=0)
     settings = {}
     for name, site in sites.items():
         rank = next((r for ending, r in config.rank_pattern.items() if ends_with(name, ending)), config.rank)
         alpha = next((a for ending, a in config.alpha_pattern.items() if ends_with(name, ending)), config.alpha)
         own = layer_settings(config, resolved.method, rank, alpha)
-        if isinstance(site, Operator):
+        if (bound := largest[name]) is not None:
             own = resolved.method.fitted(own, smallest, config)
-            _check_rank(name, site, own.rank)
+            _check_rank(name, site, own.rank, bound)
         settings[name] = own
     return settings
 
 
 def _put_parts(
-    model: nn.Module, sites: dict[str, nn.Module], settings: dict[str, Settings], resolved: Resolved
+    model: nn.Module, sites: dict[str, nn.Module], settings: dict[str, Settings], resolved: Resolved, shared: Any
 ) -> dict[str, SubspacePart]:
     config = resolved.config
     dtype = getattr(model, "dtype", torch.float32)
-    shared = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
     parts = {}
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
@@ -191,15 +193,12 @@ def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "little")
 
 
-def _smaller_side(operator: Operator) -> int:
-    return min(operator.in_features, operator.out_features)
-
-
-def _check_rank(name: str, operator: Operator, rank: int) -> None:
-    if rank > _smaller_side(operator):
+def _check_rank(name: str, site: nn.Module, rank: int, largest: int) -> None:
+    if rank > largest:
+        size = f"{site.out_features} x {site.in_features}" if isinstance(site, Operator) else f"{largest} wide"
         raise UsageError(
-            f"subspace.rank is {rank}, but {name} is {operator.out_features} x {operator.in_features}; accepted: at most "
-            f"{_smaller_side(operator)} (or leave such layers out by subspace.exclude_modules)"
+            f"subspace.rank is {rank}, but {name} is {size}; accepted: at most {largest} "
+            "(or leave such layers out by subspace.exclude_modules)"
         )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -116,10 +116,14 @@ class SubspacePart(nn.Module):
 
     info: ClassVar[MethodInfo]
     schedule_class: ClassVar[type[Schedule] | None] = None
-    # Results of `decompose` that an adapter's file must hold, because they cannot be had again from the base alone.
-    kept_factors: ClassVar[tuple[str, ...]] = ()
+    # Results of `decompose` that an adapter's file must hold, because they cannot be had again from the base alone. A part whose
+    # options decide about it sets its own.
+    kept_factors: tuple[str, ...] = ()
     # Trained parameters whose learning rate `lr_ratio` multiplies (LoRA+).
     left_factors: ClassVar[tuple[str, ...]] = ()
+    # Trained parameters that are trained from a later step on. They have an optimizer group of their own, because an optimizer
+    # that flattens its groups counts the steps of a group, and theirs begin anew then.
+    late_factors: ClassVar[tuple[str, ...]] = ()
 
     settings: Settings
     enabled: bool
@@ -138,6 +142,11 @@ class SubspacePart(nn.Module):
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         """Fill in defaults that depend on other values, and refuse values that contradict one another (UsageError)."""
         return settings
+
+    @classmethod
+    def largest_rank(cls, site: nn.Module) -> int | None:
+        """The largest rank that a part on this site can have; None where there is no bound."""
+        return min(site.in_features, site.out_features) if isinstance(site, Operator) else None
 
     @classmethod
     def fitted(cls, settings: Settings, smallest: int, config: SubspaceConfig) -> Settings:
@@ -190,6 +199,12 @@ class SubspacePart(nn.Module):
         """The matrix `(d_out, d_in)` that the base shall hold in the place of its own (a folded residual); None: it stays."""
         return None
 
+    # Merging.
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias of the merged site from its frozen one, float32 on one device (None: it has none); parameters are whole."""
+        return bias
+
     # Files.
 
     def file_tensors(self) -> dict[str, Tensor]:
@@ -200,6 +215,11 @@ class SubspacePart(nn.Module):
         """The inverse of `file_tensors`; parameters are whole."""
         for name, parameter in self.trainables().items():
             parameter.data.copy_(tensors[name])
+
+    def beside(self) -> dict[str, nn.Parameter]:
+        """Frozen parameters that `file_tensors` holds beside the trained ones, because PEFT's layout has them there, by suffix.
+        One that begins with `base_model.` is the whole name: a tensor of the model, which one of its parts holds."""
+        return {}
 
     def factor_tensors(self) -> dict[str, Tensor]:
         """The frozen factors that a complete adapter holds, by name; whole where their parameters are gathered."""
@@ -249,7 +269,7 @@ class SubspaceLinear(SubspacePart):
         self.create(settings, generator, shared)
 
     @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> Self:
+    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
         return cls(site, settings, generator, shared)  # type: ignore[arg-type]
 
     # What a method provides.
@@ -266,6 +286,14 @@ class SubspaceLinear(SubspacePart):
         """`W'` from the dense `W`, both float32 `(out_features, in_features)` on one device; parameters are whole."""
         raise UsageError(f"method {self.info.name} cannot be merged: its update is no matrix")
 
+    def merged_onto_original(self, weight: Tensor) -> Tensor:
+        """`W'` from the checkpoint's own `W`, where the base holds something else of it than its rounding (a folded residual)."""
+        return self.merged(weight)
+
+    def untransformed(self, x: Tensor) -> Tensor:
+        """`W x` without the bias, for the matrix that the model had before the method came: what a disabled layer computes."""
+        return self.base(x)
+
     def shifted_bias(self, bias: Tensor) -> Tensor:
         """The bias that is added; methods that scale the output may scale it too."""
         return bias
@@ -273,6 +301,12 @@ class SubspaceLinear(SubspacePart):
     def added_bias(self) -> Tensor | None:
         """A bias that the method brings along, beside the frozen one; None where there is none."""
         return None
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        shifted, added = None if bias is None else self.shifted_bias(bias), self.added_bias()
+        if shifted is None or added is None:
+            return added if shifted is None else shifted
+        return shifted + added.float()
 
     def constrained(self) -> tuple[Tensor | None, Tensor | None]:
         """The factors `A (r, d_in)` and `B (d_out, r)` that a constraint acts on; None for one that it must leave alone."""
@@ -284,7 +318,7 @@ class SubspaceLinear(SubspacePart):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if not self.enabled:
-            y = self.base(x)
+            y = self.untransformed(x)
             return y if self.bias is None else y + self.bias.to(y.dtype)
         y = self.transform(x)
         if self.penalty is not None and self.training and torch.is_grad_enabled():

@@ -1,10 +1,11 @@
-"""Which linear layers a method acts on."""
+"""Which layers a method acts on."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -32,6 +33,24 @@ KEY_VALUE_UP = (
     *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in"),
 )
 
+# The last linear layer of an attention, and of an FFN. Where a name ends like both, it is the attention's.
+ATTENTION_OUTPUT = (
+    *("o_proj", "out_proj", "attention.output.dense", "attn.c_proj", "crossattention.c_proj", "attention.dense"),
+    *("self_attention.dense", "self_attn.dense", "out_lin", "attn.Wo", "attention.wo", "attn.proj"),
+    *("SelfAttention.o", "EncDecAttention.o", "LocalSelfAttention.o", "TransientGlobalSelfAttention.o"),
+)
+FFN_OUTPUT = (
+    *("down_proj", "output.dense", "mlp.c_proj", "fc2", "dense_4h_to_h", "wo", "lin2", "fc_out", "ffn_output"),
+    *("mlp.Wo", "w2", "mlp.proj", "down"),
+)
+
+# Post-norm encoders: the norm that takes the sum of an FFN's output and its residual, seen from the FFN's output layer.
+POST_NORMS = {
+    "output.dense": "output.LayerNorm",
+    "ffn.lin2": "output_layer_norm",
+    "ffn_output": "full_layer_layer_norm",
+}
+
 
 def choose(
     model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str], head: Sequence[str]
@@ -48,12 +67,7 @@ def choose(
         UsageError: if nothing matches; some of the model's names are shown.
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, Operator)}
-    if targets == ALL_LINEAR:
-        wanted = _in_blocks(model, operators, head)
-    elif isinstance(targets, str):
-        wanted = [name for name in operators if _pattern(targets).fullmatch(name)]
-    else:
-        wanted = [name for name in operators if any(ends_with(name, ending) for ending in targets)]
+    wanted = _in_blocks(model, operators, head) if targets == ALL_LINEAR else filter(naming(targets), operators)
     chosen = {name: operators[name] for name in wanted if not any(ends_with(name, ending) for ending in exclude)}
     if not chosen:
         raise UsageError(
@@ -69,7 +83,8 @@ class Choice:
     """What a method chooses its sites from: the model, and what the configuration says about targets.
 
     targets: `all-linear`, name endings, or a regular expression; given: whether the user named them; head: the names of the
-    output layers; exclude: name endings that are left out, those of modules trained in full among them.
+    output layers; exclude: name endings that are left out, those of modules trained in full among them; options: the
+    method's own, every one with a value.
     """
 
     model: nn.Module
@@ -77,6 +92,7 @@ class Choice:
     given: bool
     exclude: Sequence[str]
     head: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def operators(self) -> dict[str, nn.Module]:
         """The linear operators that are targets, by name."""
@@ -85,16 +101,86 @@ class Choice:
     def excluded(self, name: str) -> bool:
         return any(ends_with(name, ending) for ending in self.exclude)
 
+    def attention_outputs(self) -> dict[str, nn.Module]:
+        """The output projection of every attention in the blocks."""
+        return self._outputs("attention", is_attention_output)
+
+    def ffn_outputs(self) -> dict[str, nn.Module]:
+        """The output layer of every FFN in the blocks."""
+        return self._outputs("FFN", is_ffn_output)
+
+    def norms(self) -> dict[str, nn.Module]:
+        """Every norm with trainable values of its own, heads apart; not narrowed by `targets`."""
+        base = getattr(self.model, "base_model_prefix", "")
+        inside = f"{base}." if base and hasattr(self.model, base) else ""
+        found = {name: module for name, module in self.model.named_modules() if is_norm(module)}
+        return {name: m for name, m in found.items() if name.startswith(inside) and not self.excluded(name)}
+
+    def block_norms(self) -> dict[str, nn.Module]:
+        """The norms of the blocks that are as wide as the model: those of queries and keys are not."""
+        stacks, parts = _stacks(self.model), ("q_", "k_", "v_", "kv_", "query_", "key_", "value_")
+        inside = {name: norm for name, norm in self.norms().items() if name.startswith(stacks)}
+        return {name: norm for name, norm in inside.items() if not name.rpartition(".")[2].startswith(parts)}
+
+    def in_order(self, names: Collection[str]) -> dict[str, nn.Module]:
+        """The modules of these names, in the model's order."""
+        return {name: module for name, module in self.model.named_modules() if name in names}
+
+    def _outputs(self, what: str, has_role: Callable[[str], bool]) -> dict[str, nn.Module]:
+        linear = choose(self.model, ALL_LINEAR, self.exclude, self.head)
+        found: dict[str, nn.Module] = {name: m for name, m in linear.items() if has_role(name)}  # type: ignore[misc]
+        if not found:
+            raise UsageError(
+                f"subspace.target_modules is not given, and no layer of this model has a known name of an {what} output; "
+                f"accepted: a list of name endings; layers here are for example: {', '.join(_examples(list(linear)))}"
+            )
+        return found
+
+
+def is_attention_output(name: str) -> bool:
+    return any(ends_with(name, ending) for ending in ATTENTION_OUTPUT)
+
+
+def is_ffn_output(name: str) -> bool:
+    return any(ends_with(name, ending) for ending in FFN_OUTPUT) and not is_attention_output(name)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm with a weight: LayerNorm, RMSNorm, and the classes that models define themselves."""
+    own = dict(module.named_parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and own.get("weight") is not None and not any(module.children())
+
+
+def post_norm(model: nn.Module, ffn_output: str) -> str | None:
+    """The name of the norm after an FFN's residual sum, where the model is a post-norm encoder that is known by its names."""
+    for ending, norm in POST_NORMS.items():
+        if ends_with(ffn_output, ending):
+            name = ffn_output.removesuffix(ending) + norm
+            return name if name in dict(model.named_modules()) else None
+    return None
+
 
 def ends_with(name: str, ending: str) -> bool:
     """Whether a dotted name is, or ends in, the given whole components."""
     return name == ending or name.endswith("." + ending)
 
 
+def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
+    """Whether name endings, or a regular expression, mean a name."""
+    if isinstance(targets, str):
+        pattern = _pattern(targets)
+        return lambda name: pattern.fullmatch(name) is not None
+    return lambda name: any(ends_with(name, ending) for ending in targets)
+
+
 def _in_blocks(model: nn.Module, operators: dict[str, Operator], head: Sequence[str]) -> list[str]:
-    stacks = [name + "." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    inside = [name for name in operators if any(name.startswith(stack) for stack in stacks)]
-    return [name for name in inside or operators if name not in head]
+    stacks = _stacks(model)
+    return [name for name in [n for n in operators if n.startswith(stacks)] or operators if name not in head]
+
+
+def _stacks(model: nn.Module) -> tuple[str, ...]:
+    """How the names of what lies in lists of blocks begin."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from dist_subspace import SubspaceConfig, attach, disabled, methods, trainable_parameters
 from dist_subspace.errors import UsageError
-from dist_subspace.subspace import SubspaceLinear, TrainedCopy, attached, named_trainables
+from dist_subspace.subspace import SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
 from tests.tiny_models import FAMILIES, logits, tiny_inputs, tiny_model
 
 each_method = pytest.mark.parametrize("method", sorted(methods()))
@@ -24,7 +24,7 @@ def attach_tiny(model: nn.Module, method: str = "lora", **config: Any) -> Any:
 
 
 def randomise(model: nn.Module) -> nn.Module:
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(8)
     for parameter in trainable_parameters(model):
         parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
@@ -56,9 +56,10 @@ def test_disabled_gives_exactly_the_bases_output_and_only_within_its_block(name:
 @each_family
 @each_method
 def test_only_the_adapter_is_trained_and_all_of_it_is_reached(name: str, method: str) -> None:
-    model = randomise(attach_tiny(tiny_model(name), method)).train()
+    rank = 8 if methods()[method].uses_rank else None  # so many that a ReLU cuts some of them, never all
+    model = randomise(attach_tiny(tiny_model(name), method, rank=rank)).train()
     model(**tiny_inputs(model, labels=True)).loss.backward()
-    trained = {id(p) for m in model.modules() if isinstance(m, SubspaceLinear) for p in m.trainables().values()}
+    trained = {id(p) for m in model.modules() if isinstance(m, SubspacePart) for p in m.trainables().values()}
     for parameter_name, parameter in model.named_parameters():
         assert parameter.requires_grad == (id(parameter) in trained), parameter_name
         assert (parameter.grad is not None) == parameter.requires_grad, parameter_name

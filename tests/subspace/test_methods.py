@@ -56,7 +56,7 @@ def test_the_product_form_is_the_dense_form(method: str, storage: str, shape: tu
         x = torch.randn(2, 3, shape[1], requires_grad=True)
         y = module(x)
         dense = module.merged(module.base.dense())
-        expected = x.detach() @ dense.t() + module.shifted_bias(module.bias)
+        expected = x.detach() @ dense.t() + module.merged_bias(module.bias)
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
         g = torch.randn_like(y)
         y.backward(g)
@@ -74,7 +74,7 @@ def test_gradients_of_the_trained_are_autograds_on_the_dense_form(method: str, s
     names, parameters = zip(*module.trainables().items(), strict=True)
     actual = torch.autograd.grad(module(x), parameters, g)
     dense = module.merged(module.base.dense())
-    expected = torch.autograd.grad(x @ dense.t() + module.shifted_bias(module.bias), parameters, g)
+    expected = torch.autograd.grad(x @ dense.t() + module.merged_bias(module.bias), parameters, g)
     for name, a, e in zip(names, actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 

@@ -1,0 +1,64 @@
+"""Houlsby adapters (arXiv 1902.00751): `z + Ad(z)` behind the output layer of each attention and each FFN, before the residual.
+
+`Ad(h) = W_up σ(W_dn h + b_dn) + b_up` with a bottleneck of `rank` values; `W_up` zero: identity at the start. `train_norms`
+trains the norms of the blocks too, as the paper does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_subspace.subspace.bottleneck import BottleneckLinear
+from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspacePart
+from dist_subspace.subspace.norm_part import NormPart, norm_width
+from dist_subspace.subspace.options import choice, flag
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.targets import Choice
+
+
+@register(
+    MethodInfo(
+        name="houlsby",
+        category="extension",
+        reference="1902.00751",
+        summary="a bottleneck behind each attention and each FFN: z + Ad(z)",
+        targets="attention and FFN outputs",
+        uses_rank=True,
+        rank=64,
+        capped=True,
+        mergeable=False,
+        options={
+            "activation": choice("swish", "of the bottleneck", "relu", "gelu", "tanh"),
+            "train_norms": flag(False, "train the norms of the blocks too"),
+        },
+        count="(2 d + 1) r + d",
+    )
+)
+class Houlsby(BottleneckLinear):
+    @classmethod
+    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
+        linear = choice.operators() if choice.given else {**choice.attention_outputs(), **choice.ffn_outputs()}
+        norms = choice.block_norms() if choice.options["train_norms"] else {}
+        return choice.in_order({*linear, *norms})
+
+    @classmethod
+    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> int:
+        """The width of the model, for norms that do not tell theirs while they are split over the ranks."""
+        return max(site.out_features for site in sites.values() if isinstance(site, Operator))
+
+    @classmethod
+    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
+        if isinstance(site, Operator):
+            return super().on(site, settings, generator, shared)  # type: ignore[arg-type]
+        has_bias = getattr(site, "bias", None) is not None
+        return HoulsbyNorm(site, settings, norm_width(site, shared), scaled=True, shifted=has_bias)
+
+
+class HoulsbyNorm(NormPart):
+    """A norm of a block, trained."""
+
+    info = Houlsby.info

@@ -1,0 +1,60 @@
+"""Pfeiffer adapters (arXiv 2005.00247): one bottleneck a block, behind the FFN.
+
+Pre-norm blocks: `z + Ad(z)` for the FFN's output z, before the residual. Post-norm encoders (BERT and its kin):
+`LN(u + Ad(LN(u)))` around the block's output norm, where `u = z + x_res` is the sum with the residual.
+`Ad(h) = W_up σ(W_dn h + b_dn) + b_up` with a bottleneck of `rank` values; `W_up` zero: identity at the start.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_subspace.subspace.bottleneck import BottleneckLinear, BottleneckNorm
+from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspacePart
+from dist_subspace.subspace.norm_part import norm_width
+from dist_subspace.subspace.options import choice
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.targets import Choice, post_norm
+
+
+@register(
+    MethodInfo(
+        name="pfeiffer",
+        category="extension",
+        reference="2005.00247",
+        summary="a bottleneck behind each FFN: z + Ad(z)",
+        targets="FFN outputs",
+        uses_rank=True,
+        rank=64,
+        capped=True,
+        mergeable=False,
+        options={"activation": choice("relu", "of the bottleneck", "swish", "gelu", "tanh")},
+        count="(2 d + 1) r + d",
+    )
+)
+class Pfeiffer(BottleneckLinear):
+    @classmethod
+    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
+        if choice.given:
+            return choice.operators()
+        outputs = choice.ffn_outputs()
+        return choice.in_order({post_norm(choice.model, name) or name for name in outputs})
+
+    @classmethod
+    def largest_rank(cls, site: nn.Module) -> int | None:
+        return super().largest_rank(site) or norm_width(site)
+
+    @classmethod
+    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
+        if isinstance(site, Operator):
+            return super().on(site, settings, generator, shared)  # type: ignore[arg-type]
+        return PfeifferNorm(site, settings, norm_width(site), generator)
+
+
+class PfeifferNorm(BottleneckNorm):
+    """A post-norm block's output norm with its bottleneck."""
+
+    info = Pfeiffer.info
