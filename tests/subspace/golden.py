@@ -32,13 +32,24 @@ def layer(method: str, *, bias: bool = False, transposed: bool = False, **config
 
 def settled(module: SubspacePart, original: Tensor | None = None) -> Any:
     """The part with its statistic made and taken, as attach does it, for one layer on one rank."""
-    if module.info.statistic == "none":
+    if module.setup_statistic == "none":
         return module
-    matrix = module.base.dense(torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    weight = Weight(matrix, no_original if original is None else lambda: original, None, generator)
-    module.settle(module.decompose(weight))
+    weight = opened(module, original)
+    factors = module.decompose(weight)
+    if module.rebases:
+        module.base = module.base.repacked(module.rebased(factors, weight))
+    module.settle(factors)
     return module
+
+
+def opened(module: Any, original: Tensor | None = None) -> Weight:
+    """The part's frozen matrix, laid open for a decomposition."""
+    base = module.base
+    quantised = None if base.is_float else lambda matrix: base.repacked(matrix).dense(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    return Weight(
+        base.dense(torch.float32), no_original if original is None else lambda: original, quantised, generator
+    )
 
 
 def give(module: SubspaceLinear, **values: Tensor) -> SubspaceLinear:
