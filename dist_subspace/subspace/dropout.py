@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        ctx.drop = Dropout(p, x)
+        dropped: Tensor = ctx.drop(x)
+        return dropped
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return ctx.drop(g), None
+
+
 def drop(x: Tensor, p: float) -> Tensor:
-    """The same dropout under ordinary autograd."""
-    return Dropout(p, x)(x)
+    """The same dropout as an operation of its own; keeps nothing but the seed for backward."""
+    if p == 0:
+        return x
+    dropped: Tensor = _Drop.apply(x, p)
+    return dropped

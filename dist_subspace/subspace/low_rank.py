@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.errors import UsageError
-from dist_subspace.subspace.dropout import Dropout, drop
+from dist_subspace.subspace.dropout import Dropout
 from dist_subspace.subspace.method import Settings, SubspaceLinear
 
 
@@ -52,6 +52,44 @@ class LowRankUpdate(torch.autograd.Function):
         return g, grad_x, grad_a, grad_b, None, None
 
 
+class Down(torch.autograd.Function):
+    """`h = A D(x)ᵀ (r, tokens)`: the first half of an update that is nonlinear between its factors. Saves x and A alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a: Tensor, dropout: float) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, a)
+        ctx.drop, ctx.shape = Dropout(dropout, rows), x.shape
+        return a.to(x.dtype) @ ctx.drop(rows).t()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        rows, a = ctx.saved_tensors
+        drop = ctx.drop.again()
+        grad_x = drop(g.t() @ a.to(g.dtype)).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        grad_a = (g @ drop(rows)).to(a.dtype) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_a, None
+
+
+class Up(torch.autograd.Function):
+    """`y = z + (B h)ᵀ` for `z (..., d_out)` and `h (r, tokens)`: the second half. Saves h and B alone."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, hidden: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, b)
+        return torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), b.to(z.dtype).t()).view(z.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, b = ctx.saved_tensors
+        flat = g.reshape(-1, g.shape[-1])
+        grad_hidden = b.to(g.dtype).t() @ flat.t() if ctx.needs_input_grad[1] else None
+        grad_b = (hidden @ flat).t().to(b.dtype) if ctx.needs_input_grad[2] else None
+        return g, grad_hidden, grad_b
+
+
 def _scaled(a: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     """`γ A` in the type of the computation; the product is rounded once."""
     return (a * scale).to(dtype)
@@ -69,14 +107,21 @@ class LowRankLinear(SubspaceLinear):
     def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
         self.scale = self.scaling(settings)
         self.lora_A = nn.Parameter(self.initial_a(settings, generator))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, settings.rank))
+        self.lora_B = nn.Parameter(self.initial_b(settings, generator))
 
     def initial_a(self, settings: Settings, generator: torch.Generator) -> Tensor:
         return kaiming_uniform(settings.rank, self.in_features, generator)
 
+    def initial_b(self, settings: Settings, generator: torch.Generator) -> Tensor:
+        return torch.zeros(self.out_features, settings.rank)
+
     def scaling(self, settings: Settings) -> float:
         """γ."""
         return settings.alpha / settings.rank
+
+    def down(self) -> Tensor:
+        """A, whole where it is gathered."""
+        return self.lora_A
 
     def core(self) -> Tensor | None:
         """C: None for the identity, `(r,)` for a diagonal, `(r, r)` for a matrix."""
@@ -91,8 +136,8 @@ class LowRankLinear(SubspaceLinear):
         dropout = self.settings.dropout if self.training else 0.0
         z = self.base(x)
         if self.nonlinear:
-            left = with_core_right(self.lora_B, self.core())
-            return z + self.scale * nonlinear_branch(x, self.lora_A, left, self.activation(), dropout)
+            hidden = self.scale * self.activation()(Down.apply(x, self.lora_A, dropout))
+            return Up.apply(z, hidden, with_core_right(self.lora_B, self.core()))
         return LowRankUpdate.apply(z, x, with_core_left(self.core(), self.lora_A), self.lora_B, self.scale, dropout)
 
     def activation(self) -> Callable[[Tensor], Tensor]:
@@ -100,7 +145,7 @@ class LowRankLinear(SubspaceLinear):
 
     def delta(self) -> Tensor:
         """`ΔW = γ B C A`, float32 `(d_out, d_in)`."""
-        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.lora_A.float())
+        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.down().float())
 
     def merged(self, weight: Tensor) -> Tensor:
         if self.nonlinear:
@@ -111,10 +156,13 @@ class LowRankLinear(SubspaceLinear):
     def peft_config(cls, settings: Settings) -> dict[str, Any]:
         return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
 
+    def agrees_with_peft(self) -> bool:
+        return not self.nonlinear
+
     def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
         if self.nonlinear:
             return None
-        return with_core_left(self.core(), self.lora_A.detach().float()), self.scale * self.lora_B.detach().float()
+        return with_core_left(self.core(), self.down()).detach().float(), self.scale * self.lora_B.detach().float()
 
     def constrained(self) -> tuple[Tensor | None, Tensor | None]:
         return self.lora_A, self.lora_B
@@ -136,14 +184,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": functional.silu,
     "tanh": torch.tanh,
 }
-
-
-def nonlinear_branch(
-    x: Tensor, a: Tensor, b: Tensor, activation: Callable[[Tensor], Tensor], dropout: float, dropout_after: float = 0.0
-) -> Tensor:
-    """`B D'(σ(A D(x)))` in x's type, with dropout before A or after the activation."""
-    hidden = activation(functional.linear(drop(x, dropout), a.to(x.dtype)))
-    return functional.linear(drop(hidden, dropout_after), b.to(x.dtype))
 
 
 def with_core_left(core: Tensor | None, a: Tensor) -> Tensor:

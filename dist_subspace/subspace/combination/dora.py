@@ -1,0 +1,115 @@
+"""DoRA (arXiv 2402.09353): `y = (m / n) ⊙ (W x + γ B A x)`, `n_i = ‖W_i + γ B_i A‖`, `γ = α / r`.
+
+A and B start as LoRA's, the magnitudes `m (d_out)` as the row norms of W, and are held as deviations from them: identity at
+the start. `n² = ‖W_i‖² + 2γ B_i (W Aᵀ)_i + γ² B_i A Aᵀ B_iᵀ` needs no dense matrix: A's rows travel as r more tokens through
+the one product `W x`. As published, n is a constant in backward (`differentiate_norm`: it is not), and with dropout
+`y = W x + (m/n - 1) ⊙ W D(x) + (m/n) ⊙ γ B A D(x)`, which doubles the tokens of the product. The bias is not scaled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.subspace.low_rank import LowRankLinear
+from dist_subspace.subspace.magnitude import SMALLEST, ScaledUpdate, Stack, deviation
+from dist_subspace.subspace.method import MethodInfo, Settings, Weight
+from dist_subspace.subspace.options import flag
+from dist_subspace.subspace.registry import register
+
+ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, beside trained magnitudes"
+
+
+@register(
+    MethodInfo(
+        name="dora",
+        category="combination",
+        reference="2402.09353",
+        summary="LoRA for the directions of W's rows, and a trained length for each: diag(m/n) (W + (α/r) B A)",
+        uses_rank=True,
+        rank=16,
+        alpha_over_rank=2.0,
+        uses_dropout=True,
+        statistic="row norms",
+        constraints=("mpc_o", "mpc_d"),
+        refusals={"mpc_n": "its norms are those of a linear update"},
+        notices={"mpc_o": ONLY_A, "mpc_d": ONLY_A},
+        options={"differentiate_norm": flag(False, "let gradients flow through n, which the published code keeps constant")},
+        peft_type="LORA",
+        count="r (d_in + d_out) + d_out",
+    )
+)
+class Dora(LowRankLinear):
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+        super().create(settings, generator, shared)
+        self.lora_magnitude_vector = nn.Parameter(torch.zeros(self.out_features))
+        # d_out numbers, so every rank keeps them; as bytes, because an engine casts floats to its own type.
+        self.register_buffer("norm_bytes", torch.zeros(4 * self.out_features, dtype=torch.int8), persistent=False)
+        self._evaluated: Tensor | None = None
+
+    def decompose(self, weight: Weight) -> dict[str, Tensor]:
+        return {"row_norms": torch.linalg.vector_norm(weight.matrix, dim=1, dtype=torch.float64).float()}
+
+    def settle(self, factors: Mapping[str, Tensor]) -> None:
+        self.norm_bytes = factors["row_norms"].float().contiguous().view(torch.int8)
+        self._evaluated = None
+
+    @property
+    def row_norms(self) -> Tensor:
+        """`‖W_i‖`, float32 `(d_out,)`."""
+        return self.norm_bytes.view(torch.float32)
+
+    def transform(self, x: Tensor) -> Tensor:
+        drop = Dropout(self.settings.dropout if self.training else 0.0, x.reshape(-1, self.in_features))
+        factors = (self.lora_A, self.lora_B)
+        if self._evaluated is not None and not torch.is_grad_enabled():
+            out = self.base(x.reshape(-1, self.in_features))
+            return ScaledUpdate.apply(out, x, *factors, self._evaluated, self.scale, drop)
+        through_norm = self.settings.options["differentiate_norm"]
+        out = self.base(Stack.apply(x, self.lora_A, drop, through_norm))
+        products = out[-self.settings.rank :].t()
+        delta = deviation(
+            self.lora_magnitude_vector,
+            self.row_norms,
+            products if through_norm else products.detach(),
+            *factors,
+            self.scale,
+            through_norm,
+        )
+        self._evaluated = None if self.training or torch.is_grad_enabled() else delta
+        return ScaledUpdate.apply(out, x, *factors, delta, self.scale, drop)
+
+    def train(self, mode: bool = True) -> Self:
+        """The scale is a function of the parameters alone: evaluation makes it once, until training goes on."""
+        self._evaluated = None
+        return super().train(mode)
+
+    def merged(self, weight: Tensor) -> Tensor:
+        changed = weight + self.delta().to(weight.device)
+        own = self.row_norms.to(weight.device)
+        n = torch.linalg.vector_norm(changed, dim=1)
+        n = torch.maximum(n if self.settings.options["differentiate_norm"] else n.detach(), SMALLEST**0.5 * own)
+        ratio = (own + self.lora_magnitude_vector.float().to(weight.device)) / torch.where(own == 0, torch.ones_like(n), n)
+        return torch.where(own == 0, torch.ones_like(n), ratio)[:, None] * changed
+
+    def constrained(self) -> tuple[Tensor, None]:
+        return self.lora_A, None
+
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        return super().peft_config(settings) | {"use_dora": True}
+
+    def low_rank_form(self) -> None:
+        return None
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return super().file_tensors() | {"lora_magnitude_vector": self.row_norms + self.lora_magnitude_vector.detach()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_file_tensors(tensors)
+        self.lora_magnitude_vector.data.copy_(tensors["lora_magnitude_vector"].to(self.row_norms) - self.row_norms)
+        self._evaluated = None

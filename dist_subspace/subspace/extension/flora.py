@@ -1,0 +1,42 @@
+"""FLoRA, a low-rank core space (arXiv 2405.14739): `y = W x + γ B (G (A D(x)))`, `γ = α / r`.
+
+`G (r, r)` zero: identity at the start. `A (r, d_in)` and `B (d_out, r)` Kaiming-uniform with a = √5, both.
+Not to be confused with Flora (gradient compression) or federated FLoRA.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.subspace.low_rank import LowRankLinear, kaiming_uniform
+from dist_subspace.subspace.method import MethodInfo, Settings
+from dist_subspace.subspace.registry import register
+
+
+@register(
+    MethodInfo(
+        name="flora",
+        category="extension",
+        reference="2405.14739",
+        summary="LoRA with a full core between its factors, zero at the start: W + (α/r) B G A",
+        uses_rank=True,
+        rank=16,
+        alpha_over_rank=2.0,
+        uses_dropout=True,
+        constraints=("mpc_o", "mpc_d", "mpc_n"),
+        count="r (d_in + d_out) + r²",
+    )
+)
+class Flora(LowRankLinear):
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+        super().create(settings, generator, shared)
+        self.lora_G = nn.Parameter(torch.zeros(settings.rank, settings.rank))
+
+    def initial_b(self, settings: Settings, generator: torch.Generator) -> Tensor:
+        return kaiming_uniform(self.out_features, settings.rank, generator)
+
+    def core(self) -> Tensor:
+        return self.lora_G

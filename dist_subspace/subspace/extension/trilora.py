@@ -1,0 +1,47 @@
+"""TriLoRA (arXiv 2405.11236; arXiv 2407.05417, section IV): `y = W x + γ B (E ⊙ (A D(x)))`, `γ = α / r`, or 1 as in one of the
+published codes (`scale`).
+
+`E (r)` zero: identity at the start. `A (r, d_in)` and `B (d_out, r)` Kaiming-uniform with a = √5, both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.subspace.low_rank import LowRankLinear, kaiming_uniform
+from dist_subspace.subspace.method import MethodInfo, Settings
+from dist_subspace.subspace.options import choice
+from dist_subspace.subspace.registry import register
+
+
+@register(
+    MethodInfo(
+        name="trilora",
+        category="extension",
+        reference="2405.11236",
+        summary="LoRA with a diagonal between its factors: W + (α/r) B diag(E) A",
+        uses_rank=True,
+        rank=16,
+        alpha_over_rank=2.0,
+        uses_dropout=True,
+        constraints=("mpc_o", "mpc_d", "mpc_n"),
+        options={"scale": choice("alpha/r", "γ, which multiplies the update", 1)},
+        count="r (d_in + d_out) + r",
+    )
+)
+class TriLora(LowRankLinear):
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+        super().create(settings, generator, shared)
+        self.lora_E = nn.Parameter(torch.zeros(settings.rank))
+
+    def scaling(self, settings: Settings) -> float:
+        return 1.0 if settings.options["scale"] == 1 else super().scaling(settings)
+
+    def initial_b(self, settings: Settings, generator: torch.Generator) -> Tensor:
+        return kaiming_uniform(self.out_features, settings.rank, generator)
+
+    def core(self) -> Tensor:
+        return self.lora_E

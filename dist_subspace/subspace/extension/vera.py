@@ -1,0 +1,117 @@
+"""VeRA (arXiv 2310.11454): `y = W x + l ⊙ (B (d ⊙ (A D(x))))`, A and B frozen, random, and shared by all layers.
+
+`l (d_out)` zero: identity at the start; `d (r)` is `d_init`. One `A (r, max d_in)` and one `B (max d_out, r)`, uniform in
+±√6/√fan_in, are drawn from `projection_seed` as PEFT draws them, and each layer takes its slice `A[:, :d_in]`, `B[:d_out]`.
+No γ. They are part of the adapter's file unless `save_projection` is off, which trusts the seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace.config import SubspaceConfig
+from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
+from dist_subspace.subspace.options import flag, number, whole
+from dist_subspace.subspace.projections import Projections
+from dist_subspace.subspace.registry import register
+
+
+@register(
+    MethodInfo(
+        name="vera",
+        category="extension",
+        reference="2310.11454",
+        summary="two trained vectors around shared random projections: W + diag(l) B diag(d) A",
+        uses_rank=True,
+        rank=256,
+        uses_dropout=True,
+        capped=True,
+        refusals={kind: "its A and B are frozen" for kind in ("mpc_o", "mpc_d", "mpc_n")},
+        options={
+            "d_init": number(0.1, "initial value of d"),
+            "projection_seed": whole(0, "seed of A and B", least=0),
+            "save_projection": flag(True, "keep A and B in the adapter's file"),
+        },
+        peft_type="VERA",
+        count="r + d_out",
+    )
+)
+class Vera(SubspaceLinear):
+    @classmethod
+    def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
+        if config.rank_pattern:
+            raise UsageError(
+                f"subspace.rank_pattern is {dict(config.rank_pattern)!r}, but the layers of vera share one A and one B; "
+                "accepted: one rank for all"
+            )
+        return settings
+
+    @classmethod
+    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> Projections:
+        generator = torch.Generator().manual_seed(settings.options["projection_seed"])
+        widths = max(int(site.in_features) for site in sites.values())  # type: ignore[arg-type]
+        heights = max(int(site.out_features) for site in sites.values())  # type: ignore[arg-type]
+        a = uniform(settings.rank, widths, generator)
+        b = uniform(heights, settings.rank, generator)
+        device = next(next(iter(sites.values())).parameters()).device
+        return Projections(a.to(device), b.to(device))
+
+    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+        self.projections: Projections = shared or self.shared({"": self.base}, settings, 0)  # type: ignore[dict-item]
+        self.in_file = self.projections.claim() and bool(settings.options["save_projection"])
+        self.vera_lambda_d = nn.Parameter(torch.full((settings.rank,), float(settings.options["d_init"])))
+        self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features))
+
+    def transform(self, x: Tensor) -> Tensor:
+        dropout = self.settings.dropout if self.training else 0.0
+        branch: Tensor = self.projections(self.base(x), x, self.vera_lambda_d, self.vera_lambda_b, dropout)
+        return branch
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """`diag(d) A (r, d_in)` and `diag(l) B (d_out, r)`, float32; A and B are whole."""
+        a, b = self.projections.slices(self.in_features, self.out_features, torch.float32)
+        return self.vera_lambda_d.float()[:, None] * a, self.vera_lambda_b.float()[:, None] * b
+
+    def merged(self, weight: Tensor) -> Tensor:
+        a, b = self.factors()
+        return weight + (b @ a).to(weight.device)
+
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        return {
+            "r": settings.rank,
+            "projection_prng_key": settings.options["projection_seed"],
+            "save_projection": settings.options["save_projection"],
+            "d_initial": settings.options["d_init"],
+            "vera_dropout": settings.dropout,
+            "bias": "none",
+        }
+
+    def low_rank_form(self) -> tuple[Tensor, Tensor]:
+        a, b = self.factors()
+        return a.detach(), b.detach()
+
+    def beside(self) -> dict[str, nn.Parameter]:
+        if not self.in_file:
+            return {}
+        return {"base_model.vera_A": self.projections.a, "base_model.vera_B": self.projections.b}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return super().file_tensors() | {name: p.detach() for name, p in self.beside().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_file_tensors(tensors)
+        for name, parameter in self.beside().items():
+            parameter.data.copy_(tensors[name])
+
+
+def uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """`(rows, columns)` uniform in ±√6/√columns."""
+    bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))  # in the order in which PEFT rounds it
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
