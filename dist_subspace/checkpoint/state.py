@@ -13,17 +13,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, READABLE, adapter_config, adapter_tensors, write_adapter
-from dist_subspace.placement.collectives import broadcast_tensors, on_main, world
+from dist_subspace.interchange.adapter import (
+    CONFIG,
+    READABLE,
+    WEIGHTS,
+    adapter_config,
+    adapter_tensors,
+    file_key,
+    write_adapter,
+)
+from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.optimizer_state import read_state, write_state
+from dist_subspace.placement.zero import gathered
 from dist_subspace.statistics import FACTORS, kept_files
-from dist_subspace.subspace import named_trainables
+from dist_subspace.subspace import SubspacePart, named_trainables
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
@@ -127,9 +137,38 @@ def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
 
 
 def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) -> None:
-    """Collective: put master weights, moments and step counters back, after a first step has made the moments."""
+    """Collective: put master weights, moments and step counters back, after a first step has made the moments.
+
+    Raises:
+        UsageError: frozen random factors came out otherwise than in the checkpoint.
+    """
+    _check_frozen(model, folder)
     tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
     write_state(engine, named_trainables(model), tensors, state.optimizer_steps)
+
+
+def _check_frozen(model: nn.Module, folder: Path) -> None:
+    """Collective: what the file holds beside the trained tensors (LoRA-FA's A) was drawn here as it was drawn there."""
+    frozen = {file_key(name, suffix): p for name, part in _parts(model) for suffix, p in part.beside().items()}
+    if not frozen:
+        return
+    stored = broadcast_tensors(on_rank_zero_only(_read_tensors, folder / WEIGHTS, list(frozen)))
+    with gathered(frozen.values()), agreed("comparing frozen factors"):
+        for key, parameter in frozen.items():
+            if not torch.equal(parameter.detach().cpu(), stored[key].to(parameter.dtype)):
+                raise UsageError(
+                    f"{folder.name} holds another {key} than this machine draws from the same seed; continue from it with "
+                    "load_adapter, or where the run began"
+                )
+
+
+def _parts(model: nn.Module) -> list[tuple[str, SubspacePart]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, SubspacePart)]
+
+
+def _read_tensors(file: Path, keys: list[str]) -> dict[str, Tensor]:
+    with safe_open(file, framework="pt", device="cpu") as handle:
+        return {key: handle.get_tensor(key) for key in keys}
 
 
 def on_rank_zero_only(function: Callable[..., dict[str, Tensor]], *args: Any) -> dict[str, Tensor] | None:

@@ -43,13 +43,19 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
             else:
                 continue
             for suffix, tensor in found.items():
-                tensors[f"{PREFIX}{name}.{suffix}"] = tensor.to("cpu", copy=True).contiguous()
+                tensors[file_key(name, suffix)] = tensor.to("cpu", copy=True).contiguous()
     return tensors
+
+
+def file_key(layer: str, suffix: str) -> str:
+    """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
+    return suffix if suffix.startswith("base_model.") else f"{PREFIX}{layer}.{suffix}"
 
 
 def _held(model: nn.Module, factors: bool) -> list[nn.Parameter]:
     """What an adapter's file is made from: the trained parameters, and what the parts froze beside their bases."""
     held = list(named_trainables(model).values())
+    held += [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
     parts = [m for m in model.modules() if isinstance(m, SubspacePart) and m.kept_factors] if factors else []
     bases = {id(p) for m in parts if isinstance(m, SubspaceLinear) for p in m.base.parameters()}
     return held + [p for m in parts for p in m.parameters() if not p.requires_grad and id(p) not in bases]
@@ -167,17 +173,16 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
         left = dict(tensors)
         for name, module in model.named_modules():
             if isinstance(module, SubspacePart):
-                own = {suffix: _take(left, f"{name}.{suffix}", t) for suffix, t in module.file_tensors().items()}
+                own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
             elif isinstance(module, TrainedCopy):
                 for suffix, parameter in module.trainables().items():
-                    parameter.data.copy_(_take(left, f"{name}.{suffix}", parameter))
+                    parameter.data.copy_(_take(left, file_key(name, suffix), parameter))
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
 
 
-def _take(left: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
-    key = PREFIX + name
+def _take(left: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
     if key not in left:
         raise UsageError(f"the adapter lacks {key}; it belongs to another base model or method")
     tensor = left.pop(key)
