@@ -1,0 +1,39 @@
+"""OLoRA (arXiv 2406.01775): `W' = W_res + γ B A`, where A and B start at the head of W's QR decomposition.
+
+`W = Q R`, `B0 = Q_r` (the first r columns), `A0 = R_r` (the first r rows), `W_res = W - γ B0 A0`: the literal factors, as PEFT
+has them. The residual is stacked or folded (`residual.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dist_subspace.subspace.method import MethodInfo
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.residual import NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
+
+
+@register(
+    MethodInfo(
+        name="olora",
+        category="reconstruction, mode 2",
+        reference="2406.01775",
+        summary="the head of the QR decomposition trained as a low-rank pair, the rest frozen",
+        uses_rank=True,
+        rank=16,
+        alpha_over_rank=1.0,
+        uses_dropout=True,
+        statistic="QR",
+        constraints=("mpc_o", "mpc_d"),
+        notices={"mpc_o": NOTICE, "mpc_d": NOTICE},
+        refusals={"mpc_n": REFUSAL},
+        options=RESIDUAL,
+        count="r (d_in + d_out)",
+    )
+)
+class Olora(ResidualLinear):
+    def split(self, matrix: Tensor, generator: torch.Generator) -> Pair:
+        # The first r columns of Q come from the first r columns of W alone.
+        q = torch.linalg.qr(matrix[:, : self.settings.rank]).Q
+        return q.t() @ matrix, q
