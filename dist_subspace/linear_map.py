@@ -7,6 +7,7 @@ gathered them anew.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -47,3 +48,59 @@ class _Product(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         return on_rows(ctx.linear_map.transposed_product, g), None
+
+
+class Gate(Protocol):
+    """What a frozen matrix M is changed by entry by entry: `M + M ⊙ Δ`. Δ is asked for a few rows at a time, and never whole.
+
+    factors: the tensors that Δ is a function of; their gradients are Δ's.
+    """
+
+    factors: tuple[Tensor, ...]
+
+    def rows(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """`Δ[rows]`, `(rows, in)`, without autograd."""
+
+    def gradients(self, tiles: Iterable[tuple[slice, Tensor]]) -> tuple[Tensor, ...]:
+        """The factors' gradients from `(rows, ∂Δ[rows])`, which come in order and hold every row once."""
+
+
+class GatedMap(Protocol):
+    """What a module provides that can be changed so: both passes on rows, without autograd."""
+
+    def gated_product(self, x: Tensor, branch: Tensor, gate: Gate) -> Tensor:
+        """`x Mᵀ + branch (M ⊙ Δ)ᵀ` for `x, branch (tokens, in)`."""
+
+    def gated_gradients(
+        self, g: Tensor, branch: Tensor, gate: Gate, apart: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """For `g (tokens, out)`: the gradients of x and of the branch where they are `apart`, else of the one input of both
+        (and None); and of the gate's factors."""
+
+
+def through_gate(linear_map: GatedMap, x: Tensor, gate: Gate, branch: Tensor | None = None) -> Tensor:
+    """`x Mᵀ + branch (M ⊙ Δ)ᵀ` for `x, branch (..., in)`; the branch is x where none is given. Saves the branch and the gate's
+    factors, and nothing of M or Δ."""
+    gated: Tensor = _Gated.apply(x, branch, linear_map, gate, *gate.factors)
+    return gated
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, branch: Tensor | None, linear_map: GatedMap, gate: Gate, *factors: Tensor
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        inner = rows if branch is None else branch.reshape(rows.shape)
+        ctx.save_for_backward(inner, *factors)
+        ctx.linear_map, ctx.gate, ctx.shape, ctx.apart = linear_map, gate, x.shape, branch is not None
+        y = linear_map.gated_product(rows, inner, gate)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+        inner, *_ = ctx.saved_tensors
+        flat = g.reshape(-1, g.shape[-1])
+        grad_x, grad_branch, grads = ctx.linear_map.gated_gradients(flat, inner, ctx.gate, ctx.apart)
+        return grad_x.view(ctx.shape), None if grad_branch is None else grad_branch.view(ctx.shape), None, None, *grads

@@ -39,15 +39,10 @@ class Int8Linear(FrozenLinear):
     # The codes are exact in bfloat16 and float32, so the row scale can wait until after the product. In float16 the
     # unscaled sums would overflow.
 
-    def product(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float16:
-            return super().product(x)
-        return (x @ self.weight.to(x.dtype).t()).mul_(self._row_scale().to(x.dtype))
-
-    def transposed_product(self, g: Tensor) -> Tensor:
-        if g.dtype == torch.float16:
-            return super().transposed_product(g)
-        return (g * self._row_scale().to(g.dtype)) @ self.weight.to(g.dtype)
+    def entries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        if dtype == torch.float16:
+            return super().entries(dtype)
+        return self.weight.to(dtype), self._row_scale().to(dtype)
 
 
 @register("int8", bits=8)

@@ -8,13 +8,15 @@ anew. A saved view would keep every layer's gathered bytes alive from forward to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.linear_map import through
+from dist_subspace.linear_map import Gate, through, through_gate
+
+TILE = 1 << 20  # entries of a matrix that are edited at a time
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class FrozenLinear(nn.Module):
         bias: `(out_features,)` or None.
         origin: where the matrix came from, if it was read from a file.
 
-    `forward` takes `(..., in_features)` in float32, bfloat16 or float16 and returns `(..., out_features)` in the same type.
+    `forward` takes `(..., in_features)` in float32, bfloat16 or float16 and returns `(..., out_features)` in the same type. With
+    a gate it returns `W x + (W ⊙ Δ) branch`, where the branch is x if none is given.
     """
 
     storage: str
@@ -66,13 +69,10 @@ class FrozenLinear(nn.Module):
         """The matrix `(out_features, in_features)` in the given type, from the parameters as they are now (maybe a view)."""
         raise TypeError(f"{type(self).__name__} does not say how it becomes a matrix")
 
-    def product(self, x: Tensor) -> Tensor:
-        """`x W^T` for `x` of shape `(tokens, in_features)`; no autograd."""
-        return x @ self.decode(x.dtype).t()
-
-    def transposed_product(self, g: Tensor) -> Tensor:
-        """`g W` for `g` of shape `(tokens, out_features)`; no autograd."""
-        return g @ self.decode(g.dtype)
+    def entries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """A matrix and one factor a row `(out_features,)` that turns it into W; None for ones. A storage whose codes are exact
+        in `dtype` can so scale the product instead of the matrix."""
+        return self.decode(dtype), None
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         """Another matrix `(out_features, in_features)` in this operator's storage and layout: a new operator, without bias."""
@@ -89,6 +89,44 @@ class FrozenLinear(nn.Module):
 
     # What everyone uses.
 
+    def product(self, x: Tensor) -> Tensor:
+        """`x W^T` for `x` of shape `(tokens, in_features)`; no autograd."""
+        matrix, factors = self.entries(x.dtype)
+        y = x @ matrix.t()
+        return y if factors is None else y.mul_(factors)
+
+    def transposed_product(self, g: Tensor) -> Tensor:
+        """`g W` for `g` of shape `(tokens, out_features)`; no autograd."""
+        matrix, factors = self.entries(g.dtype)
+        return (g if factors is None else g * factors) @ matrix
+
+    def gated_product(self, x: Tensor, branch: Tensor, gate: Gate) -> Tensor:
+        """`x Wᵀ + branch (W ⊙ Δ)ᵀ`; no autograd. Two products: in 16 bits `W + W ⊙ Δ` would lose a Δ below 2^-9."""
+        matrix, factors = self.entries(x.dtype)
+        y = x @ matrix.t()
+        for rows in self._tiles():
+            y[:, rows].addmm_(branch, (matrix[rows] * gate.rows(rows, x.dtype)).t())
+        return y if factors is None else y.mul_(factors)
+
+    def gated_gradients(
+        self, g: Tensor, branch: Tensor, gate: Gate, apart: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        """Of x and the branch, or of the one input of both, and of the gate's factors, for `g (tokens, out_features)`."""
+        matrix, factors = self.entries(g.dtype)
+        g = g if factors is None else g * factors
+        grads = gate.gradients((rows, (g[:, rows].t() @ branch).mul_(matrix[rows])) for rows in self._tiles())
+        inner = torch.zeros_like(branch, dtype=torch.promote_types(branch.dtype, torch.float32))
+        for rows in self._tiles():
+            piece, change = matrix[rows], gate.rows(rows, g.dtype)
+            inner += g[:, rows] @ (piece * change if apart else torch.addcmul(piece, piece, change))
+        grad = inner.to(g.dtype)
+        return (g @ matrix, grad, grads) if apart else (grad, None, grads)
+
+    def _tiles(self) -> Iterator[slice]:
+        """The rows in pieces of at most `TILE` entries."""
+        step = max(1, TILE // self.in_features)
+        return (slice(first, min(first + step, self.out_features)) for first in range(0, self.out_features, step))
+
     @property
     def is_float(self) -> bool:
         """Whether the matrix is held in a floating type, unquantised."""
@@ -98,10 +136,10 @@ class FrozenLinear(nn.Module):
     def shape(self) -> tuple[int, int]:
         return (self.out_features, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        y = through(self, x)
+        y = through(self, x) if gate is None else through_gate(self, x, gate, branch)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.linear_map import Gate
 from dist_subspace.subspace.constraints import Constraint, Penalty
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.options import Option
@@ -32,14 +33,16 @@ def no_original() -> Tensor:
 
 @runtime_checkable
 class Operator(Protocol):
-    """The three questions: `operator(x)`, `in_features` and `out_features`, `dense()`. The bias belongs to the method."""
+    """The three questions: `operator(x)`, `in_features` and `out_features`, `dense()`. The bias belongs to the method.
+
+    `operator(x, gate, branch)` is `W x + (W ⊙ Δ) branch`, for a method that changes W entry by entry."""
 
     in_features: int
     out_features: int
     bias: nn.Parameter | None
     training: bool
 
-    def __call__(self, x: Tensor) -> Tensor: ...
+    def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 

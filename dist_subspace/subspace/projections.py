@@ -11,7 +11,7 @@ from dist_subspace.subspace.dropout import Dropout
 
 
 class Projections(nn.Module):
-    """`z + l ⊙ (B (d ⊙ (A D(x))))` for one frozen `A (r, max d_in)` and `B (max d_out, r)`, of which x's and z's widths are taken.
+    """`z + l ⊙ (B (d ⊙ (A D(x))))` for one frozen `A (r, max d_in)` and `B (max d_out, r)`, cut to the widths of x and z.
 
     Called as a module, so that a sharding engine gathers A and B; backward reads them again instead of keeping them.
     """

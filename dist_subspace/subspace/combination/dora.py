@@ -38,7 +38,7 @@ ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, besid
         constraints=("mpc_o", "mpc_d"),
         refusals={"mpc_n": "its norms are those of a linear update"},
         notices={"mpc_o": ONLY_A, "mpc_d": ONLY_A},
-        options={"differentiate_norm": flag(False, "let gradients flow through n, which the published code keeps constant")},
+        options={"differentiate_norm": flag(False, "let gradients flow through n, a constant as published")},
         peft_type="LORA",
         count="r (d_in + d_out) + d_out",
     )
@@ -90,11 +90,11 @@ class Dora(LowRankLinear):
 
     def merged(self, weight: Tensor) -> Tensor:
         changed = weight + self.delta().to(weight.device)
-        own = self.row_norms.to(weight.device)
-        n = torch.linalg.vector_norm(changed, dim=1)
-        n = torch.maximum(n if self.settings.options["differentiate_norm"] else n.detach(), SMALLEST**0.5 * own)
-        ratio = (own + self.lora_magnitude_vector.float().to(weight.device)) / torch.where(own == 0, torch.ones_like(n), n)
-        return torch.where(own == 0, torch.ones_like(n), ratio)[:, None] * changed
+        own, magnitude = self.row_norms.to(weight.device), self.lora_magnitude_vector.float().to(weight.device)
+        n = torch.linalg.vector_norm(changed, dim=1).clamp(min=SMALLEST**0.5 * own)
+        n = n if self.settings.options["differentiate_norm"] else n.detach()
+        ratio = torch.where(own == 0, 1.0, (own + magnitude) / torch.where(own == 0, 1.0, n))
+        return ratio[:, None] * changed
 
     def constrained(self) -> tuple[Tensor, None]:
         return self.lora_A, None

@@ -41,6 +41,8 @@ from dist_subspace.subspace.registry import register
     )
 )
 class LoraFa(LowRankLinear):
+    lora_A: FrozenFactor  # type: ignore[assignment]
+
     @classmethod
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         if settings.options["corrected_gradient"] and settings.constraint is not None:
@@ -51,10 +53,9 @@ class LoraFa(LowRankLinear):
         return settings
 
     def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
-        start = self.lora_A.data.to(next(self.base.parameters()).device)
-        del self.lora_A
-        self.lora_A = FrozenFactor(start)
+        self.scale = self.scaling(settings)
+        self.lora_A = FrozenFactor(self.initial_a(settings, generator).to(next(self.base.parameters()).device))
+        self.lora_B = nn.Parameter(self.initial_b(settings, generator))
         self.register_buffer("correction", self._correction(), persistent=False)
 
     def _correction(self) -> Tensor | None:

@@ -32,7 +32,7 @@ from dist_subspace.subspace.registry import register
         rank=256,
         uses_dropout=True,
         capped=True,
-        refusals={kind: "its A and B are frozen" for kind in ("mpc_o", "mpc_d", "mpc_n")},
+        refusals=dict.fromkeys(("mpc_o", "mpc_d", "mpc_n"), "its A and B are frozen"),
         options={
             "d_init": number(0.1, "initial value of d"),
             "projection_seed": whole(0, "seed of A and B", least=0),
