@@ -138,8 +138,10 @@ def _options(given: Mapping[str, Any], info: MethodInfo) -> dict[str, Any]:
 
 def _unused(config: SubspaceConfig, info: MethodInfo) -> tuple[str, ...]:
     given = []
-    if not info.uses_rank:
-        given += [name for name in ("rank", "alpha") if getattr(config, name) is not None]
+    if not info.uses_rank and config.rank is not None:
+        given.append("rank")
+    if not (info.uses_rank and info.uses_alpha) and config.alpha is not None:
+        given.append("alpha")
     if not info.uses_dropout and config.dropout:
         given.append("dropout")
     return tuple(given)

@@ -70,6 +70,7 @@ class MethodInfo:
     uses_rank: bool = False
     rank: int | None = None
     alpha_over_rank: float | None = None
+    uses_alpha: bool = True  # of those that use a rank
     uses_dropout: bool = False
     mergeable: bool = True
     statistic: str = "none"

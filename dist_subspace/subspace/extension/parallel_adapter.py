@@ -29,6 +29,7 @@ from dist_subspace.subspace.registry import register
         summary="a bottleneck with a ReLU beside the frozen matrix: W x + c B ReLU(A x)",
         uses_rank=True,
         rank=16,
+        uses_alpha=False,
         uses_dropout=True,
         mergeable=False,
         constraints=("mpc_o", "mpc_d"),

@@ -30,6 +30,7 @@ from dist_subspace.subspace.registry import register
         summary="two trained vectors around shared random projections: W + diag(l) B diag(d) A",
         uses_rank=True,
         rank=256,
+        uses_alpha=False,
         uses_dropout=True,
         capped=True,
         refusals=dict.fromkeys(("mpc_o", "mpc_d", "mpc_n"), "its A and B are frozen"),
