@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from dist_subspace.accounting import summary
     from dist_subspace.api import attach, load_adapter
     from dist_subspace.interchange.adapter import save_adapter
+    from dist_subspace.interchange.merge import merge
     from dist_subspace.loading.load import load_frozen
     from dist_subspace.subspace import (
         MethodInfo,
@@ -28,6 +29,7 @@ __all__ = [
     "disabled",
     "load_adapter",
     "load_frozen",
+    "merge",
     "methods",
     "parameter_groups",
     "save_adapter",
@@ -39,6 +41,7 @@ _HOMES = {
     "attach": "dist_subspace.api",
     "load_adapter": "dist_subspace.api",
     "load_frozen": "dist_subspace.loading.load",
+    "merge": "dist_subspace.interchange.merge",
     "summary": "dist_subspace.accounting",
     "save_adapter": "dist_subspace.interchange.adapter",
 }

@@ -79,11 +79,13 @@ def written_keys(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     return keys
 
 
-def expected_names(model: nn.Module, config: PretrainedConfig) -> dict[str, tuple[int, ...]]:
-    """The parameters that the model's class has with another configuration, and their shapes; nothing is allocated."""
+def expected_parameters(model: nn.Module, config: PretrainedConfig) -> dict[str, nn.Parameter]:
+    """The parameters that the model's class has with this configuration, by every name (tied ones are one object); they have
+    a shape and no values."""
     with no_init_weights(), init_empty_weights(include_buffers=False):
         other = type(model)(config)
-    return {name: tuple(p.shape) for name, p in other.named_parameters(remove_duplicate=False)}
+    other.tie_weights()  # type: ignore[operator]
+    return dict(other.named_parameters(remove_duplicate=False))
 
 
 def base_prefix(model: nn.Module) -> str:

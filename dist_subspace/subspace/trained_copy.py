@@ -48,12 +48,14 @@ class TrainedCopy(nn.Module):
 
 
 class TrainedLinear(nn.Module):
-    """A linear layer trained in full: `weight (d_out, d_in)`, `bias (d_out,)` or None."""
+    """A linear layer trained in full: `weight (d_out, d_in)`, `bias (d_out,)` or None; conv1d: its checkpoint holds
+    `(d_in, d_out)`."""
 
     bias: nn.Parameter | None
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, conv1d: bool = False) -> None:
         super().__init__()
+        self.conv1d = conv1d
         self.weight = weight
         self.register_parameter("bias", bias)
 
@@ -76,9 +78,8 @@ def _full_copy(original: nn.Module, gathered: Gathered, shared: dict[int, nn.Par
 def _linear_copy(original: Operator, shared: dict[int, nn.Parameter]) -> nn.Module:
     held = next(original.parameters())  # whatever the storage calls it: tied layers hold the same one
     weight = _trained(held, original.dense(torch.float32), shared)
-    return TrainedLinear(
-        weight, None if original.bias is None else _trained(original.bias, original.bias.detach(), shared)
-    )
+    bias = None if original.bias is None else _trained(original.bias, original.bias.detach(), shared)
+    return TrainedLinear(weight, bias, getattr(original, "conv1d", False))
 
 
 def _trained(key: nn.Parameter, value: Tensor, shared: dict[int, nn.Parameter]) -> nn.Parameter:

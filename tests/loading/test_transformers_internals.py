@@ -86,11 +86,16 @@ def test_parameters_are_written_under_the_keys_that_transformers_writes(name: st
 
 def test_a_model_class_tells_its_parameters_for_another_configuration() -> None:
     model = tiny_model()
-    expected = internals.expected_names(model, tiny_config("LlamaConfig", mlp_bias=True))
-    assert expected["model.layers.0.mlp.up_proj.bias"] == (44,), MEND
+    expected = internals.expected_parameters(model, tiny_config("LlamaConfig", mlp_bias=True))
+    assert all(p.is_meta for p in expected.values()) and expected["model.layers.0.mlp.up_proj.bias"].shape == (44,), (
+        MEND
+    )
     assert expected.keys() - {n for n, _ in model.named_parameters(remove_duplicate=False)} == {
         f"model.layers.{n}.mlp.{p}_proj.bias" for n in (0, 1) for p in ("up", "down", "gate")
     }
+    assert expected["lm_head.weight"] is expected["model.embed_tokens.weight"], MEND
+    untied = internals.expected_parameters(model, tiny_config("LlamaConfig", tie_word_embeddings=False))
+    assert untied["lm_head.weight"] is not untied["model.embed_tokens.weight"], MEND
 
 
 def test_the_prefix_of_a_body_is_known() -> None:

@@ -1,0 +1,266 @@
+"""`merge`: a base and its adapter become one plain transformers checkpoint, a layer at a time.
+
+Written from the failure backwards: everything goes into a hidden folder beside the target, which gets its name by one rename
+after every byte is on disk. A process that dies leaves no folder of that name; what is hidden, the next merge clears away.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from dist_subspace.atomic_files import PARTIAL, storage_error, sync
+from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.interchange.plain import Drift, Entry, plain_entries
+from dist_subspace.interchange.weights import Planned, WeightsWriter
+from dist_subspace.loading.transformers_internals import expected_parameters, written_keys
+from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
+from dist_subspace.placement.zero import gather_to, lent
+from dist_subspace.subspace import attached
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SHARD_BYTES = 5 * 2**30
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+# Configuration entries that give a family's linear layers a bias.
+BIAS_SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias", "attention_out_bias", "bias")
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What was written, and how far the two bases are apart.
+
+    drift: `‖Ŵ - W‖ / ‖W‖` (Frobenius) of each quantised layer, Ŵ the weight of the forward, W the checkpoint's own; total_drift:
+    the same over all these layers as one; unknown: quantised layers whose original is not to be had.
+    """
+
+    folder: str
+    method: str
+    base: str
+    dtype: str
+    tensors: int
+    files: int
+    bytes: int
+    drift: Mapping[str, float]
+    total_drift: float | None
+    unknown: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.folder}: {self.tensors} tensors, {self.bytes / 2**20:,.1f} MiB in {self.files} file(s), {self.dtype}; "
+            f"{self.method} merged into the {self.base} base"
+        ]
+        if self.total_drift is not None:
+            worst = max(self.drift, key=lambda name: self.drift[name])
+            lines.append(
+                f"drift between the two bases, |dequantised - original| / |original|: {self.total_drift:.3e} over "
+                f"{len(self.drift)} layers, at most {self.drift[worst]:.3e} ({worst})"
+            )
+        elif self.unknown:
+            lines.append(
+                f"drift between the two bases: unknown, the originals of {self.unknown} layers are not to be had"
+            )
+        else:
+            lines.append("drift between the two bases: none, no layer is quantised")
+        return "\n".join(lines)
+
+
+def merge(
+    model: nn.Module,
+    folder: str | Path,
+    base: str = "dequantised",
+    *,
+    dtype: str | torch.dtype | None = None,
+    tokenizer: str | Path | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    patience: float = 60.0,
+    report: Callable[[str], None] | None = print,
+    progress: Callable[[int, int], None] | None = None,
+) -> MergeReport:
+    """Collective: write the merged model as a plain transformers checkpoint; rank 0 alone writes, a layer at a time.
+
+    No rank holds more than it holds already, besides rank 0: one layer's gathered bytes and a few float32 copies of its matrix.
+
+    Arguments:
+        folder: the checkpoint's folder, which must not exist or be empty.
+        base: what the update is merged into: `dequantised`, the weight that the forward used, or `original`, the checkpoint's
+            own, read again. How far the two are apart is measured for every quantised layer, and reported.
+        dtype: of the written weights (float32, bfloat16, float16); unset: the type that the model computes in.
+        tokenizer: a folder whose tokenizer files are copied; unset: the base model's, where it is a local folder.
+        max_shard_bytes: of one safetensors file.
+        patience: seconds to wait for ranks that have not called it.
+        report: called on rank 0 with the report's text.
+        progress: called on rank 0 with (tensors written, tensors in all).
+
+    Raises:
+        UsageError: a method that cannot be merged, an original that is not to be had, a folder that holds something, too
+            little space on its disk, a value that `dtype` cannot hold, ranks that have not called it.
+        StorageError: the disk refuses. Nothing half-written is left behind.
+    """
+    all_here("merge", patience)
+    with agreed("planning the merge"):
+        target = Path(folder)
+        kind = _dtype(dtype, model)
+        drift = Drift(base)
+        entries = plain_entries(model, drift, kind)
+        config, zeros = _plain_config(model, entries, kind)
+    keys = written_keys(model, [entry.name for entry in (*entries, *zeros)])
+    plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
+    hidden = target.absolute().with_name(f".{target.absolute().name}.{PARTIAL}")
+    on_main(prepare, target, hidden, sum(tensor.bytes for tensor in plan))
+    writer = WeightsWriter(hidden, plan, max_shard_bytes)
+    try:
+        for number, (entry, planned) in enumerate(zip((*entries, *zeros), plan, strict=True)):
+            _write(writer, entry, planned)
+            if progress is not None and world().is_main:
+                progress(number + 1, len(plan))
+        on_main(_finish, writer, hidden, target, config, model, tokenizer)
+    except BaseException:
+        if world().is_main:
+            writer.abandon()
+            shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    made = MergeReport(
+        folder=str(target),
+        method=attached(model).info.name,
+        base=base,
+        dtype=str(kind).removeprefix("torch."),
+        tensors=len(plan),
+        files=len(writer.names),
+        bytes=sum(tensor.bytes for tensor in plan),
+        drift=drift.by_layer(),
+        total_drift=drift.overall(),
+        unknown=len(drift.unknown),
+    )
+    made = broadcast_object(made)
+    if report is not None and world().is_main:
+        report(str(made))
+    return made
+
+
+def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
+    if dtype is None:
+        own: torch.dtype = model.dtype  # type: ignore[assignment]
+        return own if own in DTYPES.values() else torch.bfloat16
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
+
+
+def _write(writer: WeightsWriter, entry: Entry, planned: Planned) -> None:
+    """Collective: what the entry needs is gathered to rank 0, which makes and writes it."""
+    wholes = {parameter: gather_to(parameter, 0) for parameter in entry.needs}
+    with agreed(f"writing {planned.key}"), torch.no_grad():
+        if world().is_main:
+            with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
+                made = entry.make()
+                try:
+                    writer.write(planned.key, made)
+                except OSError as error:
+                    raise storage_error(writer.folder, error) from error
+
+
+def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype) -> tuple[Any, list[Entry]]:
+    """The configuration of the plain model, and entries of zeros for biases that come with those that the method added.
+
+    Raises:
+        UsageError: the architecture has no place for a bias that the method added.
+    """
+    config: Any = copy.deepcopy(model.config)
+    config.dtype = dtype
+    config.architectures = [type(model).__name__]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    names = {entry.name for entry in entries}
+    expected = expected_parameters(model, config)
+    tied = [id(parameter) for name, parameter in expected.items() if name in names]
+    if getattr(config, "tie_word_embeddings", False) and len(tied) != len(set(tied)):
+        config.tie_word_embeddings = False  # one of the two was changed without the other
+    added = [entry.name for entry in entries if entry.added]
+    if not added:
+        return config, []
+    for switch in BIAS_SWITCHES:
+        if getattr(config, switch, None) is False:
+            setattr(config, switch, True)
+    expected = expected_parameters(model, config)
+    homeless = [name for name in added if name not in expected]
+    if homeless:
+        raise UsageError(
+            f"method {attached(model).info.name} added a bias to {homeless[0].removesuffix('.bias')}, where "
+            f"{type(model).__name__} has no place for one; accepted for it: save_adapter, and load_adapter on the base"
+        )
+    return config, [_zeros(n, p, dtype) for n, p in expected.items() if n.endswith(".bias") and n not in names]
+
+
+def _zeros(name: str, like: nn.Parameter, dtype: torch.dtype) -> Entry:
+    return Entry(name, tuple(like.shape), dtype, (), lambda: torch.zeros(like.shape), (name,))
+
+
+def prepare(target: Path, hidden: Path, needed: int) -> None:
+    """Refuse a target that cannot hold the checkpoint, and make an empty hidden folder beside it."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"OUT is {str(target)!r}, which holds something already; accepted: a new or an empty folder")
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)  # of a merge that was killed
+        place = next(parent for parent in hidden.parents if parent.exists())
+        free = shutil.disk_usage(place).free
+        if free < needed:
+            raise UsageError(
+                f"OUT is {str(target)!r}, which needs {needed / 2**20:,.0f} MiB, and its disk has {free / 2**20:,.0f} MiB free"
+            )
+        hidden.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(target, error) from error
+
+
+def _finish(
+    writer: WeightsWriter, hidden: Path, target: Path, config: Any, model: nn.Module, tokenizer: str | Path | None
+) -> None:
+    """Everything beside the weights; then the folder gets its name."""
+    try:
+        writer.finish()
+        config.save_pretrained(hidden)
+        if getattr(model, "generation_config", None) is not None:
+            _save_generation_config(model, hidden)
+        own = Path(getattr(model.config, "_name_or_path", None) or "no such folder")
+        names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
+        _copy(own, names, hidden)
+        _copy(own if tokenizer is None else Path(tokenizer), TOKENIZER_FILES, hidden)
+        for file in hidden.iterdir():
+            file.chmod(0o644)
+            sync(file)
+        sync(hidden)
+        os.rename(hidden, target)  # onto nothing, or onto an empty folder
+        sync(target.absolute().parent)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(target, error) from error
+
+
+def _copy(source: Path, names: Iterable[str], folder: Path) -> None:
+    for name in names:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def _save_generation_config(model: nn.Module, folder: Path) -> None:
+    """transformers refuses to write a generation configuration that it would load with a warning: the model is whole
+    without it."""
+    with suppress(ValueError):
+        model.generation_config.save_pretrained(folder)  # type: ignore[union-attr,operator]

@@ -1,0 +1,227 @@
+"""A model with a subspace method as the plain model it stands for: every parameter of that model, and how each is made.
+
+The modules are walked once, before anything is gathered or written: what cannot be merged is refused here. Local, alike on
+every rank; only an entry's `make` touches weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.loading.original import original_of
+from dist_subspace.placement.zero import full_shape
+from dist_subspace.storage import FrozenLinear
+from dist_subspace.subspace import MethodInfo, Settings, SubspaceLinear, SubspacePart, TrainedCopy, attached
+from dist_subspace.subspace.trained_copy import TrainedLinear
+
+BASES = ("dequantised", "original")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One parameter or buffer of the plain model.
+
+    shape: as a checkpoint holds it. needs: the parameters that must be whole for it. make: on the rank that writes: the
+    tensor, in the type that is at hand. identity: equal for tied parameters. added: the plain architecture has no such
+    parameter (a bias that the method brought).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    needs: tuple[nn.Parameter, ...]
+    make: Callable[[], Tensor]
+    identity: tuple[object, ...]
+    added: bool = False
+
+
+@dataclass
+class Drift:
+    """Which frozen matrix is merged into, and how far the forward's own (Ŵ) is from the checkpoint's (W), by layer."""
+
+    base: str
+    distances: dict[str, tuple[float, float]] = field(default_factory=dict)  # ‖Ŵ - W‖ and ‖W‖
+    unknown: list[str] = field(default_factory=list)  # quantised layers without an original
+
+    def merged(self, name: str, operator: FrozenLinear, part: SubspaceLinear | None) -> Tensor:
+        """The merged matrix on the chosen base, float32 `(d_out, d_in)`. The two are compared where the weight is quantised."""
+        onto_held = _unchanged if part is None else part.merged
+        onto_original = _unchanged if part is None else part.merged_onto_original
+        if operator.is_float and self.base == "original":
+            return onto_original(original_of(operator))
+        held = operator.dense(torch.float32)
+        if operator.is_float:
+            return onto_held(held)
+        if operator.origin is None:
+            self.unknown.append(name)
+            return onto_held(held)
+        original = original_of(operator)
+        norm = float(original.norm())
+        if part is not None and part.rebases:  # its bytes hold a residual: only what is merged can be compared
+            held, original = onto_held(held), onto_original(original)
+            onto_held = onto_original = _unchanged
+        self.distances[name] = (float(torch.dist(held, original)), norm)
+        return onto_original(original) if self.base == "original" else onto_held(held)
+
+    def by_layer(self) -> dict[str, float]:
+        """`‖Ŵ - W‖ / ‖W‖` (Frobenius)."""
+        return {name: distance / max(norm, 1e-30) for name, (distance, norm) in self.distances.items()}
+
+    def overall(self) -> float | None:
+        """The same over all layers as one; None where nothing could be compared."""
+        if not self.distances:
+            return None
+        distances, norms = zip(*self.distances.values(), strict=True)
+        return float(torch.tensor(distances).norm() / torch.tensor(norms).norm().clamp(min=1e-30))
+
+
+def _unchanged(weight: Tensor) -> Tensor:
+    return weight
+
+
+def refuse_unmergeable(info: MethodInfo, settings: Settings) -> None:
+    """Raises UsageError for a method whose trained part is no change of the weights."""
+    instead = "accepted for it: save_adapter, and load_adapter on the base"
+    if not info.mergeable:
+        raise UsageError(
+            f"method {info.name} cannot be merged: no change of the frozen weights computes what it does; {instead}"
+        )
+    if settings.constraint is not None and settings.constraint.nonlinear:
+        raise UsageError(
+            f"method {info.name} with constraint mpc_n cannot be merged: with an activation between its factors the update "
+            f"is no matrix; {instead}"
+        )
+
+
+def plain_entries(model: nn.Module, drift: Drift, dtype: torch.dtype) -> list[Entry]:
+    """The plain model's parameters and persistent buffers in the model's order, each of tied ones once.
+
+    Arguments:
+        drift: says which frozen matrix is taken; filled while entries are made.
+        dtype: of every floating parameter of the plain model.
+
+    Raises:
+        UsageError: for a method that cannot be merged, and for an original that is not to be had.
+    """
+    attachment = attached(model)
+    refuse_unmergeable(attachment.info, attachment.settings)
+    if drift.base not in BASES:
+        raise unknown_name("base", drift.base, BASES)
+    if drift.base == "original":
+        _refuse_without_original(model)
+    entries = [_typed(entry, dtype) for entry in _walk("", model, drift)]
+    first: dict[tuple[object, ...], Entry] = {}
+    for entry in entries:
+        first.setdefault(entry.identity, entry)
+    return list(first.values())
+
+
+def _typed(entry: Entry, dtype: torch.dtype) -> Entry:
+    if not entry.dtype.is_floating_point:
+        return entry
+    return Entry(entry.name, entry.shape, dtype, entry.needs, entry.make, entry.identity, entry.added)
+
+
+def _refuse_without_original(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLinear) and module.origin is None:
+            raise UsageError(
+                f"base is 'original', but {name.removesuffix('.base')} was not read from a checkpoint by load_frozen; "
+                "accepted here: dequantised"
+            )
+
+
+def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
+    if isinstance(module, TrainedCopy):
+        yield from _walk(name, module.trained, drift)
+    elif isinstance(module, SubspaceLinear):
+        yield from _linear(name, module, drift)
+    elif isinstance(module, SubspacePart):
+        yield from _wrapped(name, module)
+    elif isinstance(module, FrozenLinear):
+        yield _matrix(name, module, None, drift)
+        if module.bias is not None:
+            yield _own(f"{name}.bias", module.bias)
+    else:
+        yield from _plain(name, module)
+        for child, inner in module.named_children():
+            yield from _walk(f"{name}.{child}" if name else child, inner, drift)
+
+
+def _plain(name: str, module: nn.Module) -> Iterator[Entry]:
+    """A module's own parameters, and the buffers that a checkpoint holds."""
+    held: dict[str, Any] = {n: p for n, p in module._parameters.items() if p is not None}
+    kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
+    for own, tensor in (held | {n: b for n, b in kept.items() if b is not None}).items():
+        turned = own == "weight" and isinstance(module, TrainedLinear) and module.conv1d
+        yield _own(f"{name}.{own}" if name else own, tensor, turned)
+
+
+def _own(name: str, tensor: Tensor, turned: bool = False) -> Entry:
+    """A tensor that is written as it is, or transposed."""
+    needs = (tensor,) if isinstance(tensor, nn.Parameter) else ()
+    shape = full_shape(tensor)[::-1] if turned else full_shape(tensor)
+    return Entry(
+        name, shape, tensor.dtype, needs, lambda: tensor.data.t() if turned else tensor.data, (id(tensor), None)
+    )
+
+
+def _linear(name: str, part: SubspaceLinear, drift: Drift) -> Iterator[Entry]:
+    base: FrozenLinear = part.base  # type: ignore[assignment]
+    yield _matrix(name, base, part, drift)
+    if part.bias is None and part.added_bias() is None:
+        return
+    inside = {id(p) for p in base.parameters()}
+    needs = tuple(p for p in part.parameters() if id(p) not in inside)
+
+    def bias() -> Tensor:
+        merged = part.merged_bias(None if part.bias is None else part.bias.detach().float())
+        assert merged is not None  # one of the two is there
+        return merged
+
+    identity = ("bias", id(part))
+    yield Entry(f"{name}.bias", (part.out_features,), torch.float32, needs, bias, identity, part.bias is None)
+
+
+def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: Drift) -> Entry:
+    """A linear layer's weight, in the layout that the layer had. Tied layers hold the same tensor, whatever its name."""
+    held = tuple(p for p in base.parameters() if p is not base.bias)
+    own = () if part is None else tuple(p for p in part.parameters() if p is not part.bias)
+    shape = base.shape[::-1] if base.conv1d else base.shape
+
+    def make() -> Tensor:
+        if part is None and base.is_float and drift.base == "dequantised":
+            return held[0].data  # as it is held: an output layer may be larger than any block
+        weight = drift.merged(name, base, part)
+        return weight.t() if base.conv1d else weight
+
+    identity = (id(held[0]), None if part is None else id(part))
+    return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *own))), make, identity)
+
+
+def _wrapped(name: str, part: SubspacePart) -> Iterator[Entry]:
+    """A part that stands in the place of a module with a weight and a bias (a norm)."""
+    base: nn.Module = part.base  # type: ignore[assignment]
+    own = tuple(p for p in part.parameters(recurse=False))
+    weight: nn.Parameter = base.weight  # type: ignore[assignment]
+    bias: nn.Parameter | None = getattr(base, "bias", None)
+    merged: Callable[[Tensor], Tensor] = part.merged  # type: ignore[assignment]
+    shape = full_shape(weight)
+    yield Entry(
+        f"{name}.weight", shape, weight.dtype, (weight, *own), lambda: merged(weight.detach().float()), (id(part),)
+    )
+    if bias is not None:
+        yield Entry(
+            f"{name}.bias",
+            full_shape(bias),
+            bias.dtype,
+            (bias, *own),
+            lambda: part.merged_bias(bias.detach().float()),  # type: ignore[arg-type,return-value]
+            ("bias", id(part)),
+        )
