@@ -16,6 +16,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.zero import gathered
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -49,7 +50,7 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
 
 def file_key(layer: str, suffix: str) -> str:
     """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
-    return suffix if suffix.startswith("base_model.") else f"{PREFIX}{layer}.{suffix}"
+    return suffix if suffix.startswith("base_model.") or suffix == EMBEDDINGS else f"{PREFIX}{layer}.{suffix}"
 
 
 def _held(model: nn.Module, factors: bool) -> list[nn.Parameter]:
@@ -78,24 +79,21 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     """The adapter's description. Keys that PEFT reads have PEFT's names and meaning; ours are under `dist_subspace`."""
     attachment = attached(model)
     resolved, config = attachment.resolved, attachment.config
-    ours = config.as_dict() | {"rank": resolved.settings.rank or None, "alpha": resolved.settings.alpha or None}
+    ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
+    ours |= {"rank": resolved.settings.rank or None, "alpha": resolved.settings.alpha or None}
     path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
     described: dict[str, Any] = {
-        "peft_type": attachment.info.peft_type,
+        "peft_type": _peft_type(model),
         "base_model_name_or_path": str(path) if path else None,
         "task_type": _task_type(model, attachment.saved_modules),
         "inference_mode": True,
         "target_modules": _endings(model, attachment.layers),
         "modules_to_save": list(attachment.saved_modules) or None,
     }
-    if attachment.info.peft_type == "LORA":
-        described |= {
-            "r": resolved.settings.rank,
-            "lora_alpha": resolved.settings.alpha,
-            "lora_dropout": resolved.settings.dropout,
-            "bias": "none",
-            "fan_in_fan_out": _transposed(model, attachment.layers),
-        }
+    if described["peft_type"]:
+        described |= resolved.method.peft_config(resolved.settings)
+        described["fan_in_fan_out"] = _transposed(model, attachment.layers)
+        described |= model.get_submodule(attachment.layers[0]).peft_shape()  # type: ignore[operator]
     return described | {"dist_subspace": {"format": FORMAT, "layers": list(attachment.layers), **ours}}
 
 
@@ -225,9 +223,17 @@ def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
     return endings if also == set(layers) else sorted(layers)
 
 
+def _peft_type(model: nn.Module) -> str | None:
+    """PEFT's name of the method, where PEFT would compute the same from these files."""
+    attachment = attached(model)
+    agrees = all(model.get_submodule(name).agrees_with_peft() for name in attachment.layers)  # type: ignore[operator]
+    return attachment.info.peft_type if agrees else None
+
+
 def _transposed(model: nn.Module, layers: tuple[str, ...]) -> bool:
     """Whether the base model's own layers are Conv1D, which PEFT calls `fan_in_fan_out`."""
-    return any(getattr(model.get_submodule(name).base, "conv1d", False) for name in layers)
+    parts = [part for name in layers if isinstance(part := model.get_submodule(name), SubspaceLinear)]
+    return any(getattr(part.base, "conv1d", False) for part in parts)
 
 
 def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:

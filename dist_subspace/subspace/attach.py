@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -73,13 +73,19 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
     sites = resolved.method.sites(Choice(model, resolved.targets, given, exclude, _head_names(model), options))
-    settings = _settings_of(sites, resolved)
+    largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
+    smallest = min((rank for rank in largest.values() if rank is not None), default=None)
+    if smallest is not None:
+        resolved = replace(resolved, settings=resolved.method.fitted(resolved.settings, smallest, config))
+    settings = _settings_of(sites, resolved, largest)
     common = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
     model.requires_grad_(False)
     shared: dict[int, nn.Parameter] = {}
     for name in saved:
         _replace(model, name, TrainedCopy(model.get_submodule(name), gathered, shared))
     parts = _put_parts(model, sites, settings, resolved, common)
+    for part in parts.values():
+        part.start(model, gathered)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     accumulation, schedule = Accumulation(), resolved.method.schedule_class
     model.subspace = Attachment(  # type: ignore[assignment]
@@ -98,7 +104,9 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     return model
 
 
-def _settings_of(sites: dict[str, nn.Module], resolved: Resolved) -> dict[str, Settings]:
+def _settings_of(
+    sites: dict[str, nn.Module], resolved: Resolved, largest: dict[str, int | None]
+) -> dict[str, Settings]:
     """Each site's settings: the model's, or a pattern's, cut to the site's dimensions where the method allows that."""
     config = resolved.config
     for what in ("rank_pattern", "alpha_pattern"):
@@ -108,7 +116,6 @@ def _settings_of(sites: dict[str, nn.Module], resolved: Resolved) -> dict[str, S
                     f"subspace.{what} has {ending!r}, which names no target; targets here are for example: "
                     f"{', '.join(list(sites)[:4])}"
                 )
-    largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=0)
     settings = {}
     for name, site in sites.items():

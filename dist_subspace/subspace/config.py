@@ -144,4 +144,6 @@ def _unused(config: SubspaceConfig, info: MethodInfo) -> tuple[str, ...]:
         given.append("alpha")
     if not info.uses_dropout and config.dropout:
         given.append("dropout")
+    if not info.uses_targets and config.target_modules is not None:
+        given.append("target_modules")
     return tuple(given)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dist_subspace.subspace.config import SubspaceConfig
     from dist_subspace.subspace.schedule import Schedule
     from dist_subspace.subspace.targets import Choice
+    from dist_subspace.subspace.trained_copy import Gathered
 
 
 def no_original() -> Tensor:
@@ -60,6 +61,7 @@ class MethodInfo:
     capped: an unset rank is cut to what the smallest target can have, instead of being refused.
     peft_type: PEFT's name, where the adapter's own files are files that PEFT reads.
     count: trained parameters of a layer, as a formula.
+    uses_targets: whether `target_modules` can choose among the method's sites.
     """
 
     name: str
@@ -83,6 +85,7 @@ class MethodInfo:
     options: Mapping[str, Option] = field(default_factory=dict)
     peft_type: str | None = None
     count: str = ""
+    uses_targets: bool = True
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,16 @@ class SubspacePart(nn.Module):
         return settings
 
     @classmethod
+    def read_text(cls, config: SubspaceConfig, tokenizer: Any) -> SubspaceConfig:
+        """The configuration with token ids in the place of options that are text; called where a run has a tokenizer."""
+        return config
+
+    @classmethod
+    def added_positions(cls, settings: Settings) -> int:
+        """How many of the model's positions the method takes for itself in each sample."""
+        return 0
+
+    @classmethod
     def largest_rank(cls, site: nn.Module) -> int | None:
         """The largest rank that a part on this site can have; None where there is no bound."""
         return min(site.in_features, site.out_features) if isinstance(site, Operator) else None
@@ -177,6 +190,13 @@ class SubspacePart(nn.Module):
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, part)
         return name
+
+    def start(self, model: nn.Module, gathered: Gathered) -> None:
+        """Collective where parameters are split: initial values that are read off the model, once the part is put on it.
+
+        Arguments:
+            gathered: a context in which the given parameters are whole.
+        """
 
     # Statistics of the frozen matrix.
 
@@ -211,6 +231,11 @@ class SubspacePart(nn.Module):
 
     # Files.
 
+    @classmethod
+    def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a part has which is loaded from a file."""
+        return dict(options)
+
     def file_tensors(self) -> dict[str, Tensor]:
         """The trained tensors as the adapter's file holds them, by suffix (`lora_A.weight`)."""
         return {name: p.detach() for name, p in self.trainables().items()}
@@ -236,6 +261,14 @@ class SubspacePart(nn.Module):
     def peft_config(cls, settings: Settings) -> dict[str, Any]:
         """Entries of PEFT's adapter_config.json for this method, where `info.peft_type` names one."""
         return {}
+
+    def peft_shape(self) -> dict[str, Any]:
+        """The same, where they depend on the model that the part stands in."""
+        return {}
+
+    def agrees_with_peft(self) -> bool:
+        """Whether PEFT computes the same from this part's own file as the part does, where `info.peft_type` names a method."""
+        return True
 
     def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
         """`(A (r', d_in), B (d_out, r'))`, float32, with `ΔW = B A` exactly; None where the update is no such product."""

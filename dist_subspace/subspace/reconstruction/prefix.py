@@ -1,0 +1,100 @@
+"""Prefix-tuning (arXiv 2101.00190): `K = [P_K; K]`, `V = [P_V; V]`, n learned keys and values in every self-attention.
+
+The matrix `(n, 2 L d_kv)` holds, for each layer in turn, its keys and its values, as PEFT's files do. Prefix keys are not
+rotated; real tokens stand n positions later. With `projection`, the matrix is `tanh(E W_1ᵀ + b_1) W_2ᵀ + b_2` from E (n, d), and
+only what comes out is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from dist_subspace.subspace.method import MethodInfo, Settings
+from dist_subspace.subspace.options import choice, flag, whole
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.virtual_tokens import stacks
+from dist_subspace.subspace.virtual_tokens.attention import Prefix as Hooks
+from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_modules, geometry, redirect
+from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, VirtualTokens, linear_parameters
+
+STD = 0.02
+
+
+@register(
+    MethodInfo(
+        name="prefix",
+        category="reconstruction, mode 2",
+        reference="2101.00190",
+        summary="learned keys and values before those of every self-attention",
+        targets="every attention",
+        uses_targets=False,
+        mergeable=False,
+        identity=False,
+        options={
+            **COUNT,
+            "init": choice("normal", "initial keys and values: normal with std 0.02, or zero", "zero"),
+            "projection": flag(False, "make them by a two-layer network, which is dropped when they are saved"),
+            "projection_dim": whole(512, "width of that network"),
+        },
+        peft_type="PREFIX_TUNING",
+        count="2 n d_kv",
+    )
+)
+class Prefix(VirtualTokens):
+    attribute = "prefix_tokens"
+
+    @classmethod
+    def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        return {**options, "projection": False}
+
+    def measure(self, model: nn.Module) -> int:
+        self.embedding_width = stacks.input_width(model)
+        self.layers = [[geometry(module) for module in own] for own in attention_modules(model)]
+        self.sizes = [2 * heads * head_dim for own in self.layers for heads, head_dim in own]
+        return sum(self.sizes)
+
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        spread = STD if settings.options["init"] == "normal" else 0.0
+        if not settings.options["projection"]:
+            super().create(settings, generator)
+            nn.init.normal_(self.prompt_embeddings, std=spread, generator=generator)
+            return
+        hidden = int(settings.options["projection_dim"])
+        self.embedding = nn.Parameter(torch.randn(self.count, self.embedding_width, generator=generator))
+        self.down, self.down_bias = linear_parameters(hidden, self.embedding_width, generator)
+        self.up = nn.Parameter(torch.randn(self.width, hidden, generator=generator) * spread)
+        self.up_bias = nn.Parameter(torch.zeros(self.width))
+
+    def matrix(self) -> Tensor:
+        if hasattr(self, EMBEDDINGS):
+            return self.prompt_embeddings
+        return linear(torch.tanh(linear(self.embedding, self.down, self.down_bias)), self.up, self.up_bias)
+
+    def connect(self, model: nn.Module) -> None:
+        start = 0
+        for stack, own in zip(stacks.stacks(model), attention_modules(model), strict=True):
+            slots = [Slot(self, *geometry(module)) for module in own]
+            for module, slot in zip(own, slots, strict=True):
+                redirect(module, slot)
+            Hooks(self, model, stack, slots, slice(start, start + len(own)))
+            start += len(own)
+
+    def pieces(self, matrix: Tensor, layers: slice) -> list[Tensor]:
+        """Of some layers, the keys and values, each `(2, heads, n, d_head)`."""
+        geometries = [geometry for own in self.layers for geometry in own][layers]
+        found = matrix.split(self.sizes, dim=1)[layers]
+        return [x.view(self.count, 2, *own).permute(1, 2, 0, 3) for x, own in zip(found, geometries, strict=True)]
+
+    def peft_shape(self) -> dict[str, Any]:
+        heads, head_dim = self.layers[0][0]
+        own = {"token_dim": heads * head_dim, "num_attention_heads": heads, "num_layers": len(self.sizes)}
+        return super().peft_shape() | own | {"prefix_projection": False}
+
+    def agrees_with_peft(self) -> bool:
+        """PEFT has one width for all layers, and no prefix in an encoder."""
+        return super().agrees_with_peft() and len(self.layers) == 1 and len(set(self.layers[0])) == 1

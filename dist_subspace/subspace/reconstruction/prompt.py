@@ -1,0 +1,98 @@
+"""Prompt-tuning (arXiv 2104.08691): n learned embeddings `(n, d)` stand before those of the input.
+
+They begin as rows of the vocabulary drawn at random, as a text's (`init_text`, which a run's tokenizer reads, or its `init_ids`;
+repeated or cut to n), or normal with std 0.02.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace.config import SubspaceConfig
+from dist_subspace.subspace.method import MethodInfo, Settings
+from dist_subspace.subspace.options import Option, choice, text
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.trained_copy import Gathered
+from dist_subspace.subspace.virtual_tokens import stacks
+from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
+from dist_subspace.subspace.virtual_tokens.part import COUNT
+
+STD = 0.02
+
+
+@register(
+    MethodInfo(
+        name="prompt",
+        category="reconstruction, mode 2",
+        reference="2104.08691",
+        summary="learned embeddings before those of the input",
+        targets="input embeddings",
+        uses_targets=False,
+        mergeable=False,
+        identity=False,
+        options={
+            **COUNT,
+            "init": choice(
+                "vocab", "initial embeddings: rows of the vocabulary, normal, or those of a text", "normal", "text"
+            ),
+            "init_text": text("the text, where init is text; needs a tokenizer, which a run has"),
+            "init_ids": Option(
+                (),
+                "the text's token ids, in the place of init_text",
+                lambda v: isinstance(v, list | tuple) and all(isinstance(i, int) and i >= 0 for i in v),
+                "a list of token ids",
+            ),
+            **PLACEMENT,
+        },
+        peft_type="PROMPT_TUNING",
+        count="n d",
+    )
+)
+class Prompt(InputTokens):
+    @classmethod
+    def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
+        options = settings.options
+        if options["init"] == "text" and not (options["init_text"] or options["init_ids"]):
+            raise UsageError("subspace.options.init is 'text' without one; accepted: with init_text, or init_ids")
+        return settings
+
+    @classmethod
+    def read_text(cls, config: SubspaceConfig, tokenizer: Any) -> SubspaceConfig:
+        text = config.options.get("init_text")
+        if text is None or config.options.get("init_ids"):
+            return config
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise UsageError(f"subspace.options.init_text is {text!r}, which has no token")
+        return replace(config, options={**config.options, "init_ids": list(ids)})
+
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
+        self.generator = generator
+        nn.init.normal_(self.prompt_embeddings, std=STD, generator=generator)
+
+    def start(self, model: nn.Module, gathered: Gathered) -> None:
+        options = self.settings.options
+        if options["init"] == "normal":
+            return
+        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
+        ids = torch.tensor(self._rows(int(stacks.text_config(model).vocab_size)))
+        parameters = list(embeddings.parameters())
+        with gathered(parameters), torch.no_grad():
+            self.prompt_embeddings.data.copy_(embeddings(ids.to(parameters[0].device)))
+
+    def _rows(self, vocabulary: int) -> list[int]:
+        options = self.settings.options
+        if options["init"] == "vocab":
+            return torch.randint(vocabulary, (self.count,), generator=self.generator).tolist()
+        given = [int(i) for i in options["init_ids"]]
+        if not given:
+            raise UsageError("subspace.options.init_text needs a tokenizer, which attach has not; accepted: init_ids")
+        if max(given) >= vocabulary:
+            raise UsageError(f"subspace.options.init_ids has {max(given)}; accepted: ids below {vocabulary}")
+        return [given[i % len(given)] for i in range(self.count)]

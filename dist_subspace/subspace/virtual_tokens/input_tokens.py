@@ -1,0 +1,47 @@
+"""Virtual tokens that are embeddings `(n, d)` of a stack's input: what prompt-tuning and P-tuning have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from dist_subspace.subspace.options import Option
+from dist_subspace.subspace.virtual_tokens import stacks
+from dist_subspace.subspace.virtual_tokens.insertion import (
+    AFTER_FIRST,
+    FRONT,
+    EncoderInsertion,
+    Insertion,
+    default_placement,
+)
+from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
+
+PLACEMENT: Mapping[str, Option] = {
+    "placement": Option(
+        None,
+        "front, or after-first; null: after the first token where an encoder's head reads that, else front",
+        lambda value: value in (None, FRONT, AFTER_FIRST),
+        f"{FRONT}, {AFTER_FIRST} or null",
+    )
+}
+
+
+class InputTokens(VirtualTokens):
+    attribute = "prompt_tokens"
+
+    def measure(self, model: Any) -> int:
+        self.placement = self.settings.options["placement"] or default_placement(model)
+        return stacks.input_width(model)
+
+    def connect(self, model: nn.Module) -> None:
+        found = stacks.stacks(model)
+        if len(found) == 2:
+            EncoderInsertion(self, model, self.placement)
+        else:
+            Insertion(self, model, found[0], self.placement)
+
+    def agrees_with_peft(self) -> bool:
+        """PEFT puts them in front, always."""
+        return super().agrees_with_peft() and self.placement == FRONT
