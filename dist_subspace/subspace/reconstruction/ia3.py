@@ -81,6 +81,9 @@ class Ia3(ScalingLinear):
         names = "|".join(map(re.escape, settings.options["input_scaled_modules"]))
         return {"feedforward_modules": rf"(.*\.)?({names})" if names else []}
 
+    def agrees_with_peft(self) -> bool:
+        return self.bias is None or self.scales_input or self.settings.options["scale_bias"]
+
     def scaling_form(self) -> tuple[Tensor | None, Tensor | None]:
         factor = 1 + self.ia3_l.detach().float()
         return (factor, None) if self.scales_input else (None, factor)
