@@ -20,14 +20,16 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import attached, named_trainables
+from dist_subspace.subspace.registry import method_class
 from tests.tiny_models import FAMILIES, logits, tiny_model
 
 each_method = pytest.mark.parametrize("method", sorted(dsub.methods()))
 
 
 def trained(model: Any, method: str = "lora", **config: Any) -> Any:
-    """The model with a method on it, and its trained values moved away from the start."""
+    """The model with a method on it, as a file holds it, and its trained values moved away from the start."""
     rank = 3 if dsub.methods()[method].uses_rank else None
+    config = {"options": method_class(method).file_options({}), **config}
     dsub.attach(model, SubspaceConfig(method=method, **{"rank": rank, "alpha": 5.0 if rank else None, **config}))
     generator = torch.Generator().manual_seed(1)
     for parameter in dsub.trainable_parameters(model):
