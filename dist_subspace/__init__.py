@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_subspace.accounting import summary
+    from dist_subspace.advancing import advance
     from dist_subspace.api import attach, load_adapter
     from dist_subspace.interchange.adapter import save_adapter
     from dist_subspace.interchange.merge import merge
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MethodInfo",
     "SubspaceConfig",
+    "advance",
     "attach",
     "disabled",
     "load_adapter",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "advance": "dist_subspace.advancing",
     "attach": "dist_subspace.api",
     "load_adapter": "dist_subspace.api",
     "load_frozen": "dist_subspace.loading.load",

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
+from dist_subspace.placement.optimizer_state import watch_optimizers
 from dist_subspace.placement.zero import gathered, mark_leaf_blocks
 from dist_subspace.statistics import settle
 from dist_subspace.storage import adopt_all
-from dist_subspace.subspace import SubspaceConfig, attach_method
+from dist_subspace.subspace import SubspaceConfig, attach_method, attached
 
 
 def attach(
@@ -42,6 +43,8 @@ def attach(
     """
     adopt_all(model)
     attach_method(model, config or SubspaceConfig(), gathered)
+    if attached(model).schedule is not None:
+        watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
     mark_leaf_blocks(model)

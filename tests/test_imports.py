@@ -30,9 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
-    "training": BELOW_TRAINING | {"api"},
+    "advancing": {"errors", "statistics"} | AXES,
+    "training": BELOW_TRAINING | {"api", "advancing"},
     "api": BELOW_TRAINING,
-    "__init__": BELOW_TRAINING | {"training", "api"},
+    "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
     "cli": BELOW_TRAINING | {"training", "api", "__init__"},
     "__main__": {"cli"},
 }

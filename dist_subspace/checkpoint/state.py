@@ -22,6 +22,7 @@ from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoin
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import (
     CONFIG,
+    PREFIX,
     READABLE,
     WEIGHTS,
     adapter_config,
@@ -30,10 +31,10 @@ from dist_subspace.interchange.adapter import (
     write_adapter,
 )
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
-from dist_subspace.placement.optimizer_state import read_state, write_state
+from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
 from dist_subspace.placement.zero import gathered
 from dist_subspace.statistics import FACTORS, kept_files
-from dist_subspace.subspace import SubspacePart, named_trainables
+from dist_subspace.subspace import SubspacePart, attached, named_trainables
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
@@ -64,7 +65,7 @@ def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: Trainer
     """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename."""
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
-    optimizer = read_state(engine, named_trainables(model))
+    optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
         described["dist_subspace"]["factors"] = kept_files(model, run_dir / FACTORS)
@@ -145,6 +146,36 @@ def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) ->
     _check_frozen(model, folder)
     tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
     write_state(engine, named_trainables(model), tensors, state.optimizer_steps)
+    _restore_schedule(model, folder, state, tensors)
+
+
+def method_state(model: nn.Module) -> dict[str, Any]:
+    """Where the method's schedule stands, for `TrainerState.method`."""
+    schedule = attached(model).schedule
+    return {} if schedule is None else schedule.state()
+
+
+def _schedule_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a schedule has made of gradients (AdaLoRA's importance), on the CPU; alike on every rank."""
+    schedule = attached(model).schedule
+    tensors = {} if schedule is None else schedule.tensors()
+    return {name: tensor.to("cpu").contiguous() for name, tensor in tensors.items()}
+
+
+def _restore_schedule(model: nn.Module, folder: Path, state: TrainerState, tensors: Mapping[str, Tensor]) -> None:
+    """Collective: the schedule goes on from where it stood; what it counts anew from a step on is counted so again."""
+    schedule = attached(model).schedule
+    if schedule is None:
+        return
+    kept = broadcast_tensors(on_rank_zero_only(_adapter_by_part, folder))
+    schedule.restore(state.method, {**tensors, **kept})
+    if schedule.begun is not None:
+        set_counters(schedule.late_parameters(), state.optimizer_steps - schedule.begun)
+
+
+def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
+    with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
+        return {key.removeprefix(PREFIX): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 
 
 def _check_frozen(model: nn.Module, folder: Path) -> None:

@@ -173,6 +173,15 @@ def sum_over_ranks(values: list[float], device: torch.device | None = None) -> l
     return [float(v) for v in tensor.tolist()]
 
 
+def summed_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Collective: the sum of the ranks' tensors, which are of one shape, on the tensor's own device."""
+    if not is_distributed():
+        return tensor
+    message = tensor.to(message_device())
+    dist.all_reduce(message)
+    return message.to(tensor.device)
+
+
 def max_over_ranks(value: float) -> float:
     """Collective: the largest of the ranks' numbers."""
     return max(gather_objects(value))
@@ -187,7 +196,7 @@ def broadcast_tensors(tensors: dict[str, torch.Tensor] | None, source: int = 0) 
     received = {}
     for name, (shape, dtype) in (broadcast_object(described, source) or {}).items():
         own = tensors[name] if tensors is not None else torch.empty(shape, dtype=dtype)
-        message = own.to(message_device())
+        message = own.to(message_device()).contiguous()  # gloo sends the memory as it lies
         dist.broadcast(message, src=source)
         received[name] = message.to("cpu")
     return received

@@ -9,21 +9,34 @@ under the keys that `param_groups` shows; and ZeRO-3's `safe_set_full_*` fail wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+from weakref import WeakSet
 
 import torch
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
     safe_set_local_fp32_param,
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from dist_subspace.placement.zero import is_partitioned, own_shard, rewritten
+from dist_subspace.placement.collectives import any_rank, max_over_ranks
+from dist_subspace.placement.zero import (
+    full_shape,
+    is_partitioned,
+    master_fragments,
+    optimized_tensor,
+    own_shard,
+    places,
+    rewritten,
+)
 
 MASTER = "master"
 
@@ -73,7 +86,7 @@ def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Ma
             _write(engine, parameter, key, torch.zeros_like(master) if stored is None else stored)
     for state in plain_optimizer(engine).state.values():
         if "step" in state:
-            state["step"] = state["step"].fill_(steps) if isinstance(state["step"], Tensor) else steps
+            _set_step(state, steps)
 
 
 def _is_split(parameter: nn.Parameter) -> bool:
@@ -116,3 +129,148 @@ def _write_parameter(parameter: nn.Parameter, value: Tensor) -> None:
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32, copy=True).contiguous()
+
+
+# Edits in the middle of training, by whoever has no engine at hand: another loop's optimizer is known by its first step.
+
+_STEPPED: WeakSet[torch.optim.Optimizer] = WeakSet()
+
+
+def watch_optimizers() -> None:
+    """Local: from now on remember (weakly) every optimizer that makes a step, DeepSpeed's inner ones among them."""
+    if not _WATCHING:
+        _WATCHING.append(register_optimizer_step_post_hook(lambda optimizer, args, kwargs: _STEPPED.add(optimizer)))
+
+
+_WATCHING: list[Any] = []
+
+
+class Edit(Protocol):
+    """Write `value` where `where` is true (both broadcast to the parameter's shape); with `moments`, these become zero there."""
+
+    @property
+    def parameter(self) -> nn.Parameter: ...
+
+    @property
+    def where(self) -> Tensor: ...
+
+    @property
+    def value(self) -> Tensor | float: ...
+
+    @property
+    def moments(self) -> bool: ...
+
+
+def apply_edits(edits: Iterable[Edit]) -> None:
+    """Local, alike on every rank: write each edit in place, at every ZeRO stage, wherever this rank holds a part of it: the
+    parameter, its shard, its fp32 master, the optimizer's moments. Moments that do not exist yet will begin at zero."""
+    with torch.no_grad():
+        for edit in edits:
+            shape = full_shape(edit.parameter)
+            where = edit.where.expand(shape).reshape(-1)
+            value = edit.value.expand(shape).reshape(-1) if isinstance(edit.value, Tensor) else edit.value
+            for held, start in places(edit.parameter):
+                _write_where(held, start, where, value)
+            _edit_master(edit.parameter, where, value)
+            if edit.moments:
+                _clear_moments(edit.parameter, where)
+
+
+def _edit_master(parameter: nn.Parameter, where: Tensor, value: Tensor | float) -> None:
+    """Where nothing is split, the parameter is its own master."""
+    if not is_partitioned(parameter):
+        fragments, start = master_fragments(parameter)
+        if fragments:
+            _write_where(fragments[None], start, where, value)
+    elif optimized_tensor(parameter) is not None:
+        master = safe_get_local_fp32_param(parameter).clone()
+        _write_where(master, places(parameter)[0][1], where, value)
+        safe_set_local_fp32_param(parameter, master)
+
+
+def _clear_moments(parameter: nn.Parameter, where: Tensor) -> None:
+    if hasattr(parameter, "_hp_mapping"):
+        fragments, start = master_fragments(parameter)
+        for moment in (fragment for key, fragment in fragments.items() if key is not None):
+            _write_where(moment, start, where, 0.0)
+        return
+    state = _optimizer_state(parameter)
+    for key in _moment_keys(state):
+        if is_partitioned(parameter):
+            moment = safe_get_local_optimizer_state(parameter, key).clone()
+            _write_where(moment, places(parameter)[0][1], where, 0.0)
+            safe_set_local_optimizer_state(parameter, moment, key)
+        else:
+            _write_where(state[key].view(-1), 0, where, _zero_of(state, key))
+
+
+def _write_where(held: Tensor, start: int, where: Tensor, value: Tensor | float) -> None:
+    """Into a flat tensor whose first element is number `start` of the whole; padding lies beyond the whole."""
+    length = min(held.numel(), where.numel() - start)
+    if length <= 0:
+        return
+    own, mask = held[:length], where[start : start + length].to(held.device)
+    if isinstance(value, Tensor):
+        own.copy_(torch.where(mask, value[start : start + length].to(own), own))
+    else:
+        own.masked_fill_(mask, value)
+
+
+def _optimizer_state(parameter: nn.Parameter) -> dict[str, Any]:
+    """What the optimizer keeps for the parameter, or for the flat tensor that it is a piece of; empty where it is not known.
+    A fragment is a view, so it lies in the memory of the tensor that the optimizer knows it by."""
+    optimized = optimized_tensor(parameter)
+    if optimized is None:
+        return {}
+    for optimizer in _STEPPED:
+        if optimized in optimizer.state:
+            return optimizer.state[optimized]
+    if optimized is parameter:
+        return {}
+    memory = optimized.untyped_storage().data_ptr()
+    states = (item for optimizer in _STEPPED for item in optimizer.state.items())
+    return next((state for key, state in states if key.untyped_storage().data_ptr() == memory), {})
+
+
+def _moment_keys(state: Mapping[str, Any]) -> list[str]:
+    """Per-element tensors; an 8-bit optimizer's tables and block scales are none."""
+    tables = ("qmap", "absmax", "new_")
+    return [k for k, v in state.items() if isinstance(v, Tensor) and v.numel() > 1 and not k.startswith(tables)]
+
+
+def _zero_of(state: Mapping[str, Any], key: str) -> float:
+    """Zero as the moment holds it: an 8-bit optimizer's codes are places in a table (bitsandbytes: `state1`, `qmap1`)."""
+    table = state.get(f"qmap{key[-1]}")
+    return 0.0 if table is None or state[key].is_floating_point() else int(table.abs().argmin())
+
+
+# Step counters, on which Adam's bias correction hangs.
+
+
+def restart_counters(parameters: Sequence[nn.Parameter], others: Sequence[nn.Parameter]) -> int | None:
+    """Collective: let the optimizer count the steps of `parameters` from here on; returns how many it had counted.
+
+    None where that cannot be done: an optimizer without counters, or one that counts them together with some of `others` (a
+    ZeRO stage from 1 on counts a parameter group as one). Then nothing is changed.
+    """
+    own, rest = _counted(parameters), {id(state) for state in _counted(others)}
+    if any_rank(any(id(state) in rest for state in own)):
+        return None
+    count = int(max_over_ranks(max((int(state["step"]) for state in own), default=0)))
+    set_counters(parameters, 0)
+    return count or None
+
+
+def set_counters(parameters: Sequence[nn.Parameter], steps: int) -> None:
+    """Local, alike on every rank: the optimizer has made this many steps with these parameters."""
+    for state in _counted(parameters):
+        _set_step(state, steps)
+
+
+def _counted(parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    states = {id(state): state for state in map(_optimizer_state, parameters) if "step" in state}
+    return list(states.values())
+
+
+def _set_step(state: dict[str, Any], steps: int) -> None:
+    state["step"] = state["step"].fill_(steps) if isinstance(state["step"], Tensor) else steps

@@ -121,12 +121,20 @@ def _free_port() -> str:
 
 @contextmanager
 def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Collective where parameters are split: within the block they are whole, and only read."""
+    """Collective where parameters are split: within the block they are whole, and only read. What is whole between steps
+    (`keep_trainables_whole`) is left as it is: DeepSpeed would release it at the end of the block."""
     import deepspeed
 
-    split = [p for p in parameters if is_partitioned(p)]
+    split = [p for p in parameters if is_partitioned(p) and not _is_whole(p)]
     with deepspeed.zero.GatheredParameters(split) if split else nullcontext():
         yield
+
+
+def _is_whole(parameter: Any) -> bool:
+    """Whether a split parameter is gathered on every rank at this moment (`ds_status`)."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    return parameter.ds_status is ZeroParamStatus.AVAILABLE
 
 
 @contextmanager
@@ -302,6 +310,44 @@ def overwrite(parameter: Any, whole: Tensor) -> None:
         parameter.ds_tensor.data.copy_(own_shard(parameter, whole.to(parameter.ds_tensor.device)))
     else:
         parameter.data.copy_(whole.view(parameter.shape))
+
+
+def places(parameter: Any) -> list[tuple[Tensor, int]]:
+    """Local: where this rank holds the values that the forward reads, as (flat tensor, its first element's place in the
+    whole): the parameter; where it is split the shard, and the whole of it while it is gathered."""
+    if not is_partitioned(parameter):
+        return [(parameter.data.view(-1), 0)]
+    shard = parameter.ds_tensor.data.view(-1)
+    found = [(shard, shard.numel() * torch.distributed.get_rank(parameter.ds_process_group))]
+    return [*found, (parameter.data.view(-1), 0)] if _is_whole(parameter) else found
+
+
+def master_fragments(parameter: Any) -> tuple[dict[str | None, Tensor], int]:
+    """Local, stages 1 and 2: what this rank's optimizer holds of the parameter, flat, by the name of the moment (None: the
+    fp32 master), and the place of the first element in the whole; nothing where other ranks hold it all.
+
+    Uses `_hp_mapping`, whose fragments are views of what the optimizer works on.
+    """
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is None:
+        return {}, 0
+    return {None: mapping.hp_fragment, **(mapping.optim_fragment or {})}, mapping.lp_fragment_address.start
+
+
+def optimized_tensor(parameter: Any) -> Tensor | None:
+    """Local: a tensor of the memory that the inner optimizer updates for this parameter on this rank; None where it updates
+    nothing of it. At stage 3 `fp32_partitioned_groups_flat` of the parameter's sub-group (`grad_position`), at 1 and 2 the
+    master's fragment, else the parameter."""
+    if is_partitioned(parameter):
+        optimizer = getattr(parameter, "_z3_optimizer", None)
+        if optimizer is None:
+            return None
+        group = optimizer.grad_position[optimizer.get_param_id(parameter)][0]
+        flat: Tensor = optimizer.fp32_partitioned_groups_flat[group]
+        return flat
+    if hasattr(parameter, "_hp_mapping"):
+        return master_fragments(parameter)[0].get(None)
+    return parameter  # type: ignore[no-any-return]
 
 
 def checksums(groups: Sequence[Sequence[Any]]) -> list[int]:

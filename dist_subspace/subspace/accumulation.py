@@ -23,18 +23,18 @@ class Accumulation:
     def __init__(self) -> None:
         self._share: float | None = None
         self._upstream: Tensor | None = None
-        self._total: Tensor | float = 0.0
+        self._total: Tensor | float | None = None
 
     def share(self, weight: float) -> None:
         """Said by a loop before each backward: the weights of a step add up to 1 (times the loss scale) on every rank."""
         self._share = weight
-        self._total = self._total + weight
+        self._add(weight)
 
     def reached(self, gradient: Tensor) -> None:
         """Called when a gradient reaches the model's own loss."""
         if self._share is None:
             self._upstream = gradient.detach().float().reshape(())
-            self._total = self._total + self._upstream
+            self._add(self._upstream)
 
     def unknown(self) -> None:
         """Called by a forward that makes no loss."""
@@ -48,11 +48,15 @@ class Accumulation:
 
     @property
     def total(self) -> float:
-        """The sum of the weights since `restart`; 1 where nobody said anything."""
-        return float(self._total) or 1.0
+        """The sum of the weights since `restart`; 1 where nobody said anything. Gradients summed up over the same backwards
+        and over all ranks, divided by the sum of the ranks' totals, are those of the step's mean loss."""
+        return 1.0 if self._total is None else float(self._total)
 
     def restart(self) -> None:
-        self._total = 0.0
+        self._total = None
+
+    def _add(self, weight: Tensor | float) -> None:
+        self._total = weight if self._total is None else self._total + weight
 
 
 class _Probe(torch.autograd.Function):

@@ -23,15 +23,15 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     that counts groups then fails: pains.md row 16).
 
     One-dimensional parameters have no weight decay. Where the method has a learning-rate ratio (LoRA+), B's rate is
-    multiplied by it.
+    multiplied by it. What is trained from a later step on (LoRA-Dash's δ) is a group of its own.
     """
     attachment = attached(model)
     ratio = float(attachment.settings.options.get("lr_ratio", 1.0))
-    left_factors = attachment.resolved.method.left_factors
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    left_factors, late_factors = attachment.resolved.method.left_factors, attachment.resolved.method.late_factors
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named_trainables(model).items():
-        left = name.rpartition(".")[2] in left_factors
-        rate = learning_rate * (ratio if left else 1.0)
+        own = name.rpartition(".")[2]
+        rate = learning_rate * (ratio if own in left_factors else 1.0)
         decay = weight_decay if len(attachment.shapes[name]) > 1 else 0.0
-        groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+        groups.setdefault((rate, decay, own in late_factors), []).append(parameter)
+    return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay, _), params in groups.items()]

@@ -77,6 +77,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     with agreed("planning the batches"):
         batches = make_batches(config, data, tokenizer)
         total_steps = _total_steps(config, batches)
+        check_schedule(resolved, total_steps)
     fingerprints = on_main(_fingerprints, folder, resolved, data)
     checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(
@@ -101,6 +102,17 @@ def subspace_config(config: Config) -> SubspaceConfig:
     section = config.subspace
     given = {f.name: getattr(section, f.name) for f in fields(SubspaceConfig) if hasattr(section, f.name)}
     return SubspaceConfig(**given | {"seed": config.training.seed})
+
+
+def check_schedule(resolved: Resolved, total_steps: int) -> None:
+    """The lengths of the method's schedule must fit into the run.
+
+    Raises:
+        UsageError: naming the options and their values.
+    """
+    kind = resolved.method.schedule_class
+    if kind is not None:
+        kind({}, resolved.settings).check(total_steps)
 
 
 def check_hardware(dtype: torch.dtype, device: torch.device) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers import enable_full_determinism
 
+from dist_subspace.advancing import advance, discard
 from dist_subspace.api import attach
-from dist_subspace.checkpoint.state import TrainerState, check_factors, restore, save_checkpoint
+from dist_subspace.checkpoint.state import TrainerState, check_factors, method_state, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import load_frozen
@@ -131,7 +132,8 @@ class Trainer:
                 progress=progress,
                 **_head_settings(plan),
             )
-        with self.observer.statistics(plan.resolved.info.statistic) as progress:
+        scheduled = plan.resolved.method.schedule_class is not None  # then decompositions come in the middle of training
+        with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
             model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
         if config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -168,6 +170,7 @@ class Trainer:
         on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)
         self.stepper.prime(self.plan.batches.batch(state.step))
         restore(self.engine, self.model, folder, state)
+        discard(self.model)
         self.schedule.restore(state.schedule)
         self.progress = Progress(
             state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, state.best
@@ -188,10 +191,21 @@ class Trainer:
         self.progress.step += 1
         self.progress.samples += batch.samples
         self.progress.tokens += batch.tokens
-        if not applied:
+        if applied:
+            self._advance_method()
+        else:
+            discard(self.model)
             self._not_applied(loss)
         self.observer.step(self._record(batch, loss, rate, time.monotonic() - began), batch.tokens, self._logs())
         return stop > 0
+
+    def _advance_method(self) -> None:
+        """The method's schedule goes on. A decomposition on the way takes its time, so it is said."""
+        step, total, schedule = self.progress.step, self.plan.total_steps, attached(self.model).schedule
+        if schedule is not None and schedule.decomposes(step, total):
+            kind = self.plan.resolved.info.statistic
+            self.observer.notice(f"step {step}: {kind} of {len(schedule.parts):,} frozen matrices")
+        advance(self.model, step, total)
 
     def _not_applied(self, loss: float) -> None:
         if math.isfinite(loss) and self.engine.fp16_enabled():
@@ -281,6 +295,7 @@ class Trainer:
             fingerprints=self.plan.fingerprints,
             best=progress.best,
             skipped=progress.skipped,
+            method=method_state(self.model),
         )
         folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, str(self.plan.model_folder))
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []

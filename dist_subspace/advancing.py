@@ -1,0 +1,111 @@
+"""Moves a method's schedule on after an optimizer step, in anyone's loop: the gradients that attach let be collected are
+averaged over the ranks, the schedule decides, and its edits are written wherever a copy of the parameter lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.placement.collectives import broadcast_tensors, summed_over_ranks
+from dist_subspace.placement.optimizer_state import apply_edits, restart_counters
+from dist_subspace.placement.zero import gathered
+from dist_subspace.statistics.rounds import in_rounds
+from dist_subspace.subspace import Attachment, Schedule, SubspaceLinear, attached, attachment, trainable_parameters
+
+Progress = Callable[[int, int], None]
+
+
+def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | None = None) -> None:
+    """Collective: let the method's schedule (AdaLoRA, FlexLoRA, LoRA-Dash) decide what follows from optimizer step `step`.
+
+    Call it once after each optimizer step, on every rank, before the next backward; `zero_grad` may come before or after. Other
+    methods have no schedule, and nothing happens. In Hugging Face's Trainer, with DeepSpeed or without, it belongs into a
+    callback:
+
+        class Advance(TrainerCallback):
+            def on_step_end(self, args, state, control, model, **kwargs):
+                dsub.advance(model, state.global_step, state.max_steps)
+
+    Arguments:
+        model: what `attach` returned, or a wrapper (an engine) around it.
+        step: the number of optimizer steps made, the first being 1. max_steps: how many there will be.
+        progress: called with (layers done, layers in all) while frozen matrices are decomposed (LoRA-Dash, once).
+
+    Raises:
+        UsageError: for lengths of the schedule that do not fit into `max_steps`.
+    """
+    bare = _unwrapped(model)
+    found = attached(bare)
+    schedule = found.schedule
+    if schedule is None:
+        return
+    schedule.check(max_steps)
+    gradients = _mean_gradients(found, schedule.uses_gradients(step, max_steps))
+    own = [p for part in schedule.parts.values() for p in part.trainables().values()]
+    with gathered(own if schedule.reads_parameters(step, max_steps) else ()), torch.no_grad():
+        decomposes = schedule.decomposes(step, max_steps)
+        if decomposes:
+            _decompose(schedule, progress)
+        edits = schedule.advance(step, max_steps, gradients)
+    apply_edits(edits)
+    if decomposes:
+        late = schedule.late_parameters()
+        mine = {id(p) for p in late}
+        schedule.begun = restart_counters(late, [p for p in trainable_parameters(bare) if id(p) not in mine])
+    if found.collector is not None:
+        found.collector.paused = not schedule.uses_gradients(step + 1, max_steps)
+
+
+def discard(model: nn.Module) -> None:
+    """Local: forget the gradients of a step that the optimizer did not make."""
+    found = attached(_unwrapped(model))
+    found.accumulation.restart()
+    if found.collector is not None:
+        found.collector.take()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    while attachment(model) is None and isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def _mean_gradients(found: Attachment, wanted: bool) -> dict[str, Tensor]:
+    """Collective where they are wanted: the step's gradients, the mean over the global batch, free of every scale, float32,
+    by name; in one message with the weights that they are divided by. Empty where there was no backward, or where one of them
+    is not finite: on all ranks alike, as all look at the same sums."""
+    if found.collector is None:
+        return {}
+    sums, total = found.collector.take(), found.accumulation.total
+    found.accumulation.restart()
+    if not wanted:
+        return {}
+    device = next(iter(found.collector.parameters.values())).device
+    shapes = found.collector.shapes
+    pieces = [
+        sums.pop(name).reshape(-1) if name in sums else torch.zeros(_numel(s), device=device)
+        for name, s in shapes.items()
+    ]
+    counted = torch.tensor([total if pieces else 0.0], device=device)
+    flat = summed_over_ranks(torch.cat([*pieces, counted]))
+    weight = float(flat[-1])
+    if weight == 0 or not bool(flat.isfinite().all()) or not bool(flat[:-1].any()):
+        return {}
+    mean = flat[:-1].div_(weight).split([_numel(shape) for shape in shapes.values()])
+    return {name: piece.view(shape) for (name, shape), piece in zip(shapes.items(), mean, strict=True)}
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _decompose(schedule: Schedule, progress: Progress | None) -> None:
+    """Collective: every part's decomposition on one rank, and its result on all."""
+    parts: Mapping[str, SubspaceLinear] = schedule.parts  # type: ignore[assignment]
+    rounds = in_rounds(parts, lambda name, part, weight: part.decompose(weight), schedule.seed)
+    for number, (name, owner, found) in enumerate(rounds):
+        parts[name].settle(broadcast_tensors(found, owner))
+        if progress is not None:
+            progress(number + 1, len(parts))

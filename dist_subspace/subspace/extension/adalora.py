@@ -1,0 +1,104 @@
+"""AdaLoRA (arXiv 2303.10512): `y = W x + γ B (E ⊙ (A D(x)))`, `γ = α / r_init`, with a rank budget that shrinks.
+
+`E (r_init)` zero: identity at the start; A and B ~ N(0, 0.02²), kept near orthogonal by MPC_o. From r_init triplets a layer down
+to `rank` a layer on the average, E is zeroed at those of least importance in the whole model (schedules/cutting.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from dist_subspace.subspace.constraints import constraint_options
+from dist_subspace.subspace.method import MethodInfo, Settings
+from dist_subspace.subspace.options import number, whole
+from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.schedule import phase_options
+from dist_subspace.subspace.schedules.cutting import DECISIONS, CuttingSchedule
+from dist_subspace.subspace.triplets import TripletLinear
+
+if TYPE_CHECKING:
+    from dist_subspace.subspace.config import SubspaceConfig
+
+CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
+PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
+
+
+@register(
+    MethodInfo(
+        name="adalora",
+        category="extension",
+        reference="2303.10512",
+        summary="triplets B diag(E) A whose number shrinks to a rank shared out over the model by importance",
+        uses_rank=True,
+        rank=8,
+        uses_dropout=True,
+        constraints=CONSTRAINTS,
+        constraint="mpc_o",
+        options={
+            **constraint_options(CONSTRAINTS, power=1),
+            "init_rank": whole(
+                None, "triplets a layer at the start, at most its smaller side; unset: 1.5 times the rank"
+            ),
+            **phase_options("cut", DECISIONS),
+            "beta1": number(0.85, "smoothing of the importance", above=0, most=0.9999),
+            "beta2": number(0.85, "smoothing of its uncertainty", above=0, most=0.9999),
+        },
+        peft_type="ADALORA",
+        count="init_rank (d_in + d_out + 1)",
+    )
+)
+class AdaLora(TripletLinear):
+    schedule_class = CuttingSchedule
+    rows_option = "init_rank"
+
+    @classmethod
+    def rows_for(cls, rank: int) -> int:
+        return math.ceil(1.5 * rank)
+
+    @classmethod
+    def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
+        settings = super().complete(settings, config)
+        return replace(settings, alpha=settings.alpha or 2.0 * settings.options["init_rank"])
+
+    def scaling(self, settings: Settings) -> float:
+        return settings.alpha / settings.options["init_rank"]
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        core = (self.lora_E.detach().double() * self._peft_factor()).float()
+        return {"lora_A": self.lora_A.detach(), "lora_B": self.lora_B.detach(), "lora_E": core[:, None]}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        self.lora_A.data.copy_(tensors["lora_A"])
+        self.lora_B.data.copy_(tensors["lora_B"])
+        self.lora_E.data.copy_(tensors["lora_E"][:, 0].double() / self._peft_factor())
+
+    def _peft_factor(self) -> float:
+        """What the file's E is over ours, because PEFT's γ is smaller."""
+        rows = len(self.lora_E)
+        return (rows + PEFT_EPSILON) / rows
+
+    def agrees_with_peft(self) -> bool:
+        """PEFT makes all layers alike."""
+        return super().agrees_with_peft() and len(self.lora_E) == self.settings.options["init_rank"]
+
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        """A schedule that is over: PEFT wants to know one, and would go on with it."""
+        ended = {"tinit": 0, "tfinal": 0, "deltaT": 1, "total_step": 1}
+        options = settings.options
+        return {
+            "init_r": options["init_rank"],
+            "target_r": settings.rank,
+            "lora_alpha": settings.alpha,
+            "lora_dropout": settings.dropout,
+            "bias": "none",
+            "beta1": options["beta1"],
+            "beta2": options["beta2"],
+            "orth_reg_weight": 0.0 if settings.constraint is None else settings.constraint.weight,
+            **ended,
+        }

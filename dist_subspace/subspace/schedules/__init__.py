@@ -1,0 +1,1 @@
+"""The plans of methods that decide something on the way: which triplets to cut, which to move, when to switch."""

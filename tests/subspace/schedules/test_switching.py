@@ -1,0 +1,57 @@
+"""LoRA-Dash's schedule: it switches once, after the warm-up, and remembers it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dist_subspace.errors import UsageError
+from dist_subspace.subspace import SubspaceConfig, resolve
+from dist_subspace.subspace.schedules.switching import SwitchingSchedule
+
+
+def schedule(**options: Any) -> SwitchingSchedule:
+    return SwitchingSchedule({}, resolve(SubspaceConfig(method="lora-dash", options=options)).settings)
+
+
+def switches(plan: SwitchingSchedule, max_steps: int, first: int = 1) -> list[int]:
+    found = []
+    for step in range(first, max_steps + 1):
+        if plan.decomposes(step, max_steps):
+            found.append(step)
+        assert plan.advance(step, max_steps, {}) == []
+    return found
+
+
+@pytest.mark.parametrize(("max_steps", "expected"), [(1000, 100), (300, 100), (30, 10), (3, 1), (1, 1)])
+def test_it_switches_once_after_100_steps_or_a_third_of_a_shorter_run(max_steps: int, expected: int) -> None:
+    assert switches(schedule(), max_steps) == [expected]
+
+
+def test_a_given_warm_up_is_kept_to() -> None:
+    assert switches(schedule(warmup_steps=25), 30) == [25]
+
+
+def test_a_step_that_was_left_out_does_not_lose_the_switch() -> None:
+    assert switches(schedule(warmup_steps=5), 30, first=8) == [8]
+
+
+def test_phase_and_step_are_its_state() -> None:
+    plan = schedule(warmup_steps=5)
+    assert plan.state() == {"phase": 1, "switched": None, "begun": None}
+    switches(plan, 7)
+    assert plan.state() == {"phase": 2, "switched": 5, "begun": None}
+    again = schedule(warmup_steps=5)
+    again.restore(plan.state(), {})
+    assert switches(again, 30, first=8) == []
+
+
+def test_a_warm_up_that_fills_the_run_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match=r"warmup_steps is 30, which leaves no step of max_steps 30 .* accepted: below 30"
+    ):
+        schedule(warmup_steps=30).check(30)
+    schedule(warmup_steps=29).check(30)
+    for steps in range(1, 5):
+        schedule().check(steps)
