@@ -7,6 +7,7 @@ small. It costs LoRA's products with 2r rows. The frozen pair lies on the part i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -14,12 +15,14 @@ from torch import Tensor
 
 from dist_subspace.subspace.dropout import Dropout
 
+# A0 (r, d_in), B0 (d_out, r), and the weights w of the r terms: one number, or (r,).
+FrozenPair = tuple[Tensor, Tensor, Tensor | float]
+
 
 class Pinned(Protocol):
-    """What a part provides: the frozen pair `A0 (r, d_in)`, `B0 (d_out, r)` as its parameters are now, and the weights w of the
-    r terms, one number or `(r,)`."""
+    """What a part provides: its frozen pair, from its parameters as they are now."""
 
-    def frozen_pair(self) -> tuple[Tensor, Tensor, Tensor | float]: ...
+    def frozen_pair(self) -> FrozenPair: ...
 
 
 class DeviationUpdate(torch.autograd.Function):
@@ -56,12 +59,12 @@ class DeviationUpdate(torch.autograd.Function):
 
 
 class PinnedUpdate(torch.autograd.Function):
-    """`y = z + c B0 w A0 x`, nothing trained."""
+    """`y = z + c B0 w A0 x`, nothing trained; `pair` reads A0, B0 and w as they are now."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, x: Tensor, part: Pinned, factor: float) -> Tensor:
-        a, b, weights = part.frozen_pair()
-        ctx.part, ctx.factor, ctx.shape = part, factor, x.shape
+    def forward(ctx: Any, z: Tensor, x: Tensor, pair: Callable[[], FrozenPair], factor: float) -> Tensor:
+        a, b, weights = pair()
+        ctx.pair, ctx.factor, ctx.shape = pair, factor, x.shape
         hidden = weighted(a, weights).to(x.dtype) @ x.reshape(-1, x.shape[-1]).t()
         flat = z.reshape(-1, z.shape[-1])
         return torch.addmm(flat, hidden.t(), b.to(x.dtype).t(), alpha=factor).view(z.shape)
@@ -71,7 +74,7 @@ class PinnedUpdate(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if not ctx.needs_input_grad[1]:
             return g, None, None, None
-        a, b, weights = ctx.part.frozen_pair()
+        a, b, weights = ctx.pair()
         grad_hidden = b.to(g.dtype).t() @ g.reshape(-1, g.shape[-1]).t()
         grad_x = (grad_hidden.t() @ weighted(a, weights).to(g.dtype)).mul_(ctx.factor).view(ctx.shape)
         return g, grad_x, None, None

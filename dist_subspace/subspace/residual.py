@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.deviation import DeviationUpdate, PinnedUpdate, wide
+from dist_subspace.subspace.deviation import DeviationUpdate, FrozenPair, PinnedUpdate, wide
 from dist_subspace.subspace.low_rank import LowRankLinear, LowRankUpdate
 from dist_subspace.subspace.method import Settings, Weight
 from dist_subspace.subspace.options import Option, choice, whole
@@ -84,7 +84,7 @@ def product_of(pair: Pair, scale: float) -> Tensor:
 class AnchoredLinear(LowRankLinear):
     """A low-rank pair that starts at a pair of its own, and remembers it as the frozen `lora_A0`, `lora_B0`."""
 
-    kept_factors = ("lora_A0", "lora_B0")
+    kept_factors: tuple[str, ...] = ("lora_A0", "lora_B0")
     lora_A0: nn.Parameter
     lora_B0: nn.Parameter
 
@@ -92,7 +92,8 @@ class AnchoredLinear(LowRankLinear):
         self.lora_A.data.copy_(self.rounded(factors["lora_A0"]))
         self.lora_B.data.copy_(self.rounded(factors["lora_B0"]))
         for name in self.kept_factors:
-            setattr(self, name, nn.Parameter(factors[name].to(self.compute_dtype), requires_grad=False))
+            frozen = factors[name].to(self.compute_dtype).contiguous()
+            setattr(self, name, nn.Parameter(frozen, requires_grad=False))
 
     def rounded(self, t: Tensor) -> Tensor:
         """To what the computation's type can hold, which 16-bit copies then lose nothing of."""
@@ -101,7 +102,7 @@ class AnchoredLinear(LowRankLinear):
     def rounded_pair(self, pair: Pair) -> Pair:
         return self.rounded(pair[0]), self.rounded(pair[1])
 
-    def frozen_pair(self) -> tuple[Tensor, Tensor, float]:
+    def frozen_pair(self) -> FrozenPair:
         return self.lora_A0, self.lora_B0, self.scale
 
     def difference(self) -> Pair:
@@ -173,11 +174,11 @@ class ResidualLinear(AnchoredLinear):
         if not self.rebases and dropout == 0:
             return DeviationUpdate.apply(z, x, self.lora_A, self.lora_B, self, True, 0.0)
         if not self.rebases:  # dropout is the trained branch's alone
-            z = PinnedUpdate.apply(z, x, self, -1.0)
+            z = PinnedUpdate.apply(z, x, self.frozen_pair, -1.0)
         return LowRankUpdate.apply(z, x, self.lora_A, self.lora_B, self.scale, dropout)
 
     def untransformed(self, x: Tensor) -> Tensor:
-        return PinnedUpdate.apply(self.base(x), x, self, 1.0) if self.rebases else self.base(x)
+        return PinnedUpdate.apply(self.base(x), x, self.frozen_pair, 1.0) if self.rebases else self.base(x)
 
     def merged(self, weight: Tensor) -> Tensor:
         return super().merged(weight) if self.rebases else self.merged_onto_original(weight)

@@ -51,7 +51,7 @@ class SpectralLinear(SubspaceLinear):
     def settle(self, factors: Mapping[str, Tensor]) -> None:
         self.register_buffer("spectral_S", factors["spectral_S"].float())
         for name in ("spectral_U", "spectral_V"):
-            setattr(self, name, self.held(factors[name].to(self.compute_dtype)))
+            setattr(self, name, self.held(factors[name].to(self.compute_dtype).contiguous()))
 
     def held(self, factor: Tensor) -> nn.Module | nn.Parameter:
         return FrozenFactor(factor)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.subspace.deviation import DeviationUpdate, weighted, wide
+from dist_subspace.subspace.deviation import DeviationUpdate, FrozenPair, weighted, wide
 from dist_subspace.subspace.method import MethodInfo, Settings
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.spectral import SpectralLinear
@@ -43,7 +43,7 @@ class SpectralAdditive(SpectralLinear):
     def held(self, factor: Tensor) -> nn.Parameter:
         return nn.Parameter(factor, requires_grad=False)  # on the part itself, for the one function that reads both
 
-    def frozen_pair(self) -> tuple[Tensor, Tensor, Tensor]:
+    def frozen_pair(self) -> FrozenPair:
         return self.spectral_V, self.spectral_U, self.spectral_S
 
     def transform(self, x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """LoRA (arXiv 2106.09685): `y = W x + γ B (A D(x))`, `γ = α / r`, `D` dropout on the adapter's branch.
 
-`A (r, d_in)` Kaiming-uniform with a = √5, that is U(-1/√d_in, 1/√d_in); `B (d_out, r)` zero: identity at the start.
+`A (r, d_in)` Kaiming-uniform with a = √5, that is U(-1/√d_in, 1/√d_in); `B (d_out, r)` zero: identity at the start. With
+`init: loftq` both start at a fit of the base's rounding error (`loftq.py`), which is meant not to be the identity.
 """
 
 from __future__ import annotations
@@ -8,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dist_subspace.subspace.low_rank import LowRankLinear
+from dist_subspace.subspace.loftq import LoftqLinear
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import choice, number
+from dist_subspace.subspace.options import choice, number, whole
 from dist_subspace.subspace.registry import register
 
 LORA_OPTIONS = {
-    "init": choice("kaiming", "initial values of A", "gaussian"),
+    "init": choice("kaiming", "initial values of A; loftq: of A and B, on a quantised base", "gaussian", "loftq"),
+    "iterations": whole(1, "rounds of quantisation and fit, for init: loftq"),
     "lr_ratio": number(1.0, "learning rate of B over that of A (LoRA+, arXiv 2402.12354)", above=0),
 }
 
@@ -35,7 +37,7 @@ LORA_OPTIONS = {
         count="r (d_in + d_out)",
     )
 )
-class Lora(LowRankLinear):
+class Lora(LoftqLinear):
     def initial_a(self, settings: Settings, generator: torch.Generator) -> Tensor:
         if settings.options["init"] == "gaussian":
             return torch.empty(settings.rank, self.in_features).normal_(std=1 / settings.rank, generator=generator)
