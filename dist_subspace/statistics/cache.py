@@ -56,7 +56,8 @@ class FactorCache:
     def write(self, key: str, name: str, factors: dict[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f".{key}.partial"
-        save_file({k: t.contiguous() for k, t in factors.items()}, partial, metadata={"layer": name, "format": "pt"})
+        # One entry: safetensors writes several in any order, and equal contents shall be equal bytes.
+        save_file({k: t.contiguous() for k, t in factors.items()}, partial, metadata={"layer": name})
         partial.chmod(0o644)
         with partial.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -1,0 +1,202 @@
+"""Statistics of frozen matrices: the same on any number of ranks, made once, found again, split like weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.errors import UsageError
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.zero import checksums, full_numel, gathered, is_partitioned, kept_bytes
+from dist_subspace.statistics import kept_files
+from dist_subspace.subspace import SubspaceLinear, attached
+from tests.matrix import tiny
+from tests.ranks import run_on_ranks, run_once_on_ranks
+
+METHODS = ("pissa", "milora", "svdiff", "spectral-additive", "dora")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny.save_tiny(tmp_path_factory.mktemp("statistics"), "llama")
+
+
+def attached_model(
+    folder: str, method: str, stage: int | None, storage: str = "nf4", cache: str | None = None
+) -> nn.Module:
+    config = None if stage is None else tiny.ds_config(stage, world_size=world().size)
+    model = load_frozen(folder, storage=storage, deepspeed=config, dtype="float32", device="cpu")
+    uses_rank = method not in ("svdiff",)
+    return attach(model, SubspaceConfig(method=method, rank=3 if uses_rank else None), cache=cache)
+
+
+def own_frozen(model: nn.Module) -> dict[str, nn.Parameter]:
+    """What the method's parts froze beside their bases."""
+    found = {}
+    for name in attached(model).layers:
+        part = model.get_submodule(name)
+        assert isinstance(part, SubspaceLinear)
+        bases = {id(p) for p in part.base.parameters()} | ({id(part.bias)} if part.bias is not None else set())
+        found |= {
+            f"{name}.{own}": p for own, p in part.named_parameters() if not p.requires_grad and id(p) not in bases
+        }
+    return found
+
+
+def settled_on_a_rank(folder: str, method: str, stage: int, cache: str | None = None) -> dict[str, Any]:
+    """What this rank decomposed, whether its factors are split, and their whole values."""
+    made = watch_decompositions(method)
+    model = attached_model(folder, method, stage, cache=cache)
+    frozen = own_frozen(model)
+    split = all(is_partitioned(p) for p in frozen.values())
+    shards = all(kept_bytes(p) == -(-full_numel(p) // world().size) * p.element_size() for p in frozen.values())
+    with gathered(frozen.values()):
+        values = {name: p.detach().clone() for name, p in frozen.items()}
+    trained = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    made.stop()
+    return {"made": made.names, "split": split, "shards": shards, "values": values, "trained": trained}
+
+
+class watch_decompositions:
+    """Counts the decompositions that really run in this process."""
+
+    def __init__(self, method: str) -> None:
+        from dist_subspace.subspace import method_class
+
+        self.names: list[tuple[int, ...]] = []
+        self.kind: Any = method_class(method)
+        self.original = self.kind.decompose
+
+        def counting(part: Any, weight: Any) -> dict[str, Tensor]:
+            self.names.append(tuple(weight.matrix.shape))
+            return self.original(part, weight)
+
+        self.kind.decompose = counting
+
+    def stop(self) -> None:
+        self.kind.decompose = self.original
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_share_the_work_and_all_come_to_what_one_comes_to(method: str, ranks: int, folder: str) -> None:
+    alone = attached_model(folder, method, None)
+    expected = {name: p.detach() for name, p in own_frozen(alone).items()}
+    trained = {n: p.detach() for n, p in alone.named_parameters() if p.requires_grad}
+    layers = len(attached(alone).layers)
+    found = run_on_ranks(ranks, settled_on_a_rank, folder, method, 3)
+    shares = [len(rank["made"]) for rank in found]
+    assert sum(shares) == layers and max(shares) - min(shares) <= 1
+    for rank in found:
+        assert rank["split"] and rank["shards"]
+        assert rank["values"].keys() == expected.keys()
+        assert all(torch.equal(rank["values"][name], expected[name]) for name in expected)
+        assert all(torch.equal(rank["trained"][name], trained[name]) for name in trained)
+
+
+def test_replicated_weights_give_replicated_factors(folder: str) -> None:
+    for rank in run_on_ranks(2, settled_on_a_rank, folder, "pissa", 1):
+        assert not rank["split"] and rank["values"]
+
+
+@pytest.mark.parametrize("method", ["pissa", "dora"])
+def test_a_second_start_finds_them_at_any_number_of_ranks(method: str, folder: str, tmp_path: Path) -> None:
+    cache = str(tmp_path / "factors")
+    first = run_on_ranks(2, settled_on_a_rank, folder, method, 3, cache)
+    files = sorted(Path(cache).iterdir())
+    assert len(files) == sum(len(rank["made"]) for rank in first)
+    for ranks, stage in ((2, 3), (3, 3), (2, 0)):
+        for rank in run_on_ranks(ranks, settled_on_a_rank, folder, method, stage, cache):
+            assert rank["made"] == []
+            assert all(torch.equal(rank["values"][n], first[0]["values"][n]) for n in first[0]["values"])
+    assert sorted(Path(cache).iterdir()) == files
+
+
+def test_what_is_found_is_what_is_used(folder: str, tmp_path: Path) -> None:
+    cache = tmp_path / "factors"
+    attached_model(folder, "pissa", None, cache=str(cache))
+    for file in cache.iterdir():
+        save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    before = own_frozen(attached_model(folder, "pissa", None))
+    after = own_frozen(attached_model(folder, "pissa", None, cache=str(cache)))
+    assert all(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_another_storage_rank_or_method_does_not_find_them(folder: str, tmp_path: Path) -> None:
+    cache = str(tmp_path / "factors")
+    attached_model(folder, "pissa", None, cache=cache)
+    first = set(Path(cache).iterdir())
+    attached_model(folder, "pissa", None, storage="int8", cache=cache)
+    second = set(Path(cache).iterdir())
+    attached_model(folder, "milora", None, cache=cache)
+    third = set(Path(cache).iterdir())
+    assert len(third) == 2 * len(second) - len(first) == 3 * len(first)
+
+
+def test_a_damaged_file_counts_as_none(folder: str, tmp_path: Path) -> None:
+    cache = tmp_path / "factors"
+    expected = own_frozen(attached_model(folder, "pissa", None, cache=str(cache)))
+    victim = next(iter(cache.iterdir()))
+    whole = victim.read_bytes()
+    victim.write_bytes(whole[: len(whole) // 2])
+    again = own_frozen(attached_model(folder, "pissa", None, cache=str(cache)))
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    assert victim.read_bytes() == whole
+
+
+def test_kept_files_name_a_file_and_its_hash_for_each_layer(folder: str, tmp_path: Path) -> None:
+    model = attached_model(folder, "pissa", None, cache=str(tmp_path))
+    kept = kept_files(model, tmp_path)
+    assert set(kept) == set(attached(model).layers)
+    assert all((tmp_path / entry["file"]).exists() and len(entry["sha256"]) == 64 for entry in kept.values())
+    assert kept_files(attached_model(folder, "dora", None, cache=str(tmp_path)), tmp_path) == {}
+
+
+def sums_on_a_rank(folder: str, stage: int, storage: str) -> list[int]:
+    model = load_frozen(folder, storage=storage, deepspeed=tiny.ds_config(stage, world_size=world().size), device="cpu")
+    return checksums([[p] for p in model.parameters()])
+
+
+@pytest.mark.parametrize("storage", ["nf4", "bf16"])
+def test_a_weights_fingerprint_is_the_same_however_it_is_split(storage: str, folder: str) -> None:
+    found = [
+        run_on_ranks(ranks, sums_on_a_rank, folder, stage, storage)[-1] for ranks, stage in ((2, 3), (3, 3), (2, 0))
+    ]
+    assert found[0] == found[1] == found[2] and len(set(found[0])) > len(found[0]) // 2
+
+
+def test_a_fingerprint_sees_one_changed_bit() -> None:
+    weight = nn.Parameter(torch.randn(7, 5), requires_grad=False)
+    before = checksums([[weight]])
+    weight.data.view(torch.int32)[3, 2] ^= 1
+    assert checksums([[weight]]) != before
+
+
+def failing_on_one_rank(folder: str) -> str:
+    from dist_subspace.subspace import method_class
+
+    kind: Any = method_class("pissa")
+    original = kind.decompose
+
+    def breaks(part: Any, weight: Any) -> dict[str, Tensor]:
+        if world().rank == 1:
+            raise UsageError("no singular values on this rank")
+        return original(part, weight)
+
+    kind.decompose = breaks
+    try:
+        attached_model(folder, "pissa", 3)
+    except UsageError as error:
+        return str(error)
+    return "went on"
+
+
+def test_a_rank_that_fails_does_not_leave_the_others_waiting(folder: str) -> None:
+    reports = run_once_on_ranks(2, failing_on_one_rank, folder, timeout=90.0)
+    assert [report.result for report in reports] == ["no singular values on this rank"] * 2
