@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import broadcast_tensors, summed_over_ranks
-from dist_subspace.placement.optimizer_state import apply_edits, restart_counters
+from dist_subspace.placement.optimizer_state import apply_edits, check_editable, restart_counters
 from dist_subspace.placement.zero import gathered
 from dist_subspace.statistics.rounds import in_rounds
 from dist_subspace.subspace import Attachment, Schedule, SubspaceLinear, attached, attachment, trainable_parameters
@@ -34,7 +34,8 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
         progress: called with (layers done, layers in all) while frozen matrices are decomposed (LoRA-Dash, once).
 
     Raises:
-        UsageError: for lengths of the schedule that do not fit into `max_steps`.
+        UsageError: for lengths of the schedule that do not fit into `max_steps`, and for an optimizer whose master copies of the
+            parameters cannot be found (DeepSpeed's 16-bit engines at stage 0).
     """
     bare = _unwrapped(model)
     found = attached(bare)
@@ -44,6 +45,7 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
     schedule.check(max_steps)
     gradients = _mean_gradients(found, schedule.uses_gradients(step, max_steps))
     own = [p for part in schedule.parts.values() for p in part.trainables().values()]
+    check_editable(own[0])
     with gathered(own if schedule.reads_parameters(step, max_steps) else ()), torch.no_grad():
         decomposes = schedule.decomposes(step, max_steps)
         if decomposes:

@@ -27,6 +27,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import any_rank, max_over_ranks
 from dist_subspace.placement.zero import (
     full_shape,
@@ -174,6 +175,21 @@ def apply_edits(edits: Iterable[Edit]) -> None:
             _edit_master(edit.parameter, where, value)
             if edit.moments:
                 _clear_moments(edit.parameter, where)
+
+
+def check_editable(parameter: nn.Parameter) -> None:
+    """Local: refuse an optimizer that keeps a master copy where nobody else finds it, once it has made a step.
+
+    Raises:
+        UsageError: a 16-bit parameter that is not split and that no optimizer knows (DeepSpeed's 16-bit engine at stage 0).
+    """
+    if parameter.dtype == torch.float32 or is_partitioned(parameter) or hasattr(parameter, "_hp_mapping"):
+        return
+    if not any(parameter in optimizer.state for optimizer in _STEPPED):
+        raise UsageError(
+            f"the optimizer keeps float32 copies of {str(parameter.dtype).removeprefix('torch.')} parameters where a method's "
+            "schedule cannot reach them; accepted: a ZeRO stage from 1 on, or an engine without bf16 and fp16"
+        )
 
 
 def _edit_master(parameter: nn.Parameter, where: Tensor, value: Tensor | float) -> None:

@@ -10,11 +10,22 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace import SubspaceConfig, advance, attach, load_frozen
+from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
-from dist_subspace.placement.optimizer_state import plain_optimizer, read_state, state_keys, step_count, write_state
-from dist_subspace.placement.zero import full_numel
-from dist_subspace.subspace import named_trainables, parameter_groups, trainable_parameters
+from dist_subspace.placement.optimizer_state import (
+    apply_edits,
+    plain_optimizer,
+    read_state,
+    restart_counters,
+    set_counters,
+    state_keys,
+    step_count,
+    watch_optimizers,
+    write_state,
+)
+from dist_subspace.placement.zero import full_numel, gathered
+from dist_subspace.subspace import Edit, attached, named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
@@ -210,3 +221,119 @@ def test_priming_makes_the_moments_and_moves_nothing(llama: str, stage: int) -> 
             assert tuple(rank["after"][f"{name}.exp_avg"].shape) == shape
             assert not rank["after"][f"{name}.exp_avg"].any() and not rank["after"][f"{name}.exp_avg_sq"].any()
             assert torch.equal(rank["after"][f"{name}.master"], rank["before"][f"{name}.master"])
+
+
+# Edits in the middle of training.
+
+NAME = "model.layers.1.self_attn.k_proj.lora_"  # A is 3 x 45: no number of ranks divides it
+
+
+def edited(folder: str, stage: int, bf16: bool) -> dict[str, Any]:
+    """The whole state after two steps, and after edits of one parameter's row and another's column; then one more step."""
+    model = trained_model(folder, stage, method="adalora", dtype="bfloat16" if bf16 else "float32")
+    engine = engine_of(model, stage, **({"bf16": {"enabled": True}} if bf16 else {}))
+    steps(engine, 0, 2)
+    trainables = named_trainables(model)
+    before = read_state(engine, trainables)
+    a, b = trainables[f"{NAME}A"], trainables[f"{NAME}B"]
+    first, second = torch.arange(5)[:, None] == 1, torch.arange(5)[None] == 2
+    apply_edits([Edit(a, first, torch.arange(45.0)[None], moments=True), Edit(b, second, 0.25)])
+    after = read_state(engine, trainables)
+    with gathered(trainables.values()):
+        read = {name: p.detach().float().clone() for name, p in trainables.items()}
+    losses = steps(engine, 2, 3)
+    with gathered(trainables.values()):
+        stepped = {name: p.detach().float().clone() for name, p in trainables.items()}
+    engine.destroy()
+    return {"before": before, "after": after, "read": read, "stepped": stepped, "losses": losses}
+
+
+@pytest.mark.parametrize(
+    ("stage", "bf16"), [(0, False), (1, False), (2, False), (3, False), (1, True), (2, True), (3, True)]
+)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_edit_reaches_parameter_master_and_moments_and_nothing_else(
+    llama: str, stage: int, ranks: int, bf16: bool
+) -> None:
+    for rank in run_on_ranks(ranks, edited, llama, stage, bf16):
+        expected = {name: tensor.clone() for name, tensor in rank["before"].items()}
+        expected[f"{NAME}A.master"][1] = torch.arange(45.0)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            assert expected[f"{NAME}A.{moment}"][1].any()
+            expected[f"{NAME}A.{moment}"][1] = 0
+        expected[f"{NAME}B.master"][:, 2] = 0.25
+        assert_same(rank["after"], expected)
+        for name, value in rank["read"].items():
+            torch.testing.assert_close(value, expected[f"{name}.master"], rtol=8e-3 if bf16 else 0, atol=0)
+        moved = rank["stepped"][f"{NAME}A"][1] - torch.arange(45.0)
+        assert float(moved.abs().max()) < (
+            0.2 if bf16 else 0.011
+        )  # one step on from the edited master, not from the old one
+
+
+def refused_at_stage_0(folder: str) -> str:
+    engine = engine_of(trained_model(folder, 0, method="adalora", dtype="bfloat16"), 0, bf16={"enabled": True})
+    steps(engine, 0, 1)
+    with pytest.raises(UsageError) as error:
+        advance(engine.module, 1, 10)
+    engine.destroy()
+    return str(error.value)
+
+
+def test_masters_that_cannot_be_found_are_refused_at_once(llama: str) -> None:
+    assert "float32 copies of bfloat16 parameters" in run_on_ranks(1, refused_at_stage_0, llama)[0]
+
+
+def counters(engine: Any) -> list[int]:
+    return sorted({int(state["step"]) for state in plain_optimizer(engine).state.values()})
+
+
+def restarted(folder: str, stage: int, own_groups: bool) -> dict[str, Any]:
+    """The optimizer's counters when LoRA-Dash's strengths begin after three steps, and after a fourth."""
+    import deepspeed
+
+    model = trained_model(folder, stage, method="lora-dash")
+    groups = parameter_groups(model, tiny.RATE) if own_groups else trainable_parameters(model)
+    config = tiny.ds_config(stage, trainable_numel=1, world_size=world().size)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(groups, lr=tiny.RATE), config=config)
+    steps(engine, 0, 3)
+    late = attached(model).schedule.late_parameters()  # type: ignore[union-attr]
+    mine = {id(p) for p in late}
+    begun = restart_counters(late, [p for p in trainable_parameters(model) if id(p) not in mine])
+    found = {"begun": begun, "then": counters(engine)}
+    steps(engine, 3, 4)
+    found |= {"later": counters(engine)}
+    set_counters(late, 7)
+    found |= {"set": counters(engine)}
+    engine.destroy()
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_trained_later_is_counted_from_there_on(llama: str, stage: int, ranks: int) -> None:
+    for found in run_on_ranks(ranks, restarted, llama, stage, True):
+        assert found == {"begun": 3, "then": [0, 3], "later": [1, 4], "set": [4, 7]}
+
+
+def test_counters_shared_with_other_parameters_are_left_alone(llama: str) -> None:
+    for stage in (1, 2, 3):
+        found = run_on_ranks(2, restarted, llama, stage, False)[0]
+        assert found["begun"] is None and found["then"] == [3] and found["later"] == [4]
+    assert run_on_ranks(2, restarted, llama, 0, False)[0]["then"] == [0, 3]  # unsplit, each parameter has its own
+
+
+def test_an_8_bit_moment_becomes_zero_by_its_table() -> None:
+    """bitsandbytes keeps codes: the place of zero in the table is not code 0."""
+    parameter = nn.Parameter(torch.ones(8))
+    optimizer = torch.optim.SGD([parameter], lr=0.0)
+    watch_optimizers()
+    parameter.grad = torch.zeros(8)
+    optimizer.step()
+    table = torch.linspace(-1, 1, 256).index_fill(0, torch.tensor([127]), 0.0)
+    codes = torch.full((8,), 200, dtype=torch.uint8)
+    optimizer.state[parameter] = {"state1": codes, "qmap1": table, "absmax1": torch.ones(2), "step": 1}
+    apply_edits([Edit(parameter, torch.arange(8) < 2, 0.0, moments=True)])
+    assert codes.tolist() == [127, 127] + [200] * 6
+    assert torch.equal(optimizer.state[parameter]["absmax1"], torch.ones(2))
+    assert parameter.tolist() == [0, 0] + [1] * 6
