@@ -58,6 +58,12 @@ class Resolved:
     def info(self) -> MethodInfo:
         return self.method.info
 
+    @property
+    def notice(self) -> str | None:
+        """What who chose this constraint for this method should know; None where there is nothing to say."""
+        kind = self.settings.constraint.kind if self.settings.constraint else "none"
+        return f"{kind} on {self.info.name}: {self.info.notices[kind]}" if kind in self.info.notices else None
+
 
 def resolve(config: SubspaceConfig) -> Resolved:
     """Fill in the method's defaults.

@@ -67,6 +67,8 @@ def _run(plan: Plan) -> int:
             )
         if plan.resolved.unused:
             observer.notice(f"method {plan.resolved.info.name} has no {' or '.join(plan.resolved.unused)}: not used")
+        if plan.resolved.notice:
+            observer.notice(plan.resolved.notice)
         trainer = Trainer(plan, observer)
         try:
             finished = trainer.run()

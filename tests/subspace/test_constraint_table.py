@@ -85,8 +85,10 @@ def test_a_penalty_acts_on_both_trained_factors_and_in_dora_on_a_alone(method: s
 @pytest.mark.parametrize("kind", ["mpc_o", "mpc_d"])
 def test_where_a_penalty_costs_something_one_is_told(kind: str) -> None:
     for method in ("pissa", "milora", "olora"):
-        assert "spectrum" in methods()[method].notices[kind]
-    assert "A alone" in methods()["dora"].notices[kind]
+        notice = resolve(SubspaceConfig(method, constraint=kind)).notice
+        assert notice.startswith(f"{kind} on {method}: ") and "spectrum" in notice
+    assert "A alone" in resolve(SubspaceConfig("dora", constraint=kind)).notice
+    assert resolve(SubspaceConfig("pissa")).notice is resolve(SubspaceConfig("lora", constraint=kind)).notice is None
 
 
 @pytest.mark.parametrize("method", [method for method, kind in ACCEPTED if kind == "mpc_n"])
