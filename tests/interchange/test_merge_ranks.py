@@ -1,0 +1,134 @@
+"""A model that is split over ranks merges into the very bytes that one process writes; a rank that merges alone is told."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dist_subspace as dsub
+from dist_subspace import SubspaceConfig
+from dist_subspace.errors import UsageError
+from dist_subspace.placement.collectives import gather_objects, world
+from dist_subspace.placement.zero import is_partitioned, resident_bytes
+from dist_subspace.storage import FrozenLinear
+from tests.interchange.trained import move
+from tests.matrix.tiny import ds_config, global_batch, make_engine, save_tiny, train_step
+from tests.ranks import run_on_ranks
+
+METHODS = [m for m in ("lora", "ssb", "dora", "pissa", "vera", "bitfit", "svdiff") if m in dsub.methods()]
+
+
+def loaded(base: str, storage: str, method: str, stage: int, size: int) -> Any:
+    config = None if size == 0 else ds_config(stage, world_size=size)
+    model = dsub.load_frozen(base, storage=storage, dtype="float32", deepspeed=config)
+    rank = 3 if dsub.methods()[method].uses_rank else None
+    return move(dsub.attach(model, SubspaceConfig(method=method, rank=rank)))
+
+
+def digest(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def merged(base: str, storage: str, method: str, stage: int, size: int, out: str, kind: str) -> dict[str, Any]:
+    model = loaded(base, storage, method, stage, size)
+    if size:
+        operators = [m for m in model.modules() if isinstance(m, FrozenLinear)]
+        split = [is_partitioned(p) for m in operators for p in m.parameters()]
+        assert all(split) == any(split) == (stage == 3)
+    before = resident_bytes(model.parameters())
+    report = dsub.merge(model, out, base=kind, report=None, max_shard_bytes=30_000)
+    assert resident_bytes(model.parameters()) == before, "something stayed gathered"
+    if size:
+        assert gather_objects(report.as_dict()) == [report.as_dict()] * size
+    return report.as_dict()
+
+
+def merged_by_all(base: str, storage: str, stage: int, size: int, out: str, kind: str) -> dict[str, dict[str, Any]]:
+    return {m: merged(base, storage, m, stage, size, f"{out}-{m}", kind) for m in METHODS}
+
+
+@pytest.mark.parametrize(
+    ("stage", "storage", "family", "kind"),
+    [(3, "nf4", "llama", "dequantised"), (3, "int8", "gpt2", "original"), (2, "nf4", "gpt2", "dequantised")],
+)
+def test_every_stage_writes_the_bytes_that_one_process_writes(
+    stage: int, storage: str, family: str, kind: str, tmp_path: Path
+) -> None:
+    base = save_tiny(tmp_path, family)
+    alone = merged_by_all(base, storage, 0, 0, str(tmp_path / "alone"), kind)
+    found, _ = run_on_ranks(2, merged_by_all, base, storage, stage, 2, str(tmp_path / "split"), kind)
+    for method, report in alone.items():
+        assert digest(tmp_path / f"split-{method}") == digest(tmp_path / f"alone-{method}"), method
+        assert found[method] | {"folder": ""} == report | {"folder": ""}
+
+
+def merge_after_training(base: str, method: str, stage: int, out: str) -> tuple[str, float]:
+    """Train a step in an engine, merge, and compare the merged model's loss with the adapter's."""
+    import transformers
+
+    model = loaded(base, "nf4", method, stage, world().size)
+    engine = make_engine(model.train(), ds_config(stage, world_size=world().size))
+    train_step(engine, global_batch(0)[: 4 // world().size])
+    dsub.merge(model, out, report=None)
+    ids = global_batch(1)
+    with torch.no_grad():
+        ours = model.eval()(input_ids=ids, use_cache=False).logits
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)(input_ids=ids).logits
+    return type(engine).__name__, float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_model_inside_an_engine_merges_what_was_trained(stage: int, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "llama")
+    for name, error in run_on_ranks(2, merge_after_training, base, "lora", stage, str(tmp_path / "out")):
+        assert name == "DeepSpeedEngine" and error < 1e-5
+
+
+def merge_on(rank: int, base: str, out: str) -> tuple[str, str, float]:
+    model = loaded(base, "nf4", "lora", 3, world().size)
+    found, started = ("none", ""), time.monotonic()
+    if world().rank == rank:
+        try:
+            dsub.merge(model, out, patience=1.0)
+        except UsageError as error:
+            found = ("UsageError", str(error))
+    else:
+        time.sleep(4)
+    seconds = time.monotonic() - started
+    dsub.merge(model, out, report=None)  # the group still works, and everybody is here now
+    return *found, seconds
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_merging_a_split_model_on_one_rank_alone_is_a_sentence_and_no_hang(rank: int, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "llama")
+    found = run_on_ranks(2, merge_on, rank, base, str(tmp_path / "out"))
+    kind, text, seconds = found[rank]
+    assert kind == "UsageError" and seconds < 20 and found[1 - rank][0] == "none"
+    assert (
+        f"merge was called by rank {rank} of 2, and in 1 seconds not by rank {1 - rank}: every rank must call it"
+        in text
+    )
+    assert (tmp_path / "out" / "config.json").exists()
+
+
+def merge_into_something(base: str, out: str) -> str:
+    model = loaded(base, "nf4", "lora", 3, world().size)
+    try:
+        dsub.merge(model, out, report=None)
+    except UsageError as error:
+        return str(error)
+    return "no error"
+
+
+def test_a_refusal_of_rank_0_is_everyones(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "llama")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    first, second = run_on_ranks(2, merge_into_something, base, str(tmp_path / "out"))
+    assert first == second and "which holds something already" in first
