@@ -29,6 +29,7 @@ NO_PATTERN = "its factors are shifts of singular vectors, zero at the start"
         summary="the largest singular vectors shifted: (U_r + P) Σ_r (V_r + Q)ᵀ",
         uses_rank=True,
         rank=8,
+        uses_alpha=False,
         uses_dropout=True,
         statistic="top-r SVD",
         refusals=dict.fromkeys(("mpc_o", "mpc_d", "mpc_n"), NO_PATTERN),

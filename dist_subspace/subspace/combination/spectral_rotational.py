@@ -31,6 +31,7 @@ from dist_subspace.subspace.spectral import REFUSALS, SpectralLinear, turned
         summary="the largest singular vectors rotated among themselves",
         uses_rank=True,
         rank=16,
+        uses_alpha=False,
         uses_dropout=True,
         statistic="top-r SVD",
         refusals=REFUSALS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dist_subspace.subspace import SubspaceConfig, resolve
 from tests.subspace.golden import W, X, give, layer
 
 P = torch.tensor([[0.1], [-0.2], [0.3]])
@@ -31,6 +32,7 @@ def test_the_merged_matrix_is_the_papers() -> None:
 def test_alpha_does_not_scale_it() -> None:
     scaled = give(layer("spectral-additive", rank=1, alpha=7.0), spectral_P=P, spectral_Q=Q)
     torch.testing.assert_close(scaled(X), GOLDEN)
+    assert resolve(SubspaceConfig(method="spectral-additive", alpha=7.0)).unused == ("alpha",)
 
 
 def test_fourteen_values_are_trained_from_zero() -> None:
