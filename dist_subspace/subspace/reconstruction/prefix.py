@@ -17,6 +17,7 @@ from torch.nn.functional import linear
 from dist_subspace.subspace.method import MethodInfo, Settings
 from dist_subspace.subspace.options import choice, flag, whole
 from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.attention import Prefix as Hooks
 from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_modules, geometry, redirect
@@ -51,6 +52,13 @@ class Prefix(VirtualTokens):
     @classmethod
     def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, "projection": False}
+
+    @classmethod
+    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
+        for own in attention_modules(choice.model):  # refuses a family before anything is done to the model
+            for module in own:
+                geometry(module)
+        return super().sites(choice)
 
     def measure(self, model: nn.Module) -> int:
         self.embedding_width = stacks.input_width(model)

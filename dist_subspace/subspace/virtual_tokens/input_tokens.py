@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.subspace.options import Option
+from dist_subspace.subspace.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.insertion import (
     AFTER_FIRST,
@@ -30,6 +31,11 @@ PLACEMENT: Mapping[str, Option] = {
 
 class InputTokens(VirtualTokens):
     attribute = "prompt_tokens"
+
+    @classmethod
+    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
+        stacks.input_width(choice.model)  # refuses a model before anything is done to it
+        return super().sites(choice)
 
     def measure(self, model: Any) -> int:
         self.placement = self.settings.options["placement"] or default_placement(model)

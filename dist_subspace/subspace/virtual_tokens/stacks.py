@@ -24,7 +24,9 @@ def stacks(model: Any) -> list[nn.Module]:
     if getattr(model.config, "is_encoder_decoder", False):
         return [model.get_encoder(), model.get_decoder()]
     embeddings = model.get_input_embeddings()
-    around = [m for m in model.modules() if isinstance(m, PreTrainedModel) and any(e is embeddings for e in m.modules())]
+    around = [
+        m for m in model.modules() if isinstance(m, PreTrainedModel) and any(e is embeddings for e in m.modules())
+    ]
     if not around:
         raise UsageError(f"virtual tokens need input embeddings, and {type(model).__name__} has none")
     return [around[-1]]
