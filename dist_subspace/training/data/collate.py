@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.data.table import TokenTable
 
@@ -85,12 +86,3 @@ class Collator:
         for place, row in zip(stacked, rows):
             place[width - len(row) if left else 0 :][: len(row)] = row
         return torch.from_numpy(stacked)
-
-
-def kernel_lengths(position_ids: Tensor) -> dict[str, Any]:
-    """The segments of packed rows as flash attention takes them: ends over the flattened rows, and the longest."""
-    starts = (position_ids.reshape(-1) == 0).nonzero().reshape(-1)
-    ends = torch.cat([starts, starts.new_tensor([position_ids.numel()])])
-    longest = int(ends.diff().max())
-    edges = ends.to(torch.int32)
-    return {"cu_seq_lens_q": edges, "cu_seq_lens_k": edges, "max_length_q": longest, "max_length_k": longest}

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from dist_subspace.errors import UsageError
+from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths, segments
 from dist_subspace.training.data.samples import IGNORED
 
 NAME = "dsub_packed"
@@ -31,9 +31,6 @@ LEAK_LIMIT = 1e-3
 hybrid of linear attention, whose state runs on from sample to sample, was seen at 7e-3)."""
 AHEAD_LIMIT = 0.1
 """A change of the first sample, in units of the losses' spread, that cannot be rounding."""
-
-# Reading borders off a GPU tensor waits for the GPU: once a forward, not once a layer. A memo of a pure function.
-_known_segments: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def enable_packing(model: Any) -> None:
@@ -111,11 +108,11 @@ def packed_attention(
     separable = attention_mask is None and causal and kwargs.get("position_bias") is None
     if not separable or position_ids is None or query.shape[2] != key.shape[2]:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    segments = _segments(position_ids, query.shape[0])
-    if segments is None:
+    edges_of_rows = segments(position_ids, query.shape[0])
+    if edges_of_rows is None:
         return sdpa_attention_forward(module, query, key, value, None, **options)
     rows: list[Tensor] = []
-    for row, edges in enumerate(segments):
+    for row, edges in enumerate(edges_of_rows):
         outputs = []
         for start, end in pairwise(edges):
             q, k, v = (x[row : row + 1, :, start:end] for x in (query, key, value))
@@ -159,31 +156,7 @@ def _token_losses(model: nn.Module, samples: list[Tensor]) -> Tensor:
     labels = torch.cat([torch.cat([s.new_full((1,), IGNORED), s[1:]]) for s in samples])
     inputs: dict[str, Any] = {"input_ids": ids, "position_ids": positions, "use_cache": False}
     if takes_segment_lengths(model):
-        from dist_subspace.training.data.collate import kernel_lengths
-
         inputs |= kernel_lengths(positions)
     logits = model(**inputs).logits[0].float()
     losses = cross_entropy(logits[:-1], labels[1:], ignore_index=IGNORED, reduction="none")
     return losses[labels[1:] != IGNORED]
-
-
-def _segments(position_ids: Tensor, batch: int) -> list[list[int]] | None:
-    """For each row the edges of its segments, 0 and t included; None where every row is one segment.
-
-    A border is where the position does not grow by one, which is transformers' own rule.
-    """
-    if position_ids.ndim != 2:
-        return None
-    # The version tells a tensor that was written over in place from the one that was read.
-    key = (batch, -1 if position_ids.is_inference() else position_ids._version)
-    known: dict[tuple[int, int], list[list[int]] | None] = _known_segments.setdefault(position_ids, {})
-    if key in known:
-        return known[key]
-    rows = position_ids.expand(batch, -1)
-    length = rows.shape[1]
-    row, place = (rows.diff(dim=-1) != 1).nonzero(as_tuple=True)
-    edges: list[list[int]] = [[0] for _ in range(batch)]
-    for r, p in zip(row.tolist(), place.tolist()):
-        edges[r].append(p + 1)
-    known[key] = [[*starts, length] for starts in edges] if len(row) else None
-    return known[key]
