@@ -1,4 +1,4 @@
-"""One file replaced by one rename, after its bytes are on disk: what every other file of a run is written with. Local."""
+"""One file replaced, or one folder made, by one rename after its bytes are on disk. Local."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+
+from dist_subspace.errors import UsageError
 
 PARTIAL = "partial"
 
@@ -64,6 +66,67 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def begin_folder(target: Path, needed: int = 0) -> Path:
+    """An empty hidden folder beside a target that is to appear whole: `publish_folder` gives it the name. What a process that
+    was killed left there is cleared away.
+
+    Arguments:
+        needed: bytes that will be written.
+
+    Raises:
+        UsageError: the target holds something, or its disk has too little space. StorageError: the disk refuses.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UsageError(f"OUT is {str(target)!r}, which holds something already; accepted: a new or an empty folder")
+    hidden = target.absolute().with_name(f".{target.absolute().name}.{PARTIAL}")
+    try:
+        shutil.rmtree(hidden, ignore_errors=True)
+        free = shutil.disk_usage(next(parent for parent in hidden.parents if parent.exists())).free
+        if free < needed:
+            raise UsageError(
+                f"OUT is {str(target)!r}, which needs {needed / 2**20:,.0f} MiB, and its disk has {free / 2**20:,.0f} MiB free"
+            )
+        hidden.mkdir(parents=True)
+    except OSError as error:
+        raise storage_error(target, error) from error
+    return hidden
+
+
+def publish_folder(hidden: Path, target: Path) -> None:
+    """Everything in the hidden folder is on disk; then it gets its name, onto nothing or onto an empty folder.
+
+    Raises:
+        StorageError: the disk refuses; the hidden folder is still there.
+    """
+    try:
+        for file in hidden.iterdir():
+            file.chmod(0o644)  # libraries give new files to their owner alone
+            sync(file)
+        sync(hidden)
+        os.rename(hidden, target)
+        sync(target.absolute().parent)
+    except OSError as error:
+        raise storage_error(target, error) from error
+
+
+@contextmanager
+def whole_folder(target: Path, needed: int = 0) -> Iterator[Path]:
+    """The hidden folder to write into; it appears as `target` at the end of the block, or not at all.
+
+    Raises:
+        UsageError, StorageError: as `begin_folder` and `publish_folder`; a write in the block that the disk refuses.
+    """
+    hidden = begin_folder(target, needed)
+    try:
+        yield hidden
+        publish_folder(hidden, target)
+    except BaseException as error:
+        shutil.rmtree(hidden, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise storage_error(target, error) from error
+        raise
 
 
 def storage_error(path: Path, error: OSError | SafetensorError) -> StorageError:

@@ -19,7 +19,7 @@ BELOW_TRAINING = AXES | {
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "linear_map": set(),
-    "atomic_files": set(),
+    "atomic_files": {"errors"},
     "config": {"errors"},
     "storage": {"errors", "linear_map"},
     "placement": {"errors"},

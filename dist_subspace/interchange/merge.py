@@ -7,7 +7,6 @@ after every byte is on disk. A process that dies leaves no folder of that name; 
 from __future__ import annotations
 
 import copy
-import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dist_subspace.atomic_files import PARTIAL, storage_error, sync
+from dist_subspace.atomic_files import begin_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.plain import Drift, Entry, plain_entries
 from dist_subspace.interchange.weights import Planned, WeightsWriter
@@ -122,8 +121,7 @@ def merge(
         config, zeros = _plain_config(model, entries, kind)
     keys = written_keys(model, [entry.name for entry in (*entries, *zeros)])
     plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
-    hidden = target.absolute().with_name(f".{target.absolute().name}.{PARTIAL}")
-    on_main(prepare, target, hidden, sum(tensor.bytes for tensor in plan))
+    hidden = on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:
         for number, (entry, planned) in enumerate(zip((*entries, *zeros), plan, strict=True)):
@@ -213,23 +211,6 @@ def _zeros(name: str, like: nn.Parameter, dtype: torch.dtype) -> Entry:
     return Entry(name, tuple(like.shape), dtype, (), lambda: torch.zeros(like.shape), (name,))
 
 
-def prepare(target: Path, hidden: Path, needed: int) -> None:
-    """Refuse a target that cannot hold the checkpoint, and make an empty hidden folder beside it."""
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UsageError(f"OUT is {str(target)!r}, which holds something already; accepted: a new or an empty folder")
-    try:
-        shutil.rmtree(hidden, ignore_errors=True)  # of a merge that was killed
-        place = next(parent for parent in hidden.parents if parent.exists())
-        free = shutil.disk_usage(place).free
-        if free < needed:
-            raise UsageError(
-                f"OUT is {str(target)!r}, which needs {needed / 2**20:,.0f} MiB, and its disk has {free / 2**20:,.0f} MiB free"
-            )
-        hidden.mkdir(parents=True)
-    except OSError as error:
-        raise storage_error(target, error) from error
-
-
 def _finish(
     writer: WeightsWriter, hidden: Path, target: Path, config: Any, model: nn.Module, tokenizer: str | Path | None
 ) -> None:
@@ -243,12 +224,7 @@ def _finish(
         names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
         _copy(own, names, hidden)
         _copy(own if tokenizer is None else Path(tokenizer), TOKENIZER_FILES, hidden)
-        for file in hidden.iterdir():
-            file.chmod(0o644)
-            sync(file)
-        sync(hidden)
-        os.rename(hidden, target)  # onto nothing, or onto an empty folder
-        sync(target.absolute().parent)
+        publish_folder(hidden, target)
     except (OSError, SafetensorError) as error:
         raise storage_error(target, error) from error
 

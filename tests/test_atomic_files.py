@@ -1,0 +1,66 @@
+"""A folder appears whole under its name, or not at all. (Files: tests/checkpoint/test_store.py.)"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dist_subspace.atomic_files import StorageError, begin_folder, whole_folder
+from dist_subspace.errors import UsageError
+
+
+def test_a_folder_appears_with_everything_in_it_and_leaves_nothing_hidden(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "deep" / "out") as hidden:
+        (hidden / "a").write_text("1")
+        assert hidden.name == ".out.partial" and not (tmp_path / "deep" / "out").exists()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
+    assert (tmp_path / "deep" / "out" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, UsageError])
+def test_an_error_in_the_block_leaves_nothing(error: type[BaseException], tmp_path: Path) -> None:
+    with pytest.raises(error), whole_folder(tmp_path / "out") as hidden:
+        (hidden / "a").write_text("1")
+        raise error("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=r"out could not be written \(No space left on device; .* MiB free\)"):
+        with whole_folder(tmp_path / "out"):
+            Path("/dev/full").write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "old").write_text("1")
+    with whole_folder(tmp_path / "out"):
+        pass
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_target_that_holds_something_is_refused_and_an_empty_one_taken(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        with pytest.raises(
+            UsageError, match=rf"OUT is '.*{name}', which holds something already; accepted: a new or an"
+        ):
+            begin_folder(tmp_path / name)
+    (tmp_path / "empty").mkdir()
+    with whole_folder(tmp_path / "empty") as hidden:
+        (hidden / "a").write_text("1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "file", "full"]
+    assert (tmp_path / "empty" / "a").exists()
+
+
+def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    space = os.statvfs(tmp_path)
+    with pytest.raises(UsageError, match=r"OUT is .*, which needs [\d,]+ MiB, and its disk has [\d,]+ MiB free"):
+        begin_folder(tmp_path / "out", 2 * space.f_bavail * space.f_frsize + 2**40)
+    assert list(tmp_path.iterdir()) == []
