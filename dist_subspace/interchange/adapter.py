@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.zero import gathered
-from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
+from dist_subspace.subspace import (
+    NewTokens,
+    SubspaceConfig,
+    SubspaceLinear,
+    SubspacePart,
+    TrainedCopy,
+    attached,
+    named_trainables,
+)
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 CONFIG = "adapter_config.json"
@@ -39,7 +47,7 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
             if isinstance(module, SubspacePart):
                 kept = module.factor_tensors() if factors else {}
                 found = module.file_tensors() | {f"{FACTOR}{key}": tensor for key, tensor in kept.items()}
-            elif isinstance(module, TrainedCopy):
+            elif isinstance(module, (TrainedCopy, NewTokens)):
                 found = {key: p.detach() for key, p in module.trainables().items()}
             else:
                 continue
@@ -173,7 +181,7 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             if isinstance(module, SubspacePart):
                 own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
-            elif isinstance(module, TrainedCopy):
+            elif isinstance(module, (TrainedCopy, NewTokens)):
                 for suffix, parameter in module.trainables().items():
                     parameter.data.copy_(_take(left, file_key(name, suffix), parameter))
         if left:
@@ -227,7 +235,7 @@ def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
     agrees = all(model.get_submodule(name).agrees_with_peft() for name in attachment.layers)  # type: ignore[operator]
-    return attachment.info.peft_type if agrees else None
+    return attachment.info.peft_type if agrees and not attachment.config.new_tokens else None
 
 
 def _transposed(model: nn.Module, layers: tuple[str, ...]) -> bool:

@@ -6,6 +6,7 @@ from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.groups import named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart, Weight
+from dist_subspace.subspace.new_tokens import NewTokens
 from dist_subspace.subspace.options import Option
 from dist_subspace.subspace.registry import method_class, methods
 from dist_subspace.subspace.schedule import Edit, Schedule
@@ -20,6 +21,7 @@ __all__ = [
     "Weight",
     "Attachment",
     "MethodInfo",
+    "NewTokens",
     "Operator",
     "Option",
     "Resolved",

@@ -17,6 +17,7 @@ from dist_subspace.subspace.collect import GradientCollector
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, layer_settings, resolve
 from dist_subspace.subspace.constraints import PENALTIES, Penalties, Penalty
 from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart
+from dist_subspace.subspace.new_tokens import NewTokens, check_new_tokens
 from dist_subspace.subspace.schedule import Schedule
 from dist_subspace.subspace.targets import Choice, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
@@ -77,13 +78,19 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
         resolved = replace(resolved, settings=resolved.method.fitted(resolved.settings, smallest, config))
-    settings = _settings_of(sites, resolved, largest)
+    settings = settings_of(sites, resolved, largest)
     common = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
+    if config.new_tokens:
+        check_new_tokens(model, config.new_tokens, trained_in_full)
     model.requires_grad_(False)
     shared: dict[int, nn.Parameter] = {}
     for name in saved:
         _replace(model, name, TrainedCopy(model.get_submodule(name), gathered, shared))
+    tokens = NewTokens(model, config.new_tokens, gathered) if config.new_tokens else None
     parts = _put_parts(model, sites, settings, resolved, common)
+    if tokens is not None:
+        model.new_tokens = tokens
+        tokens.connect_head(model)
     for part in parts.values():
         part.start(model, gathered)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
@@ -104,7 +111,7 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     return model
 
 
-def _settings_of(
+def settings_of(
     sites: dict[str, nn.Module], resolved: Resolved, largest: dict[str, int | None]
 ) -> dict[str, Settings]:
     """Each site's settings: the model's, or a pattern's, cut to the site's dimensions where the method allows that."""
@@ -184,7 +191,7 @@ def attached(model: nn.Module) -> Attachment:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model computes what the frozen base computes alone."""
-    parts = [m for m in model.modules() if isinstance(m, (SubspacePart, TrainedCopy))]
+    parts = [m for m in model.modules() if isinstance(m, (SubspacePart, TrainedCopy, NewTokens))]
     before = [part.enabled for part in parts]
     for part in parts:
         part.enabled = False

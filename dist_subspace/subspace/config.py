@@ -10,6 +10,7 @@ from typing import Any
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.subspace.constraints import CONSTRAINTS, Constraint
 from dist_subspace.subspace.method import MethodInfo, Settings, SubspacePart
+from dist_subspace.subspace.new_tokens import check_ids
 from dist_subspace.subspace.options import is_number
 from dist_subspace.subspace.registry import method_class
 
@@ -74,6 +75,7 @@ def resolve(config: SubspaceConfig) -> Resolved:
     method = method_class(config.method)
     info = method.info
     _check_ranges(config, info)
+    check_ids(config.new_tokens)
     settings = layer_settings(config, method, config.rank, config.alpha)
     for ending in (*config.rank_pattern, *config.alpha_pattern):
         layer_settings(
