@@ -39,7 +39,8 @@ class FourBitLinear(FrozenLinear):
         )
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        return dequantize_4bit(self.packed(), dtype)
+        narrow = torch.float32 if dtype == torch.float64 else dtype  # bitsandbytes decodes into 16 and 32 bits
+        return dequantize_4bit(self.packed(), narrow).to(dtype)
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         packed = quantize_4bit(matrix, self.storage, double_quant=self.double_quant, blocksize=self.blocksize)

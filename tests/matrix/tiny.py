@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,19 +143,19 @@ class Watch:
                 self._watch(module)
 
     def _watch(self, module: FrozenLinear) -> None:
-        product, transposed = module.product, module.transposed_product
+        for name in ("product", "gated_product"):
+            setattr(module, name, self._seen(module, getattr(module, name), backward=False))
+        for name in ("transposed_product", "gated_gradients"):
+            setattr(module, name, self._seen(module, getattr(module, name), backward=True))
 
-        def forward(x: Tensor) -> Tensor:
-            self.forwards += 1
+    def _seen(self, module: FrozenLinear, pass_through: Callable[..., Any], backward: bool) -> Callable[..., Any]:
+        def watched(*args: Any) -> Any:
+            self.forwards += not backward
+            self.backwards += backward
             self._look(module)
-            return product(x)
+            return pass_through(*args)
 
-        def backward(g: Tensor) -> Tensor:
-            self.backwards += 1
-            self._look(module)
-            return transposed(g)
-
-        module.product, module.transposed_product = forward, backward  # type: ignore[method-assign]
+        return watched
 
     def _look(self, module: FrozenLinear) -> None:
         self.broken += sum(p.numel() != full_numel(p) for p in module.parameters(recurse=False))
