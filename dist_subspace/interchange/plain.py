@@ -7,7 +7,7 @@ every rank; only an entry's `make` touches weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,15 @@ from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.original import original_of
 from dist_subspace.placement.zero import full_shape
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import MethodInfo, Settings, SubspaceLinear, SubspacePart, TrainedCopy, attached
+from dist_subspace.subspace import (
+    MethodInfo,
+    NewTokens,
+    Settings,
+    SubspaceLinear,
+    SubspacePart,
+    TrainedCopy,
+    attached,
+)
 from dist_subspace.subspace.trained_copy import TrainedLinear
 
 BASES = ("dequantised", "original")
@@ -115,17 +123,29 @@ def plain_entries(model: nn.Module, drift: Drift, dtype: torch.dtype) -> list[En
         raise unknown_name("base", drift.base, BASES)
     if drift.base == "original":
         _refuse_without_original(model)
-    entries = [_typed(entry, dtype) for entry in _walk("", model, drift)]
+    tokens = next((module for module in model.children() if isinstance(module, NewTokens)), None)
+    walked = _walk("", model, drift)
+    entries = [_typed(entry if tokens is None else _enlarged(entry, tokens), dtype) for entry in walked]
     first: dict[tuple[object, ...], Entry] = {}
     for entry in entries:
         first.setdefault(entry.identity, entry)
     return list(first.values())
 
 
-def _typed(entry: Entry, dtype: torch.dtype) -> Entry:
-    if not entry.dtype.is_floating_point:
+def _enlarged(entry: Entry, tokens: NewTokens) -> Entry:
+    """With the rows of new tokens, where it is a table that has a row for each token."""
+    if entry.name not in tokens.tables:
         return entry
-    return Entry(entry.name, entry.shape, dtype, entry.needs, entry.make, entry.identity, entry.added)
+    return replace(
+        entry,
+        shape=tokens.enlarged_shape(entry.name, entry.shape),
+        needs=(*entry.needs, *tokens.parameters_for(entry.name)),
+        make=lambda: tokens.enlarged(entry.name, entry.make()),
+    )
+
+
+def _typed(entry: Entry, dtype: torch.dtype) -> Entry:
+    return replace(entry, dtype=dtype) if entry.dtype.is_floating_point else entry
 
 
 def _refuse_without_original(model: nn.Module) -> None:
@@ -138,6 +158,8 @@ def _refuse_without_original(model: nn.Module) -> None:
 
 
 def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
+    if isinstance(module, NewTokens):
+        return  # its rows go into the tables
     if isinstance(module, TrainedCopy):
         yield from _walk(name, module.trained, drift)
     elif isinstance(module, SubspaceLinear):

@@ -23,7 +23,7 @@ from dist_subspace.loading.original import original_of
 from dist_subspace.storage import FrozenLinear
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.ranks import ROOT
-from tests.tiny_models import FAMILIES, logits, tiny_model
+from tests.tiny_models import FAMILIES, VOCABULARY, logits, tiny_model
 
 MERGEABLE = sorted(name for name, info in dsub.methods().items() if info.mergeable)
 OTHERS = sorted(name for name, info in dsub.methods().items() if not info.mergeable)
@@ -237,6 +237,24 @@ def test_biases_of_linear_layers_and_norms_are_merged(name: str, tmp_path: Path)
     model = trained(frozen(saved_base(tmp_path / "base", name), name, "nf4"), "bitfit")
     quiet(model, tmp_path / "merged")
     assert_near(logits(reloaded(tmp_path / "merged", name)), logits(model))
+
+
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [("LlamaForCausalLM", True), ("LlamaForCausalLM", False), ("GPT2LMHeadModel", True), ("BertForMaskedLM", True)],
+)
+def test_new_tokens_are_rows_of_larger_tables(name: str, tied: bool, storage: str, tmp_path: Path) -> None:
+    base = saved_base(tmp_path / "base", name, tie_word_embeddings=tied)
+    model = trained(frozen(base, name, storage), new_tokens=[VOCABULARY, VOCABULARY + 1])
+    quiet(model, tmp_path / "merged")
+    again = reloaded(tmp_path / "merged", name)
+    assert again.config.vocab_size == again.get_input_embeddings().num_embeddings == VOCABULARY + 2
+    assert again.config.tie_word_embeddings == tied
+    ids = torch.tensor([[3, VOCABULARY, 4, VOCABULARY + 1, 5]])
+    changes = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    assert logits(again, **changes).shape[-1] == VOCABULARY + 2
+    assert_near(logits(again, **changes), logits(model, **changes))
 
 
 # Refusals: one sentence, and nothing on the disk.
