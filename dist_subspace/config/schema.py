@@ -31,6 +31,9 @@ class ModelSection(Section):
     tokenizer: Text | None = Field(
         default=None, description="Folder, Hub name or sentencepiece file; null: the model's own."
     )
+    new_tokens: NameList = Field(
+        default=(), description="Tokens that the tokenizer gets; their embedding and head rows are trained too."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Let the model's folder bring Python code, which is then run."
     )

@@ -8,7 +8,7 @@ by sentencepiece itself here, and only what transformers cannot take from it (sp
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,21 @@ def load_tokenizer(model_folder: str, tokenizer: str | None = None, trust_remote
     return loaded
 
 
+def extend_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """The tokens' ids, in their order. Those that the tokenizer does not know follow its vocabulary, as special tokens: they
+    are never split, and left out where special tokens are skipped.
+
+    Raises:
+        UsageError: for a token that is named twice or is blank.
+    """
+    for token in tokens:
+        if not token.strip() or list(tokens).count(token) > 1:
+            raise UsageError(f"model.new_tokens has {token!r}; accepted: texts that are not blank, each once")
+    known = tokenizer.get_vocab() if tokens else {}
+    tokenizer.add_tokens([token for token in tokens if token not in known], special_tokens=True)
+    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(tokens))]
+
+
 def _from_file(path: Path, place: str) -> Any:
     if path.suffix == ".model":
         return _sentencepiece(path, {})
@@ -109,7 +124,7 @@ def _from_folder(folder: Path, place: str, trust_remote_code: bool) -> Any:
     settings = _tokenizer_config(folder)
     bare = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
     if bare and settings.get("tokenizer_class") in PLAIN_SENTENCEPIECE:
-        return _sentencepiece(folder / "tokenizer.model", settings)
+        return _with_added_tokens(_sentencepiece(folder / "tokenizer.model", settings), folder / "added_tokens.json")
     return _auto(str(folder), place, trust_remote_code, local_files_only=True)
 
 
@@ -155,6 +170,18 @@ def _sentencepiece(path: Path, settings: dict[str, Any]) -> SentencePieceTokeniz
     return SentencePieceTokenizer(
         str(path), special_tokens_pattern=pattern, add_bos_token=begins, add_eos_token=ends, **known, **special
     )
+
+
+def _with_added_tokens(tokenizer: SentencePieceTokenizer, file: Path) -> SentencePieceTokenizer:
+    """With the tokens that `save_pretrained` writes beside the model file: those that follow its pieces."""
+    if file.is_file():
+        added: dict[str, int] = _readable(lambda: json.loads(file.read_text("utf-8")), f"{str(file)!r} is not JSON")
+        pieces = tokenizer.sp_model.get_piece_size()
+        behind = sorted((number, token) for token, number in added.items() if number >= pieces)
+        if [number for number, _ in behind] != list(range(pieces, pieces + len(behind))):
+            raise UsageError(f"{str(file)!r} has ids that do not follow the model's {pieces} pieces")
+        extend_tokenizer(tokenizer, [token for _, token in behind])
+    return tokenizer
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:

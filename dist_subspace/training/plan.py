@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_config, resolve_dtype, resolve_folder
-from dist_subspace.loading.tokenizer import load_tokenizer
+from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
 from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
@@ -72,7 +72,9 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     with agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
-        check_fits(folder, tokenizer, config)
+        subspace = with_tokens(subspace, resolved, tokenizer, config, notice)
+        resolved = resolve(subspace)
+        check_fits(folder, tokenizer, config, resolved)
     data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
         batches = make_batches(config, data, tokenizer)
@@ -104,6 +106,18 @@ def subspace_config(config: Config) -> SubspaceConfig:
     return SubspaceConfig(**given | {"seed": config.training.seed})
 
 
+def with_tokens(
+    subspace: SubspaceConfig, resolved: Resolved, tokenizer: Any, config: Config, notice: Callable[[str], None]
+) -> SubspaceConfig:
+    """The subspace with what only a tokenizer knows: ids of the new tokens, which it gets here, and of texts in options."""
+    names = config.model.new_tokens
+    known = [name for name in names if name in tokenizer.get_vocab()] if names else []
+    if known:
+        notice(f"model.new_tokens has {', '.join(known)}, which the tokenizer knows already: their rows begin anew")
+    ids = tuple(extend_tokenizer(tokenizer, names))
+    return resolved.method.read_text(replace(subspace, new_tokens=ids), tokenizer)
+
+
 def check_schedule(resolved: Resolved, total_steps: int) -> None:
     """The lengths of the method's schedule must fit into the run.
 
@@ -126,8 +140,9 @@ def check_hardware(dtype: torch.dtype, device: torch.device) -> None:
         )
 
 
-def check_fits(folder: Path, tokenizer: Any, config: Config) -> None:
-    """The tokenizer's ids must be in the model's vocabulary, and a row within its positions.
+def check_fits(folder: Path, tokenizer: Any, config: Config, resolved: Resolved) -> None:
+    """The tokenizer's ids must be in the model's vocabulary, new tokens aside, and a row within its positions, with the virtual
+    tokens of a method that has some.
 
     Raises:
         UsageError: naming what is too large.
@@ -135,14 +150,17 @@ def check_fits(folder: Path, tokenizer: Any, config: Config) -> None:
     open_checkpoint(folder)
     model = model_config(folder, config.model.trust_remote_code).get_text_config()
     positions = getattr(model, "max_position_embeddings", None)
-    if positions and config.data.max_length > positions:
+    virtual = resolved.method.added_positions(resolved.settings)
+    if positions and config.data.max_length + virtual > positions:
+        less = f" less the {virtual} virtual tokens of method {resolved.info.name}" if virtual else ""
         raise UsageError(
-            f"data.max_length is {config.data.max_length}; accepted: at most {positions}, the model's positions"
+            f"data.max_length is {config.data.max_length}; accepted: at most {positions - virtual}, the model's positions{less}"
         )
     vocabulary = getattr(model, "vocab_size", None)
-    if vocabulary and len(tokenizer) > vocabulary:
+    known = len(tokenizer) - sum(i >= (vocabulary or 0) for i in resolved.config.new_tokens)
+    if vocabulary and known > vocabulary:
         raise UsageError(
-            f"model.tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary has {vocabulary:,}: not its tokenizer"
+            f"model.tokenizer has {known:,} tokens, but the model's vocabulary has {vocabulary:,}: not its tokenizer"
         )
 
 

@@ -10,7 +10,9 @@ import pytest
 import sentencepiece
 
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.tokenizer import load_tokenizer
+from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
+from dist_subspace.training.data.tokens import tokenizer_digest
+from tests.tiny_run import make_tokenizer
 
 DATA = Path(os.environ.get("DIST_SUBSPACE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not (DATA / "tokenizers").is_dir(), reason="DIST_SUBSPACE_DATA holds no tokenizers")
@@ -112,3 +114,32 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused_in_one_sentence(tmp_pa
     with pytest.raises(UsageError, match="no sentencepiece model") as caught:
         load_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@needs_data
+@pytest.mark.parametrize("name", MODELS)
+def test_new_tokens_follow_the_pieces_and_come_back_from_a_saved_tokenizer(name: str, tmp_path: Path) -> None:
+    source = str(DATA / "tokenizers" / f"{name}.model")
+    tokenizer, text = load_tokenizer("nowhere", tokenizer=source), "say<|im_start|>hello<|im_end|>"
+    pieces, before = len(tokenizer), tokenizer_digest(tokenizer)
+    assert extend_tokenizer(tokenizer, ["<|im_end|>", "<|im_start|>"]) == [pieces, pieces + 1]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids.count(pieces) == ids.count(pieces + 1) == 1 and tokenizer_digest(tokenizer) != before
+    assert "im_" not in tokenizer.decode(ids, skip_special_tokens=True)
+    tokenizer.save_pretrained(tmp_path)
+    again = load_tokenizer(str(tmp_path))
+    assert len(again) == pieces + 2 and again(text, add_special_tokens=False)["input_ids"] == ids
+    assert tokenizer_digest(again) == tokenizer_digest(tokenizer)
+
+
+@needs_data
+def test_a_token_that_is_known_keeps_its_id() -> None:
+    tokenizer = load_tokenizer("nowhere", tokenizer=str(DATA / "tokenizers" / "mistral-v3-32768.model"))
+    known = tokenizer.convert_tokens_to_ids("[INST]")
+    assert extend_tokenizer(tokenizer, ["[INST]", "<|new|>"]) == [known, len(tokenizer) - 1]
+
+
+def test_no_new_tokens_leave_a_tokenizer_as_it_is() -> None:
+    tokenizer = make_tokenizer()
+    before = tokenizer_digest(tokenizer)
+    assert extend_tokenizer(tokenizer, []) == [] and tokenizer_digest(tokenizer) == before
