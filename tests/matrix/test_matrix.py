@@ -15,7 +15,7 @@ import torch
 from dist_subspace import methods
 from dist_subspace.storage import storages
 from tests.matrix import tiny
-from tests.matrix.cells import Cell, Seen, all_cells, covering, Reference, reference, run_cells
+from tests.matrix.cells import Cell, Reference, Seen, all_cells, covering, reference, run_cells
 from tests.ranks import run_on_ranks
 
 ALL = all_cells(list(storages()), list(methods()))
