@@ -100,7 +100,8 @@ def deviation(
     own = torch.where(empty, torch.ones_like(norms), norms)
     with torch.set_grad_enabled(torch.is_grad_enabled() and through_norm):
         a, b = a.float(), b.float()
-        added = 2 * scale * (b * products.float()).sum(1) + scale**2 * ((b @ (a @ a.t())) * b).sum(1)
+        inner = torch.addmm(products.float(), b, a @ a.t(), beta=2 * scale, alpha=scale**2)
+        added = (b * inner).sum(1)
         change = (added / own.square()).clamp(min=SMALLEST - 1)  # n² / ‖W_i‖² - 1
         growth = (1 + change).sqrt()
         excess = change / (1 + growth)  # growth - 1, without the cancellation
