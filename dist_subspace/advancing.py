@@ -28,6 +28,10 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
             def on_step_end(self, args, state, control, model, **kwargs):
                 dsub.advance(model, state.global_step, state.max_steps)
 
+    LoRA-Dash's strengths begin at zero in the middle of the run, and so do their moments. Adam's bias correction begins there too
+    where the optimizer counts their steps apart: with ZeRO from stage 1 on, that is where it was given `parameter_groups` (by a
+    Trainer's `create_optimizer`, whose own groups put them with A and B: then the correction goes on as it is).
+
     Arguments:
         model: what `attach` returned, or a wrapper (an engine) around it.
         step: the number of optimizer steps made, the first being 1. max_steps: how many there will be.
