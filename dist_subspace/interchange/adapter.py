@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.zero import gathered
+from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
+    Attachment,
     NewTokens,
+    Settings,
     SubspaceConfig,
     SubspaceLinear,
     SubspacePart,
@@ -24,6 +28,7 @@ from dist_subspace.subspace import (
     attached,
     named_trainables,
 )
+from dist_subspace.subspace.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 CONFIG = "adapter_config.json"
@@ -87,8 +92,10 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     """The adapter's description. Keys that PEFT reads have PEFT's names and meaning; ours are under `dist_subspace`."""
     attachment = attached(model)
     resolved, config = attachment.resolved, attachment.config
+    parts = {name: model.get_submodule(name) for name in attachment.layers}
+    settings = _usual(attachment, parts)
     ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
-    ours |= {"rank": resolved.settings.rank or None, "alpha": resolved.settings.alpha or None}
+    ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
     path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
     described: dict[str, Any] = {
         "peft_type": _peft_type(model),
@@ -99,10 +106,19 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "modules_to_save": list(attachment.saved_modules) or None,
     }
     if described["peft_type"]:
-        described |= resolved.method.peft_config(resolved.settings)
-        described["fan_in_fan_out"] = _transposed(model, attachment.layers)
-        described |= model.get_submodule(attachment.layers[0]).peft_shape()  # type: ignore[operator]
-    return described | {"dist_subspace": {"format": FORMAT, "layers": list(attachment.layers), **ours}}
+        described |= resolved.method.peft_config(settings)
+        described |= {"fan_in_fan_out": _transposed(parts), **_patterns(parts, described)}
+        described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
+    shapes = {name: shape for name, part in parts.items() if (shape := _shape(part))}
+    biased = [name for name in shapes if parts[name].bias is not None]
+    about = {
+        "layers": list(parts),
+        "shapes": shapes,
+        "biased": biased,
+        "conv1d": _transposed(parts),
+        "base": _base(model),
+    }
+    return described | {"dist_subspace": {"format": FORMAT, **about, **ours}}
 
 
 def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = None) -> Path:
@@ -231,6 +247,50 @@ def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
     return endings if also == set(layers) else sorted(layers)
 
 
+def _shape(part: nn.Module) -> list[int] | None:
+    """`[d_out, d_in]` of a linear layer: with it, what an adapter does to the layer can be told without the base model."""
+    return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
+
+
+def _usual(attachment: Attachment, parts: Mapping[str, nn.Module]) -> Settings:
+    """The settings that a layer has, unless a pattern names it."""
+    named = [*attachment.config.rank_pattern, *attachment.config.alpha_pattern]
+    usual = [name for name in parts if not any(ends_with(name, ending) for ending in named)]
+    return parts[usual[0] if usual else attachment.layers[0]].settings  # type: ignore[return-value]
+
+
+def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's LoRA has them."""
+    if described["peft_type"] != "LORA":
+        return {}
+    settings: dict[str, Settings] = {name: part.settings for name, part in parts.items()}  # type: ignore[misc]
+    ranks = {name: own.rank for name, own in settings.items() if own.rank != described["r"]}
+    alphas = {name: own.alpha for name, own in settings.items() if own.alpha != described["lora_alpha"]}
+    return {"rank_pattern": ranks, "alpha_pattern": alphas}
+
+
+def _base(model: nn.Module) -> dict[str, Any]:
+    """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
+    operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
+    held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
+    task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), "base")
+    labels = getattr(getattr(model, "config", None), "num_labels", None)
+    return {
+        "storage": getattr(held, "storage", None),
+        "double_quant": bool(getattr(held, "double_quant", False)),
+        "dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
+        "task": task,
+        "num_labels": labels if "classification" in task else None,
+    }
+
+
+_TASKS = {
+    **{"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForMaskedLM": "masked-lm"},
+    **{"ForSequenceClassification": "classification", "ForTokenClassification": "token-classification"},
+    "ForConditionalGeneration": "seq2seq-lm",
+}
+
+
 def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
@@ -238,10 +298,9 @@ def _peft_type(model: nn.Module) -> str | None:
     return attachment.info.peft_type if agrees and not attachment.config.new_tokens else None
 
 
-def _transposed(model: nn.Module, layers: tuple[str, ...]) -> bool:
+def _transposed(parts: Mapping[str, nn.Module]) -> bool:
     """Whether the base model's own layers are Conv1D, which PEFT calls `fan_in_fan_out`."""
-    parts = [part for name in layers if isinstance(part := model.get_submodule(name), SubspaceLinear)]
-    return any(getattr(part.base, "conv1d", False) for part in parts)
+    return any(getattr(part.base, "conv1d", False) for part in parts.values() if isinstance(part, SubspaceLinear))
 
 
 def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
