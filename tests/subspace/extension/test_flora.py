@@ -20,8 +20,8 @@ def test_forward_is_the_golden_one(alpha: float, expected: list[float], transpos
 def test_the_core_is_zero_at_the_start_and_both_factors_kaiming_uniform() -> None:
     module = layer("flora", rank=3)
     assert not module.lora_G.any()
-    assert 0.1 < module.lora_A.std() and module.lora_A.abs().max() <= 4**-0.5
-    assert 0.1 < module.lora_B.std() and module.lora_B.abs().max() <= 3**-0.5
+    assert module.lora_A.std() > 0.1 and module.lora_A.abs().max() <= 4**-0.5
+    assert module.lora_B.std() > 0.1 and module.lora_B.abs().max() <= 3**-0.5
 
 
 def test_with_the_identity_between_its_factors_it_is_lora_and_with_a_diagonal_trilora() -> None:
