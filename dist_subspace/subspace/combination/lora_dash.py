@@ -51,6 +51,7 @@ class LoraDash(LowRankLinear):
     directions = ("dash_U", "dash_V")
     dash_U: Tensor
     dash_V: Tensor
+    chosen = False  # whether these are the directions, and no longer zero
 
     def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
         super().create(settings, generator, shared)
@@ -78,6 +79,7 @@ class LoraDash(LowRankLinear):
     def settle(self, factors: Mapping[str, Tensor]) -> None:
         for name in self.directions:
             self.get_buffer(name).copy_(factors[name])
+        self.chosen = bool(self.dash_U.any())
 
     def transform(self, x: Tensor) -> Tensor:
         dropout = self.settings.dropout if self.training else 0.0

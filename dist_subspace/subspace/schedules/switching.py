@@ -30,13 +30,15 @@ class SwitchingSchedule(Schedule):
         return min(WARMUP, max_steps // 3) if given is None else given
 
     def decomposes(self, step: int, max_steps: int) -> bool:
-        return self.switched is None and step >= self.warmup(max_steps)
+        """Not where an adapter was loaded that has its directions: its strengths belong to those."""
+        chosen = any(getattr(part, "chosen", False) for part in self.parts.values())
+        return not chosen and self.switched is None and step >= self.warmup(max_steps)
 
     def reads_parameters(self, step: int, max_steps: int) -> bool:
         return self.decomposes(step, max_steps)
 
     def advance(self, step: int, max_steps: int, gradients: Mapping[str, Tensor]) -> list[Edit]:
-        if self.decomposes(step, max_steps):
+        if self.switched is None and step >= self.warmup(max_steps):
             self.switched = step
         return []
 

@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from dist_subspace import SubspaceConfig, attach, load_adapter, parameter_groups, save_adapter, trainable_parameters
+from dist_subspace import (
+    SubspaceConfig,
+    advance,
+    attach,
+    load_adapter,
+    parameter_groups,
+    save_adapter,
+    trainable_parameters,
+)
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import resolve
 from dist_subspace.subspace.svd import every
@@ -97,6 +105,9 @@ def test_a_saved_adapter_holds_its_directions(tmp_path: Path) -> None:
     again = load_adapter(tiny_model(), tmp_path)
     assert torch.equal(logits(again), logits(model))
     assert all(part.dash_U.any() for part in again.modules() if hasattr(part, "dash_U"))
+    before = logits(again)
+    advance(again, 50, 60)  # it has its directions already, which its strengths belong to
+    assert torch.equal(logits(again), before)
 
 
 def test_delta_is_in_a_group_of_its_own_without_decay() -> None:
