@@ -66,9 +66,10 @@ class Dora(LowRankLinear):
     def transform(self, x: Tensor) -> Tensor:
         drop = Dropout(self.settings.dropout if self.training else 0.0, x.reshape(-1, self.in_features))
         factors = (self.lora_A, self.lora_B)
-        if self._evaluated is not None and not torch.is_grad_enabled():
+        kept = self._evaluated
+        if kept is not None and kept.device == x.device and not torch.is_grad_enabled():
             out = self.base(x.reshape(-1, self.in_features))
-            return ScaledUpdate.apply(out, x, *factors, self._evaluated, self.scale, drop)
+            return ScaledUpdate.apply(out, x, *factors, kept, self.scale, drop)
         through_norm = self.settings.options["differentiate_norm"]
         out = self.base(Stack.apply(x, self.lora_A, drop, through_norm))
         products = out[-self.settings.rank :].t()
