@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -44,25 +45,44 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def methods(as_json: AsJson = False) -> None:
-    """List the subspace methods: category, parameters a layer, own targets, options, reference."""
-    from dist_subspace.report.tables import methods_table, print_table
+def methods(
+    name: Annotated[str | None, typer.Argument(help="One method, of which everything is said.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the subspace methods: category and mode, reference, what is trained, statistic, merging, constraints, settings."""
+    from dist_subspace.report.tables import method_text, methods_table, methods_text
+    from dist_subspace.subspace import method_class
     from dist_subspace.subspace import methods as registered
 
-    rows = methods_table(registered())
-    print(json.dumps(rows, indent=2)) if as_json else print_table("methods", rows)
+    found = registered() if name is None else {name: method_class(name).info}
+    if as_json:
+        print(json.dumps(methods_table(found), indent=2))
+        return
+    width = shutil.get_terminal_size((100, 24)).columns
+    print(methods_text(found, width) if name is None else method_text(found[name], width))
 
 
 @app.command()
 def inspect(
     path: Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")],
+    picture: Annotated[
+        str | None,
+        typer.Option(help="Draw norms and effective ranks by depth and kind of module: a PNG's path, or a folder."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what an adapter is: method, settings, sizes, the norm of each trained tensor."""
+    """Say what an adapter is, and what it did: method, settings, sizes, how far each layer moved and in how many directions.
+
+    Reads the adapter's own files alone, no base model. Writes nothing unless --picture is given.
+    """
     from dist_subspace.report.adapter import adapter_report, adapter_text
 
     found = adapter_report(_adapter_folder(path))
     print(json.dumps(found, indent=2)) if as_json else print(adapter_text(found))
+    if picture is not None:
+        from dist_subspace.report.adapter_picture import adapter_picture
+
+        print(f"picture: {adapter_picture(found, picture)}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()

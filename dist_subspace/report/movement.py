@@ -1,0 +1,155 @@
+"""How far an adapter moved each layer, and in how many directions: from its files alone, without a dense matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.subspace import SubspacePart
+from dist_subspace.subspace.low_rank import LowRankLinear, with_core_left
+from dist_subspace.subspace.spectral import SpectralLinear
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
+
+UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"
+
+# What a norm is of, by kind.
+MEANING = {
+    UPDATE: "‖ΔW‖: the Frobenius norm of the update of the frozen matrix",
+    SCALING: "‖s - 1‖: the norm of a layer's scales, as deviations from one",
+    SHIFT: "‖δ‖: the norm of what is added to a layer's bias, or scales a norm",
+    FACTORS: "the Frobenius norm of the product of a layer's factors (what it does to W is no fixed ΔW)",
+    TOKENS: "the Frobenius norm of the virtual tokens",
+}
+RANK_MEANING = "effective rank: exp of the entropy of the singular values' shares of their sum"
+
+
+@dataclass(frozen=True)
+class Movement:
+    """What became of one layer.
+
+    kind: what the numbers are of (`MEANING`); norm: Frobenius; largest: the largest singular value, or the largest entry where
+    there are no singular values; effective_rank: at most `rank`; None where the layer's values are no matrix; trained: how
+    many values were.
+    """
+
+    layer: str
+    kind: str
+    norm: float
+    largest: float
+    effective_rank: float | None = None
+    rank: int | None = None
+    trained: int = 0
+
+
+def movements(adapter: AdapterFolder) -> Iterator[Movement]:
+    """One for each of the adapter's parts, in its order."""
+    by_part = {
+        layer: replace(part_movement(layer, part), trained=sum(p.numel() for p in part.trainables().values()))
+        for layer, part in hollow_parts(adapter)
+    }
+    for layer in adapter.layers or _layers_of_peft(adapter):
+        found = by_part[layer] if layer in by_part else tensors_movement(layer, adapter)
+        if found is not None:
+            yield found
+
+
+def part_movement(layer: str, part: SubspacePart) -> Movement:
+    """Of a part with its values in it."""
+    with torch.no_grad():
+        core = _between_orthonormal(part)
+        if core is not None:
+            return _of_spectrum(layer, UPDATE, core.abs() if core.dim() == 1 else torch.linalg.svdvals(core))
+        pair = part.low_rank_form()
+        if pair is not None:
+            return of_product(layer, UPDATE, *pair)
+        scales = part.scaling_form()
+        if scales is not None:
+            return of_values(layer, SCALING, [s - 1 for s in scales if s is not None])
+        if isinstance(part, LowRankLinear):
+            return of_product(
+                layer, FACTORS, with_core_left(part.core(), part.lora_A.float()), part.scale * part.lora_B
+            )
+        own = part.trainables()
+        if "adapter_up" in own:
+            return of_product(layer, FACTORS, own["adapter_down"], own["adapter_up"])
+        return of_values(layer, SHIFT, list(own.values()))
+
+
+def tensors_movement(layer: str, adapter: AdapterFolder) -> Movement | None:
+    """Of a part that is known by its tensors alone: on a norm, beside the model, or in an adapter of PEFT."""
+    if EMBEDDINGS in adapter.keys:
+        tokens = adapter.tensor(EMBEDDINGS)
+        return replace(_of_spectrum(layer, TOKENS, torch.linalg.svdvals(tokens.float())), trained=tokens.numel())
+    found = {suffix: adapter.tensor(key) for suffix, key in adapter.suffixes(layer).items()}
+    moved = _of_tensors(layer, found, adapter) if found else None
+    return None if moved is None else replace(moved, trained=sum(t.numel() for t in found.values()))
+
+
+def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) -> Movement:
+    if "adapter_up" in found:
+        return of_product(layer, FACTORS, found["adapter_down"], found["adapter_up"])
+    if "lora_A.weight" in found and "lora_B.weight" in found:
+        return of_product(layer, UPDATE, found["lora_A.weight"], _peft_scale(adapter) * found["lora_B.weight"])
+    if "ia3_l" in found:
+        return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
+    return of_values(layer, SHIFT, list(found.values()))
+
+
+def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
+    """Of `B A` with `A (r, d_in)`, `B (d_out, r)`."""
+    return _of_spectrum(layer, kind, singular_values(a, b))
+
+
+def of_values(layer: str, kind: str, values: list[Tensor]) -> Movement:
+    """Of vectors, taken as one."""
+    flat = torch.cat([v.detach().float().flatten() for v in values])
+    return Movement(layer, kind, float(flat.norm()), float(flat.abs().max()))
+
+
+def singular_values(a: Tensor, b: Tensor) -> Tensor:
+    """Of `B A`, descending, float32 `(min(r, d_in, d_out),)`: with `Aᵀ = Q₁ R₁` and `B = Q₂ R₂` they are those of `R₂ R₁ᵀ`."""
+    right, left = (torch.linalg.qr(t.float(), mode="r").R for t in (a.t(), b))
+    return torch.linalg.svdvals(left @ right.t())
+
+
+def effective_rank(singular: Tensor) -> float:
+    """`exp(-Σ p log p)` with `p = σ / Σ σ`: n for n equal singular values, 1 for a single one, 0 for none."""
+    total = singular.double().sum()
+    if total == 0:
+        return 0.0
+    shares = singular.double() / total
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def _between_orthonormal(part: SubspacePart) -> Tensor | None:
+    """The core of an update `U C Vᵀ` between singular vectors: its singular values are the update's own. With the whole
+    spectrum, factors are larger than W, and a decomposition of them is not to be made for a look."""
+    if isinstance(part, SpectralLinear) and type(part).update is SpectralLinear.update:
+        return part.core().float()
+    return None
+
+
+def _of_spectrum(layer: str, kind: str, singular: Tensor) -> Movement:
+    largest = float(singular.max()) if singular.numel() else 0.0
+    return Movement(layer, kind, float(singular.norm()), largest, effective_rank(singular), singular.numel())
+
+
+def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
+    """The layers of an adapter that PEFT wrote, by the endings of its names."""
+    found: dict[str, None] = {}
+    for key in adapter.keys:
+        for ending in (".lora_A.weight", ".ia3_l"):
+            if key.endswith(ending):
+                found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
+    return list(found)
+
+
+def _peft_scale(adapter: AdapterFolder) -> float:
+    described = adapter.described
+    rank, alpha = described.get("r") or 1, described.get("lora_alpha") or 1
+    return float(alpha) / (math.sqrt(rank) if described.get("use_rslora") else rank)

@@ -1,0 +1,141 @@
+"""`inspect`: what is said of an adapter, from its files alone, and the picture."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+import dist_subspace as dsub
+from dist_subspace.cli import main
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.report.adapter import adapter_report, adapter_text
+from dist_subspace.training.run import train
+from tests.report.test_movement import moved
+from tests.tiny_run import make_model, make_records
+
+
+def inspected(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert main(["inspect", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_it_says_what_the_adapter_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = moved("pissa", tmp_path, options={"svd": "exact"})
+    found = json.loads(inspected(capsys, str(tmp_path), "--json"))
+    trained = sum(p.numel() for p in dsub.trainable_parameters(model))
+    expected = {"method": "pissa", "reference": "2404.02948", "rank": 4, "alpha": 4.0, "options": {"svd": "exact"}}
+    expected |= {"layers": 8, "parameters": trained, "values_in_the_file": 2 * trained, "peft_type": None}
+    assert {key: found[key] for key in expected} == expected
+    assert found["bytes"] == (tmp_path / WEIGHTS).stat().st_size
+    assert {row["module"]: row["layers"] for row in found["by_module"]} == {
+        "c_attn": 2,
+        "attn.c_proj": 2,
+        "c_fc": 2,
+        "mlp.c_proj": 2,
+    }
+    text = inspected(capsys, str(tmp_path))
+    for words in ("pissa  (reconstruction, mode 2, arXiv 2404.02948)", "rank 4, alpha 4, svd=exact", "effective rank"):
+        assert words in text
+    assert f"{trained:,} values in 8 layers, {trained:,} frozen ones beside them" in text
+
+
+def test_layers_are_ranked_by_how_far_they_moved(tmp_path: Path) -> None:
+    model = moved("lora", tmp_path)
+    model.transformer.h[1].mlp.c_fc.lora_B.data.mul_(50)
+    dsub.save_adapter(model, tmp_path)
+    found = adapter_report(tmp_path)
+    row = next(r for r in found["by_module"] if r["module"] == "c_fc")
+    assert row["most_layer"] == "transformer.h.1.mlp.c_fc"
+    lines = adapter_text(found, 100).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("moved most"))
+    assert lines[start + 1].startswith("transformer.h.1.mlp.c_fc")
+    norms = [float(line.split()[1]) for line in lines[start + 1 : start + 9]]
+    assert norms == sorted(norms, reverse=True)
+
+
+def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
+    moved("bitfit", tmp_path, "BertForSequenceClassification", modules_to_save=["classifier"])
+    text = adapter_text(adapter_report(tmp_path), 80)
+    assert "full copies    classifier" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("adapter")), text
+
+
+@pytest.mark.parametrize("method", ["lora", "ssb", "bitfit", "prompt", "prefix", "houlsby"])
+def test_the_picture_is_drawn_only_where_it_was_asked_for(
+    method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved(method, tmp_path / "adapter")
+    before = sorted(path.name for path in (tmp_path / "adapter").iterdir())
+    inspected(capsys, str(tmp_path / "adapter"))
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == before == [CONFIG, WEIGHTS]
+    out = inspected(capsys, str(tmp_path / "adapter"), "--picture", str(tmp_path / "moved.png"))
+    assert f"picture: {tmp_path / 'moved.png'}" in out
+    pixels = imread(tmp_path / "moved.png")
+    assert pixels.shape[0] > 300 and pixels.shape[1] > 700 and pixels[..., :3].std() > 0.05
+    inspected(capsys, str(tmp_path / "adapter"), "--picture", str(tmp_path))
+    assert (tmp_path / "adapter.png").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_picture_in_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    moved("lora", tmp_path / "adapter")
+    assert main(["inspect", str(tmp_path / "adapter"), "--picture", str(tmp_path / "no" / "x.png")]) == 2
+    assert "x.png', whose folder is not there; accepted: a PNG's path, or a folder" in capsys.readouterr().err
+
+
+def test_a_run_and_its_checkpoints_can_be_inspected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint's frozen factors lie beside it, once for the run."""
+    make_model(tmp_path / "model")
+    make_records(tmp_path / "train.jsonl", 12)
+    run = tmp_path / "run"
+    status = train(
+        {
+            "model": {"path": str(tmp_path / "model"), "storage": "fp32"},
+            "subspace": {"method": "pissa", "rank": 2},
+            "data": {"train": str(tmp_path / "train.jsonl"), "max_length": 32, "packing": False},
+            "training": {"max_steps": 2, "global_batch_size": 2, "learning_rate": 0.01},
+            "deepspeed": {"preset": "zero0"},
+            "checkpoint": {"save_steps": 1},
+            "run": {"output_dir": str(run), "report_to": "none"},
+        }
+    )
+    assert status == 0
+    capsys.readouterr()
+    final = json.loads(inspected(capsys, str(run), "--json"))
+    checkpoint = next(run.glob("checkpoint-*"))
+    of_checkpoint = json.loads(inspected(capsys, str(checkpoint), "--json"))
+    assert final["method"] == of_checkpoint["method"] == "pissa" and final["layers"] > 0
+    assert [row["layer"] for row in of_checkpoint["by_layer"]] == [row["layer"] for row in final["by_layer"]]
+    assert of_checkpoint["by_layer"][0]["norm"] > 0
+
+
+def test_what_is_no_adapter_of_this_version_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved("lora", tmp_path / "adapter")
+    described = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    for method, sentence in (("lorax", "'lorax', which this version does not know"), ("dora", "its file lacks")):
+        folder = tmp_path / method
+        shutil.copytree(tmp_path / "adapter", folder)
+        changed = described["dist_subspace"] | {"method": method, "options": {}}
+        (folder / CONFIG).write_text(json.dumps(described | {"dist_subspace": changed}))
+        assert main(["inspect", str(folder)]) == 2
+        assert sentence in capsys.readouterr().err
+    (tmp_path / "adapter" / WEIGHTS).write_bytes(b"x")
+    assert main(["inspect", str(tmp_path / "adapter")]) == 2
+    assert "holds no whole adapter" in capsys.readouterr().err
+
+
+def test_an_adapter_from_before_shapes_were_kept_still_shows_its_tensors(tmp_path: Path) -> None:
+    moved("ssb", tmp_path)
+    described = json.loads((tmp_path / CONFIG).read_text())
+    described["dist_subspace"].pop("shapes")
+    (tmp_path / CONFIG).write_text(json.dumps(described))
+    found = adapter_report(tmp_path)
+    assert found["layers"] == 4 and len(found["norms"]) == 8
+    assert torch.tensor(list(found["norms"].values())).isfinite().all()

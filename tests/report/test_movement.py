@@ -1,0 +1,138 @@
+"""How far layers moved: against dense matrices that only the test makes, for every method, from the files alone."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import dist_subspace as dsub
+from dist_subspace import SubspaceConfig, methods
+from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.report.movement import MEANING, effective_rank, movements, singular_values
+from dist_subspace.subspace import SubspaceLinear, attached, trainable_parameters
+from tests.tiny_models import tiny_model
+
+each_method = pytest.mark.parametrize("method", sorted(methods()))
+
+
+def moved(method: str, folder: Path, name: str = "GPT2LMHeadModel", **config: Any) -> Any:
+    """A model whose adapter is away from its start, and saved."""
+    rank = 4 if methods()[method].uses_rank else None
+    model = dsub.attach(tiny_model(name), SubspaceConfig(method, **{"rank": rank, **config}))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in trainable_parameters(model):
+        parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    dsub.save_adapter(model, folder)
+    return model
+
+
+@each_method
+def test_every_part_of_every_method_is_measured_from_its_files(method: str, tmp_path: Path) -> None:
+    model = moved(method, tmp_path)
+    found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
+    assert list(found) == list(attached(model).layers)
+    for movement in found.values():
+        assert movement.kind in MEANING and math.isfinite(movement.norm) and movement.norm > 0
+        assert 0 < movement.largest <= movement.norm * (1 + 1e-6)
+        if movement.effective_rank is not None:
+            assert 1 <= movement.effective_rank <= movement.rank * (1 + 1e-6)
+    trained = sum(p.numel() for p in trainable_parameters(model))
+    if method != "p-tuning":  # its file holds what the encoder made
+        assert sum(m.trained for m in found.values()) == trained
+
+
+@each_method
+def test_an_update_is_the_merged_matrix_less_the_frozen_one(method: str, tmp_path: Path) -> None:
+    model = moved(method, tmp_path)
+    for movement in movements(AdapterFolder(tmp_path)):
+        if movement.kind != "update":
+            continue
+        part: Any = model.get_submodule(movement.layer)
+        with torch.no_grad():
+            frozen = part.base.dense()
+            delta = part.merged(frozen) - frozen
+        singular = torch.linalg.svdvals(delta.double())
+        assert movement.norm == pytest.approx(float(delta.norm()), rel=1e-3)
+        assert movement.largest == pytest.approx(float(singular[0]), rel=1e-3)
+        kept = singular[: movement.rank]
+        assert movement.effective_rank == pytest.approx(effective_rank(kept), rel=1e-2)
+        assert float(singular[movement.rank :].sum()) < 1e-3 * float(kept.sum()), "more singular values than were said"
+
+
+@pytest.mark.parametrize("method", ["ssl", "ssb", "ia3"])
+def test_scalings_are_measured_as_deviations_from_one(method: str, tmp_path: Path) -> None:
+    model = moved(method, tmp_path)
+    for movement in movements(AdapterFolder(tmp_path)):
+        part = model.get_submodule(movement.layer)
+        deviations = torch.cat([p.detach() for p in part.trainables().values()])
+        assert movement.kind == "scaling" and movement.effective_rank is None
+        assert movement.norm == pytest.approx(float(deviations.norm()), rel=1e-5)
+        assert movement.largest == pytest.approx(float(deviations.abs().max()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("method", "options"), [("bitfit", {}), ("houlsby", {"train_norms": True})])
+def test_parts_on_norms_are_measured_by_their_tensors(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    model = moved(method, tmp_path, options=options)
+    found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
+    norms = [name for name in attached(model).layers if "ln_" in name]
+    assert norms
+    for name in norms:
+        values = torch.cat([p.detach() for p in model.get_submodule(name).trainables().values()])
+        assert found[name].kind == "shift" and found[name].norm == pytest.approx(float(values.norm()), rel=1e-5)
+
+
+@each_method
+def test_hollow_parts_hold_what_the_models_parts_hold(method: str, tmp_path: Path) -> None:
+    model = moved(method, tmp_path)
+    found = dict(hollow_parts(AdapterFolder(tmp_path)))
+    linear = [n for n in attached(model).layers if isinstance(model.get_submodule(n), SubspaceLinear)]
+    assert list(found) == linear
+    for name, part in found.items():
+        real = model.get_submodule(name)
+        for suffix, tensor in real.file_tensors().items():
+            assert torch.equal(part.file_tensors()[suffix], tensor), f"{name}.{suffix}"
+
+
+def test_a_layer_with_a_rank_of_its_own_is_made_with_it(tmp_path: Path) -> None:
+    moved("lora", tmp_path, rank_pattern={"mlp.c_fc": 2})
+    ranks = {m.layer.rpartition(".")[2]: m.rank for m in movements(AdapterFolder(tmp_path))}
+    assert ranks["c_fc"] == 2 and ranks["c_attn"] == 4
+
+
+def test_singular_values_are_those_of_the_product() -> None:
+    for r, d_in, d_out in ((3, 20, 11), (6, 4, 9)):
+        a, b = torch.randn(r, d_in), torch.randn(d_out, r)
+        expected = torch.linalg.svdvals(b @ a)
+        torch.testing.assert_close(
+            singular_values(a, b)[: len(expected)], expected[: min(r, d_in)], atol=1e-5, rtol=1e-4
+        )
+        assert len(singular_values(a, b)) == min(r, d_in, d_out)
+
+
+@pytest.mark.parametrize(
+    ("singular", "expected"),
+    [([2.0, 2, 2, 2], 4.0), ([5.0], 1.0), ([3.0, 0, 0], 1.0), ([0.0, 0], 0.0), ([3.0, 1], 1.7547653506)],
+)
+def test_the_effective_rank_counts_equal_directions(singular: list[float], expected: float) -> None:
+    """The last: exp(-(¾ log ¾ + ¼ log ¼))."""
+    assert effective_rank(torch.tensor(singular)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_adapter_of_peft_is_measured_too(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"])
+    model = peft.get_peft_model(tiny_model(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1)
+    model.save_pretrained(tmp_path)
+    found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
+    assert len(found) == 4
+    for name, movement in found.items():
+        delta = model.base_model.model.get_submodule(name).get_delta_weight("default")
+        assert movement.norm == pytest.approx(float(delta.norm()), rel=1e-4)
