@@ -55,11 +55,12 @@ def _front_matter(config: Mapping[str, Any], method: str, base: str) -> str:
 def _use(config: Mapping[str, Any], base: str) -> str:
     _, auto_class, task = TASKS.get(str(config.get("task_type")), _UNKNOWN)
     other_task = f", task={task!r}" if task != "causal-lm" else ""
+    load = "load_adapter" if config.get("dist_subspace") else "import_peft"
     ours = [
         "import dist_subspace as dsub",
         "",
         f'model = dsub.load_frozen({_quoted(base)}, storage="nf4"{other_task})',
-        'model = dsub.load_adapter(model, "path/to/this/folder")',
+        f'model = dsub.{load}(model, "path/to/this/folder")',
     ]
     sections = ["## How to load it", "With dist_subspace, in any storage of the frozen weights:", _code(ours)]
     if config.get("peft_type"):
