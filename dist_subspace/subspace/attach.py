@@ -111,9 +111,7 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     return model
 
 
-def settings_of(
-    sites: dict[str, nn.Module], resolved: Resolved, largest: dict[str, int | None]
-) -> dict[str, Settings]:
+def settings_of(sites: dict[str, nn.Module], resolved: Resolved, largest: dict[str, int | None]) -> dict[str, Settings]:
     """Each site's settings: the model's, or a pattern's, cut to the site's dimensions where the method allows that."""
     config = resolved.config
     for what in ("rank_pattern", "alpha_pattern"):
@@ -125,14 +123,12 @@ def settings_of(
                 )
     smallest = min((rank for rank in largest.values() if rank is not None), default=0)
     settings = {}
-    for name, site in sites.items():
+    for name in sites:
         rank = next((r for ending, r in config.rank_pattern.items() if ends_with(name, ending)), config.rank)
         alpha = next((a for ending, a in config.alpha_pattern.items() if ends_with(name, ending)), config.alpha)
         own = layer_settings(config, resolved.method, rank, alpha)
-        if (bound := largest[name]) is not None:
-            own = resolved.method.fitted(own, smallest, config)
-            _check_rank(name, site, own.rank, bound)
-        settings[name] = own
+        settings[name] = own if largest[name] is None else resolved.method.fitted(own, smallest, config)
+    _check_ranks(sites, settings, {name: bound for name, bound in largest.items() if bound is not None})
     return settings
 
 
@@ -207,11 +203,15 @@ def seed_of(seed: int, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "little")
 
 
-def _check_rank(name: str, site: nn.Module, rank: int, largest: int) -> None:
-    if rank > largest:
-        size = f"{site.out_features} x {site.in_features}" if isinstance(site, Operator) else f"{largest} wide"
+def _check_ranks(sites: dict[str, nn.Module], settings: dict[str, Settings], bounds: dict[str, int]) -> None:
+    """Of several layers that are too small, the smallest is named."""
+    too_small = [name for name, bound in bounds.items() if settings[name].rank > bound]
+    if too_small:
+        name = min(too_small, key=lambda name: bounds[name])
+        site, bound = sites[name], bounds[name]
+        size = f"{site.out_features} x {site.in_features}" if isinstance(site, Operator) else f"{bound} wide"
         raise UsageError(
-            f"subspace.rank is {rank}, but {name} is {size}; accepted: at most {largest} "
+            f"subspace.rank is {settings[name].rank}, but {name} is {size}; accepted: at most {bound} "
             "(or leave such layers out by subspace.exclude_modules)"
         )
 
