@@ -71,28 +71,31 @@ class Prompt(InputTokens):
             raise UsageError(f"subspace.options.init_text is {text!r}, which has no token")
         return replace(config, options={**config.options, "init_ids": list(ids)})
 
+    def measure(self, model: nn.Module) -> int:
+        self.vocabulary = int(stacks.text_config(model).vocab_size)
+        return super().measure(model)
+
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         super().create(settings, generator)
-        self.generator = generator
         nn.init.normal_(self.prompt_embeddings, std=STD, generator=generator)
+        self.first_ids = self._rows(generator) if settings.options["init"] != "normal" else []
 
     def start(self, model: nn.Module, gathered: Gathered) -> None:
-        options = self.settings.options
-        if options["init"] == "normal":
+        if not self.first_ids:
             return
         embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
-        ids = torch.tensor(self._rows(int(stacks.text_config(model).vocab_size)))
+        ids = torch.tensor(self.first_ids)
         parameters = list(embeddings.parameters())
         with gathered(parameters), torch.no_grad():
             self.prompt_embeddings.data.copy_(embeddings(ids.to(parameters[0].device)))
 
-    def _rows(self, vocabulary: int) -> list[int]:
+    def _rows(self, generator: torch.Generator) -> list[int]:
         options = self.settings.options
         if options["init"] == "vocab":
-            return torch.randint(vocabulary, (self.count,), generator=self.generator).tolist()
+            return torch.randint(self.vocabulary, (self.count,), generator=generator).tolist()
         given = [int(i) for i in options["init_ids"]]
         if not given:
             raise UsageError("subspace.options.init_text needs a tokenizer, which attach has not; accepted: init_ids")
-        if max(given) >= vocabulary:
-            raise UsageError(f"subspace.options.init_ids has {max(given)}; accepted: ids below {vocabulary}")
+        if max(given) >= self.vocabulary:
+            raise UsageError(f"subspace.options.init_ids has {max(given)}; accepted: ids below {self.vocabulary}")
         return [given[i % len(given)] for i in range(self.count)]

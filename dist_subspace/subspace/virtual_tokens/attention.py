@@ -59,7 +59,7 @@ class Slot:
         self.tokens = tokens
         if not torch.is_grad_enabled():
             return
-        if self.left is None or self.left.device != tokens.device:
+        if self.left is None or (self.left.device, self.left.dtype) != (tokens.device, tokens.dtype):
             self.left = tokens.detach().clone().requires_grad_(True)
         else:  # the same tensor for every forward: whichever backward comes last finds what all have left
             self.left.data.copy_(tokens.detach())
@@ -292,7 +292,10 @@ class Prefix:
         longest = length if edges is None else max(b - a for row in edges for a, b in pairwise(row))
         stacks.check_length(self.config, self.first, self.part.count, past + longest)
         if stacks.takes(stack, "position_ids"):
-            mask = stacks.padding_mask(arguments, past, "method prefix")
+            given = (
+                arguments.get("position_ids") is not None
+            )  # then a mask, also one made for a static cache, says nothing more
+            mask = None if given else stacks.padding_mask(arguments, past, "method prefix")
             arguments["position_ids"] = stacks.positions(stack, arguments, mask, past) + self.part.count
         if arguments.get("inputs_embeds") is not None:
             arguments["inputs_embeds"] = self.embedded(arguments["inputs_embeds"])

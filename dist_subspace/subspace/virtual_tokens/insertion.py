@@ -102,6 +102,7 @@ class Insertion:
         if not self.part.enabled:
             return None
         arguments = stacks.named_arguments(stack, args, kwargs)
+        stacks.refuse_static_cache(arguments, f"method {self.part.info.name}")
         cached = stacks.cached_length(arguments)
         past = cached - self.part.count if cached else 0
         mask = stacks.padding_mask(arguments, past, f"method {self.part.info.name}")

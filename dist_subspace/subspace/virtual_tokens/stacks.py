@@ -83,6 +83,14 @@ def cached_length(arguments: dict[str, Any]) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
+def refuse_static_cache(arguments: dict[str, Any], what: str) -> None:
+    """Raises UsageError for a cache whose size was fixed for the real tokens alone."""
+    if getattr(arguments.get("past_key_values"), "is_compileable", False):
+        raise UsageError(
+            f"{what} puts tokens into the cache, for which a static one has no place; accepted: a dynamic cache"
+        )
+
+
 def length_and_device(arguments: dict[str, Any]) -> tuple[int, int, torch.device]:
     """(rows, tokens of this call, device)."""
     given = arguments.get("input_ids")
@@ -101,9 +109,7 @@ def padding_mask(arguments: dict[str, Any], past: int, what: str) -> Tensor | No
         return None
     length = past + length_and_device(arguments)[1]
     if not isinstance(mask, Tensor) or mask.dim() != 2:
-        raise UsageError(
-            f"{what} takes an attention_mask of two dimensions (rows, tokens), not one made for a static cache"
-        )
+        raise UsageError(f"{what} takes an attention_mask of two dimensions (rows, tokens)")
     if mask.shape[1] != length:
         raise UsageError(
             f"attention_mask has {mask.shape[1]} tokens, but {past} are cached and {length - past} are given"

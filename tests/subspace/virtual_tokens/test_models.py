@@ -83,6 +83,13 @@ def test_generation_of_a_left_padded_batch_is_that_of_each_row(method: str) -> N
         assert torch.equal(together[n, -5:], single[0, -5:])
 
 
+def test_a_prefix_is_not_in_the_cache_which_may_be_static() -> None:
+    model, prompt = model_with("prefix"), ids(2, 6)
+    options: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    found = model.generate(prompt, cache_implementation="static", disable_compile=True, **options)
+    assert torch.equal(found, greedy(model, prompt, 4))
+
+
 @each_method
 def test_beams_and_an_encoder_decoder_generate_too(method: str) -> None:
     model = model_with(method)
