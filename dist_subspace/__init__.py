@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dist_subspace.accounting import summary
     from dist_subspace.advancing import advance
-    from dist_subspace.api import attach, load_adapter
+    from dist_subspace.api import attach, import_peft, load_adapter
     from dist_subspace.interchange.adapter import save_adapter
     from dist_subspace.interchange.merge import merge
+    from dist_subspace.interchange.peft_export import export_peft
     from dist_subspace.loading.load import load_frozen
     from dist_subspace.subspace import (
         MethodInfo,
@@ -29,6 +30,8 @@ __all__ = [
     "advance",
     "attach",
     "disabled",
+    "export_peft",
+    "import_peft",
     "load_adapter",
     "load_frozen",
     "merge",
@@ -42,8 +45,10 @@ __all__ = [
 _HOMES = {
     "advance": "dist_subspace.advancing",
     "attach": "dist_subspace.api",
+    "import_peft": "dist_subspace.api",
     "load_adapter": "dist_subspace.api",
     "load_frozen": "dist_subspace.loading.load",
+    "export_peft": "dist_subspace.interchange.peft_export",
     "merge": "dist_subspace.interchange.merge",
     "summary": "dist_subspace.accounting",
     "save_adapter": "dist_subspace.interchange.adapter",

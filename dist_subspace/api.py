@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
+from dist_subspace.interchange.peft_import import read_peft
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.optimizer_state import watch_optimizers
@@ -62,4 +63,22 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         factors, trained = split_factors(tensors)
     attach(model, config, factors=factors)
     fill_adapter(model, trained)
+    return model
+
+
+def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
+    """Put an adapter that PEFT wrote on a model without one; returns the model, with our method of the same function attached.
+
+    Known are LoRA (rsLoRA, DoRA, ranks and alphas of single layers, PiSSA's and OLoRA's starts), AdaLoRA, IA3, VeRA,
+    prompt-tuning, P-tuning and prefix-tuning, and modules that were trained in full. The model is any that `attach` takes.
+
+    Raises:
+        UsageError: a folder without such an adapter, a kind or a field of it that is not known, an adapter for another base.
+            The model is untouched then.
+    """
+    with agreed("reading PEFT's adapter"):
+        imported = read_peft(folder)
+        imported.check(model)
+    attach(model, imported.config)
+    fill_adapter(model, imported.tensors)
     return model

@@ -1,0 +1,320 @@
+"""`export_peft`: an adapter as a folder that PEFT and vLLM read, exactly, or not at all unless an approximation is asked for.
+
+    direct    the method is PEFT's own, and its file is PEFT's file
+    lora      the update is a product of two thin matrices: PEFT's LoRA with γ = 1 in every layer, whatever its rank
+    scaling   each layer scales its input, or its output and bias: PEFT's IA3
+
+vLLM's loader is the yardstick for names and shapes: `base_model.model.<layer>.lora_A.weight (r, d_in)` and
+`lora_B.weight (d_out, r)`, nothing else in the file, and one γ for all layers (it reads `r`, `lora_alpha` and `use_rslora`, and
+no patterns).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dist_subspace.atomic_files import whole_folder
+from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.interchange.adapter import (
+    CONFIG,
+    PREFIX,
+    WEIGHTS,
+    adapter_config,
+    adapter_tensors,
+    read_adapter,
+    split_factors,
+)
+from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.interchange.model_card import model_card
+from dist_subspace.interchange.peft_forms import Forms, compact, cut, forms_of, pays
+from dist_subspace.placement.collectives import agreed, all_here, on_main, world
+from dist_subspace.placement.zero import gather_to, lent
+from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
+
+FORMS = ("auto", "direct", "lora", "scaling")
+Described = Mapping[str, Any]
+Written = tuple[dict[str, Any], dict[str, Tensor]]  # entries of adapter_config.json, and tensors
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written. form: direct, lora, scaling, or approximate; error: of an approximation, `‖ΔW - B A‖ / ‖ΔW‖` (Frobenius)
+    over all layers as one; errors: the same by layer; notes: who cannot read it."""
+
+    folder: str
+    method: str
+    form: str
+    peft_type: str
+    rank: int | None
+    parameters: int
+    error: float | None
+    errors: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rank = f", rank {self.rank}" if self.rank else ""
+        words = {"direct": "its own files", "lora": "an exact LoRA", "scaling": "exact scalings"}
+        lines = [
+            f"{self.folder}: {self.method} as PEFT's {self.peft_type} ({words.get(self.form, 'an approximation')}{rank}), "
+            f"{self.parameters:,} numbers"
+        ]
+        if self.error is not None:
+            worst = max(self.errors, key=lambda name: self.errors[name])
+            lines.append(
+                f"relative error of the updates: {self.error:.3e} over all layers, at most {self.errors[worst]:.3e} ({worst})"
+            )
+        return "\n".join([*lines, *self.notes])
+
+
+def export_peft(
+    model_or_folder: nn.Module | str | Path,
+    out: str | Path,
+    form: str = "auto",
+    *,
+    approximate_rank: int | None = None,
+    patience: float = 60.0,
+    report: Callable[[str], None] | None = print,
+) -> ExportReport:
+    """Collective: write the adapter as a folder that PEFT reads; rank 0 alone writes.
+
+    Arguments:
+        model_or_folder: a model with an adapter, or a folder that `save_adapter` wrote (no base model is needed then).
+        out: the folder to write, which must not exist or be empty.
+        form: `direct`, `lora` or `scaling`, or `auto`: the first of them that is exact.
+        approximate_rank: where none is, write a LoRA of this rank, each layer's update cut to its largest singular values; the
+            error is measured and reported.
+        patience: seconds to wait for ranks that have not called it.
+        report: called on rank 0 with the report's text.
+
+    Raises:
+        UsageError: a method without an exact form in PEFT, an unknown form, a folder without an adapter, an `out` that holds
+            something. StorageError: the disk refuses. Nothing half-written is left behind.
+    """
+    all_here("export_peft", patience)
+    if form not in FORMS:
+        raise unknown_name("form", form, FORMS)
+    if approximate_rank is not None and approximate_rank < 1:
+        raise UsageError(f"approximate_rank is {approximate_rank!r}; accepted: a whole number of at least 1")
+    wish = _Wish(Path(out), form, approximate_rank)
+    if isinstance(model_or_folder, nn.Module):
+        made = _export_model(model_or_folder, wish)
+    else:
+        made = on_main(_export_folder, Path(model_or_folder), wish)
+    if report is not None and world().is_main:
+        report(str(made))
+    return made
+
+
+@dataclass(frozen=True)
+class _Wish:
+    out: Path
+    form: str
+    rank: int | None
+
+
+def _export_model(model: nn.Module, wish: _Wish) -> ExportReport:
+    """Collective."""
+    info = attached(model).info
+    described = adapter_config(model)
+    direct = _is_direct(described, wish.form)
+    native = adapter_tensors(model, factors=False)
+    forms: dict[str, Forms | None] = {}
+    for name in () if direct else attached(model).layers:
+        forms[name] = _look(name, model.get_submodule(name), wish.rank)  # type: ignore[arg-type]
+    return on_main(_write_best, described, info, native, None if direct else forms, wish)
+
+
+def _look(name: str, part: SubspacePart, rank: int | None) -> Forms | None:
+    """Collective where parameters are split: a part's forms, on rank 0. The base is gathered for an approximation alone."""
+    base = [id(p) for p in part.base.parameters()] if isinstance(part, SubspaceLinear) and rank is None else []
+    wholes = {p: gather_to(p, 0) for p in part.parameters() if id(p) not in base}
+    with agreed(f"the form of {name}"):
+        if world().is_main:
+            with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
+                return forms_of(name, part, getattr(part, "bias", None) is not None, rank, base=True)
+    return None
+
+
+def _export_folder(folder: Path, wish: _Wish) -> ExportReport:
+    """Local: from the files alone."""
+    config, tensors = read_adapter(folder)
+    adapter = AdapterFolder(folder)
+    info, described = method_class(config.method).info, adapter.described
+    direct = _is_direct(described, wish.form)
+    forms: dict[str, Forms | None] | None = None
+    if not direct:
+        biased = described["dist_subspace"].get("biased", [])
+        found = {n: forms_of(n, part, n in biased, wish.rank, base=False) for n, part in hollow_parts(adapter)}
+        forms = {name: found.get(name) for name in adapter.layers}
+    return _write_best(described, info, split_factors(tensors)[1], forms, wish)
+
+
+def _is_direct(described: Described, form: str) -> bool:
+    """Whether the adapter's own file is what is wanted: PEFT reads it, and so does vLLM, which knows no patterns."""
+    if form not in ("auto", "direct") or described["peft_type"] is None:
+        return False
+    return form == "direct" or described.get("use_dora") or _one_scale(described)
+
+
+def _one_scale(described: Described) -> bool:
+    ranks, alphas = described.get("rank_pattern") or {}, described.get("alpha_pattern") or {}
+
+    def scale(rank: float, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)
+
+    if not ranks and not alphas:
+        return True  # nor need the method have a rank
+    r, alpha = float(described["r"]), float(described["lora_alpha"])
+    own = {scale(ranks.get(name, r), alphas.get(name, alpha)) for name in {*ranks, *alphas}}
+    return all(math.isclose(gamma, scale(r, alpha)) for gamma in own)
+
+
+def _write_best(
+    described: Described,
+    info: MethodInfo,
+    native: dict[str, Tensor],
+    forms: dict[str, Forms | None] | None,
+    wish: _Wish,
+) -> ExportReport:
+    """Local: choose the form, and write the folder."""
+    ours = described["dist_subspace"]
+    if ours.get("new_tokens"):
+        raise UsageError(
+            "the adapter has new tokens, which PEFT's files of a base that does not know them cannot hold; accepted: merge"
+        )
+    errors: dict[str, tuple[float, float]] = {}
+    entries: dict[str, Any]
+    kind, entries, tensors = "direct", {}, native
+    if forms is not None:
+        kind, (entries, tensors), errors = _best(forms, described, info, wish)
+        tensors |= _trained_in_full(native, ours["layers"])
+    config = {key: value for key, value in described.items() if key != "dist_subspace"} | entries
+    _write(wish.out, config, tensors)
+    return ExportReport(
+        folder=str(wish.out),
+        method=info.name,
+        form=kind,
+        peft_type=config["peft_type"],
+        rank=config.get("r"),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        error=_overall(errors) if errors else None,
+        errors={name: (lost / max(size, 1e-30)) ** 0.5 for name, (lost, size) in errors.items()},
+        notes=_notes(config),
+    )
+
+
+def _best(
+    forms: dict[str, Forms | None], described: Described, info: MethodInfo, wish: _Wish
+) -> tuple[str, Written, dict[str, tuple[float, float]]]:
+    """The first exact form, else the approximation that was asked for."""
+    known = {name: form for name, form in forms.items() if form is not None}
+    whole = bool(known) and len(known) == len(forms)
+    pairs = {name: compact(form.lora) for name, form in known.items() if form.lora is not None}
+    if whole and len(pairs) == len(forms) and wish.form in ("auto", "lora") and (wish.form == "lora" or pays(pairs)):
+        return "lora", _lora(pairs, described), {}
+    scaled = [name for name, form in known.items() if form.input_scale is not None or form.output_scale is not None]
+    if whole and len(scaled) == len(forms) and wish.form in ("auto", "scaling"):
+        return "scaling", _scalings(known, described), {}
+    if wish.rank is None or wish.form != "auto" or not whole:
+        raise _no_form(info, described, wish, too_large=whole and len(pairs) == len(forms))
+    cuts = {name: form.near or _cut(form, pairs.get(name), wish.rank) for name, form in known.items()}
+    errors = {name: (lost, size) for name, (_, lost, size) in cuts.items()}
+    return "approximate", _lora({name: compact(pair) for name, (pair, _, _) in cuts.items()}, described), errors
+
+
+def _cut(form: Forms, pair: tuple[Tensor, Tensor] | None, rank: int) -> tuple[tuple[Tensor, Tensor], float, float]:
+    if pair is None:
+        raise UsageError("approximate_rank is for layers whose update is a matrix; one of them is scaled")
+    return cut(pair[1] @ pair[0], rank)
+
+
+def _no_form(info: MethodInfo, described: Described, wish: _Wish, too_large: bool) -> UsageError:
+    nonlinear = described["dist_subspace"].get("constraint") == "mpc_n"
+    instead = "save_adapter, whose folder load_adapter reads"
+    if info.mergeable and not nonlinear:
+        instead = "merge, or approximate_rank for a low-rank approximation"
+    name = f"method {info.name}{' with constraint mpc_n' if nonlinear else ''}"
+    if wish.form != "auto":
+        return UsageError(f"form is {wish.form!r}, which {name} does not have here; accepted: auto, or {instead}")
+    if too_large:
+        why = f"{name} is a LoRA only with more numbers than the weights that it changes"
+        return UsageError(f"{why}; accepted: form lora nevertheless, {instead}")
+    return UsageError(f"{name} has no exact form in PEFT; accepted: {instead}")
+
+
+def _lora(pairs: Mapping[str, tuple[Tensor, Tensor]], described: Described) -> Written:
+    """LoRA with γ = 1 in every layer: for PEFT by patterns, for vLLM because `lora_alpha / r` is 1 and nothing else is read."""
+    ranks = {name: a.shape[0] for name, (a, _) in pairs.items()}
+    rank = max(ranks.values())
+    fewer = {name: own for name, own in ranks.items() if own != rank}
+    entries = {
+        **{"peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none"},
+        **{"use_rslora": False, "use_dora": False, "init_lora_weights": True},
+        **{"rank_pattern": fewer, "alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)},
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, (a, b) in pairs.items():
+        tensors |= {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
+    return entries, tensors
+
+
+def _conv1d(described: Described) -> bool:
+    return bool(described["dist_subspace"].get("conv1d"))
+
+
+def _scalings(forms: Mapping[str, Forms], described: Described) -> Written:
+    inputs = [name for name, form in forms.items() if form.input_scale is not None]
+    pattern = ".*" if len(inputs) == len(forms) else "|".join(map(re.escape, inputs))
+    entries = {
+        **{"peft_type": "IA3", "feedforward_modules": pattern if inputs else [], "init_ia3_weights": True},
+        "fan_in_fan_out": _conv1d(described),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, form in forms.items():
+        if form.input_scale is not None:
+            tensors[f"{PREFIX}{name}.ia3_l"] = form.input_scale[None, :]
+        elif form.output_scale is not None:
+            tensors[f"{PREFIX}{name}.ia3_l"] = form.output_scale[:, None]
+    return entries, tensors
+
+
+def _trained_in_full(native: Mapping[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
+    """The tensors of `modules_to_save`: of no layer, and of the model itself."""
+    own = tuple(f"{PREFIX}{name}." for name in layers)
+    return {key: t for key, t in native.items() if key.startswith(PREFIX) and not key.startswith(own)}
+
+
+def _overall(errors: Mapping[str, tuple[float, float]]) -> float:
+    lost, size = map(sum, zip(*errors.values(), strict=True))
+    return float((lost / max(size, 1e-30)) ** 0.5)
+
+
+def _notes(config: Described) -> tuple[str, ...]:
+    notes = []
+    if config["peft_type"] != "LORA":
+        notes.append(f"vLLM reads LoRA alone: this folder ({config['peft_type']}) is for PEFT")
+    elif config.get("use_dora"):
+        notes.append("vLLM does not read DoRA: this folder is for PEFT")
+    if config.get("modules_to_save"):
+        notes.append("vLLM reads no modules that were trained in full: for it, merge")
+    return tuple(notes)
+
+
+def _write(out: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with whole_folder(out, size) as folder:
+        save_file({key: t.contiguous() for key, t in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "README.md").write_text(model_card(config, {}))

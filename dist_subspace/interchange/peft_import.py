@@ -1,0 +1,99 @@
+"""Adapters that PEFT wrote, read as ours: a configuration of one of our methods, and tensors by the names of our own files.
+
+Everything is checked from the two files before a model is touched. What a field would change that is not known here is refused by
+the field's name: an adapter that is read must compute what PEFT computes from it. Local.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.peft_files import Imported, split_saved
+from dist_subspace.interchange.peft_kinds import KINDS
+
+# Entries of adapter_config.json that change nothing about a finished adapter, or are read below.
+READ = {
+    *(
+        "peft_type",
+        "task_type",
+        "base_model_name_or_path",
+        "target_modules",
+        "modules_to_save",
+        "bias",
+        "r",
+        "fan_in_fan_out",
+    ),
+    *("lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
+    *("init_r", "target_r", "beta1", "beta2", "orth_reg_weight", "tinit", "tfinal", "deltaT", "total_step"),
+    *("feedforward_modules", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"),
+    *("num_virtual_tokens", "num_transformer_submodules", "token_dim", "num_attention_heads", "num_layers"),
+}
+WITHOUT_EFFECT = {
+    *(
+        "auto_mapping",
+        "peft_version",
+        "revision",
+        "inference_mode",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+    ),
+    *(
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
+        "runtime_config",
+    ),
+    *("init_ia3_weights", "init_weights", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"),
+    *("tokenizer_kwargs", "prefix_projection", "encoder_reparameterization_type", "encoder_hidden_size"),
+    *("encoder_num_layers", "encoder_dropout"),
+}
+
+
+def read_peft(folder: str | Path) -> Imported:
+    """An adapter folder that PEFT wrote.
+
+    Raises:
+        UsageError: no such folder, no adapter in it, an adapter of a kind or with a field that is not known, tensors that do
+            not fit together.
+    """
+    described, tensors = _read(Path(folder))
+    kind = described.get("peft_type")
+    if kind not in KINDS:
+        raise unknown_name("peft_type", kind, KINDS)
+    for name, value in described.items():
+        if name not in READ | WITHOUT_EFFECT and value not in (None, False, {}, [], ""):
+            raise UsageError(f"{name} is {value!r}, which is not known here; accepted: a {kind} adapter without it")
+    if described.get("bias", "none") != "none":
+        raise UsageError(f"bias is {described['bias']!r}, and trained biases are not read; accepted: none")
+    tensors, saved = split_saved(tensors, described.get("modules_to_save") or ())
+    return KINDS[kind](described, tensors, saved)
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
+        pickled = (
+            "; its weights are a pickle, which runs code when read" if (folder / "adapter_model.bin").exists() else ""
+        )
+        raise UsageError(f"{str(folder)!r} holds no adapter of PEFT; looked for {CONFIG} and {WEIGHTS}{pickled}")
+    try:
+        described = json.loads((folder / CONFIG).read_text())
+        with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+    except (json.JSONDecodeError, SafetensorError) as error:
+        raise UsageError(f"{str(folder)!r} holds no whole adapter ({error}); copy it again") from error
+    if not isinstance(described, dict):
+        raise UsageError(f"{folder / CONFIG} is no adapter's configuration; expected a JSON object")
+    if "dist_subspace" in described:
+        raise UsageError(f"{str(folder)!r} is an adapter of dist_subspace; load_adapter reads it")
+    return described, tensors
