@@ -32,6 +32,7 @@ from dist_subspace.placement.collectives import any_rank, max_over_ranks
 from dist_subspace.placement.zero import (
     full_shape,
     is_partitioned,
+    link_moments,
     master_fragments,
     optimized_tensor,
     own_shard,
@@ -66,6 +67,7 @@ def read_state(engine: Any, trainables: Mapping[str, nn.Parameter]) -> dict[str,
     keys = state_keys(engine)
     tensors: dict[str, Tensor] = {}
     for name, parameter in trainables.items():
+        link_moments(parameter, plain_optimizer(engine).state)
         tensors[f"{name}.{MASTER}"] = _copy(_read(engine, parameter, None))
         for key in keys:
             tensors[f"{name}.{key}"] = _copy(_read(engine, parameter, key))
@@ -79,6 +81,7 @@ def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Ma
     """
     keys = state_keys(engine)
     for name, parameter in trainables.items():
+        link_moments(parameter, plain_optimizer(engine).state)
         master = tensors[f"{name}.{MASTER}"]
         _write_parameter(parameter, master)
         _write(engine, parameter, None, master)
@@ -206,6 +209,8 @@ def _edit_master(parameter: nn.Parameter, where: Tensor, value: Tensor | float) 
 
 def _clear_moments(parameter: nn.Parameter, where: Tensor) -> None:
     if hasattr(parameter, "_hp_mapping"):
+        for optimizer in _STEPPED:
+            link_moments(parameter, optimizer.state)
         fragments, start = master_fragments(parameter)
         for moment in (fragment for key, fragment in fragments.items() if key is not None):
             _write_where(moment, start, where, 0.0)

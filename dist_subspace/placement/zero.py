@@ -334,6 +334,21 @@ def master_fragments(parameter: Any) -> tuple[dict[str | None, Tensor], int]:
     return {None: mapping.hp_fragment, **(mapping.optim_fragment or {})}, mapping.lp_fragment_address.start
 
 
+def link_moments(parameter: Any, states: Mapping[Tensor, Any]) -> None:
+    """Local, stages 1 and 2: let DeepSpeed find the parameter's moments in the inner optimizer's state.
+
+    It links those of every group when the first group has made its first step (`_lazy_init_hp_params_optimizer_state`, called
+    in `_optimizer_step`), and then the other groups have none: their `optim_fragment` stays empty for good.
+    """
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is None or mapping.optim_fragment:
+        return
+    memory = mapping.hp_fragment.untyped_storage().data_ptr()
+    for flat, state in states.items():
+        if flat.untyped_storage().data_ptr() == memory:
+            mapping.set_optim_state_fragment(flat, state)
+
+
 def optimized_tensor(parameter: Any) -> Tensor | None:
     """Local: a tensor of the memory that the inner optimizer updates for this parameter on this rank; None where it updates
     nothing of it. At stage 3 `fp32_partitioned_groups_flat` of the parameter's sub-group (`grad_position`), at 1 and 2 the

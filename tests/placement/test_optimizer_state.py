@@ -223,6 +223,31 @@ def test_priming_makes_the_moments_and_moves_nothing(llama: str, stage: int) -> 
             assert torch.equal(rank["after"][f"{name}.master"], rank["before"][f"{name}.master"])
 
 
+def state_in_two_groups(folder: str, stage: int) -> dict[str, Tensor]:
+    """DeepSpeed 0.19.8 loses sight of the moments of every group but the first at stages 1 and 2."""
+    import deepspeed
+
+    model = trained_model(folder, stage)
+    trainables = named_trainables(model)
+    groups = [[p for name, p in trainables.items() if name.endswith(own)] for own in ("lora_A", "lora_B")]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups], lr=tiny.RATE)
+    config = tiny.ds_config(stage, trainable_numel=1, world_size=world().size)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    steps(engine, 0, 2)
+    state = read_state(engine, trainables)
+    changed = {name: 2 * tensor for name, tensor in state.items()}
+    write_state(engine, trainables, changed, 2)
+    assert_same(read_state(engine, trainables), changed)
+    engine.destroy()
+    return state
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_state_of_every_parameter_group_is_read_and_written(llama: str, stage: int) -> None:
+    for state in run_on_ranks(2, state_in_two_groups, llama, stage):
+        assert all(state[name].any() for name in state if ".exp_avg" in name and "lora_B" in name)
+
+
 # Edits in the middle of training.
 
 NAME = "model.layers.1.self_attn.k_proj.lora_"  # A is 3 x 45: no number of ranks divides it

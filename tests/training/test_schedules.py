@@ -19,8 +19,8 @@ from tests.training.test_run import configuration, losses, run_here
 
 STEPS = 12
 OPTIONS: dict[str, dict[str, Any]] = {
-    "adalora": {"warmup_steps": 1, "final_steps": 3, "interval": 1},
-    "flexlora": {"warmup_steps": 1, "final_steps": 2, "interval": 2, "budget": 4},
+    "adalora": {"init_rank": 4, "warmup_steps": 1, "final_steps": 3, "interval": 1},  # 14 layers: 56, 29 at step 6, 28
+    "flexlora": {"warmup_steps": 1, "final_steps": 2, "interval": 2, "budget": 60},  # moves: up to 5 at step 6, 1 at step 8
     "lora-dash": {"warmup_steps": 4, "directions": 3},
 }
 
@@ -92,9 +92,9 @@ def check_end(method: str, run: Path, state: dict[str, Any]) -> None:
     """The schedule did what it is for, and it was in the middle of it at the checkpoint that was resumed from."""
     final, middle = decided(run), decided(run, 6)
     ranks = {name: sum(mask) for name, mask in final.items()}
-    if method == "adalora":  # from 3 a layer to 2
-        assert sum(ranks.values()) == 2 * len(ranks) and len(set(ranks.values())) > 1 and final != middle
-        assert sum(map(sum, middle.values())) > 2 * len(ranks)
+    if method == "adalora":
+        assert sum(ranks.values()) == 2 * len(ranks) and len(set(ranks.values())) > 1
+        assert sum(map(sum, middle.values())) == 29
     elif method == "flexlora":
         masks = {name.removesuffix(".lora_E"): m for name, m in final.items() if name.endswith("active")}
         assert sum(map(sum, masks.values())) == 2 * len(masks) and len({sum(m) for m in masks.values()}) > 1
