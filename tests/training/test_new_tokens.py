@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
 
 import dist_subspace as dsub
 from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.training.run import train
-from tests.tiny_run import POSITIONS, make_model
+from tests.ranks import run_on_ranks
+from tests.tiny_run import POSITIONS, make_model, make_tokenizer
 
 MARKS = ["<|im_start|>", "<|im_end|>"]
 KNOWN = 258  # of the base
@@ -129,3 +131,33 @@ def test_a_token_that_is_known_already_is_said_to_begin_anew(
     assert train(config) == EXIT_OK
     shown = " ".join("".join(capsys.readouterr()).split())
     assert "model.new_tokens has a, which the tokenizer knows already: their rows begin anew" in shown
+
+
+def run_here(config: dict[str, Any]) -> int:
+    return train(config)
+
+
+@pytest.mark.parametrize(("method", "ranks"), [("prompt", 1), ("prefix", 2)])
+def test_an_encoder_learns_to_classify_by_virtual_tokens_and_new_ones(method: str, ranks: int, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 44}
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **small)
+    BertForSequenceClassification(config).bert.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"text": f"{MARKS[n % 2]} {n % 5}", "label": "yes" if n % 2 else "no"} for n in range(80)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = configuration(tmp_path, tmp_path / "run", method=method, rank=None, options={"num_virtual_tokens": 3})
+    values["model"] |= {"task": "classification", "storage": "nf4"}
+    values["data"] = {"train": str(tmp_path / "train.jsonl"), "format": "classification", "eval": 0.2, "max_length": 32}
+    values["training"] |= {"max_steps": 40, "global_batch_size": 8, "per_device_train_batch_size": 2}
+    values["deepspeed"], values["checkpoint"] = {"preset": "zero3"}, {"save_steps": 40}
+    assert run_on_ranks(ranks, run_here, values, timeout=240) == [EXIT_OK] * ranks
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["eval_accuracy"] > 0.9
+    model = dsub.load_frozen(tmp_path / "model", storage="nf4", task="classification", num_labels=2, device="cpu")
+    model = dsub.load_adapter(model, tmp_path / "run" / "adapter")
+    larger = load_tokenizer(str(tmp_path / "run" / "adapter"))
+    inputs = larger([f"{MARKS[1]} 3", f"{MARKS[0]} 3"], return_tensors="pt")
+    with torch.no_grad():
+        assert model(input_ids=inputs["input_ids"]).logits.argmax(-1).tolist() == [1, 0]
