@@ -7,14 +7,20 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
+from dist_subspace.atomic_files import whole_folder
+from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import fill_adapter, read_adapter, save_adapter, split_factors
+from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.model_card import TASKS
+from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.optimizer_state import watch_optimizers
 from dist_subspace.placement.zero import gathered, mark_leaf_blocks
 from dist_subspace.statistics import settle
-from dist_subspace.storage import adopt_all
+from dist_subspace.storage import adopt_all, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached
 
 
@@ -66,6 +72,37 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     return model
 
 
+def load_adapted(folder: str | Path, base_model: str | Path | None = None, storage: str | None = None) -> nn.Module:
+    """A saved adapter on its base, loaded as it was held in training.
+
+    Arguments:
+        folder: an adapter that `save_adapter` wrote.
+        base_model: a model folder or hub name; unset: the one that the adapter names.
+        storage: of the frozen weights; unset: that of the training.
+
+    Raises:
+        UsageError: as `load_frozen` and `load_adapter`; an adapter that names no base model.
+    """
+    described = AdapterFolder(folder).described
+    path = base_model or described.get("base_model_name_or_path")
+    if not path:
+        raise UsageError(
+            f"{str(folder)!r} does not say which base model it is for; accepted: one that is given (base_model)"
+        )
+    held = (described.get("dist_subspace") or {}).get("base") or {}
+    kind = storage or held.get("storage") or "bf16"
+    labels = {} if held.get("num_labels") is None else {"num_labels": held["num_labels"]}
+    model = load_frozen(
+        path,
+        storage=kind,
+        double_quant=bool(held.get("double_quant")),
+        task=held.get("task") or "causal-lm",
+        dtype=None if storage_info(kind).dtype else held.get("dtype"),
+        **labels,
+    )
+    return load_adapter(model, folder)
+
+
 def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put an adapter that PEFT wrote on a model without one; returns the model, with our method of the same function attached.
 
@@ -82,3 +119,17 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     attach(model, imported.config)
     fill_adapter(model, imported.tensors)
     return model
+
+
+def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> Imported:
+    """An adapter that PEFT wrote as an adapter folder of ours, read on its base model, which is held in float32.
+
+    Raises:
+        UsageError: as `import_peft` and `load_frozen`. StorageError: the disk refuses. Nothing half-written is left behind.
+    """
+    imported = read_peft(folder)
+    task = {peft: ours for peft, (_, _, ours) in TASKS.items()}.get(str(imported.described.get("task_type")), "base")
+    model = import_peft(load_frozen(base_model, storage="fp32", task=task), folder)
+    with whole_folder(Path(out)) as hidden:
+        save_adapter(model, hidden, base_model=str(base_model))
+    return imported

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
 
 app = typer.Typer(
@@ -25,6 +27,11 @@ ConfigPath = Annotated[str, typer.Argument(help="A YAML configuration (`dist-sub
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to it: key=value, dotted, for example subspace.method=ssl training.max_steps=50."),
+]
+AdapterPath = Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")]
+OutPath = Annotated[str, typer.Argument(help="The folder to write: new, or empty.")]
+BaseModel = Annotated[
+    str | None, typer.Option(help="The base model's folder or hub name; unset: the one that the adapter names.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -86,6 +93,91 @@ def inspect(
 
 
 @app.command()
+def merge(
+    adapter: AdapterPath,
+    out: OutPath,
+    base: Annotated[
+        str, typer.Option(help="What the update is merged into: dequantised (what the training used) or original.")
+    ] = "dequantised",
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the written weights: float32, bfloat16, float16; unset: as computed.")
+    ] = None,
+    base_model: BaseModel = None,
+    storage: Annotated[
+        str | None, typer.Option(help="How the base is held while it is merged; unset: as in training.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write base and adapter as one plain transformers checkpoint, and say how far the two bases are apart.
+
+    The base is loaded as it was held in training, in one process; the checkpoint is written a layer at a time, and appears whole
+    or not at all.
+    """
+    _choose_accelerator()
+    from dist_subspace.api import load_adapted
+    from dist_subspace.interchange.hollow import AdapterFolder
+    from dist_subspace.interchange.merge import TOKENIZER_FILES
+    from dist_subspace.interchange.merge import merge as write
+    from dist_subspace.interchange.plain import refuse_unmergeable
+    from dist_subspace.subspace import resolve
+
+    _leave_on_termination()
+    folder = _adapter_folder(adapter)
+    resolved = resolve(AdapterFolder(folder).config)
+    refuse_unmergeable(resolved.info, resolved.settings)
+    tokenizer = folder if any((folder / name).exists() for name in TOKENIZER_FILES) else None
+    made = write(load_adapted(folder, base_model, storage), out, base, dtype=dtype, tokenizer=tokenizer, report=None)
+    print(json.dumps(made.as_dict(), indent=2) if as_json else made)
+
+
+@app.command()
+def export(
+    adapter: AdapterPath,
+    out: OutPath,
+    form: Annotated[
+        str, typer.Option(help="direct (the method is PEFT's), lora, scaling, or auto: the first that is exact.")
+    ] = "auto",
+    approximate_rank: Annotated[
+        int | None, typer.Option(help="Where nothing is exact: a LoRA of this rank, with its error.")
+    ] = None,
+    base_model: BaseModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an adapter as a folder that PEFT and vLLM read: exactly, or as an approximation where one is asked for.
+
+    The base model is needed for an approximation alone (--base-model).
+    """
+    _choose_accelerator()
+    from dist_subspace.api import load_adapted
+    from dist_subspace.interchange.peft_export import export_peft
+
+    folder = _adapter_folder(adapter)
+    source = folder if base_model is None else load_adapted(folder, base_model)
+    made = export_peft(source, out, form, approximate_rank=approximate_rank, report=None)
+    print(json.dumps(made.as_dict(), indent=2) if as_json else made)
+
+
+@app.command("import")
+def import_(
+    peft_adapter: Annotated[str, typer.Argument(help="An adapter folder that PEFT wrote.")],
+    out: OutPath,
+    base_model: BaseModel = None,
+) -> None:
+    """Write an adapter of PEFT as an adapter folder of ours, which load_adapter, merge, export and inspect read.
+
+    The base model is needed for PiSSA and OLoRA alone, whose start is made from it (--base-model).
+    """
+    _choose_accelerator()
+    from dist_subspace.api import rewrite_on_base
+    from dist_subspace.interchange.peft_import import rewrite_peft
+
+    imported = rewrite_peft(peft_adapter, out) if base_model is None else rewrite_on_base(peft_adapter, out, base_model)
+    print(
+        f"{out}: PEFT's {imported.described['peft_type']} as {imported.config.method}, {len(imported.tensors)} tensors"
+    )
+
+
+@app.command()
 def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.")]) -> None:
     """Summarise a run and draw its loss curve (RUN_DIR/loss.png); works while it runs, too."""
     from dist_subspace.report.curve import loss_curve
@@ -112,6 +204,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except StorageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except typer.Exit as stop:
         return int(stop.exit_code)
     except typer.Abort:
@@ -131,6 +226,11 @@ def _choose_accelerator() -> None:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _leave_on_termination() -> None:
+    """A termination is an exit like any other, so that what is half-written is removed."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def _adapter_folder(path: str) -> Path:

@@ -200,7 +200,8 @@ def _write_best(
     if forms is not None:
         kind, (entries, tensors), errors = _best(forms, described, info, wish)
         tensors |= _trained_in_full(native, ours["layers"])
-    config = {key: value for key, value in described.items() if key != "dist_subspace"} | entries
+    kept = described.keys() - {"dist_subspace"} if forms is None else _OF_EVERY_KIND
+    config = {key: value for key, value in described.items() if key in kept} | entries
     _write(wish.out, config, tensors)
     return ExportReport(
         folder=str(wish.out),
@@ -213,6 +214,12 @@ def _write_best(
         errors={name: (lost / max(size, 1e-30)) ** 0.5 for name, (lost, size) in errors.items()},
         notes=_notes(config),
     )
+
+
+# Entries of adapter_config.json that PEFT reads for every kind of adapter on layers.
+_OF_EVERY_KIND = {
+    *("base_model_name_or_path", "task_type", "inference_mode", "target_modules", "modules_to_save"),
+}
 
 
 def _best(

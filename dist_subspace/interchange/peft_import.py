@@ -13,10 +13,14 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.adapter import CONFIG, FORMAT, WEIGHTS, write_adapter
+from dist_subspace.interchange.model_card import TASKS, model_card
 from dist_subspace.interchange.peft_files import Imported, split_saved
 from dist_subspace.interchange.peft_kinds import KINDS
+from dist_subspace.subspace import method_class
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 # Entries of adapter_config.json that change nothing about a finished adapter, or are read below.
 READ = {
@@ -97,3 +101,32 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if "dist_subspace" in described:
         raise UsageError(f"{str(folder)!r} is an adapter of dist_subspace; load_adapter reads it")
     return described, tensors
+
+
+def rewrite_peft(folder: str | Path, out: str | Path) -> Imported:
+    """Local: an adapter that PEFT wrote as an adapter folder of ours, from the files alone; what was read is returned.
+
+    Raises:
+        UsageError: as `read_peft`; an adapter whose start must be made from its base again. StorageError: the disk refuses.
+            Nothing half-written is left behind.
+    """
+    imported = read_peft(folder)
+    if imported.needs_base:
+        raise UsageError(
+            f"init_lora_weights is {imported.described['init_lora_weights']!r}, and what the adapter starts from is made from "
+            "its base model; accepted: with the base model (--base-model)"
+        )
+    config, shapes = imported.config, imported.shapes
+    known = {name: list(shape) for name, shape in shapes.items() if None not in shape}
+    about = {"layers": list(shapes), "shapes": known, "conv1d": bool(imported.described.get("fan_in_fan_out"))}
+    if EMBEDDINGS in imported.tensors:
+        about["layers"] = [method_class(config.method).attribute]  # type: ignore[attr-defined]
+    base = {"task": _TASKS.get(str(imported.described.get("task_type")), "base")}
+    described = {**imported.described, "dist_subspace": {"format": FORMAT, **about, "base": base, **config.as_dict()}}
+    with whole_folder(Path(out)) as hidden:
+        write_adapter(hidden, imported.tensors, described)
+        (hidden / "README.md").write_text(model_card(described, {}))
+    return imported
+
+
+_TASKS = {peft: ours for peft, (_, _, ours) in TASKS.items()}
