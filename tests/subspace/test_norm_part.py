@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
+from dist_subspace.placement.zero import is_partitioned
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.subspace.extension.houlsby import HoulsbyNorm
 from dist_subspace.subspace.method import Settings
@@ -78,13 +80,15 @@ def test_a_width_is_the_norms_word_its_weights_or_the_models() -> None:
 # Under ZeRO-3, where norms are split too; a Pfeiffer adapter calls its norm twice.
 
 
-def attach_tiny(name: str, method: str, options: dict[str, Any]) -> Any:
-    return dsub.attach(tiny_model(name), SubspaceConfig(method, rank=2, options=options)).train()
+def attached(folder: str, method: str, options: dict[str, Any], deepspeed: dict[str, Any] | None = None) -> Any:
+    """The saved model with a method on it; with `deepspeed` its weights are split before the method comes."""
+    model = dsub.load_frozen(folder, task=TASKS[Path(folder).name], storage="fp32", deepspeed=deepspeed, device="cpu")
+    return dsub.attach(model, SubspaceConfig(method, rank=2, options=options)).train()
 
 
-def losses(name: str, method: str, options: dict[str, Any]) -> list[float]:
+def losses(folder: str, method: str, options: dict[str, Any]) -> list[float]:
     """Three steps on one process, without DeepSpeed."""
-    model = attach_tiny(name, method, options)
+    model = attached(folder, method, options)
     optimizer = tiny.adam(trainable_parameters(model), lr=tiny.RATE)
     found = []
     for _ in range(3):
@@ -96,11 +100,14 @@ def losses(name: str, method: str, options: dict[str, Any]) -> list[float]:
     return found
 
 
-def split_losses(name: str, method: str, options: dict[str, Any]) -> list[float]:
-    """The same three steps by DeepSpeed, at stage 3, with the same rows on every rank."""
-    model = attach_tiny(name, method, options)
+def split_losses(folder: str, method: str, options: dict[str, Any], early: bool) -> list[float]:
+    """The same three steps by DeepSpeed, at stage 3, with the same rows on every rank. Weights are split before the method
+    comes (early), or by DeepSpeed itself afterwards."""
+    size = world().size
+    model = attached(folder, method, options, tiny.ds_config(3, world_size=size) if early else None)
     trained = sum(p.numel() for p in trainable_parameters(model))
-    engine = tiny.make_engine(model, tiny.ds_config(3, trainable_numel=trained, world_size=world().size))
+    engine = tiny.make_engine(model, tiny.ds_config(3, trainable_numel=trained, world_size=size))
+    assert all(is_partitioned(p) for p in model.parameters() if not p.requires_grad)
     found = []
     for _ in range(3):
         loss = engine(**tiny_inputs(model, labels=True)).loss
@@ -111,17 +118,28 @@ def split_losses(name: str, method: str, options: dict[str, Any]) -> list[float]
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "method", "options"),
-    [
-        ("LlamaForCausalLM", "houlsby", {"train_norms": True}),
-        ("BertForMaskedLM", "houlsby", {"train_norms": True}),
-        ("BertForMaskedLM", "pfeiffer", {}),
-        ("GPT2LMHeadModel", "bitfit", {}),
-    ],
-)
-def test_parts_on_norms_train_alike_where_norms_are_split(name: str, method: str, options: dict[str, Any]) -> None:
-    expected = losses(name, method, options)
+TASKS = {"LlamaForCausalLM": "causal-lm", "GPT2LMHeadModel": "causal-lm", "BertForMaskedLM": "masked-lm"}
+CASES: list[tuple[str, str, dict[str, Any], bool]] = [
+    (
+        "LlamaForCausalLM",
+        "houlsby",
+        {"train_norms": True},
+        True,
+    ),  # whose norms do not tell their width while they are split
+    ("BertForMaskedLM", "houlsby", {"train_norms": True}, True),
+    ("BertForMaskedLM", "pfeiffer", {}, True),
+    ("BertForMaskedLM", "pfeiffer", {}, False),
+    ("GPT2LMHeadModel", "bitfit", {}, True),
+]
+
+
+@pytest.mark.parametrize(("name", "method", "options", "early"), CASES)
+def test_parts_on_norms_train_alike_where_norms_are_split(
+    name: str, method: str, options: dict[str, Any], early: bool, tmp_path: Path
+) -> None:
+    folder = str(tmp_path / name)
+    tiny_model(name).save_pretrained(folder)
+    expected = losses(folder, method, options)
     assert expected[2] < expected[0]
-    for found in run_on_ranks(2, split_losses, name, method, options):
+    for found in run_on_ranks(2, split_losses, folder, method, options, early):
         assert found == pytest.approx(expected, rel=2e-5)
