@@ -132,7 +132,9 @@ class Trainer:
                 progress=progress,
                 **_head_settings(plan),
             )
-        scheduled = plan.resolved.method.schedule_class is not None  # then decompositions come in the middle of training
+        scheduled = (
+            plan.resolved.method.schedule_class is not None
+        )  # then decompositions come in the middle of training
         with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
             model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
         if config.training.gradient_checkpointing:

@@ -245,11 +245,16 @@ def _round_trip(cell: Cell, folder: Path, adapter: str, engine: Any, seen: Seen)
 class PlainBase(nn.Module):
     """A dense matrix under ordinary autograd, in the place of a frozen operator."""
 
+    is_float = True
+
     def __init__(self, operator: FrozenLinear, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = operator.in_features, operator.out_features
         self.register_buffer("matrix", operator.dense(dtype))
         self.bias = operator.bias
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.matrix.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.linear(x, self.matrix, None if self.bias is None else self.bias)  # type: ignore[arg-type]

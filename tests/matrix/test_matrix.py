@@ -78,9 +78,11 @@ def check_gradients(cell: Cell, ranks: list[Seen], folder: Path) -> None:
     expected = _reference(_alike(cell), folder).gradients
     assert ranks[0].gradients.keys() == expected.keys()
     largest = max(float(g.abs().max()) for g in expected.values())
+    # In 16 bits a kink (a ReLU between factors) turns a rounding error into a whole token's share of a small gradient.
+    least = 0.01 if methods()[cell.method].mergeable or cell.dtype == torch.float32 else 1.0
     for name, gradient in expected.items():
         mean = sum(seen.gradients[name].double() for seen in ranks) / len(ranks)
-        scale = max(float(gradient.abs().max()), 0.01 * largest)
+        scale = max(float(gradient.abs().max()), least * largest)
         assert float((mean - gradient).abs().max()) <= GRADIENT[cell.dtype] * scale, name
 
 

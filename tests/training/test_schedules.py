@@ -20,7 +20,12 @@ from tests.training.test_run import configuration, losses, run_here
 STEPS = 12
 OPTIONS: dict[str, dict[str, Any]] = {
     "adalora": {"init_rank": 4, "warmup_steps": 1, "final_steps": 3, "interval": 1},  # 14 layers: 56, 29 at step 6, 28
-    "flexlora": {"warmup_steps": 1, "final_steps": 2, "interval": 2, "budget": 60},  # moves: up to 5 at step 6, 1 at step 8
+    "flexlora": {
+        "warmup_steps": 1,
+        "final_steps": 2,
+        "interval": 2,
+        "budget": 60,
+    },  # moves: up to 5 at step 6, 1 at step 8
     "lora-dash": {"warmup_steps": 4, "directions": 3},
 }
 

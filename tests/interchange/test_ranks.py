@@ -1,4 +1,4 @@
-"""A model that is split over ranks merges into the very bytes that one process writes; a rank that merges alone is told."""
+"""What is written from a model that is split over ranks is what one process writes; a rank that calls alone is told."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dist_subspace.placement.collectives import gather_objects, world
 from dist_subspace.placement.zero import is_partitioned, resident_bytes
 from dist_subspace.storage import FrozenLinear
 from tests.interchange.trained import move
-from tests.matrix.tiny import ds_config, global_batch, make_engine, save_tiny, train_step
+from tests.matrix.tiny import ds_config, global_batch, make_engine, plain_model, save_tiny, train_step
 from tests.ranks import run_on_ranks
 
 METHODS = [m for m in ("lora", "ssb", "dora", "pissa", "vera", "bitfit", "svdiff") if m in dsub.methods()]
@@ -132,3 +132,54 @@ def test_a_refusal_of_rank_0_is_everyones(tmp_path: Path) -> None:
     (tmp_path / "out" / "notes.txt").write_text("mine")
     first, second = run_on_ranks(2, merge_into_something, base, str(tmp_path / "out"))
     assert first == second and "which holds something already" in first
+
+
+def exported(base: str, out: str, size: int) -> dict[str, dict[str, Any]]:
+    """Every form, from a model that is split over the ranks: a LoRA of frozen factors, scalings, PEFT's own, an approximation."""
+    found = {}
+    for method, rank in (("pissa", None), ("svdiff", 2), ("ssl", None), ("vera", None), ("ssb", 3)):
+        if method in dsub.methods():
+            model = loaded(base, "nf4", method, 3, size)
+            made = dsub.export_peft(model, f"{out}-{method}", approximate_rank=rank, report=None)
+            found[method] = made.as_dict() | {"folder": ""}
+    return found
+
+
+def test_an_adapter_on_a_split_model_is_exported_as_on_a_whole_one(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "gpt2")
+    alone = exported(base, str(tmp_path / "alone"), 0)
+    first, second = run_on_ranks(2, exported, base, str(tmp_path / "split"), 2)
+    assert first == second == alone
+    for method in alone:
+        assert digest(tmp_path / f"split-{method}") == digest(tmp_path / f"alone-{method}"), method
+
+
+def imported(base: str, folder: str) -> tuple[bool, float]:
+    """PEFT's adapter on a model that is split over the ranks, against PEFT's own logits."""
+    import peft
+    import transformers
+
+    model = dsub.import_peft(
+        dsub.load_frozen(base, storage="fp32", deepspeed=ds_config(3, world_size=world().size)), folder
+    )
+    engine = make_engine(model, ds_config(3, world_size=world().size))  # its hooks gather the weights
+    engine.eval()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    theirs = peft.PeftModel.from_pretrained(plain, folder).eval()
+    ids = global_batch(1)
+    with torch.no_grad():
+        ours = engine(input_ids=ids, use_cache=False).logits
+        wanted = theirs(input_ids=ids).logits
+    split = all(is_partitioned(p) for p in model.parameters() if not p.requires_grad)
+    return split, float((ours - wanted).abs().max() / wanted.abs().max())
+
+
+def test_pefts_adapter_is_read_onto_a_split_model(tmp_path: Path) -> None:
+    import peft
+
+    base = save_tiny(tmp_path, "llama")
+    model = plain_model("llama")
+    config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+    move(peft.get_peft_model(model, config)).save_pretrained(tmp_path / "peft")
+    for split, error in run_on_ranks(2, imported, base, str(tmp_path / "peft")):
+        assert split and error < 1e-5
