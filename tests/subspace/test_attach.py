@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from dist_subspace import SubspaceConfig, attach, disabled, methods, trainable_parameters
+from dist_subspace import SubspaceConfig, advance, attach, disabled, methods, trainable_parameters
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
 from tests.tiny_models import FAMILIES, logits, tiny_inputs, tiny_model
@@ -58,6 +58,7 @@ def test_disabled_gives_exactly_the_bases_output_and_only_within_its_block(name:
 def test_only_the_adapter_is_trained_and_all_of_it_is_reached(name: str, method: str) -> None:
     rank = 8 if methods()[method].uses_rank else None  # so many that a ReLU cuts some of them, never all
     model = randomise(attach_tiny(tiny_model(name), method, rank=rank)).train()
+    advance(model, 1, 3)  # LoRA-Dash's strengths are reached from its switch on
     model(**tiny_inputs(model, labels=True)).loss.backward()
     trained = {id(p) for m in model.modules() if isinstance(m, SubspacePart) for p in m.trainables().values()}
     for parameter_name, parameter in model.named_parameters():
