@@ -109,9 +109,8 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         described |= resolved.method.peft_config(settings)
         described |= {"fan_in_fan_out": _transposed(parts), **_patterns(parts, described)}
         described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
-    if (
-        described["target_modules"] is None
-    ):  # of tokens that stand beside the model: PEFT's files of them know no layers
+    # Of tokens that stand beside the model; PEFT's files of them know no layers.
+    if described["target_modules"] is None:
         described = {key: value for key, value in described.items() if key not in ("target_modules", "fan_in_fan_out")}
     shapes = {name: shape for name, part in parts.items() if (shape := _shape(part))}
     biased = [name for name in shapes if parts[name].bias is not None]
