@@ -21,7 +21,9 @@ from tests.ranks import run_on_ranks
 ALL = all_cells(list(storages()), list(methods()))
 SAMPLE = covering(ALL)
 LOSS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative
-GRADIENT = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 3e-1}  # relative to the parameter's largest
+# Relative to the parameter's largest. float16 runs here without a loss scaler: activations' gradients of these few tokens lie
+# among its subnormal numbers, where two orders of the same sums differ by several percent.
+GRADIENT = {torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 3e-1}
 OUTPUT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}  # absolute, of logits of size 1
 
 _seen: dict[Cell, list[Seen]] = {}
