@@ -110,7 +110,7 @@ def merge_error(model: nn.Module, wanted: Tensor, folder: Path) -> str:
 
 
 def peft_agreement(run: Path, wanted: Tensor, out: Path) -> str:
-    """Local: the final checkpoint's adapter as PEFT's files, read by PEFT."""
+    """Collective: the final checkpoint's adapter as PEFT's files, read by PEFT."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -131,7 +131,7 @@ def row(folder: Path, method: str, storage: str, steps: int, lora_seconds: float
     wanted = logits(trainer.engine)
     merged = merge_error(trainer.model, wanted, folder / "merged")
     agrees = ""
-    if storage == "fp32" and world().is_main:
+    if storage == "fp32":
         agrees = peft_agreement(run / f"checkpoint-{steps}", wanted, folder / "peft")
     barrier()
     for name in ("merged", "peft"):
