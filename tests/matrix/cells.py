@@ -19,7 +19,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
 from dist_subspace.placement.zero import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
 from dist_subspace.storage import FrozenLinear, storage_info
-from dist_subspace.subspace import SubspaceLinear, methods, named_trainables, trainable_parameters
+from dist_subspace.subspace import SubspaceLinear, methods, named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.subspace.collect import GradientCollector
 from tests.matrix import tiny
 
@@ -120,7 +120,8 @@ def _run(cell: Cell, folder: Path, adapter: str, seen: Seen) -> None:
     attach(model, subspace(cell.method))
     model.gradient_checkpointing_enable({"use_reentrant": cell.reentrant})  # type: ignore[operator]
     trained = sum(full_numel(p) for p in trainable_parameters(model))
-    engine = tiny.make_engine(model, tiny.ds_config(cell.stage, trainable_numel=trained, world_size=size))
+    config = tiny.ds_config(cell.stage, trainable_numel=trained, world_size=size)
+    engine = tiny.make_engine(model, config, lambda parameters, lr: tiny.adam(parameter_groups(model, lr), lr))
     frozen = tiny.frozen_parameters(model)
     seen.start_difference = _difference_to_base(engine, model)
     before, moved = _digest(frozen), {n: t.clone() for n, t in _whole(named_trainables(model)).items()}
@@ -284,7 +285,7 @@ def reference(cell: Cell, folder: Path) -> Reference:
             if isinstance(parent, SubspaceLinear) and parent.info.mergeable:
                 parent.transform = functools.partial(_dense_form, parent)  # type: ignore[method-assign]
     model.to(wide) if wide == torch.float64 else None
-    optimizer = tiny.adam(trainable_parameters(model), tiny.RATE)
+    optimizer = tiny.adam(parameter_groups(model, tiny.RATE), tiny.RATE)
     collector = GradientCollector(named_trainables(model))
     model.train()
     found = Reference()

@@ -104,7 +104,7 @@ def make_engine(model: nn.Module, config: dict[str, Any], optimizer: Any = None)
     return start_engine(model, made, config)
 
 
-def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+def adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
     """Adam whose first steps are not mere signs: a gradient of the wrong size shows, and rounding is not blown up."""
     return torch.optim.AdamW(parameters, lr=lr, eps=1e-3)
 
