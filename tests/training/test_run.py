@@ -91,26 +91,26 @@ def test_one_trajectory_on_one_two_and_three_ranks_packed_or_not_with_dropout(fo
             assert curve == pytest.approx(curves[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("preset", [pytest.param("zero0", marks=pytest.mark.slow), "zero3"])
 @pytest.mark.parametrize("method", sorted(methods()))
 def test_row_07_a_resumed_run_is_bit_equal_to_one_that_was_not_interrupted(
-    method: str, folder: Path, tmp_path: Path
+    method: str, preset: str, folder: Path, tmp_path: Path
 ) -> None:
-    for preset in ("zero0", "zero3"):
-        whole, parts = tmp_path / f"{preset}-whole", tmp_path / f"{preset}-parts"
-        for run in (whole, parts):
-            config = configuration(folder, run) | {"deepspeed": {"preset": preset}}
-            config["subspace"] = {"method": method, "dropout": 0.1}
-            config["model"]["storage"] = "nf4"
-            assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
-        for file in (parts / "checkpoint-6").iterdir():
-            file.unlink()
-        (parts / "checkpoint-6").rmdir()
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for run in (whole, parts):
+        config = configuration(folder, run) | {"deepspeed": {"preset": preset}}
+        config["subspace"] = {"method": method, "dropout": 0.1}
+        config["model"]["storage"] = "nf4"
         assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
-        assert losses(parts) == losses(whole)
-        for name in ("adapter_model.safetensors", "optimizer.safetensors"):
-            one, other = load_file(whole / "checkpoint-6" / name), load_file(parts / "checkpoint-6" / name)
-            assert one.keys() == other.keys()
-            assert all(torch.equal(one[key], other[key]) for key in one)
+    for file in (parts / "checkpoint-6").iterdir():
+        file.unlink()
+    (parts / "checkpoint-6").rmdir()
+    assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+    assert losses(parts) == losses(whole)
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        one, other = load_file(whole / "checkpoint-6" / name), load_file(parts / "checkpoint-6" / name)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_a_signal_on_one_rank_stops_all_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
