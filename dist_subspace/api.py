@@ -49,7 +49,7 @@ def attach(
             dimensions, a constraint that the method cannot have.
     """
     adopt_all(model)
-    attach_method(model, config or SubspaceConfig(), gathered)
+    attach_method(model, config or SubspaceConfig(), gathered, known=factors or ())
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dist_subspace.torch_internals import cpu_multiplies
+
 
 class LinearMap(Protocol):
     """What a module provides: both products on rows, without autograd."""
@@ -22,6 +24,12 @@ class LinearMap(Protocol):
 
     def transposed_product(self, g: Tensor) -> Tensor:
         """`g M` for `g (tokens, out)`."""
+
+
+def product_type(x: Tensor) -> torch.dtype:
+    """The type that products with x run in: its own, or float32 for 16 bits on a CPU that has no products of that type, where
+    the sums are the same ones (they add up in float32 anyway) and up to fifty times faster."""
+    return x.dtype if x.device.type != "cpu" or cpu_multiplies(x.dtype) else torch.float32
 
 
 def through(linear_map: LinearMap, x: Tensor) -> Tensor:

@@ -18,7 +18,8 @@ BELOW_TRAINING = AXES | {
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "linear_map": set(),
+    "torch_internals": set(),
+    "linear_map": {"torch_internals"},
     "atomic_files": {"errors"},
     "config": {"errors"},
     "storage": {"errors", "linear_map"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.linear_map import Gate, through, through_gate
+from dist_subspace.linear_map import Gate, product_type, through, through_gate
 
 TILE = 1 << 20  # entries of a matrix that are edited at a time
 
@@ -91,36 +91,41 @@ class FrozenLinear(nn.Module):
 
     def product(self, x: Tensor) -> Tensor:
         """`x W^T` for `x` of shape `(tokens, in_features)`; no autograd."""
-        matrix, factors = self.entries(x.dtype)
-        y = x @ matrix.t()
-        return y if factors is None else y.mul_(factors)
+        wide = product_type(x)
+        matrix, factors = self.entries(wide)
+        y = x.to(wide) @ matrix.t()
+        return (y if factors is None else y.mul_(factors)).to(x.dtype)
 
     def transposed_product(self, g: Tensor) -> Tensor:
         """`g W` for `g` of shape `(tokens, out_features)`; no autograd."""
-        matrix, factors = self.entries(g.dtype)
-        return (g if factors is None else g * factors) @ matrix
+        wide = product_type(g)
+        matrix, factors = self.entries(wide)
+        rows = g.to(wide)
+        return ((rows if factors is None else rows * factors) @ matrix).to(g.dtype)
 
     def gated_product(self, x: Tensor, branch: Tensor, gate: Gate) -> Tensor:
         """`x Wᵀ + branch (W ⊙ Δ)ᵀ`; no autograd. Two products: in 16 bits `W + W ⊙ Δ` would lose a Δ below 2^-9."""
-        matrix, factors = self.entries(x.dtype)
-        y = x @ matrix.t()
+        wide = product_type(x)
+        matrix, factors = self.entries(wide)
+        y, branch = x.to(wide) @ matrix.t(), branch.to(wide)
         for rows in self._tiles():
-            y[:, rows].addmm_(branch, (matrix[rows] * gate.rows(rows, x.dtype)).t())
-        return y if factors is None else y.mul_(factors)
+            y[:, rows].addmm_(branch, (matrix[rows] * gate.rows(rows, wide)).t())
+        return (y if factors is None else y.mul_(factors)).to(x.dtype)
 
     def gated_gradients(
         self, g: Tensor, branch: Tensor, gate: Gate, apart: bool
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Of x and the branch, or of the one input of both, and of the gate's factors, for `g (tokens, out_features)`."""
-        matrix, factors = self.entries(g.dtype)
-        g = g if factors is None else g * factors
+        matrix, factors = self.entries(product_type(g))
+        own, branch = g.dtype, branch.to(matrix.dtype)
+        g = g.to(matrix.dtype) if factors is None else g.to(matrix.dtype) * factors
         grads = gate.gradients((rows, (g[:, rows].t() @ branch).mul_(matrix[rows])) for rows in self._tiles())
         inner = torch.zeros_like(branch, dtype=torch.promote_types(branch.dtype, torch.float32))
         for rows in self._tiles():
             piece, change = matrix[rows], gate.rows(rows, g.dtype)
             inner += g[:, rows] @ (piece * change if apart else torch.addcmul(piece, piece, change))
-        grad = inner.to(g.dtype)
-        return (g @ matrix, grad, grads) if apart else (grad, None, grads)
+        grad = inner.to(own)
+        return ((g @ matrix).to(own), grad, grads) if apart else (grad, None, grads)
 
     def _tiles(self) -> Iterator[slice]:
         """The rows in pieces of at most `TILE` entries."""

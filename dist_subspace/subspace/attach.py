@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,13 +54,16 @@ class Attachment:
         return self.resolved.settings
 
 
-def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) -> nn.Module:
+def attach_method(
+    model: nn.Module, config: SubspaceConfig, gathered: Gathered, known: Container[str] = ()
+) -> nn.Module:
     """Put the configured method on the model; its linear layers are frozen operators already.
 
     Statistics of the frozen matrices are not made here: parts that have one are settled afterwards.
 
     Arguments:
         gathered: a context in which the given parameters are whole (collective where they are split over ranks).
+        known: the sites whose statistics need not be made.
 
     Raises:
         UsageError: for a model that has a method already, a target that matches nothing, a rank above a layer's
@@ -79,6 +82,8 @@ def attach_method(model: nn.Module, config: SubspaceConfig, gathered: Gathered) 
     if smallest is not None:
         resolved = replace(resolved, settings=resolved.method.fitted(resolved.settings, smallest, config))
     settings = settings_of(sites, resolved, largest)
+    for name, site in sites.items():
+        resolved.method.check_site(site, settings[name], name in known)
     common = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
     if config.new_tokens:
         check_new_tokens(model, config.new_tokens, trained_in_full)

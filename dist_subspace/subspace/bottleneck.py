@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_subspace.linear_map import product_type
 from dist_subspace.subspace.low_rank import ACTIVATIONS, kaiming_uniform
 from dist_subspace.subspace.method import Settings, SubspaceLinear, SubspacePart
 
@@ -22,11 +23,12 @@ def make_bottleneck(part: SubspacePart, width: int, settings: Settings, generato
 
 def bottleneck(part: Any, h: Tensor) -> Tensor:
     """`Ad(h) = W_up σ(W_dn h + b_dn) + b_up` for `h (..., d)`, in h's type."""
+    wide = product_type(h)
     down, down_bias, up, up_bias = (
-        p.to(h.dtype) for p in (part.adapter_down, part.adapter_down_bias, part.adapter_up, part.adapter_up_bias)
+        p.to(wide) for p in (part.adapter_down, part.adapter_down_bias, part.adapter_up, part.adapter_up_bias)
     )
-    hidden = ACTIVATIONS[part.settings.options["activation"]](functional.linear(h, down, down_bias))
-    return functional.linear(hidden, up, up_bias)
+    hidden = ACTIVATIONS[part.settings.options["activation"]](functional.linear(h.to(wide), down, down_bias))
+    return functional.linear(hidden, up, up_bias).to(h.dtype)
 
 
 class BottleneckLinear(SubspaceLinear):

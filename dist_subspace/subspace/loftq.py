@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.deviation import FrozenPair, PinnedUpdate
-from dist_subspace.subspace.method import Settings, Weight
+from dist_subspace.subspace.method import Operator, Settings, Weight, no_original
 from dist_subspace.subspace.residual import AnchoredLinear, Pair, best, loftq, product_of
 from dist_subspace.subspace.svd import largest
 
@@ -44,6 +44,18 @@ class LoftqLinear(AnchoredLinear):
             )
         return settings
 
+    @classmethod
+    def check_site(cls, site: Operator, settings: Settings, known: bool) -> None:
+        if settings.options["init"] != "loftq" or (known and settings.options["iterations"] == 1):
+            return
+        if site.is_float:
+            raise UsageError(
+                "subspace.options.init is 'loftq', but the frozen weights are not quantised: there is nothing to fit; "
+                "accepted: kaiming, gaussian, or a quantised storage"
+            )
+        if site.origin is None:
+            no_original()
+
     def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
         super().create(settings, generator, shared)
         if self.fitted_start:
@@ -62,15 +74,10 @@ class LoftqLinear(AnchoredLinear):
         return self.fitted_start and self.settings.options["iterations"] > 1
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
-        if weight.quantised is None:
-            raise UsageError(
-                "subspace.options.init is 'loftq', but the frozen weights are not quantised: there is nothing to fit; "
-                "accepted: kaiming, gaussian, or a quantised storage"
-            )
-
         def split(matrix: Tensor) -> Pair:
             return self.rounded_pair(largest(matrix, self.settings.rank, weight.generator).balanced(self.scale))
 
+        assert weight.quantised is not None  # see check_site
         matrix, rounds = weight.original(), self.settings.options["iterations"]
         nothing = matrix.new_zeros(self.lora_A.shape), matrix.new_zeros(self.lora_B.shape)
         fit = best(loftq(matrix, weight.quantised, split, nothing, self.scale, rounds))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.linear_map import Gate
+from dist_subspace.linear_map import Gate, product_type
 from dist_subspace.subspace.constraints import Constraint, Penalty
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.options import Option
@@ -29,19 +29,27 @@ if TYPE_CHECKING:
 
 def no_original() -> Tensor:
     """For a weight that was never read from a checkpoint."""
-    raise UsageError("the frozen weight was not read from a checkpoint of this run, so its original is not to be had")
+    raise UsageError(
+        "these settings need the checkpoint's own matrices, but the model was not read from one by load_frozen; accepted: a "
+        "model of load_frozen, or settings that do without (residual: stacked, init: kaiming)"
+    )
 
 
 @runtime_checkable
 class Operator(Protocol):
     """The three questions: `operator(x)`, `in_features` and `out_features`, `dense()`. The bias belongs to the method.
 
-    `operator(x, gate, branch)` is `W x + (W ⊙ Δ) branch`, for a method that changes W entry by entry."""
+    `operator(x, gate, branch)` is `W x + (W ⊙ Δ) branch`, for a method that changes W entry by entry. `is_float`: whether W is
+    held unquantised; `origin`: where its original can be read, or None."""
 
     in_features: int
     out_features: int
     bias: nn.Parameter | None
     training: bool
+    origin: Any
+
+    @property
+    def is_float(self) -> bool: ...
 
     def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor: ...
 
@@ -173,6 +181,14 @@ class SubspacePart(nn.Module):
 
             return replace(settings, rank=smallest)
         return settings
+
+    @classmethod
+    def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
+        """Refuse (UsageError) a site that cannot have these settings, before anything of the model is changed.
+
+        Arguments:
+            known: whether the site's statistic need not be made, because a file holds it.
+        """
 
     @classmethod
     def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> Any:
@@ -357,12 +373,20 @@ class SubspaceLinear(SubspacePart):
         if not self.enabled:
             y = self.untransformed(x)
             return y if self.bias is None else y + self.bias.to(y.dtype)
-        y = self.transform(x)
+        y = self._transformed(x)
         if self.penalty is not None and self.training and torch.is_grad_enabled():
             y = self.penalty(y, *self.constrained())
         for bias in (None if self.bias is None else self.shifted_bias(self.bias), self.added_bias()):
             y = y if bias is None else y + bias.to(y.dtype)
         return y
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        """`transform` in the type that products run in: on a CPU without 16-bit products, all of a layer's in float32."""
+        wide = product_type(x)
+        if wide == x.dtype:
+            return self.transform(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return self.transform(x.to(wide)).to(x.dtype)
 
     @property
     def weight(self) -> Tensor | None:

@@ -20,7 +20,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.deviation import DeviationUpdate, FrozenPair, PinnedUpdate, wide
 from dist_subspace.subspace.low_rank import LowRankLinear, LowRankUpdate
-from dist_subspace.subspace.method import Settings, Weight
+from dist_subspace.subspace.method import Operator, Settings, Weight, no_original
 from dist_subspace.subspace.options import Option, choice, whole
 
 Pair = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
@@ -137,6 +137,17 @@ class ResidualLinear(AnchoredLinear):
             )
         return settings
 
+    @classmethod
+    def check_site(cls, site: Operator, settings: Settings, known: bool) -> None:
+        rounds = settings.options.get("iterations", 1)
+        if rounds > 1 and site.is_float:
+            raise UsageError(
+                f"subspace.options.iterations is {rounds}, but the frozen weights are not quantised: there is nothing to fit; "
+                "accepted: 1, or a quantised storage"
+            )
+        if settings.options["residual"] == "fold" and not site.is_float and site.origin is None:
+            no_original()
+
     @property
     def rebases(self) -> bool:
         return bool(self.settings.options["residual"] == "fold")
@@ -151,12 +162,8 @@ class ResidualLinear(AnchoredLinear):
         rounds = self.settings.options.get("iterations", 1)
         if rounds == 1:
             a, b = first(self._source(weight))
-        elif weight.quantised is None:
-            raise UsageError(
-                f"subspace.options.iterations is {rounds}, but the frozen weights are not quantised: there is nothing to fit; "
-                "accepted: 1, or a quantised storage"
-            )
         else:
+            assert weight.quantised is not None  # see check_site
             a, b = best(qpissa(weight.original(), weight.quantised, first, then, self.scale, rounds)).pair
         return {"lora_A0": a, "lora_B0": b}
 

@@ -108,12 +108,6 @@ def test_plain_lora_keeps_nothing_and_needs_no_statistic() -> None:
     torch.testing.assert_close(moved(part).merged_onto_original(MATRIX), MATRIX + product(part))
 
 
-def test_weights_that_were_not_rounded_leave_nothing_to_fit() -> None:
-    for storage in ("fp32", "bf16", "fp16"):
-        with pytest.raises(UsageError, match=r"options.init is 'loftq', but the frozen weights are not quantised"):
-            fitted(storage=storage)
-
-
 def test_options_that_contradict_one_another_are_refused() -> None:
     with pytest.raises(UsageError, match=r"iterations is 3, but init kaiming"):
         resolve(SubspaceConfig(method="lora", options={"iterations": 3}))

@@ -13,7 +13,7 @@ from dist_subspace import SubspaceConfig, attach, disabled, load_adapter, load_f
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, is_partitioned
-from dist_subspace.subspace import trainable_parameters
+from dist_subspace.subspace import SubspacePart, attachment, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 
@@ -110,9 +110,16 @@ def test_two_ranks_start_train_and_reload_as_one(name: str, models: Path, tmp_pa
         torch.testing.assert_close(logits(again), alone["base"], rtol=1e-4, atol=1e-4)
 
 
-def test_a_float_storage_leaves_loftq_nothing_to_fit(models: Path) -> None:
-    with pytest.raises(UsageError, match=r"init is 'loftq', but the frozen weights are not quantised"):
-        attach(frozen(models, "llama", "fp32"), SubspaceConfig(rank=3, **STARTS["loftq"]))
+@pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", ["loftq", "qpissa"])
+def test_a_float_storage_leaves_nothing_to_fit_and_the_model_as_it_was(name: str, storage: str, models: Path) -> None:
+    model = frozen(models, "llama", storage)
+    with pytest.raises(
+        UsageError, match=r"(init is 'loftq'|iterations is \d), but the frozen weights are not quantised"
+    ):
+        attach(model, SubspaceConfig(rank=3, **STARTS[name]))
+    assert attachment(model) is None and not any(isinstance(m, SubspacePart) for m in model.modules())
+    attach(model, SubspaceConfig(rank=3))
 
 
 def test_a_model_that_came_rounded_from_elsewhere_cannot_be_folded(models: Path) -> None:
@@ -120,5 +127,7 @@ def test_a_model_that_came_rounded_from_elsewhere_cannot_be_folded(models: Path)
     for module in model.modules():
         if hasattr(module, "origin"):
             module.origin = None
-    with pytest.raises(UsageError, match="original"):
-        attach(model, SubspaceConfig(rank=3, **STARTS["pissa, folded"]))
+    for start in ("pissa, folded", "loftq"):
+        with pytest.raises(UsageError, match="not read from one by load_frozen"):
+            attach(model, SubspaceConfig(rank=3, **STARTS[start]))
+        assert attachment(model) is None
