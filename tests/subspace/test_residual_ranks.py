@@ -113,7 +113,7 @@ def test_two_ranks_start_train_and_reload_as_one(name: str, models: Path, tmp_pa
 @pytest.mark.parametrize("storage", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", ["loftq", "qpissa"])
 def test_a_float_storage_leaves_nothing_to_fit_and_the_model_as_it_was(name: str, storage: str, models: Path) -> None:
-    model = frozen(models, "llama", storage)
+    model = load_frozen(models / "llama", storage=storage, device="cpu")
     with pytest.raises(
         UsageError, match=r"(init is 'loftq'|iterations is \d), but the frozen weights are not quantised"
     ):
