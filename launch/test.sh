@@ -25,6 +25,7 @@ echo "== pytest"
 # Last, so that its summary closes the output; the other checks' verdicts are repeated before it only when they failed.
 status=0
 [ ${#failed[@]} -eq 0 ] || echo "FAILED before pytest: $(IFS=,; echo "${failed[*]}")"
-python -m pytest ${markers:+-m "$markers"} "$@" || status=$?
+# A file's tests stay in one worker: they share models and processes. Distributed tests start two or three ranks besides.
+python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder ${markers:+-m "$markers"} "$@" || status=$?
 [ ${#failed[@]} -eq 0 ] || status=1
 exit "$status"

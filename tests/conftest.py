@@ -19,11 +19,14 @@ if not torch.cuda.is_available():
 
 from tests.ranks import ROOT, close_pools
 
+LONGEST = ("matrix/test_matrix.py", "training/test_run.py", "launch/test_train.py", "training/test_schedules.py")
 TEST_TIMEOUT = 300  # seconds, where the pytest-timeout plugin is there and the test names no limit of its own
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; there is none")
+    # With several workers a file that begins last ends alone.
+    items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
     limits = config.pluginmanager.hasplugin("timeout")
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():

@@ -17,6 +17,7 @@ import atexit
 import contextlib
 import os
 import pickle
+import random
 import signal
 import socket
 import subprocess
@@ -144,9 +145,12 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Outside the range that the system takes ports for connections from: those of other tests come and go meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(15000, 30000)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
 
 
 class Pool:

@@ -82,6 +82,8 @@ class CleanState:
         torch.set_num_threads(1)
         self._restore_deepspeed()
         gc.collect()
+        # What is left is imported code: DeepSpeed collects garbage for every engine, and need not look at it again.
+        gc.freeze()
         seed_everything()
 
     def _restore_deepspeed(self) -> None:

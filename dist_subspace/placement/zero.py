@@ -97,26 +97,22 @@ def ensure_process_group() -> None:
     if is_distributed():
         return
     import deepspeed
+    from deepspeed.accelerator import get_accelerator
 
-    alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port()}
-    if "RANK" not in os.environ:
-        os.environ.update({key: value for key, value in alone.items() if key not in os.environ})
+    by_mpi = "OMPI_COMM_WORLD_RANK" in os.environ
+    if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1" and not by_mpi:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
+        backend = get_accelerator().communication_backend_name()
+        # There is nobody to meet, so there is no port either, which another program could hold.
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     with redirect_stdout(io.StringIO()):  # DeepSpeed prints that it has built a helper, on every rank
-        deepspeed.init_distributed(auto_mpi_discovery="OMPI_COMM_WORLD_RANK" in os.environ)
+        deepspeed.init_distributed(auto_mpi_discovery=by_mpi)
 
 
 def leave_process_group() -> None:
     """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it."""
     if is_distributed():
         torch.distributed.destroy_process_group()
-
-
-def _free_port() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 @contextmanager

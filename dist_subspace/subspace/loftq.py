@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.deviation import FrozenPair, PinnedUpdate
-from dist_subspace.subspace.method import Operator, Settings, Weight, no_original
+from dist_subspace.subspace.method import Settings, Weight, no_original
 from dist_subspace.subspace.residual import AnchoredLinear, Pair, best, loftq, product_of
 from dist_subspace.subspace.svd import largest
 
@@ -45,7 +45,7 @@ class LoftqLinear(AnchoredLinear):
         return settings
 
     @classmethod
-    def check_site(cls, site: Operator, settings: Settings, known: bool) -> None:
+    def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
         if settings.options["init"] != "loftq" or (known and settings.options["iterations"] == 1):
             return
         if site.is_float:

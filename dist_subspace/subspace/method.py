@@ -39,17 +39,12 @@ def no_original() -> Tensor:
 class Operator(Protocol):
     """The three questions: `operator(x)`, `in_features` and `out_features`, `dense()`. The bias belongs to the method.
 
-    `operator(x, gate, branch)` is `W x + (W ⊙ Δ) branch`, for a method that changes W entry by entry. `is_float`: whether W is
-    held unquantised; `origin`: where its original can be read, or None."""
+    `operator(x, gate, branch)` is `W x + (W ⊙ Δ) branch`, for a method that changes W entry by entry."""
 
     in_features: int
     out_features: int
     bias: nn.Parameter | None
     training: bool
-    origin: Any
-
-    @property
-    def is_float(self) -> bool: ...
 
     def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor: ...
 
@@ -187,6 +182,8 @@ class SubspacePart(nn.Module):
         """Refuse (UsageError) a site that cannot have these settings, before anything of the model is changed.
 
         Arguments:
+            site: a frozen operator also says whether its matrix is a float one (`is_float`), and where its original can be
+                read (`origin`, or None).
             known: whether the site's statistic need not be made, because a file holds it.
         """
 

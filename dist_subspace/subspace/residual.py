@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.deviation import DeviationUpdate, FrozenPair, PinnedUpdate, wide
 from dist_subspace.subspace.low_rank import LowRankLinear, LowRankUpdate
-from dist_subspace.subspace.method import Operator, Settings, Weight, no_original
+from dist_subspace.subspace.method import Settings, Weight, no_original
 from dist_subspace.subspace.options import Option, choice, whole
 
 Pair = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
@@ -138,7 +139,7 @@ class ResidualLinear(AnchoredLinear):
         return settings
 
     @classmethod
-    def check_site(cls, site: Operator, settings: Settings, known: bool) -> None:
+    def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
         rounds = settings.options.get("iterations", 1)
         if rounds > 1 and site.is_float:
             raise UsageError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,25 +13,27 @@ import yaml
 
 from dist_subspace.checkpoint.status import read_status
 from dist_subspace.checkpoint.store import verify
-from tests.ranks import ROOT
+from tests.ranks import ROOT, free_port
 from tests.tiny_run import make_model, make_records
 
 TRAIN = str(ROOT / "launch" / "train.py")
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def launcher(name: str) -> list[str]:
     programs = Path(sys.executable).parent
     if name == "deepspeed":
-        program = [str(programs / "deepspeed"), "--num_accelerators", "2", "--master_port", free_port()]
+        program = [str(programs / "deepspeed"), "--num_accelerators", "2", "--master_port", str(free_port())]
         return [sys.executable, *program]
     if name == "torchrun":
-        return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", free_port()]
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node",
+            "2",
+            "--master_port",
+            str(free_port()),
+        ]
     return [sys.executable]
 
 
