@@ -1,10 +1,12 @@
 """Every method's training step beside our LoRA's, and beside PEFT's own where PEFT has the method.
 
-    python -m tests.benchmarks.methods [--threads 2] [--rounds 9] [--storages bf16 nf4] [--only dora pissa ...]
+    python -m tests.benchmarks.methods [--threads 2] [--rounds 9] [--blocks 6] [--storages bf16 nf4] [--only dora pissa ...]
+        [--peft dora ...] [--peft-rounds 9]
 
-The random bfloat16 LLaMA of tests/benchmarks/speed_models.py (hidden 1024, 6 blocks, 2 x 256 tokens), rank 16, every linear of
-the blocks unless the method has targets of its own. A step is forward, loss and backward, without an optimizer and without
-activation checkpointing; sides alternate, each round gives one ratio; the median and quartiles are printed. "memory" is the
+The random LLaMA of tests/benchmarks/speed_models.py (hidden 1024, 2 x 256 tokens, bfloat16; with storage fp32, float32), rank
+16, every linear of the blocks unless the method has targets of its own. PEFT's bfloat16 steps are torch's: on a CPU without
+such products one takes minutes, so `--peft` names the rows that are to be compared with it (with none after it: no row). A
+step is forward, loss and backward, without an optimizer and without activation checkpointing; sides alternate, each round gives one ratio; the median and quartiles are printed. "memory" is the
 peak of live tensor bytes inside a step over LoRA's (tests/benchmarks/memory.py).
 """
 
@@ -53,9 +55,9 @@ def rows() -> dict[str, tuple[str, dict[str, Any]]]:
     return {**{name: (name, {}) for name in dsub.methods()}, **ROWS}
 
 
-def ours(storage: str, method: str, settings: Mapping[str, Any]) -> nn.Module:
+def ours(storage: str, method: str, settings: Mapping[str, Any], blocks: int = 6) -> nn.Module:
     rank = RANK if dsub.methods()[method].uses_rank else None
-    model = models.frozen(storage)
+    model = models.frozen(storage, blocks)
     return dsub.attach(model, dsub.SubspaceConfig(method=method, rank=rank, **settings)).train()
 
 
@@ -89,8 +91,8 @@ def peft_config(method: str, settings: Mapping[str, Any]) -> Any | None:
     return made[method]() if method in made else None
 
 
-def peft_model(storage: str, config: Any) -> nn.Module:
-    model = models.random_llama()
+def peft_model(storage: str, config: Any, blocks: int = 6) -> nn.Module:
+    model = models.random_llama(models.computed_in(storage), blocks)
     for name, module in list(model.named_modules()):
         if storage == "nf4" and name.rpartition(".")[2] in models.LINEARS:
             models.storages.replace(model, name, models.four_bit(module))
@@ -99,31 +101,32 @@ def peft_model(storage: str, config: Any) -> nn.Module:
     return peft.get_peft_model(model, config).train()
 
 
-def measure(name: str, storage: str, rounds: int, clock: Callable[[], float]) -> None:
+def measure(name: str, storage: str, arguments: argparse.Namespace) -> None:
     method, settings = rows()[name]
+    clock, blocks = CLOCKS[arguments.clock], arguments.blocks
     try:
-        model = ours(storage, method, settings)
+        model = ours(storage, method, settings, blocks)
     except UsageError as refusal:
         print(f"{storage:5s} {name:20s} refused: {refusal}", flush=True)
         return
-    step, lora = models.step_of(model), models.step_of(ours(storage, "lora", {}))
+    step, lora = models.step_of(model), models.step_of(ours(storage, "lora", {}, blocks))
     memory = peak_bytes(step) / peak_bytes(lora)
     goal = TARGETS.get(name, OTHERS)
-    result = compare(name, step, lora, rounds, goal, clock)
+    result = compare(name, step, lora, arguments.rounds, goal, clock)
     trained = sum(p.numel() for p in dsub.trainable_parameters(model))
     line = f"{storage:5s} {name:20s} {trained:>10,} trained  {result.ours_ms:8.1f} ms  x LoRA {result.ratio:.3f} "
     line += f"[{result.low:.3f}, {result.high:.3f}] target {'stated' if name in STATED else f'{goal:.2f}'}  memory {memory:.3f}"
     del lora
     gc.collect()
     config = peft_config(method, settings)
-    if config is not None and storage in ("bf16", "nf4"):
+    if config is not None and name in arguments.peft:
         try:
-            theirs = models.step_of(peft_model(storage, config))
+            theirs = models.step_of(peft_model(storage, config, blocks))
             theirs()
         except Exception as error:
             line += f"  PEFT fails ({type(error).__name__}: {str(error).splitlines()[0][:60]})"
         else:
-            against = compare(name, step, theirs, rounds, 1.0, clock)
+            against = compare(name, step, theirs, arguments.peft_rounds or arguments.rounds, 1.0, clock)
             line += f"  x PEFT {against.ratio:.3f} [{against.low:.3f}, {against.high:.3f}]"
     print(line, flush=True)
 
@@ -135,11 +138,14 @@ def main() -> None:
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--storages", nargs="*", default=["bf16", "nf4"])
     parser.add_argument("--only", nargs="*", choices=sorted(rows()), default=list(rows()))
+    parser.add_argument("--blocks", type=int, default=6)
+    parser.add_argument("--peft", nargs="*", choices=sorted(rows()), default=list(rows()))
+    parser.add_argument("--peft-rounds", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for storage in arguments.storages:
         for name in arguments.only:
-            measure(name, storage, arguments.rounds, CLOCKS[arguments.clock])
+            measure(name, storage, arguments)
             gc.collect()
 
 

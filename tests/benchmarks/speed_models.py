@@ -20,20 +20,20 @@ LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 Step = Callable[[], Tensor]
 
 
-def random_llama() -> LlamaForCausalLM:
-    """A random LLaMA in bfloat16, always the same."""
+def random_llama(dtype: torch.dtype = torch.bfloat16, blocks: int = 6) -> LlamaForCausalLM:
+    """A random LLaMA, always the same."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=6,
+        num_hidden_layers=blocks,
         num_attention_heads=16,
         num_key_value_heads=16,
         max_position_embeddings=LENGTH,
         use_cache=False,
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16).train()
+    model = LlamaForCausalLM(config).to(dtype).train()
     return model.requires_grad_(False)
 
 
@@ -70,9 +70,13 @@ def step_to_embeddings(model: nn.Module) -> Step:
     return step
 
 
-def frozen(storage: str) -> LlamaForCausalLM:
-    """The model with every linear of its blocks as a frozen operator; the head stays bfloat16."""
-    model = random_llama()
+def computed_in(storage: str) -> torch.dtype:
+    return torch.float32 if storage == "fp32" else torch.bfloat16
+
+
+def frozen(storage: str, blocks: int = 6) -> LlamaForCausalLM:
+    """The model with every linear of its blocks as a frozen operator; the head stays in the type of the computation."""
+    model = random_llama(computed_in(storage), blocks)
     with torch.no_grad():
         for name, module in list(model.named_modules()):
             if name.rpartition(".")[2] in LINEARS:
