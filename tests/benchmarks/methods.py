@@ -6,8 +6,9 @@
 The random LLaMA of tests/benchmarks/speed_models.py (hidden 1024, 2 x 256 tokens, bfloat16; with storage fp32, float32), rank
 16, every linear of the blocks unless the method has targets of its own. PEFT's bfloat16 steps are torch's: on a CPU without
 such products one takes minutes, so `--peft` names the rows that are to be compared with it (with none after it: no row). A
-step is forward, loss and backward, without an optimizer and without activation checkpointing; sides alternate, each round gives one ratio; the median and quartiles are printed. "memory" is the
-peak of live tensor bytes inside a step over LoRA's (tests/benchmarks/memory.py).
+step is forward, loss and backward, without an optimizer and without activation checkpointing; sides alternate, each round
+gives one ratio; the median and quartiles are printed. "memory" is the peak of live tensor bytes inside a step over LoRA's
+(tests/benchmarks/memory.py): of the step as it is timed, and with activation checkpointing, which the product's loop has on.
 """
 
 from __future__ import annotations
@@ -101,6 +102,16 @@ def peft_model(storage: str, config: Any, blocks: int = 6) -> nn.Module:
     return peft.get_peft_model(model, config).train()
 
 
+def peaks(model: Any) -> tuple[int, int]:
+    """Live bytes of a step as it is timed, and with activation checkpointing."""
+    step = models.step_of(model)
+    plain = peak_bytes(step)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    checkpointed = peak_bytes(step)
+    model.gradient_checkpointing_disable()
+    return plain, checkpointed
+
+
 def measure(name: str, storage: str, arguments: argparse.Namespace) -> None:
     method, settings = rows()[name]
     clock, blocks = CLOCKS[arguments.clock], arguments.blocks
@@ -109,14 +120,16 @@ def measure(name: str, storage: str, arguments: argparse.Namespace) -> None:
     except UsageError as refusal:
         print(f"{storage:5s} {name:20s} refused: {refusal}", flush=True)
         return
-    step, lora = models.step_of(model), models.step_of(ours(storage, "lora", {}, blocks))
-    memory = peak_bytes(step) / peak_bytes(lora)
+    beside = ours(storage, "lora", {}, blocks)
+    plain, checkpointed = (mine / other for mine, other in zip(peaks(model), peaks(beside), strict=True))
+    step, lora = models.step_of(model), models.step_of(beside)
     goal = TARGETS.get(name, OTHERS)
     result = compare(name, step, lora, arguments.rounds, goal, clock)
     trained = sum(p.numel() for p in dsub.trainable_parameters(model))
     line = f"{storage:5s} {name:20s} {trained:>10,} trained  {result.ours_ms:8.1f} ms  x LoRA {result.ratio:.3f} "
-    line += f"[{result.low:.3f}, {result.high:.3f}] target {'stated' if name in STATED else f'{goal:.2f}'}  memory {memory:.3f}"
-    del lora
+    line += f"[{result.low:.3f}, {result.high:.3f}] target {'stated' if name in STATED else f'{goal:.2f}'}  "
+    line += f"memory {plain:.3f} / {checkpointed:.3f}"
+    del lora, beside
     gc.collect()
     config = peft_config(method, settings)
     if config is not None and name in arguments.peft:

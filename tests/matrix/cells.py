@@ -104,10 +104,10 @@ def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
 def run_cells(cells: list[Cell], folder: str) -> list[Seen]:
     """Every cell, in one process group. A cell that fails on all ranks alike is reported, and the next one runs."""
     seen = []
-    for number, cell in enumerate(cells):
+    for cell in cells:
         found = Seen()
         try:
-            _run(cell, Path(folder), str(Path(folder) / f"adapter-{cell.ranks}-{number}"), found)
+            _run(cell, Path(folder), str(Path(folder) / f"adapter-of-{cell}"), found)
         except Exception:
             found.error = traceback.format_exc()
         seen.append(found)
@@ -117,7 +117,7 @@ def run_cells(cells: list[Cell], folder: str) -> list[Seen]:
 def _run(cell: Cell, folder: Path, adapter: str, seen: Seen) -> None:
     rank, size = world().rank, world().size
     model = _load(cell, folder, tiny.ds_config(cell.stage, world_size=size))
-    attach(model, subspace(cell.method))
+    attach(model, subspace(cell))
     model.gradient_checkpointing_enable({"use_reentrant": cell.reentrant})  # type: ignore[operator]
     trained = sum(full_numel(p) for p in trainable_parameters(model))
     config = tiny.ds_config(cell.stage, trainable_numel=trained, world_size=size)
@@ -172,8 +172,10 @@ def _merge(folder: str, engine: Any, seen: Seen) -> None:
         seen.merge_difference = float((merged(input_ids=ids, use_cache=False).logits - adapted).abs().max())
 
 
-def subspace(method: str) -> SubspaceConfig:
-    return SubspaceConfig(method=method, rank=RANK)
+def subspace(cell: Cell) -> SubspaceConfig:
+    """In 16 bits with a smooth activation: at a kink a rounding error becomes a whole token's share of a gradient."""
+    smooth = cell.dtype != torch.float32 and "activation" in methods()[cell.method].options
+    return SubspaceConfig(method=cell.method, rank=RANK, options={"activation": "tanh"} if smooth else {})
 
 
 def _load(cell: Cell, folder: Path, config: dict[str, Any] | None) -> nn.Module:
@@ -258,7 +260,7 @@ class PlainBase(nn.Module):
         return self.matrix.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.linear(x, self.matrix, None if self.bias is None else self.bias)  # type: ignore[arg-type]
+        return nn.functional.linear(x, self.matrix.to(x.dtype), None if self.bias is None else self.bias)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -273,7 +275,7 @@ def reference(cell: Cell, folder: Path) -> Reference:
     """The same training in one process without DeepSpeed, in float64 where the storage allows: a method that merges computes
     `x W'ᵀ` with its own dense formula under ordinary autograd, one that does not runs its product form on dense matrices."""
     model = _load(cell, folder, None)
-    attach(model, subspace(cell.method))
+    attach(model, subspace(cell))
     wide = torch.float64 if cell.dtype == torch.float32 else cell.dtype
     for name, module in list(model.named_modules()):
         if isinstance(module, FrozenLinear):

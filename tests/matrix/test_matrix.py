@@ -21,10 +21,16 @@ from tests.ranks import run_on_ranks
 
 ALL = all_cells(list(storages()), list(methods()))
 SAMPLE = covering(ALL)
+WIDTHS = ("bf16", "int8", "nf4")
+# What other tools refuse or get wrong (pains.md, rows 9 and 10).
+TWO = [c for c in ALL if c.ranks == 2 and not c.reentrant]
+SHARDED_SVD = [
+    c for c in TWO if (c.method, c.family, c.double_quant) == ("pissa", "llama", False) and c.storage in WIDTHS
+]
+SHARDED_DORA = [c for c in TWO if (c.method, c.stage) == ("dora", 3) and c.storage in ("nf4", "fp4")]
 LOSS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative
-# Relative to the parameter's largest. float16 runs here without a loss scaler: activations' gradients of these few tokens lie
-# among its subnormal numbers, where two orders of the same sums differ by several percent.
-GRADIENT = {torch.float32: 1e-3, torch.float16: 1e-1, torch.bfloat16: 3e-1}
+# Relative to the parameter's largest; float16 runs without a loss scaler here, and the smallest gradients are subnormal numbers.
+GRADIENT = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 OUTPUT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}  # absolute, of logits of size 1
 
 _seen: dict[Cell, list[Seen]] = {}
@@ -81,15 +87,13 @@ def check_gradients(cell: Cell, ranks: list[Seen], folder: Path) -> None:
     expected = _reference(_alike(cell), folder).gradients
     assert ranks[0].gradients.keys() == expected.keys()
     largest = max(float(g.abs().max()) for g in expected.values())
-    # In 16 bits a kink (a ReLU between factors) turns a rounding error into a whole token's share of a small gradient.
-    least = 0.01 if methods()[cell.method].mergeable or cell.dtype == torch.float32 else 1.0
     for name, gradient in expected.items():
         tolerance = GRADIENT[cell.dtype]
         if name.rpartition(".")[2] in method_class(cell.method).late_factors:
             # Of directions that each side found by itself in the middle of the run: in 16 bits near ties fall otherwise.
-            tolerance = 2e-2 if cell.dtype == torch.float32 else float("inf")
+            tolerance = tolerance if cell.dtype == torch.float32 else float("inf")
         mean = sum(seen.gradients[name].double() for seen in ranks) / len(ranks)
-        scale = max(float(gradient.abs().max()), least * largest)
+        scale = max(float(gradient.abs().max()), 0.01 * largest)
         assert float((mean - gradient).abs().max()) <= tolerance * scale, name
 
 
@@ -123,6 +127,17 @@ def test_a_cell_of_the_covering_sample_trains_as_dense_weights_do(cell: Cell, mo
 @pytest.mark.parametrize("cell", ALL, ids=str)
 def test_a_cell_of_the_full_product_trains_as_dense_weights_do(cell: Cell, models: Path) -> None:
     check(cell, ALL, models)
+
+
+@pytest.mark.parametrize("cell", SHARDED_SVD, ids=str)
+def test_row_09_pissa_starts_at_its_base_at_every_stage_in_16_8_and_4_bits(cell: Cell, models: Path) -> None:
+    check(cell, SHARDED_SVD, models)
+    assert all(seen.start_difference == 0 for seen in seen_of(cell, SHARDED_SVD, models))
+
+
+@pytest.mark.parametrize("cell", SHARDED_DORA, ids=str)
+def test_row_10_dora_on_split_4_bit_weights_is_dora_on_dense_ones(cell: Cell, models: Path) -> None:
+    check(cell, SHARDED_DORA, models)
 
 
 def test_row_28_every_frozen_parameter_is_partitioned_to_the_expected_shard(models: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from dist_subspace.storage import pack
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, resolve
@@ -174,6 +176,34 @@ def test_peft_computes_the_same_from_the_file() -> None:
     ]
     for mine, reference in pairs:
         torch.testing.assert_close(mine.grad, reference.grad)
+
+
+class Made(TorchDispatchMode):
+    """The shapes of all tensors that operators make, views of `held` apart."""
+
+    def __init__(self, held: Tensor) -> None:
+        super().__init__()
+        self.held, self.shapes = held.untyped_storage().data_ptr(), set[tuple[int, ...]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.untyped_storage().data_ptr() != self.held:
+            self.shapes.add(tuple(result.shape))
+        return result
+
+
+def test_row_11_a_step_makes_no_dense_matrix_and_multiplies_little_more_than_lora() -> None:
+    flops: dict[str, int] = {}
+    for method in ("lora", "dora"):
+        resolved = resolve(SubspaceConfig(method, rank=16))
+        part = resolved.method.on(pack(torch.randn(320, 256), "fp32"), resolved.settings, torch.Generator(), None)
+        part = settled(part)
+        x = torch.randn(512, 256, requires_grad=True)
+        with FlopCounterMode(display=False) as counter, Made(part.base.weight) as made:  # type: ignore[arg-type]
+            part.train()(x).sum().backward()
+        assert not made.shapes & {(320, 256), (256, 320)}
+        flops[method] = counter.get_total_flops()
+    assert flops["dora"] <= 1.10 * flops["lora"]
 
 
 def test_evaluation_asks_for_the_norms_once_and_again_after_training() -> None:
