@@ -81,11 +81,11 @@ def all_cells(storages: list[str], methods: list[str]) -> list[Cell]:
     return [Cell(*kind, *rest) for kind, *rest in axes]  # type: ignore[call-arg]
 
 
-def covering(cells: list[Cell]) -> list[Cell]:
-    """A sample in which every pair of values of two axes occurs, and every storage and method at stage 3 on two ranks."""
-    wanted = {pair for cell in cells for pair in _pairs(cell)}
-    chosen: list[Cell] = []
-    rest = list(cells)
+def covering(cells: list[Cell], asked: list[Cell]) -> list[Cell]:
+    """A sample in which every pair of values of two axes occurs, and the cells that are asked for."""
+    chosen = list(asked)
+    rest = [cell for cell in cells if cell not in asked]
+    wanted = {pair for cell in rest for pair in _pairs(cell)}.difference(*map(_pairs, asked))
     while wanted:
         best = max(rest, key=lambda cell: len(wanted.intersection(_pairs(cell))))
         chosen.append(best)
