@@ -30,7 +30,7 @@ def random_llama(dtype: torch.dtype = torch.bfloat16, blocks: int = 6) -> LlamaF
         num_hidden_layers=blocks,
         num_attention_heads=16,
         num_key_value_heads=16,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=LENGTH + 64,  # virtual tokens take some
         use_cache=False,
     )
     model = LlamaForCausalLM(config).to(dtype).train()
