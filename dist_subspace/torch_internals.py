@@ -1,6 +1,6 @@
-"""The only file that touches torch below its public surface.
+"""What is asked of torch below its public surface: which matrix products its CPU library has.
 
-Read against torch 2.11 and 2.13 (`aten/src/ATen/native/mkldnn/Utils.h`); tests/test_torch_internals.py fails when it moves.
+Tried on torch 2.13 alone; tests/test_torch_internals.py fails when an operator moves.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import torch
 @functools.cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU has matrix products in `dtype`; torch takes a plain loop where it has none."""
+    if dtype in (torch.bfloat16, torch.float16) and not torch.backends.mkldnn.is_available():
+        return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if dtype == torch.float16:

@@ -46,14 +46,14 @@ class LoftqLinear(AnchoredLinear):
 
     @classmethod
     def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
-        if settings.options["init"] != "loftq" or (known and settings.options["iterations"] == 1):
+        if settings.options["init"] != "loftq":
             return
-        if site.is_float:
+        if site.is_float and not known:
             raise UsageError(
                 "subspace.options.init is 'loftq', but the frozen weights are not quantised: there is nothing to fit; "
                 "accepted: kaiming, gaussian, or a quantised storage"
             )
-        if site.origin is None:
+        if site.origin is None and (not known or settings.options["iterations"] > 1):
             no_original()
 
     def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:

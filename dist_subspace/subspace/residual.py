@@ -141,7 +141,7 @@ class ResidualLinear(AnchoredLinear):
     @classmethod
     def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
         rounds = settings.options.get("iterations", 1)
-        if rounds > 1 and site.is_float:
+        if rounds > 1 and site.is_float and not known:
             raise UsageError(
                 f"subspace.options.iterations is {rounds}, but the frozen weights are not quantised: there is nothing to fit; "
                 "accepted: 1, or a quantised storage"

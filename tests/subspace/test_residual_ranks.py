@@ -131,3 +131,9 @@ def test_a_model_that_came_rounded_from_elsewhere_cannot_be_folded(models: Path)
         with pytest.raises(UsageError, match="not read from one by load_frozen"):
             attach(model, SubspaceConfig(rank=3, **STARTS[start]))
         assert attachment(model) is None
+
+
+@pytest.mark.parametrize("name", ["qpissa", "loftq, 3 rounds"])
+def test_an_adapter_fitted_to_rounded_weights_loads_on_float_ones(name: str, models: Path, tmp_path: Path) -> None:
+    save_adapter(attach(frozen(models, "llama", "nf4"), SubspaceConfig(rank=3, **STARTS[name])), tmp_path)
+    assert attachment(load_adapter(frozen(models, "llama", "fp32"), tmp_path)) is not None
