@@ -20,7 +20,7 @@ if not torch.cuda.is_available():
 from tests.ranks import ROOT, close_pools
 
 LONGEST = ("matrix/test_matrix.py", "training/test_run.py", "launch/test_train.py", "training/test_schedules.py")
-TEST_TIMEOUT = 300  # seconds, where the pytest-timeout plugin is there and the test names no limit of its own
+TEST_TIMEOUT = 600  # seconds, where the pytest-timeout plugin is there and the test names no limit of its own
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

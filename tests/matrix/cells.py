@@ -101,13 +101,16 @@ def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     return set(itertools.combinations(sorted(values.items(), key=lambda item: item[0]), 2))
 
 
-def run_cells(cells: list[Cell], folder: str) -> list[Seen]:
-    """Every cell, in one process group. A cell that fails on all ranks alike is reported, and the next one runs."""
+def run_cells(cells: list[Cell], models: str, work: str) -> list[Seen]:
+    """Every cell, in one process group. A cell that fails on all ranks alike is reported, and the next one runs.
+
+    `models` holds the models' folders; adapters and merged models are written into `work`.
+    """
     seen = []
     for cell in cells:
         found = Seen()
         try:
-            _run(cell, Path(folder), str(Path(folder) / f"adapter-of-{cell}"), found)
+            _run(cell, Path(models), str(Path(work) / f"adapter-of-{cell}"), found)
         except Exception:
             found.error = traceback.format_exc()
         seen.append(found)

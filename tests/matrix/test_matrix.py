@@ -1,11 +1,13 @@
 """Every storage x method x ZeRO stage x ranks x layer kind, generated from the registries: a new file is covered at once.
 
-By default a covering sample (every pair of values of two axes), in one launch for each number of ranks; the product is slow.
+By default a covering sample (every pair of values of two axes), one process group for each number of ranks; the product is
+slow.
 """
 
 from __future__ import annotations
 
 import functools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,6 +35,8 @@ LOSS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relat
 GRADIENT = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
 OUTPUT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}  # absolute, of logits of size 1
 
+AT_ONCE = 16  # cells of one call: few enough for a test's time limit on a busy machine, enough to share the call
+
 _seen: dict[Cell, list[Seen]] = {}
 
 
@@ -52,10 +56,12 @@ def _reference(cell: Cell, folder: Path) -> Reference:
 
 
 def seen_of(cell: Cell, cells: list[Cell], folder: Path) -> list[Seen]:
-    """What each rank saw of a cell; the first question runs all cells of that number of ranks in one process group."""
+    """What each rank saw of a cell; the first question runs it and its neighbours in the process group of its size."""
     if cell not in _seen:
-        group = [other for other in cells if other.ranks == cell.ranks]
-        ranks = run_on_ranks(cell.ranks, run_cells, group, str(folder), timeout=60 + 5 * len(group))
+        alike = [other for other in cells if other.ranks == cell.ranks]
+        begin = alike.index(cell) // AT_ONCE * AT_ONCE
+        group = [other for other in alike[begin : begin + AT_ONCE] if other not in _seen]
+        ranks = run_on_ranks(cell.ranks, run_cells, group, str(folder), tempfile.mkdtemp(dir=folder), timeout=240)
         _seen.update({other: [rank[i] for rank in ranks] for i, other in enumerate(group)})
     return _seen[cell]
 
