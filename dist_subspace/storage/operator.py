@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dist_subspace.linear_map import Gate, product_type, through, through_gate
 
-TILE = 1 << 20  # entries of a matrix that are edited at a time
+TILE = 1 << 18  # entries of a matrix that are edited at a time: less is lost in calls,
+TILES = 32  # and of a large matrix this part is little beside the matrix
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class FrozenLinear(nn.Module):
         g = g.to(matrix.dtype) if factors is None else g.to(matrix.dtype) * factors
         grads = gate.gradients((rows, (g[:, rows].t() @ branch).mul_(matrix[rows])) for rows in self._tiles())
         inner = torch.zeros_like(branch, dtype=torch.promote_types(branch.dtype, torch.float32))
+        del branch  # a copy, where products are wider
         for rows in self._tiles():
             piece, change = matrix[rows], gate.rows(rows, g.dtype)
             inner += g[:, rows] @ (piece * change if apart else torch.addcmul(piece, piece, change))
@@ -128,8 +130,8 @@ class FrozenLinear(nn.Module):
         return ((g @ matrix).to(own), grad, grads) if apart else (grad, None, grads)
 
     def _tiles(self) -> Iterator[slice]:
-        """The rows in pieces of at most `TILE` entries."""
-        step = max(1, TILE // self.in_features)
+        """The rows in pieces of about `TILE` entries, or in `TILES` pieces if those are larger."""
+        step = max(1, TILE // self.in_features, self.out_features // TILES)
         return (slice(first, min(first + step, self.out_features)) for first in range(0, self.out_features, step))
 
     @property

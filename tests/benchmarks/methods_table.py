@@ -3,7 +3,8 @@
     DS_ACCELERATOR=cpu torchrun --nproc_per_node 2 -m tests.benchmarks.methods_table [--steps 50] [--storages fp32 nf4 int8]
 
 stories260K on openbookqa. A row a method and storage: trained parameters; training loss at the first step and over the last
-five; median step time over LoRA's of that storage; checkpoint bytes (adapter, optimizer, state; RUN/factors apart); merge error
+five; ms of a step (global batch 8, optimizer included) and its ratio to LoRA's, the two engines' steps taken in turn on one
+batch after the run, medians; checkpoint bytes (adapter, optimizer, state; RUN/factors apart); merge error
 (largest |logit difference| between the adapted model and the merged checkpoint that transformers loads, float32, over the
 largest logit); PEFT agreement (the same against PEFT's logits of the exported adapter on the same dense base; fp32 rows).
 Needs DIST_SUBSPACE_DATA.
@@ -17,6 +18,7 @@ import os
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,16 +47,14 @@ RATES = dict.fromkeys(
 
 
 class Recorder(Observer):
-    """Keeps losses and step times instead of showing them."""
+    """Keeps losses instead of showing them."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(Display(enabled=False, total_steps=0), None, None, device)
         self.losses: list[float] = []
-        self.seconds: list[float] = []
 
     def step(self, record: dict[str, Any], tokens: int, logged: bool) -> None:
         self.losses.append(record["loss"])
-        self.seconds.append(tokens / record["tokens_per_second"])
 
 
 def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Trainer, Recorder, Path]:
@@ -87,6 +87,27 @@ def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Traine
     trainer.run()
     trainer.stop.close()
     return trainer, recorder, plan.run_dir
+
+
+def step_seconds(trainer: Trainer, batch: Any) -> float:
+    """Collective: a whole optimizer step."""
+    barrier()
+    began = time.perf_counter()
+    trainer.stepper.accumulate(batch)
+    trainer.stepper.apply(True)
+    return time.perf_counter() - began
+
+
+def beside(trainer: Trainer, lora: Trainer, rounds: int = 9) -> tuple[float, float]:
+    """Collective: the median milliseconds of a step, and the median of its ratios to LoRA's, each pair taken at one time."""
+    batch = trainer.plan.batches.batch(0)
+    pairs = []
+    for number in range(rounds + 1):
+        sides = [trainer, lora] if number % 2 else [lora, trainer]
+        seconds = [step_seconds(side, batch) for side in sides]
+        pairs.append(seconds if number % 2 else seconds[::-1])
+    warm = pairs[1:]
+    return 1e3 * statistics.median(own for own, _ in warm), statistics.median(own / other for own, other in warm)
 
 
 def logits(model: Callable[..., Any]) -> Tensor:
@@ -124,10 +145,9 @@ def peft_agreement(run: Path, wanted: Tensor, out: Path) -> str:
     return off(logits(PeftModel.from_pretrained(base, out).eval()), wanted)
 
 
-def row(folder: Path, method: str, storage: str, steps: int, lora_seconds: float | None) -> tuple[str, float]:
+def row(folder: Path, method: str, storage: str, steps: int, lora: Trainer) -> str:
     trainer, recorder, run = trained(folder, method, storage, steps)
     numel = sum(full_numel(p) for p in trainable_parameters(trainer.model))
-    seconds = statistics.median(recorder.seconds[2:])
     checkpoint = sum(f.stat().st_size for f in (run / f"checkpoint-{steps}").iterdir()) if world().is_main else 0
     trainer.engine.eval()
     wanted = logits(trainer.engine)
@@ -139,14 +159,12 @@ def row(folder: Path, method: str, storage: str, steps: int, lora_seconds: float
     for name in ("merged", "peft"):
         if world().is_main:
             shutil.rmtree(folder / name, ignore_errors=True)
-    barrier()
+    trainer.engine.train()
+    milliseconds, ratio = beside(trainer, lora)
     trainer.engine.destroy()
     last = sum(recorder.losses[-5:]) / 5
-    ratio = 1.0 if lora_seconds is None else seconds / lora_seconds
-    text = (
-        f"{storage:<6}{method:<21}{numel:>9,}{recorder.losses[0]:>8.3f}{last:>8.3f}{1e3 * seconds:>8.0f}{ratio:>7.2f}"
-    )
-    return f"{text}{checkpoint:>12,}{merged:>9}{agrees:>9}", seconds
+    text = f"{storage:<6}{method:<21}{numel:>9,}{recorder.losses[0]:>8.3f}{last:>8.3f}{milliseconds:>8.0f}{ratio:>7.2f}"
+    return f"{text}{checkpoint:>12,}{merged:>9}{agrees:>9}"
 
 
 def main() -> None:
@@ -162,17 +180,18 @@ def main() -> None:
     if world().is_main:
         print(f"{'':<6}{'method':<21}{'trained':>9}{'first':>8}{'last 5':>8}{'ms':>8}{'/LoRA':>7}", end="")
         print(f"{'checkpoint':>12}{'merge':>9}{'PEFT':>9}", flush=True)
+    folder = Path(shared[0])
     for storage in arguments.storages:
-        lora_seconds: float | None = None
-        for method in ["lora", *(name for name in arguments.only if name != "lora")]:
+        lora, _, _ = trained(folder / "beside", "lora", storage, 2)
+        for method in arguments.only:
             try:
-                text, seconds = row(Path(shared[0]), method, storage, arguments.steps, lora_seconds)
+                text = row(folder, method, storage, arguments.steps, lora)
             except UsageError as refusal:
-                text, seconds = f"{storage:<6}{method:<21}refused: {refusal}", 0.0
-            lora_seconds = lora_seconds or seconds
+                text = f"{storage:<6}{method:<21}refused: {refusal}"
             if world().is_main:
                 print(text, flush=True)
             gc.collect()
+        lora.engine.destroy()
 
 
 if __name__ == "__main__":
