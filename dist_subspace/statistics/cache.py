@@ -50,8 +50,9 @@ class FactorCache:
             return False
 
     def read(self, key: str) -> dict[str, Tensor]:
+        """Copies: one small tensor that a layer keeps would else keep the whole mapped file in this process's memory."""
         with safe_open(self.path(key), framework="pt", device="cpu") as handle:
-            return {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
 
     def write(self, key: str, name: str, factors: dict[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

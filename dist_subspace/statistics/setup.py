@@ -72,7 +72,7 @@ def settle(
 
     def work(name: str, part: SubspaceLinear, weight: Weight) -> Found:
         factors = known.get(name)
-        made = part.decompose(weight) if factors is None else None
+        made = _as_sent(part.decompose(weight)) if factors is None else None
         matrix = part.rebased(made if made is not None else factors or {}, weight) if part.rebases else None
         base = None if matrix is None else part.base.repacked(matrix)  # type: ignore[attr-defined]
         return Found(made, base)
@@ -86,6 +86,11 @@ def settle(
         if rest[name].rebases:
             _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
         take(name, factors)
+
+
+def _as_sent(factors: Factors) -> dict[str, Tensor]:
+    """Contiguous, so that what is sent and written is no other copy (a decomposition's vectors come transposed)."""
+    return {name: tensor.contiguous() for name, tensor in factors.items()}
 
 
 def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:

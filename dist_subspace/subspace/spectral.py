@@ -49,7 +49,7 @@ class SpectralLinear(SubspaceLinear):
         return {"spectral_U": found.u, "spectral_S": found.s, "spectral_V": found.v}
 
     def settle(self, factors: Mapping[str, Tensor]) -> None:
-        self.register_buffer("spectral_S", factors["spectral_S"].float())
+        self.register_buffer("spectral_S", factors["spectral_S"].float().clone())  # a view would hold a mapped file
         for name in ("spectral_U", "spectral_V"):
             setattr(self, name, self.held(factors[name].to(self.compute_dtype).contiguous()))
 

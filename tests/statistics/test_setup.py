@@ -128,6 +128,16 @@ def test_what_is_found_is_what_is_used(folder: str, tmp_path: Path) -> None:
     assert all(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="asks Linux what is mapped")
+@pytest.mark.parametrize("method", ["svdiff", "dora"])
+def test_no_file_stays_in_memory_because_a_tensor_of_it_is_kept(method: str, folder: str, tmp_path: Path) -> None:
+    cache = str(tmp_path / "factors")
+    attached_model(folder, method, None, cache=cache)
+    found = attached_model(folder, method, None, cache=cache)
+    assert attached(found).layers
+    assert cache not in Path("/proc/self/maps").read_text()
+
+
 def test_another_storage_rank_or_method_does_not_find_them(folder: str, tmp_path: Path) -> None:
     cache = str(tmp_path / "factors")
     attached_model(folder, "pissa", None, cache=cache)
