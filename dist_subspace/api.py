@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import fill_adapter, read_adapter, save_adapter, split_factors
+from dist_subspace.interchange.fitting import check_layers
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.model_card import TASKS
 from dist_subspace.interchange.peft_files import Imported
@@ -66,6 +67,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
+        check_layers(model, AdapterFolder(folder).ours.get("shapes") or {})
         factors, trained = split_factors(tensors)
     attach(model, config, factors=factors)
     fill_adapter(model, trained)
@@ -91,7 +93,10 @@ def load_adapted(folder: str | Path, base_model: str | Path | None = None, stora
         )
     held = (described.get("dist_subspace") or {}).get("base") or {}
     kind = storage or held.get("storage") or "bf16"
-    labels = {} if held.get("num_labels") is None else {"num_labels": held["num_labels"]}
+    labels = {name: held[name] for name in ("label2id", "pad_token_id") if held.get(name) is not None}
+    if held.get("id2label"):  # JSON's keys are strings
+        labels["id2label"] = {int(number): label for number, label in held["id2label"].items()}
+        labels["num_labels"] = len(labels["id2label"])
     model = load_frozen(
         path,
         storage=kind,

@@ -53,7 +53,7 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
                 kept = module.factor_tensors() if factors else {}
                 found = module.file_tensors() | {f"{FACTOR}{key}": tensor for key, tensor in kept.items()}
             elif isinstance(module, (TrainedCopy, NewTokens)):
-                found = {key: p.detach() for key, p in module.trainables().items()}
+                found = module.file_tensors()
             else:
                 continue
             for suffix, tensor in found.items():
@@ -96,6 +96,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     settings = _usual(attachment, parts)
     ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
     ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
+    ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
     path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
     described: dict[str, Any] = {
         "peft_type": _peft_type(model),
@@ -201,8 +202,9 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                 own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
             elif isinstance(module, (TrainedCopy, NewTokens)):
-                for suffix, parameter in module.trainables().items():
-                    parameter.data.copy_(_take(left, file_key(name, suffix), parameter))
+                module.load_file_tensors(
+                    {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
+                )
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
 
@@ -272,19 +274,32 @@ def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> d
     return {"rank_pattern": ranks, "alpha_pattern": alphas}
 
 
+def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float]:
+    """Layers whose alpha is another than the file's: one that was not given follows a layer's own rank."""
+    settings = {name: part.settings for name, part in parts.items() if isinstance(part, SubspaceLinear)}
+    return {name: own.alpha for name, own in settings.items() if usual and own.alpha != usual}
+
+
 def _base(model: nn.Module) -> dict[str, Any]:
     """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
     operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
     held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
     task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), "base")
-    labels = getattr(getattr(model, "config", None), "num_labels", None)
     return {
         "storage": getattr(held, "storage", None),
         "double_quant": bool(getattr(held, "double_quant", False)),
         "dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
         "task": task,
-        "num_labels": labels if "classification" in task else None,
+        **(_labels(model) if "classification" in task else {}),
     }
+
+
+def _labels(model: Any) -> dict[str, Any]:
+    """What a classification model's configuration was told: its labels, and which id pads (the last token is one that is
+    none)."""
+    names = ("id2label", "label2id", "pad_token_id")
+    config = getattr(model, "config", None)
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
 
 
 _TASKS = {
@@ -297,8 +312,10 @@ _TASKS = {
 def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
-    agrees = all(model.get_submodule(name).agrees_with_peft() for name in attachment.layers)  # type: ignore[operator]
-    return attachment.info.peft_type if agrees and not attachment.config.new_tokens else None
+    kind, parts = attachment.info.peft_type, [model.get_submodule(name) for name in attachment.layers]
+    agrees = all(part.agrees_with_peft() for part in parts)  # type: ignore[operator]
+    alike = kind == "LORA" or all(part.settings == parts[0].settings for part in parts)  # which alone has patterns
+    return kind if agrees and alike and not attachment.config.new_tokens else None
 
 
 def _transposed(parts: Mapping[str, nn.Module]) -> bool:

@@ -22,6 +22,7 @@ from dist_subspace.atomic_files import begin_folder, publish_folder, storage_err
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.plain import Drift, Entry, plain_entries
 from dist_subspace.interchange.weights import Planned, WeightsWriter
+from dist_subspace.loading.load import local_folder
 from dist_subspace.loading.transformers_internals import expected_parameters, written_keys
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
 from dist_subspace.placement.zero import gather_to, lent
@@ -220,7 +221,7 @@ def _finish(
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        own = Path(getattr(model.config, "_name_or_path", None) or "no such folder")
+        own = local_folder(getattr(model.config, "_name_or_path", None)) or Path("no such folder")
         names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
         _copy(own, names, hidden)
         _copy(own if tokenizer is None else Path(tokenizer), TOKENIZER_FILES, hidden)

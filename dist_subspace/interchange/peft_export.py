@@ -174,8 +174,8 @@ def _one_scale(described: Described) -> bool:
     def scale(rank: float, alpha: float) -> float:
         return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)
 
-    if not ranks and not alphas:
-        return True  # nor need the method have a rank
+    if described["peft_type"] != "LORA" or (not ranks and not alphas):
+        return True  # of AdaLoRA's files a pattern is no list of ranks; nor need a method have a rank
     r, alpha = float(described["r"]), float(described["lora_alpha"])
     own = {scale(ranks.get(name, r), alphas.get(name, alpha)) for name in {*ranks, *alphas}}
     return all(math.isclose(gamma, scale(r, alpha)) for gamma in own)

@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import PREFIX
-from dist_subspace.storage import is_linear
-from dist_subspace.storage.adopt import linear_shape
-from dist_subspace.subspace import Operator, SubspaceConfig
+from dist_subspace.interchange.fitting import Shapes, check_layers
+from dist_subspace.subspace import SubspaceConfig
 from dist_subspace.subspace.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 Layers = dict[str, dict[str, Tensor]]
-Shapes = dict[str, tuple[int | None, int | None]]
 
 
 @dataclass(frozen=True)
@@ -34,19 +32,7 @@ class Imported:
 
     def check(self, model: nn.Module) -> None:
         """Raises UsageError for a model that the adapter does not fit; the model is only looked at."""
-        for name, shape in self.shapes.items():
-            found = _linear_layer(model, name)
-            if found is None:
-                raise UsageError(
-                    f"the adapter is for {name}, which is no linear layer of this model ({type(model).__name__}): it belongs to "
-                    f"another base model; layers here are for example: {', '.join(_examples(model))}"
-                )
-            if any(own is not None and own != theirs for own, theirs in zip(shape, found, strict=True)):
-                wanted = " x ".join("?" if size is None else str(size) for size in shape)
-                raise UsageError(
-                    f"the adapter is for a {name} of {wanted}, but this model's is {found[0]} x {found[1]}: it belongs to "
-                    "another base model"
-                )
+        check_layers(model, self.shapes)
         self._check_saved(model)
         self._check_tokens(model)
 
@@ -127,26 +113,3 @@ def by_layer(tensors: Mapping[str, Tensor], suffixes: Mapping[str, str], kind: s
 def flat(layers: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     tensors = {f"{PREFIX}{name}.{s}": t.float() for name, held in layers.items() for s, t in held.items()}
     return tensors | {key: t.float() for held in saved.values() for key, t in held.items()}
-
-
-# A model that is only looked at.
-
-
-def _linear_layer(model: nn.Module, name: str) -> tuple[int, int] | None:
-    """`(d_out, d_in)` of a linear layer, whoever made it."""
-    module = dict(model.named_modules()).get(name)
-    if module is None:
-        return None
-    if isinstance(module, Operator):
-        return module.out_features, module.in_features
-    if is_linear(module) or hasattr(module, "in_features"):
-        return linear_shape(module)
-    return None
-
-
-def _examples(model: nn.Module) -> list[str]:
-    kinds: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, Operator) or is_linear(module):
-            kinds.setdefault(name.rpartition(".")[2], name)
-    return list(kinds.values())[:4]

@@ -127,7 +127,8 @@ def _adalora(described: Described, tensors: dict[str, Tensor], saved: Layers) ->
         constraint_weight=weight or 0.1,
         options={"init_rank": rows},
     )
-    return Imported(config, flat(full, saved), described, shapes)  # type: ignore[arg-type]
+    whole = {key: value for key, value in described.items() if key != "rank_pattern"}  # it is of the shortened tensors
+    return Imported(config, flat(full, saved), whole, shapes)  # type: ignore[arg-type]
 
 
 def _filled_up(name: str, held: Mapping[str, Tensor], rows: int, mask: list[bool] | None) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import transformers
@@ -79,6 +80,8 @@ def load_frozen(
     with together("reading the model's configuration"):
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
+        if not Path(path).expanduser().is_dir():
+            config._name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
         index = open_checkpoint(folder)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
@@ -86,6 +89,7 @@ def load_frozen(
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
+        _FRESH[model] = stream.fresh_modules()
     if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
         partitioner = Partitioner(dict(stage_config))
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
@@ -96,6 +100,14 @@ def load_frozen(
     if stage_config is not None:
         mark_leaf_blocks(model)
     return model.eval()
+
+
+def fresh_modules(model: nn.Module) -> tuple[str, ...]:
+    """The modules of a model of `load_frozen` whose parameters its checkpoint lacks: heads and poolers, drawn from the seed."""
+    return _FRESH.get(model, ())
+
+
+_FRESH: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -142,6 +154,20 @@ def resolve_folder(path: str | Path) -> Path:
         raise UsageError(
             f"model.path is {str(path)!r}, which is no folder here, and the hub could not give it ({type(error).__name__})"
         ) from error
+
+
+def local_folder(name: str | Path | None) -> Path | None:
+    """Where a model's files lie on this machine, for a folder or a hub name that was fetched before; else None."""
+    if not name or Path(name).expanduser().is_dir():
+        return Path(name).expanduser() if name else None
+    if not _is_hub_name(str(name)):
+        return None
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), local_files_only=True))
+    except Exception:  # whatever the hub's library calls "not here"
+        return None
 
 
 def download(path: str | Path) -> None:

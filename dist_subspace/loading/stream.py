@@ -48,6 +48,10 @@ class Stream:
         for name, buffer in list(self.model.named_buffers()):
             self._set_buffer(name, buffer, device)
 
+    def fresh_modules(self) -> tuple[str, ...]:
+        """Whose parameters the checkpoint lacks."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.absent))
+
     def _units(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in list(self.model.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):

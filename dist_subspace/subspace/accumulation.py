@@ -83,17 +83,25 @@ def watch_loss(model: nn.Module, accumulation: Accumulation) -> None:
         if loss is None or loss.dim() != 0 or not loss.requires_grad:
             accumulation.unknown()
             return None
-        output["loss"] = _Probe.apply(loss, accumulation, _part(kwargs))
+        output["loss"] = _Probe.apply(loss, accumulation, _part(module, kwargs))
         return output
 
     model.register_forward_hook(hook, with_kwargs=True)
 
 
-def _part(kwargs: Mapping[str, Any]) -> float:
+def _part(model: nn.Module, kwargs: Mapping[str, Any]) -> float:
     """transformers' Trainer divides a micro-batch's summed loss by the targets of the whole step (`num_items_in_batch`): its
     mean loss then has this micro-batch's share of the targets."""
     items, labels = kwargs.get("num_items_in_batch"), kwargs.get("labels")
     if items is None or labels is None:
         return 1.0
-    targets = labels[..., 1:] if labels.dim() > 1 else labels
+    targets = labels[..., 1:] if _shifts_labels(model) else labels
     return float((targets != IGNORED).sum()) / max(1.0, float(items))
+
+
+def _shifts_labels(model: nn.Module) -> bool:
+    """Whether the model's loss leaves out each row's first label, by the Trainer's own rule when it counts targets."""
+    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
+
+    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
+    return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)

@@ -107,6 +107,9 @@ def layer_settings(
 def _check_ranges(config: SubspaceConfig, info: MethodInfo) -> None:
     if not is_number(config.dropout) or not 0 <= config.dropout < 1:
         raise UsageError(f"subspace.dropout is {config.dropout!r}; accepted: from 0 up to, but not including, 1")
+    weight = config.constraint_weight
+    if not is_number(weight) or not (math.isfinite(weight) and weight >= 0):
+        raise UsageError(f"subspace.constraint_weight is {weight!r}; accepted: a number of at least 0")
     constraint = config.constraint or "none"
     if constraint not in CONSTRAINTS:
         raise unknown_name("subspace.constraint", constraint, CONSTRAINTS)
@@ -146,10 +149,10 @@ def _options(given: Mapping[str, Any], info: MethodInfo) -> dict[str, Any]:
 
 def _unused(config: SubspaceConfig, info: MethodInfo) -> tuple[str, ...]:
     given = []
-    if not info.uses_rank and config.rank is not None:
-        given.append("rank")
-    if not (info.uses_rank and info.uses_alpha) and config.alpha is not None:
-        given.append("alpha")
+    if not info.uses_rank:
+        given += [name for name in ("rank", "rank_pattern") if getattr(config, name)]
+    if not (info.uses_rank and info.uses_alpha):
+        given += [name for name in ("alpha", "alpha_pattern") if getattr(config, name)]
     if not info.uses_dropout and config.dropout:
         given.append("dropout")
     if not info.uses_targets and config.target_modules is not None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.subspace.sums import summed_product
 
 SMALLEST = 1e-12  # of n² over the frozen row's own: where γ B A cancels W, rounding is all that is left of n
 
@@ -80,10 +81,7 @@ class ScaledUpdate(torch.autograd.Function):
         grad_x = drop(grad_hidden.t() @ small).view(ctx.shape) if ctx.needs_input_grad[1] else None
         grad_a = (grad_hidden @ drop(rows)).to(a.dtype).mul_(ctx.scale)
         grad_b = (hidden @ scaled).t().to(b.dtype)
-        # A sum adds up in float32 within; only float16 could overflow when the result is rounded to its own type.
-        wide = torch.float32 if g.dtype == torch.float16 else None
-        grad_delta = (flat * u).sum(0, dtype=wide).to(delta.dtype)
-        return grad_out, grad_x, grad_a, grad_b, grad_delta, None, None
+        return grad_out, grad_x, grad_a, grad_b, summed_product(flat, u, delta.dtype), None, None
 
 
 def deviation(
@@ -91,18 +89,21 @@ def deviation(
 ) -> Tensor:
     """`m / n - 1` for `m = ‖W_i‖ + magnitude` and `n² = ‖W_i‖² + 2γ B_i (W Aᵀ)_i + γ² B_i A Aᵀ B_iᵀ`, float32 `(d_out,)`.
 
-    Exactly zero where B and magnitude are. A row of zeros is not rescaled. `n` is a constant unless `through_norm`.
+    Exactly zero where B and magnitude are. A row of zeros is not rescaled. `n` is a constant unless `through_norm`. Numbers a
+    row are float64: near n = 0 float32 does not know `SMALLEST - 1` from -1. Autocast would take the products to 16 bits.
 
     Arguments:
         norms: `‖W_i‖`, float32 `(d_out,)`; products: `W Aᵀ`, `(d_out, r)`; a, b: `(r, d_in)`, `(d_out, r)`.
     """
     empty = norms == 0
-    own = torch.where(empty, torch.ones_like(norms), norms)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and through_norm):
+    own = torch.where(empty, torch.ones_like(norms), norms).double()
+    exact = torch.autocast(norms.device.type, enabled=False)
+    with exact, torch.set_grad_enabled(torch.is_grad_enabled() and through_norm):
         a, b = a.float(), b.float()
         inner = torch.addmm(products.float(), b, a @ a.t(), beta=2 * scale, alpha=scale**2)
-        added = (b * inner).sum(1)
+        added = (b * inner).sum(1).double()
         change = (added / own.square()).clamp(min=SMALLEST - 1)  # n² / ‖W_i‖² - 1
         growth = (1 + change).sqrt()
         excess = change / (1 + growth)  # growth - 1, without the cancellation
-    return torch.where(empty, torch.zeros_like(norms), (magnitude.float() / own - excess) / growth)
+    delta = (magnitude.double() / own - excess) / growth
+    return torch.where(empty, 0.0, delta).float()

@@ -9,7 +9,7 @@ they are, so that nothing is copied, whoever splits them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,6 +86,13 @@ class NewTokens(nn.Module):
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[name])
 
     # Merging.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.method import SubspaceLinear
+from dist_subspace.subspace.sums import summed_product
 
 
 class Scale(torch.autograd.Function):
@@ -28,12 +29,7 @@ class Scale(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, delta = ctx.saved_tensors
         grad_x = torch.addcmul(g, g, delta.to(g.dtype)) if ctx.needs_input_grad[0] else None
-        grad_delta = None
-        if ctx.needs_input_grad[1]:
-            products = (g * x).reshape(-1, g.shape[-1])
-            # A sum adds up in float32 within; only float16 could overflow when the result is rounded to its own type.
-            wide = torch.float32 if g.dtype == torch.float16 else None
-            grad_delta = products.sum(0, dtype=wide).to(delta.dtype)
+        grad_delta = summed_product(g, x, delta.dtype) if ctx.needs_input_grad[1] else None
         return grad_x, grad_delta
 
 

@@ -18,6 +18,7 @@ from dist_subspace.subspace.dropout import drop
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.method import SubspaceLinear, Weight
 from dist_subspace.subspace.options import Option, whole
+from dist_subspace.subspace.sums import summed_product
 from dist_subspace.subspace.svd import Triplets, every, largest
 
 NO_PATTERN = "what it trains lies between frozen singular vectors, which are orthonormal already"
@@ -108,11 +109,7 @@ class Diagonal(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
         h, delta = ctx.saved_tensors
-        grad_delta = None
-        if ctx.needs_input_grad[1]:
-            # A sum adds up in float32 within; only float16 could overflow when the result is rounded to its own type.
-            kind = torch.float32 if g.dtype == torch.float16 else None
-            grad_delta = (g * h).reshape(-1, g.shape[-1]).sum(0, dtype=kind).to(delta.dtype)
+        grad_delta = summed_product(g, h, delta.dtype) if ctx.needs_input_grad[1] else None
         return g * delta.to(g.dtype) if ctx.needs_input_grad[0] else None, grad_delta
 
 

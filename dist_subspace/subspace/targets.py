@@ -30,7 +30,8 @@ KEY_VALUE_UP = (
         "SelfAttention.v",
     ),
     *("EncDecAttention.k", "EncDecAttention.v", "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv"),
-    *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in"),
+    *("attn.k", "attn.v", "self.in_proj", "crossattention.c_attn"),
+    *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in", "ffn"),
 )
 
 # The last linear layer of an attention, and of an FFN. Where a name ends like both, it is the attention's.

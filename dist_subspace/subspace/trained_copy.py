@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,6 +45,21 @@ class TrainedCopy(nn.Module):
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.trained.named_parameters() if p.requires_grad}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """As the base's own checkpoint has them, which is how PEFT reads them."""
+        turned = self._turned()
+        return {name: p.detach().t() if name in turned else p.detach() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        turned = self._turned()
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[name].t() if name in turned else tensors[name])
+
+    def _turned(self) -> set[str]:
+        """The names of weights that are Conv1D's in the base."""
+        linear = {name: m for name, m in self.trained.named_modules() if isinstance(m, TrainedLinear) and m.conv1d}
+        return {f"{name}.weight" if name else "weight" for name in linear}
 
 
 class TrainedLinear(nn.Module):

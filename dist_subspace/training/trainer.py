@@ -19,7 +19,7 @@ from dist_subspace.api import attach
 from dist_subspace.checkpoint.state import TrainerState, check_factors, method_state, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.load import load_frozen
+from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.optimizer_state import step_count
 from dist_subspace.statistics import FACTORS
@@ -285,6 +285,11 @@ class Trainer:
     def _is_best(self) -> bool:
         return self.progress.best is not None and self.progress.best["step"] == self.progress.step
 
+    def _base_name(self) -> str:
+        """What adapters call their base: a hub name as it was given, and not where this machine keeps its copy."""
+        path = self.config.model.path
+        return str(self.plan.model_folder) if Path(path).expanduser().is_dir() else str(path)
+
     def _save(self) -> None:
         progress = self.progress
         state = TrainerState(
@@ -299,18 +304,20 @@ class Trainer:
             skipped=progress.skipped,
             method=method_state(self.model),
         )
-        folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, str(self.plan.model_folder))
+        folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         self.observer.saved(folder)
 
 
 def with_head(plan: Plan, model: torch.nn.Module) -> SubspaceConfig:
-    """The subspace configuration; a classification head, which is new, is trained in full and saved with the adapter."""
+    """The subspace configuration; a classification head, and a pooler that the checkpoint lacks, are new: they are trained in
+    full and saved with the adapter."""
     if plan.config.model.task != "classification":
         return plan.subspace
     heads = [name for name, _ in model.named_children() if name in HEADS]
-    wanted = tuple(dict.fromkeys([*plan.subspace.modules_to_save, *heads]))
+    poolers = [name for name in fresh_modules(model) if name.partition(".")[0] not in heads]
+    wanted = tuple(dict.fromkeys([*plan.subspace.modules_to_save, *heads, *poolers]))
     return replace(plan.subspace, modules_to_save=wanted)
 
 

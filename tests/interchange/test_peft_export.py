@@ -204,6 +204,19 @@ def test_an_adapter_of_quantised_weights_is_exported_as_it_acts_on_them(
     assert_near(logits(peft.PeftModel.from_pretrained(plain, tmp_path / "out").eval()), logits(model), 2e-5)
 
 
+def test_loftq_of_several_rounds_is_exported_for_a_base_that_peft_can_have(tmp_path: Path) -> None:
+    """The model's own base is `Q(W - L)` then, which nobody else has: the file's pair is for W, as a merge onto W is."""
+    tiny_model().save_pretrained(tmp_path / "base")
+    options = {"init": "loftq", "iterations": 3}
+    model = trained(dsub.load_frozen(tmp_path / "base", storage="nf4", dtype="float32"), "lora", options=options)
+    dsub.save_adapter(model, tmp_path / "adapter")
+    dsub.merge(model, tmp_path / "merged", base="original", dtype="float32", report=None)
+    merged = type(tiny_model()).from_pretrained(tmp_path / "merged").eval()
+    assert export(model, tmp_path / "live").form == export(tmp_path / "adapter", tmp_path / "files").form == "lora"
+    same_files(tmp_path / "live", tmp_path / "files")
+    assert_near(logits(in_peft("LlamaForCausalLM", tmp_path / "live")), logits(merged), 2e-5)
+
+
 # Refusals, and approximations.
 
 

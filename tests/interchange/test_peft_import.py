@@ -17,7 +17,7 @@ from torch import Tensor
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.interchange.peft_import import read_peft, rewrite_peft
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import attached, attachment
 from tests.tiny_models import logits, tiny_model
@@ -195,6 +195,15 @@ def test_layers_that_adalora_has_shortened_get_their_triplets_back_as_zeros(tmp_
     model = dsub.import_peft(tiny_model(), folder)
     assert_near(logits(model), expected)
     assert {len(m.lora_E) for m in model.modules() if hasattr(m, "lora_E")} == {4}
+
+
+@pytest.mark.parametrize("form", ["direct", "auto"])
+def test_a_shortened_adalora_that_was_imported_goes_back_to_peft(form: str, tmp_path: Path) -> None:
+    folder, expected = pruned(tmp_path / "peft")
+    rewrite_peft(folder, tmp_path / "own")
+    assert_near(logits(dsub.load_adapter(tiny_model(), tmp_path / "own")), expected)
+    dsub.export_peft(tmp_path / "own", tmp_path / "back", form, report=None)
+    assert_near(logits(peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "back").eval()), expected)
 
 
 @pytest.mark.parametrize("case", ["plain", "dora", "patterns"])

@@ -49,7 +49,7 @@ class Dora(LowRankLinear):
         self.lora_magnitude_vector = nn.Parameter(torch.zeros(self.out_features))
         # d_out numbers, so every rank keeps them; as bytes, because an engine casts floats to its own type.
         self.register_buffer("norm_bytes", torch.zeros(4 * self.out_features, dtype=torch.int8), persistent=False)
-        self._evaluated: Tensor | None = None
+        self._evaluated: tuple[Any, Tensor] | None = None
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
         return {"row_norms": torch.linalg.vector_norm(weight.matrix, dim=1, dtype=torch.float64).float()}
@@ -67,9 +67,9 @@ class Dora(LowRankLinear):
         drop = Dropout(self.settings.dropout if self.training else 0.0, x.reshape(-1, self.in_features))
         factors = (self.lora_A, self.lora_B)
         kept = self._evaluated
-        if kept is not None and kept.device == x.device and not torch.is_grad_enabled():
+        if kept is not None and kept[0] == self._state(x) and not torch.is_grad_enabled():
             out = self.base(x.reshape(-1, self.in_features))
-            return ScaledUpdate.apply(out, x, *factors, kept, self.scale, drop)
+            return ScaledUpdate.apply(out, x, *factors, kept[1], self.scale, drop)
         through_norm = self.settings.options["differentiate_norm"]
         out = self.base(Stack.apply(x, self.lora_A, drop, through_norm))
         products = out[-self.settings.rank :].t()
@@ -81,8 +81,12 @@ class Dora(LowRankLinear):
             self.scale,
             through_norm,
         )
-        self._evaluated = None if self.training or torch.is_grad_enabled() else delta
+        self._evaluated = None if self.training or torch.is_grad_enabled() else (self._state(x), delta)
         return ScaledUpdate.apply(out, x, *factors, delta, self.scale, drop)
+
+    def _state(self, x: Tensor) -> Any:
+        """What the scale was made of: versions tell parameters that were loaded since (`load_state_dict`)."""
+        return x.device, *(p._version for p in (self.lora_A, self.lora_B, self.lora_magnitude_vector))
 
     def train(self, mode: bool = True) -> Self:
         """The scale is a function of the parameters alone: evaluation makes it once, until training goes on."""

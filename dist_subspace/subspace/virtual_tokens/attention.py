@@ -118,6 +118,9 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
             raise UsageError(
                 f"method prefix cannot reach the attention of {family}: it is not transformers' common one"
             )
+        config: Any = stack.config
+        if 0 < getattr(config, "num_hidden_groups", 0) < config.num_hidden_layers:
+            raise UsageError(f"method prefix needs an attention for each layer, and those of {family} share one")
         if stacks.has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
             raise UsageError(f"method prefix cannot move the positions of {family}: it takes no position_ids")
         found.append(own)

@@ -219,5 +219,5 @@ def default_placement(model: nn.Module) -> str:
     """After the first token where an encoder's head reads that (BERT's pooled `[CLS]`), else in front."""
     if stacks.is_causal(model) or getattr(model.config, "is_encoder_decoder", False):
         return FRONT
-    reads_all = ("MaskedLM", "TokenClassification", "QuestionAnswering")
+    reads_all = ("CausalLM", "LMHeadModel", "MaskedLM", "TokenClassification", "QuestionAnswering")
     return FRONT if type(model).__name__.endswith(reads_all) else AFTER_FIRST
