@@ -23,6 +23,8 @@ def test_what_a_method_has_not_is_accepted_and_said_to_be_unused() -> None:
     assert resolved.unused == ("rank", "alpha", "dropout")
     assert (resolved.settings.rank, resolved.settings.dropout) == (0, 0.0)
     assert resolve(SubspaceConfig(method="ssb")).unused == ()
+    patterns = SubspaceConfig(method="ssl", rank_pattern={"k_proj": 2}, alpha_pattern={"k_proj": 2.0})
+    assert resolve(patterns).unused == ("rank_pattern", "alpha_pattern")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,9 @@ def test_what_a_method_has_not_is_accepted_and_said_to_be_unused() -> None:
             {"options": {"ini": 1}},
             r"an option of method lora is 'ini' \(did you mean 'init'\?\); accepted: power, .*init, .*lr_ratio",
         ),
+        ({"constraint_weight": -1}, r"subspace\.constraint_weight is -1; accepted: a number of at least 0"),
+        ({"constraint_weight": float("nan")}, r"subspace\.constraint_weight is nan; accepted"),
+        ({"constraint_weight": "0.1"}, r"subspace\.constraint_weight is '0\.1'; accepted"),
         ({"options": {"init": "x"}}, r"subspace\.options\.init is 'x'; accepted: kaiming, gaussian"),
         ({"options": {"lr_ratio": 0}}, r"subspace\.options\.lr_ratio is 0; accepted: a number above 0"),
         ({"options": {"lr_ratio": "2"}}, r"subspace\.options\.lr_ratio is '2'; accepted: a number above 0"),

@@ -12,6 +12,7 @@ from dist_subspace.subspace.attach import attached
 from dist_subspace.subspace.constraints import Constraint, Penalties, Penalty, penalty_value
 from tests.matrix.tiny import global_batch, plain_model
 from tests.subspace.golden import A, B
+from tests.tiny_models import tiny_model
 
 
 def penalty(kind: str, power: int = 2, reduction: str = "mean") -> Penalty:
@@ -130,6 +131,27 @@ def test_the_penalty_follows_a_loss_that_the_trainer_divides_by_the_targets_of_t
         model(input_ids=ids, labels=ids, use_cache=False, num_items_in_batch=torch.tensor(items)).loss.backward()
     for name, parameter in trained(model).items():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_penalty_follows_an_encoder_decoders_targets_of_which_none_is_left_out() -> None:
+    """The Trainer counts all labels there, and one a row is enough for a share of the penalty."""
+
+    def gradients(weight: float, batches: list[Tensor], items: int | None) -> dict[str, Tensor]:
+        model = attach(
+            tiny_model("T5ForConditionalGeneration", dropout_rate=0.0),
+            SubspaceConfig(method="lora", rank=2, constraint="mpc_o", constraint_weight=weight),
+        ).train()
+        for labels in batches:
+            share = {} if items is None else {"num_items_in_batch": torch.tensor(items)}
+            model(input_ids=labels, labels=labels, **share).loss.backward()
+        return {name: p.grad for name, p in trained(model).items()}
+
+    batches = [torch.tensor([[5], [6]]), torch.tensor([[7], [8], [9]])]
+    with_penalty, without = (gradients(weight, batches, 5) for weight in (0.5, 0.0))
+    once, nothing = (gradients(weight, batches[:1], None) for weight in (0.5, 0.0))
+    for name, gradient in with_penalty.items():
+        torch.testing.assert_close(gradient - without[name], once[name] - nothing[name], rtol=1e-4, atol=1e-5, msg=name)
+    assert any((once[name] - nothing[name]).any() for name in once)
 
 
 def test_a_scaled_loss_scales_the_penalty_alike() -> None:

@@ -78,6 +78,20 @@ def test_a_scalings_own_targets_are_key_value_and_ffn_up(name: str) -> None:
         assert endings(chosen, OWN[name]) == OWN[name]
 
 
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("Albert", {"key", "value", "ffn"}),
+        ("MPNet", {"attn.k", "attn.v", "intermediate.dense"}),
+        ("Deberta", {"self.in_proj", "intermediate.dense"}),
+    ],
+)
+def test_encoders_with_other_names_have_their_key_value_and_ffn_up_scaled(name: str, wanted: set[str]) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
+    config = getattr(transformers, f"{name}Config")(vocab_size=40, **sizes)
+    assert endings(layers(getattr(transformers, f"{name}ForMaskedLM")(config), method="ssl"), wanted) == wanted
+
+
 def test_endings_name_whole_components() -> None:
     assert layers(tiny_model("GPT2LMHeadModel"), target_modules=["attn.c_proj"]) == (
         "transformer.h.0.attn.c_proj",

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
+from dist_subspace import load_adapter, load_frozen
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
 from dist_subspace.subspace import methods
 from dist_subspace.training.run import train
@@ -174,20 +175,26 @@ def test_row_08_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path
     assert all(torch.equal(final[name], kept[name]) for name in kept)
 
 
-@pytest.mark.parametrize(("preset", "ranks"), [("zero2", 1), ("zero3", 2)])
-def test_classification_trains_its_head_in_full_precision_and_saves_it(preset: str, ranks: int, tmp_path: Path) -> None:
+def bert(folder: Path, kind: Any) -> None:
+    """A tiny BERT's base, as a checkpoint of the given class has it: a masked language model's lacks the pooler."""
     tokenizer = make_tokenizer()
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=44,
-        max_position_embeddings=64,
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 44}
     torch.manual_seed(0)
-    BertForSequenceClassification(config).bert.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    kind(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("preset", "ranks", "kind", "fresh"),
+    [
+        ("zero2", 1, BertForSequenceClassification, ["classifier"]),
+        ("zero3", 2, BertForMaskedLM, ["classifier", "bert.pooler.dense"]),
+    ],
+)
+def test_classification_trains_in_full_and_saves_what_the_base_lacks(
+    preset: str, ranks: int, kind: Any, fresh: list[str], tmp_path: Path
+) -> None:
+    bert(tmp_path / "model", kind)
     rows = [{"text": f"{'good' if n % 2 else 'bad'} {n % 5}", "label": "yes" if n % 2 else "no"} for n in range(80)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = tmp_path / "run"
@@ -196,6 +203,7 @@ def test_classification_trains_its_head_in_full_precision_and_saves_it(preset: s
     values["subspace"] = {"method": "lora", "rank": 4}
     values["data"] = {"train": str(tmp_path / "train.jsonl"), "format": "classification", "eval": 0.2, "max_length": 32}
     values["deepspeed"] = {"preset": preset}
+    values["training"]["seed"] = 3
     values["checkpoint"]["save_steps"] = 40
     assert run_on_ranks(ranks, run_here, values, timeout=240) == [EXIT_OK] * ranks
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -205,4 +213,7 @@ def test_classification_trains_its_head_in_full_precision_and_saves_it(preset: s
     head = adapter["base_model.model.classifier.weight"]
     assert head.shape == (2, 32)
     assert head.dtype == torch.float32
-    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == ["classifier"]
+    assert json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"] == fresh
+    bases = [load_frozen(tmp_path / "model", storage="nf4", task="classification", seed=seed) for seed in (0, 1)]
+    first, second = (load_adapter(base, run / "adapter")(input_ids=torch.arange(4, 12)[None]).logits for base in bases)
+    assert torch.equal(first, second), "something is drawn anew wherever it is loaded"

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dist_subspace.storage import pack
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, resolve
 from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.subspace.magnitude import deviation
 from tests.subspace.golden import BIAS, X2, A, B, G, W, X, give, layer, settled
 from tests.subspace.peft_reference import peft_model
 
@@ -147,6 +148,29 @@ def test_an_update_that_cancels_its_row_stays_finite() -> None:
     assert torch.isfinite(module.merged(weight)).all()
 
 
+def test_an_update_that_cancels_its_row_to_the_last_bit_stays_finite() -> None:
+    weight = torch.tensor([[3.0, 4, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0]])
+    module = with_matrix(weight)
+    give(module, lora_A=torch.tensor([[-1.5, -2, 0, 0], [0, 0, 0, 0]]), lora_B=torch.tensor([[1.0, 0], [0, 0], [0, 0]]))
+    y = module(torch.randn(5, 4))
+    y.sum().backward()
+    assert torch.isfinite(y).all() and all(torch.isfinite(p.grad).all() for p in module.trainables().values())
+    assert not y[:, 0].any()
+
+
+def test_a_row_too_small_to_be_squared_in_float32_starts_as_it_is() -> None:
+    weight = W * torch.tensor([[1e-30], [1], [1]])
+    module = give(with_matrix(weight), lora_B=torch.zeros_like(B))
+    torch.testing.assert_close(module(X), X @ weight.t(), rtol=1e-6, atol=0)
+
+
+def test_norms_are_float32_under_autocast() -> None:
+    given = (M - NORMS, NORMS, W @ A.t(), A, 1.001 * B, 2.0, False)
+    expected = deviation(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(deviation(*given), expected)
+
+
 def test_a_scale_near_one_is_not_rounded_to_16_bits() -> None:
     module = with_matrix(torch.eye(3, 4))
     give(module, lora_B=torch.zeros_like(B), lora_magnitude_vector=torch.full((3,), 3 / 1024))
@@ -217,6 +241,10 @@ def test_evaluation_asks_for_the_norms_once_and_again_after_training() -> None:
         give(module, lora_magnitude_vector=torch.zeros(3))
         torch.testing.assert_close(module.eval()(X), golden(None)(X))
         module.load_file_tensors(golden().file_tensors())
+        torch.testing.assert_close(module(X), GOLDEN)
+        module.load_state_dict(golden(None).state_dict())
+        torch.testing.assert_close(module(X), golden(None)(X))
+        module.load_state_dict(golden().state_dict())
         torch.testing.assert_close(module(X), GOLDEN)
     give(module, lora_magnitude_vector=torch.zeros(3))
     torch.testing.assert_close(module(X), golden(None)(X))  # gradients are wanted: parameters may have moved

@@ -186,5 +186,13 @@ def test_families_that_cannot_have_a_prefix_are_refused_untouched(family: str, r
     assert not hasattr(model, "subspace") and any(p.requires_grad for p in model.parameters())
 
 
+def test_layers_that_share_one_attention_are_refused_untouched() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
+    model = transformers.AlbertForMaskedLM(transformers.AlbertConfig(vocab_size=32, **sizes))
+    with pytest.raises(UsageError, match="method prefix needs an attention for each layer"):
+        attach(model, config("prefix"))
+    assert not hasattr(model, "subspace") and any(p.requires_grad for p in model.parameters())
+
+
 def test_added_positions_are_the_virtual_tokens() -> None:
     assert Prefix.added_positions(Settings(options={"num_virtual_tokens": 7})) == 7

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
@@ -132,3 +133,6 @@ def test_token_types_go_with_their_tokens() -> None:
 def test_the_default_placement_follows_what_the_head_reads() -> None:
     assert default_placement(tiny_model("BertForSequenceClassification")) == "after-first"
     assert default_placement(tiny_model("BertForMaskedLM")) == "front"
+    # No module of these says that it is causal.
+    bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2))
+    assert default_placement(bloom) == "front"
