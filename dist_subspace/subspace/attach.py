@@ -107,7 +107,7 @@ def attach_method(
         saved_modules=tuple(saved),
         shapes=shapes,
         accumulation=accumulation,
-        penalties=_penalise(parts, resolved, accumulation),
+        penalties=_penalise(model, parts, resolved, accumulation),
         schedule=None if schedule is None else schedule(parts, resolved.settings, config.seed),
         collector=_collect(parts, resolved),
     )
@@ -154,7 +154,9 @@ def _put_parts(
     return parts
 
 
-def _penalise(parts: dict[str, SubspacePart], resolved: Resolved, accumulation: Accumulation) -> Penalties | None:
+def _penalise(
+    model: nn.Module, parts: dict[str, SubspacePart], resolved: Resolved, accumulation: Accumulation
+) -> Penalties | None:
     constraint = resolved.settings.constraint
     if constraint is None or constraint.kind not in PENALTIES:
         return None
@@ -165,6 +167,7 @@ def _penalise(parts: dict[str, SubspacePart], resolved: Resolved, accumulation: 
             penalties.layers += bool(factors)
             penalties.matrices += len(factors)
             part.penalty = Penalty(name, penalties)
+    penalties.watch(model)
     return penalties
 
 

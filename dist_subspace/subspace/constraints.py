@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_subspace.subspace.accumulation import Accumulation
 from dist_subspace.subspace.options import Option, choice
@@ -60,6 +60,25 @@ class Penalties:
     matrices: int = 0
     layers: int = 0
     values: dict[str, Tensor] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    counting: bool = False
+
+    def watch(self, model: nn.Module) -> None:
+        """Count how often each forward of the model calls a layer: blocks that share a layer share its one penalty. Calls by
+        which activation checkpointing repeats a forward come after it, and do not count."""
+
+        def begin(module: nn.Module, args: Any) -> None:
+            self.calls, self.counting = {}, True
+
+        def end(module: nn.Module, args: Any, output: Any) -> None:
+            self.counting = False
+
+        model.register_forward_pre_hook(begin)
+        model.register_forward_hook(end)
+
+    def called(self, name: str) -> None:
+        if self.counting:
+            self.calls[name] = self.calls.get(name, 0) + 1
 
     @property
     def factor(self) -> float:
@@ -80,6 +99,9 @@ class Penalty:
         self.name, self.penalties = name, penalties
 
     def __call__(self, y: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:
+        self.penalties.called(self.name)
+        if not torch.is_grad_enabled():
+            return y
         penalised: Tensor = _Inject.apply(y, a, b, self)
         return penalised
 
@@ -134,7 +156,7 @@ class _Inject(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         a, b = ctx.saved_tensors
         grad_a, grad_b = ctx.penalty.gradients(a, b)
-        weight = ctx.penalty.penalties.accumulation.weight
+        weight = ctx.penalty.penalties.accumulation.weight / ctx.penalty.penalties.calls.get(ctx.penalty.name, 1)
         return (
             g,
             None if grad_a is None else (weight * grad_a).to(a.dtype),

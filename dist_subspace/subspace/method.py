@@ -371,7 +371,7 @@ class SubspaceLinear(SubspacePart):
             y = self.untransformed(x)
             return y if self.bias is None else y + self.bias.to(y.dtype)
         y = self._transformed(x)
-        if self.penalty is not None and self.training and torch.is_grad_enabled():
+        if self.penalty is not None and self.training:
             y = self.penalty(y, *self.constrained())
         for bias in (None if self.bias is None else self.shifted_bias(self.bias), self.added_bias()):
             y = y if bias is None else y + bias.to(y.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach
@@ -152,6 +153,24 @@ def test_the_penalty_follows_an_encoder_decoders_targets_of_which_none_is_left_o
     for name, gradient in with_penalty.items():
         torch.testing.assert_close(gradient - without[name], once[name] - nothing[name], rtol=1e-4, atol=1e-5, msg=name)
     assert any((once[name] - nothing[name]).any() for name in once)
+
+
+@pytest.mark.parametrize("kind", ["mpc_o", "mpc_d"])
+def test_a_layer_that_all_blocks_share_is_penalised_once(kind: str) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 3}
+    grads, ids = [], torch.arange(3, 11).view(2, 4)
+    for weight in (0.5, 0.0):
+        torch.manual_seed(0)
+        model: nn.Module = transformers.AlbertForMaskedLM(transformers.AlbertConfig(vocab_size=32, **sizes))
+        attach(model, SubspaceConfig(method="lora", rank=2, constraint=kind, constraint_weight=weight))
+        for parameter in trained(model).values():
+            parameter.data.normal_(std=0.3)
+        model.train()(input_ids=ids, labels=ids).loss.backward()
+        grads.append({name: p.grad for name, p in trained(model).items()})
+    constraint = Constraint(kind, 0.5)
+    wanted = torch.autograd.grad(dense_penalty(model, constraint), list(trained(model).values()))
+    for (name, gradient), expected in zip(grads[0].items(), wanted, strict=True):
+        torch.testing.assert_close(gradient - grads[1][name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_a_scaled_loss_scales_the_penalty_alike() -> None:
