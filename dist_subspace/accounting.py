@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
 
 from dist_subspace.placement.zero import full_numel, full_shape, is_partitioned, kept_bytes
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import attachment
+from dist_subspace.subspace import SubspaceLinear, attachment
 
 _INNER = ("base", "original", "trained")  # parts of a wrapped layer, counted with it
 
@@ -35,6 +36,7 @@ class Summary:
     frozen: int
     trainable_bytes: int
     frozen_bytes: int
+    hint: str | None = None
 
     @property
     def share(self) -> float:
@@ -50,7 +52,7 @@ class Summary:
             f"method {self.method or 'none'}: {self.trainable:,} trainable of {self.trainable + self.frozen:,} "
             f"({100 * self.share:.3f} %); on this rank {self.trainable_bytes:,} bytes trainable, {self.frozen_bytes:,} frozen"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *filter(None, [self.hint])])
 
 
 def summary(model: nn.Module) -> Summary:
@@ -76,7 +78,17 @@ def summary(model: nn.Module) -> Summary:
         frozen=sum(r.frozen for r in rows),
         trainable_bytes=sum(kept_bytes(p) for p in parameters if p.requires_grad),
         frozen_bytes=sum(kept_bytes(p) for p in parameters if not p.requires_grad),
+        hint=None if attached is None else _hint(model, attached.layers),
     )
+
+
+def _hint(model: nn.Module, layers: Iterable[str]) -> str | None:
+    """What would make frozen factors that outnumber the weights that they come from fewer."""
+    parts = [model.get_submodule(name) for name in layers]
+    if not all(isinstance(part, SubspaceLinear) and part.settings.options.get("top_k", 0) is None for part in parts):
+        return None
+    weights = sum(part.in_features * part.out_features for part in parts)  # type: ignore[operator]
+    return f"all singular vectors of {weights:,} weights are kept; subspace.options.top_k keeps the largest alone"
 
 
 def trainable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -17,6 +17,15 @@ def weights(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def test_a_full_spectrum_says_how_there_can_be_less_of_it() -> None:
+    full, cut = (
+        dsub.summary(dsub.attach(tiny_model(), SubspaceConfig(method="svdiff", options=options)))
+        for options in ({}, {"top_k": 4})
+    )
+    assert "subspace.options.top_k" in str(full) and full.frozen > 2 * cut.frozen
+    assert "top_k" not in str(cut) and "top_k" not in str(dsub.summary(dsub.attach(tiny_model())))
+
+
 @pytest.mark.parametrize("storage", sorted(storages()))
 def test_counts_are_of_weights_and_bytes_of_what_is_stored(storage: str, tmp_path: Path) -> None:
     tiny_model().save_pretrained(tmp_path)

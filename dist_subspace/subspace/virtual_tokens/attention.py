@@ -205,7 +205,9 @@ def _whole_rows(
     causal = getattr(module, "is_causal", True) if causal is None else causal
     places = options.get("position_ids")
     options = options | ({"position_ids": None} if "position_ids" in options else {})
-    if mask is not None or not causal or query.shape[2] == 1:
+    # Flash attention says no mask for new tokens behind a filled cache too, and is causal from the end.
+    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(module.config._attn_implementation)
+    if mask is not None or not causal or query.shape[2] == 1 or behind_a_cache:
         return _concatenated(attend, module, query, key, value, prefix, mask, options)
     key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # the rest of a static cache is empty yet
     edges = None if places is None or places.shape[-1] != query.shape[2] else segments(places, len(query))

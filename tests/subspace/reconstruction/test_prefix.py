@@ -89,6 +89,25 @@ def test_the_golden_numbers_through_a_kernel_that_takes_lengths() -> None:
     torch.testing.assert_close(found[:, :, 0], torch.stack([GOLDEN, GOLDEN]), rtol=1e-6, atol=1e-6)
 
 
+def from_the_end(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **options: Any
+) -> tuple[Tensor, None]:
+    """What flash attention computes without a mask."""
+    seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+    scores = (query @ key.mT * options["scaling"]).masked_fill(~seen, -torch.inf)
+    return (scores.softmax(-1) @ value).transpose(1, 2), None
+
+
+def test_new_tokens_behind_a_filled_cache_see_the_prefix_the_cache_and_themselves() -> None:
+    transformers.AttentionInterface.register("tested_flash", from_the_end)
+    old = torch.tensor([[0.5, -1.0]])
+    given = rows(Q), rows(torch.cat([old, K])), rows(torch.cat([2 * old, V]))
+    found, _ = attention_with_prefix(attention("tested_flash"), *given, None, scaling=2**-0.5)
+    mask = torch.tensor([[True, True, False], [True, True, True]])[None, None]
+    expected, _ = attention_with_prefix(attention("sdpa"), *given, mask, scaling=2**-0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_the_implementation_below_is_the_one_that_the_model_names_at_the_moment() -> None:
     model, rows_ = model_with("prefix"), ids(2, 7)
     with torch.no_grad():
