@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -84,10 +85,10 @@ def summary(model: nn.Module) -> Summary:
 
 def _hint(model: nn.Module, layers: Iterable[str]) -> str | None:
     """What would make frozen factors that outnumber the weights that they come from fewer."""
-    parts = [model.get_submodule(name) for name in layers]
+    parts: list[Any] = [model.get_submodule(name) for name in layers]
     if not all(isinstance(part, SubspaceLinear) and part.settings.options.get("top_k", 0) is None for part in parts):
         return None
-    weights = sum(part.in_features * part.out_features for part in parts)  # type: ignore[operator]
+    weights = sum(part.in_features * part.out_features for part in parts)
     return f"all singular vectors of {weights:,} weights are kept; subspace.options.top_k keeps the largest alone"
 
 
