@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -69,7 +70,7 @@ def all_here(what: str, patience: float) -> None:
     """
     if not is_distributed() or dist.get_world_size() == 1:
         return
-    store, rank, size = dist.group.WORLD.get_group_store(), dist.get_rank(), dist.get_world_size()  # type: ignore[union-attr]
+    store, rank, size = _store(), dist.get_rank(), dist.get_world_size()
     while True:
         meeting = f"dist_subspace/meeting/{store.add(f'dist_subspace/meetings/{rank}', 1)}"
         store.set(f"{meeting}/{rank}", what)
@@ -101,6 +102,28 @@ def _decided(store: Any, meeting: str, size: int, patience: float) -> tuple[str,
 
 def _listed(ranks: list[int]) -> str:
     return ", ".join(map(str, ranks))
+
+
+def _store() -> Any:
+    return dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
+
+
+_TOLD = "dist_subspace/told"
+
+
+def tell_peers() -> None:
+    """Local: this rank has said why it failed."""
+    if is_distributed():
+        with suppress(RuntimeError):  # the store may have ended with the rank that held it
+            _store().set(_TOLD, "1")
+
+
+def wait_until_told(patience: float) -> None:
+    """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds. A launcher ends all
+    ranks with the first one that leaves, and those at fault may still have something to close before they speak."""
+    if is_distributed():
+        with suppress(RuntimeError):
+            _store().wait([_TOLD], timedelta(seconds=patience))
 
 
 def gather_objects(value: T) -> list[T]:

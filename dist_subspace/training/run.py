@@ -15,7 +15,7 @@ from dist_subspace.config import Config, dump_config, load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, complete_adapter
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.placement.collectives import agreed, barrier, on_main, world
+from dist_subspace.placement.collectives import PeerFailed, agreed, barrier, on_main, tell_peers, wait_until_told, world
 from dist_subspace.placement.zero import ensure_process_group
 from dist_subspace.report.curve import loss_curve
 from dist_subspace.training.display import Display
@@ -28,11 +28,13 @@ from dist_subspace.training.plan import Plan, make_plan, steps_text
 from dist_subspace.training.trackers import Trackers
 from dist_subspace.training.trainer import Progress, Trainer, final_checkpoint
 
+_PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
+
 
 def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> int:
     """Run a configuration; returns the exit status: 0 finished, 2 refused, 75 interrupted, 1 failed.
 
-    Rank 0 alone prints, and keeps RUN/status.json.
+    Rank 0 alone prints, and keeps RUN/status.json; where one rank failed, that rank does.
     """
     config: Config | None = None
     plan: Plan | None = None
@@ -49,6 +51,9 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         return _end(config, "refused", str(error), EXIT_USAGE)
     except StorageError as error:
         return _end(config, "failed", str(error), EXIT_FAILED, everywhere=True)
+    except PeerFailed:
+        wait_until_told(_PATIENCE)  # the status is for the rank at fault to write
+        return EXIT_FAILED
     except Exception as error:
         if plan is not None and is_out_of_memory(error):
             return _end(config, "failed", _memory_advice(plan), EXIT_FAILED, everywhere=True)
@@ -141,6 +146,8 @@ def _end(
         print(message if state == "interrupted" else f"error: {message}", file=sys.stderr, flush=True)
     if config is not None:
         _status(config, state, message, step, rank, anyone=everywhere)
+    if everywhere:
+        tell_peers()
     if state == "refused":
         barrier()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
     return code

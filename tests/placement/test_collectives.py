@@ -11,8 +11,16 @@ from torch import Tensor
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement import collectives
-from dist_subspace.placement.collectives import agreed, all_here, broadcast_tensors, on_main, world
-from tests.ranks import run_on_ranks
+from dist_subspace.placement.collectives import (
+    agreed,
+    all_here,
+    broadcast_tensors,
+    on_main,
+    tell_peers,
+    wait_until_told,
+    world,
+)
+from tests.ranks import run_on_ranks, run_once_on_ranks
 
 
 def fail_on(rank: int, usage: bool) -> None:
@@ -169,3 +177,22 @@ def late_for_one(lonely: int) -> tuple[str, str]:
     if world().rank != lonely:
         time.sleep(2)
     return meet_alone_then_together(lonely)
+
+
+def waited_for_rank_0(seconds: float, patience: float) -> float:
+    collectives.barrier()
+    began = time.monotonic()
+    if world().is_main:
+        time.sleep(seconds)
+        tell_peers()
+    else:
+        wait_until_told(patience)
+    return time.monotonic() - began
+
+
+def test_the_others_stay_until_the_rank_at_fault_has_spoken_but_not_for_ever() -> None:
+    waited = run_once_on_ranks(2, waited_for_rank_0, 1.5, 60.0)[1].result
+    assert 1.0 < waited < 30
+    assert run_once_on_ranks(2, waited_for_rank_0, 3.0, 0.5)[1].result < 2.5
+    tell_peers()  # one process alone has nobody to wait for
+    wait_until_told(60.0)

@@ -20,7 +20,7 @@ from dist_subspace import load_adapter, load_frozen
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
 from dist_subspace.subspace import methods
 from dist_subspace.training.run import train
-from tests.ranks import run_on_ranks
+from tests.ranks import run_on_ranks, run_once_on_ranks
 from tests.tiny_run import make_model, make_records, make_tokenizer
 
 
@@ -156,6 +156,19 @@ def test_steps_that_are_not_finite_are_skipped_or_stop_the_run(preset: str, fold
     config["training"]["on_nonfinite"] = "stop"
     assert run_on_ranks(2, run_here, config) == [EXIT_FAILED] * 2
     assert "on_nonfinite" in read_status(tmp_path / "stop")["message"]  # type: ignore[index]
+
+
+def test_a_failure_on_rank_0_is_said_by_rank_0_alone(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".checkpoint-3.partial").write_text("a file where the hidden folder shall be")  # root may write anywhere
+    first, second = run_once_on_ranks(2, run_here, configuration(folder, run))
+    assert [first.result, second.result] == [EXIT_FAILED] * 2
+    assert first.output.count("error: ") == 1 and "checkpoint-3 could not be written (File exists;" in first.output
+    assert not any(word in second.output for word in ("error: ", "Traceback", "PeerFailed"))
+    status = read_status(run)
+    assert status is not None
+    assert (status["state"], status["rank"]) == ("failed", 0) and "checkpoint-3" in status["message"]
 
 
 def test_row_08_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path, tmp_path: Path) -> None:
