@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "placement": {"errors"},
     "subspace": {"errors", "linear_map"},
     "loading": {"errors", "storage", "placement"},
-    "statistics": {"errors", "loading"} | AXES,
+    "statistics": {"errors", "atomic_files", "loading"} | AXES,
     "interchange": {"errors", "atomic_files", "loading"} | AXES,
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},

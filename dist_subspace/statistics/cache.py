@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from dist_subspace.atomic_files import PARTIAL, storage_error, sync
 from dist_subspace.subspace import SubspaceLinear
 
 FACTORS = "factors"  # the folder's name in a run's directory
@@ -55,14 +57,23 @@ class FactorCache:
             return {name: handle.get_tensor(name).clone() for name in handle.keys()}  # noqa: SIM118
 
     def write(self, key: str, name: str, factors: dict[str, Tensor]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{key}.partial"
-        # One entry: safetensors writes several in any order, and equal contents shall be equal bytes.
-        save_file({k: t.contiguous() for k, t in factors.items()}, partial, metadata={"layer": name})
-        partial.chmod(0o644)
-        with partial.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, self.path(key))
+        """The file appears by one rename after its bytes are on disk.
+
+        Raises:
+            StorageError: the disk is full or refuses. Nothing half-written is left.
+        """
+        partial = self.folder / f".{key}.{PARTIAL}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # One entry: safetensors writes several in any order, and equal contents shall be equal bytes.
+            save_file({k: t.contiguous() for k, t in factors.items()}, partial, metadata={"layer": name})
+            partial.chmod(0o644)
+            sync(partial)
+            os.replace(partial, self.path(key))
+        except (OSError, SafetensorError) as error:
+            with suppress(OSError):
+                partial.unlink()
+            raise storage_error(self.path(key), error) from error
 
     def digest(self, key: str) -> str:
         """sha256 of a file, in hex."""

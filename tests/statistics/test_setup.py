@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import checksums, full_numel, gathered, is_partitioned, kept_bytes
 from dist_subspace.statistics import kept_files
+from dist_subspace.statistics.cache import FactorCache
 from dist_subspace.subspace import SubspaceLinear, attached
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks, run_once_on_ranks
@@ -158,6 +162,26 @@ def test_a_damaged_file_counts_as_none(folder: str, tmp_path: Path) -> None:
     again = own_frozen(attached_model(folder, "pissa", None, cache=str(cache)))
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     assert victim.read_bytes() == whole
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses what a full disk would refuse: bytes beyond `size` in any file."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_write_that_the_disk_refuses_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".key.partial").write_text("left by a process that was killed")
+    with pytest.raises(StorageError, match=r"key\.safetensors could not be written \(.*File too large.* MiB free\)"):
+        with files_of_at_most(4096):
+            FactorCache(tmp_path).write("key", "layer", {"U": torch.ones(2**16)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kept_files_name_a_file_and_its_hash_for_each_layer(folder: str, tmp_path: Path) -> None:
