@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from dist_subspace.errors import UsageError
 
-PARTIAL = "partial"
+PARTIAL, REPLACED = "partial", "replaced"
 
 
 class StorageError(OSError):
@@ -68,21 +68,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def begin_folder(target: Path, needed: int = 0) -> Path:
+def begin_folder(target: Path, needed: int = 0, replace: bool = False) -> Path:
     """An empty hidden folder beside a target that is to appear whole: `publish_folder` gives it the name. What a process that
     was killed left there is cleared away.
 
     Arguments:
         needed: bytes that will be written.
+        replace: the target may hold something, which stays there until `publish_folder`.
 
     Raises:
         UsageError: the target holds something, or its disk has too little space. StorageError: the disk refuses.
     """
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    if not replace and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"OUT is {str(target)!r}, which holds something already; accepted: a new or an empty folder")
-    hidden = target.absolute().with_name(f".{target.absolute().name}.{PARTIAL}")
+    hidden, aside = _beside(target, PARTIAL), _beside(target, REPLACED)
     try:
         shutil.rmtree(hidden, ignore_errors=True)
+        if replace and aside.is_dir() and not target.exists():
+            os.rename(aside, target)
         free = shutil.disk_usage(next(parent for parent in hidden.parents if parent.exists())).free
         if free < needed:
             raise UsageError(
@@ -94,34 +97,47 @@ def begin_folder(target: Path, needed: int = 0) -> Path:
     return hidden
 
 
-def publish_folder(hidden: Path, target: Path) -> None:
-    """Everything in the hidden folder is on disk; then it gets its name, onto nothing or onto an empty folder.
+def _beside(target: Path, state: str) -> Path:
+    return target.absolute().with_name(f".{target.absolute().name}.{state}")
+
+
+def publish_folder(hidden: Path, target: Path, replace: bool = False) -> None:
+    """Everything in the hidden folder is on disk; then it gets its name, onto nothing or onto an empty folder; with `replace`
+    onto any, which is set aside for the instant between two renames (POSIX cannot swap two folders at once).
 
     Raises:
         StorageError: the disk refuses; the hidden folder is still there.
     """
     try:
-        for file in hidden.iterdir():
-            file.chmod(0o644)  # libraries give new files to their owner alone
-            sync(file)
+        for path in hidden.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # libraries give new files to their owner alone
+            sync(path)
         sync(hidden)
+        aside = _beside(target, REPLACED)
+        if replace:
+            shutil.rmtree(aside, ignore_errors=True)
+            if target.exists():
+                os.rename(target, aside)
         os.rename(hidden, target)
         sync(target.absolute().parent)
+        if replace:
+            shutil.rmtree(aside, ignore_errors=True)
     except OSError as error:
         raise storage_error(target, error) from error
 
 
 @contextmanager
-def whole_folder(target: Path, needed: int = 0) -> Iterator[Path]:
+def whole_folder(target: Path, needed: int = 0, replace: bool = False) -> Iterator[Path]:
     """The hidden folder to write into; it appears as `target` at the end of the block, or not at all.
 
     Raises:
         UsageError, StorageError: as `begin_folder` and `publish_folder`; a write in the block that the disk refuses.
     """
-    hidden = begin_folder(target, needed)
+    hidden = begin_folder(target, needed, replace)
     try:
         yield hidden
-        publish_folder(hidden, target)
+        publish_folder(hidden, target, replace)
     except BaseException as error:
         shutil.rmtree(hidden, ignore_errors=True)
         if isinstance(error, OSError | SafetensorError):

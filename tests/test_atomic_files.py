@@ -64,3 +64,27 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"OUT is .*, which needs [\d,]+ MiB, and its disk has [\d,]+ MiB free"):
         begin_folder(tmp_path / "out", 2 * space.f_bavail * space.f_frsize + 2**40)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    (target / "deep").mkdir(parents=True)
+    (target / "deep" / "old").write_text("1")
+    with pytest.raises(KeyboardInterrupt), whole_folder(target, replace=True) as hidden:
+        (hidden / "new").write_text("2")
+        raise KeyboardInterrupt
+    assert (target / "deep" / "old").exists() and [p.name for p in tmp_path.iterdir()] == ["out"]
+    with whole_folder(target, replace=True) as hidden:
+        (hidden / "below").mkdir()
+        (hidden / "below" / "new").write_text("2")
+        assert (target / "deep" / "old").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and [p.name for p in target.iterdir()] == ["below"]
+    assert (target / "below").stat().st_mode & 0o111 and (target / "below" / "new").read_text() == "2"
+
+
+def test_a_folder_that_a_killed_process_had_set_aside_has_its_name_again(tmp_path: Path) -> None:
+    (tmp_path / ".out.replaced").mkdir()
+    (tmp_path / ".out.replaced" / "old").write_text("1")
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "out", replace=True):
+        raise RuntimeError("no")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"] and (tmp_path / "out" / "old").exists()

@@ -22,7 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dist_subspace.atomic_files import PARTIAL, storage_error, sync
+from dist_subspace.atomic_files import PARTIAL, REPLACED, storage_error, sync
 from dist_subspace.atomic_files import StorageError as StorageError
 from dist_subspace.atomic_files import json_ready as json_ready
 from dist_subspace.atomic_files import write_json_atomic as write_json_atomic
@@ -30,7 +30,7 @@ from dist_subspace.atomic_files import write_text_atomic as write_text_atomic
 from dist_subspace.errors import UsageError
 
 MANIFEST = "MANIFEST.json"
-REPLACED, REMOVED = "replaced", "removed"
+REMOVED = "removed"
 
 _FINAL = re.compile(r"checkpoint-(\d+)")
 _HIDDEN = re.compile(rf"\.checkpoint-(\d+)\.({PARTIAL}|{REPLACED}|{REMOVED})")

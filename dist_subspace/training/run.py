@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dist_subspace.atomic_files import StorageError, sync, write_json_atomic, write_text_atomic
+from dist_subspace.atomic_files import StorageError, whole_folder, write_json_atomic, write_text_atomic
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, State, write_status
 from dist_subspace.checkpoint.store import remove_after
 from dist_subspace.config import Config, dump_config, load_config
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, complete_adapter
+from dist_subspace.interchange.adapter import CONFIG, complete_adapter
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.placement.collectives import PeerFailed, agreed, barrier, on_main, tell_peers, wait_until_told, world
 from dist_subspace.placement.zero import ensure_process_group
@@ -110,13 +110,13 @@ def _observer(plan: Plan) -> Observer:
 def _write_results(plan: Plan, progress: Progress, observer: Observer) -> None:
     """Local, rank 0: RUN/adapter, complete in itself, and the picture."""
     source, folder = final_checkpoint(plan, progress), plan.run_dir / "adapter"
-    complete_adapter(source, folder)
-    for name in (CONFIG, WEIGHTS):
-        sync(folder / name)
-    plan.tokenizer.save_pretrained(folder)
-    described = _read_json(folder / CONFIG)
-    write_text_atomic(folder / "README.md", model_card(described, _facts(plan, progress)))
-    write_json_atomic(folder / "labels.json", plan.data.labels) if plan.data.labels is not None else None
+    with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
+        complete_adapter(source, hidden)
+        plan.tokenizer.save_pretrained(hidden)
+        described = _read_json(hidden / CONFIG)
+        write_text_atomic(hidden / "README.md", model_card(described, _facts(plan, progress)))
+        if plan.data.labels is not None:
+            write_json_atomic(hidden / "labels.json", plan.data.labels)
     curve = loss_curve(plan.run_dir)
     observer.display.finish(f"finished after step {progress.step:,}", adapter=folder, curve=curve)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from dist_subspace import load_adapter, load_frozen
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
@@ -169,6 +170,28 @@ def test_a_failure_on_rank_0_is_said_by_rank_0_alone(folder: Path, tmp_path: Pat
     status = read_status(run)
     assert status is not None
     assert (status["state"], status["rank"]) == ("failed", 0) and "checkpoint-3" in status["message"]
+
+
+def test_the_adapter_appears_with_its_tokenizer_or_not_at_all(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = tmp_path / "run"
+    config = configuration(folder, run, max_steps=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+        assert run_here(config) == EXIT_FAILED
+    assert "adapter could not be written (No space left" in read_status(run)["message"]  # type: ignore[index]
+    assert not (run / "adapter").exists() and not (run / ".adapter.partial").exists()
+    assert run_here(config) == EXIT_OK
+    assert (run / "adapter" / "tokenizer.json").exists()
+    (run / "adapter" / "stale").write_text("of the run's earlier end")
+    config["training"]["max_steps"] = 2
+    assert run_here(config) == EXIT_OK
+    assert (run / "adapter" / "tokenizer.json").exists() and not (run / "adapter" / "stale").exists()
+    assert not [path for path in run.iterdir() if path.name.startswith(".adapter")]
 
 
 def test_row_08_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path, tmp_path: Path) -> None:
