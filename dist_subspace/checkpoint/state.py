@@ -32,7 +32,7 @@ from dist_subspace.interchange.adapter import (
 )
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.zero import gathered
+from dist_subspace.placement.zero import gathered, restore_scaler
 from dist_subspace.statistics import FACTORS, kept_files
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 
@@ -46,7 +46,8 @@ class TrainerState:
     """Where a run stands after `step` optimizer steps.
 
     samples, tokens: consumed so far. fingerprints: of the base model, the method and the data, by name. best: the metric,
-    step and checkpoint of the best evaluation. method: the state of the method's own schedule.
+    step and checkpoint of the best evaluation. method: the state of the method's own schedule. loss_scaler:
+    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field).
     """
 
     step: int
@@ -59,6 +60,7 @@ class TrainerState:
     best: dict[str, Any] | None = None
     skipped: int = 0
     method: dict[str, Any] = field(default_factory=dict)
+    loss_scaler: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:
@@ -138,7 +140,8 @@ def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
 
 
 def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) -> None:
-    """Collective: put master weights, moments and step counters back, after a first step has made the moments.
+    """Collective: put master weights, moments, step counters and the loss scale back, after a first step has made the moments
+    (and counted as one for the scale).
 
     Raises:
         UsageError: frozen random factors came out otherwise than in the checkpoint.
@@ -146,6 +149,7 @@ def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) ->
     _check_frozen(model, folder)
     tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
     write_state(engine, named_trainables(model), tensors, state.optimizer_steps)
+    restore_scaler(engine, state.loss_scaler)
     _restore_schedule(model, folder, state, tensors)
 
 

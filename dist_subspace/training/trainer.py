@@ -22,6 +22,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.optimizer_state import step_count
+from dist_subspace.placement.zero import scaler_state
 from dist_subspace.statistics import FACTORS
 from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
@@ -303,6 +304,7 @@ class Trainer:
             best=progress.best,
             skipped=progress.skipped,
             method=method_state(self.model),
+            loss_scaler=scaler_state(self.engine),
         )
         folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from dist_subspace import load_adapter, load_frozen
+from dist_subspace.checkpoint.state import read_trainer_state
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
 from dist_subspace.subspace import methods
+from dist_subspace.training.engine import start_engine
 from dist_subspace.training.run import train
 from tests.ranks import run_on_ranks, run_once_on_ranks
 from tests.tiny_run import make_model, make_records, make_tokenizer
@@ -116,6 +118,54 @@ def test_row_07_a_resumed_run_is_bit_equal_to_one_that_was_not_interrupted(
         one, other = load_file(whole / "checkpoint-4" / name), load_file(parts / "checkpoint-4" / name)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def run_with_a_loss_scaler(config: dict[str, Any]) -> int:
+    """DeepSpeed has no fp16 engine on CPUs; its dynamic scaler counts and scales in a float32 engine as it does there."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
+
+    from dist_subspace.training import trainer
+
+    def started(*args: Any) -> Any:
+        engine = start_engine(*args)
+        engine.optimizer.loss_scaler = DynamicLossScaler(2.0**8, 3, 1.0, 2, False)
+        engine.optimizer.dynamic_loss_scale = True
+        return engine
+
+    trainer.start_engine = started
+    try:
+        return train(config)
+    finally:
+        trainer.start_engine = start_engine
+
+
+@pytest.mark.parametrize("preset", ["zero2", "zero3"])
+def test_a_resumed_run_goes_on_with_the_loss_scale_where_it_stood(preset: str, folder: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    config = configuration(folder, whole, max_steps=8) | {
+        "deepspeed": {"preset": preset},
+        "checkpoint": {"save_steps": 5},
+    }
+    assert run_on_ranks(2, run_with_a_loss_scaler, config) == [EXIT_OK] * 2
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoint-8")
+    config["run"]["output_dir"] = str(parts)
+    assert run_on_ranks(2, run_with_a_loss_scaler, config) == [EXIT_OK] * 2
+    stored = [json.loads((run / "checkpoint-8" / "trainer_state.json").read_text()) for run in (whole, parts)]
+    assert stored[0]["loss_scaler"] == stored[1]["loss_scaler"]
+    assert stored[0]["loss_scaler"]["cur_iter"] == 8 and stored[0]["loss_scaler"]["cur_scale"] > 2.0**8
+    assert losses(parts) == losses(whole)
+
+
+def test_a_checkpoint_from_before_the_loss_scale_was_kept_is_read(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = configuration(folder, run, max_steps=3)
+    assert run_here(config) == EXIT_OK
+    file = run / "checkpoint-3" / "trainer_state.json"
+    stored = json.loads(file.read_text())
+    assert stored.pop("loss_scaler") == {}
+    file.write_text(json.dumps(stored))
+    assert read_trainer_state(run / "checkpoint-3").loss_scaler == {}
 
 
 def test_a_signal_on_one_rank_stops_all_saves_and_the_same_command_goes_on(folder: Path, tmp_path: Path) -> None:
