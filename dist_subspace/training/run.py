@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,9 @@ def _write_results(plan: Plan, progress: Progress, observer: Observer) -> None:
         write_text_atomic(hidden / "README.md", model_card(described, _facts(plan, progress)))
         if plan.data.labels is not None:
             write_json_atomic(hidden / "labels.json", plan.data.labels)
-    curve = loss_curve(plan.run_dir)
+    curve = None
+    with suppress(UsageError):  # a checkpoint of another run, and no step left to make: there is nothing to draw
+        curve = loss_curve(plan.run_dir)
     observer.display.finish(f"finished after step {progress.step:,}", adapter=folder, curve=curve)
 
 

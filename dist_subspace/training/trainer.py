@@ -175,9 +175,12 @@ class Trainer:
         restore(self.engine, self.model, folder, state)
         discard(self.model)
         self.schedule.restore(state.schedule)
-        self.progress = Progress(
-            state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, state.best
-        )
+        best = on_main(best_in_run, self.plan.run_dir, folder, state.best)
+        if best is None and state.best is not None:
+            self.observer.notice(
+                f"the best so far, checkpoint-{state.best['step']}, is not in {self.plan.run_dir}: chosen anew from here on"
+            )
+        self.progress = Progress(state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, best)
 
     def _one_step(self) -> bool:
         """One optimizer step over one global batch; returns whether all ranks shall stop after it."""
@@ -336,7 +339,18 @@ def _head_settings(plan: Plan) -> dict[str, Any]:
     }
 
 
+def best_in_run(run_dir: Path, resumed: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Local, rank 0: the best that the resumed checkpoint knew of, if it lies in this run. A named checkpoint may come from
+    another one, where it may be deleted, and whose numbers say nothing about the folders here."""
+    if best is None or resumed.resolve().parent != run_dir.resolve():
+        return None
+    return best if (run_dir / f"checkpoint-{best['step']}").is_dir() else None
+
+
 def final_checkpoint(plan: Plan, progress: Progress) -> Path:
-    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last."""
+    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last, which is the one
+    that was resumed from, wherever it lies, if no step was left to make."""
     step = progress.best["step"] if progress.best else progress.step
+    if plan.checkpoint is not None and plan.checkpoint[1].step == step:
+        return plan.checkpoint[0]
     return plan.run_dir / f"checkpoint-{step}"

@@ -261,6 +261,30 @@ def test_row_08_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path
     assert all(torch.equal(final[name], kept[name]) for name in kept)
 
 
+def test_a_checkpoint_of_another_run_goes_on_here_with_a_best_of_its_own(folder: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    config = configuration(folder, first, max_steps=4)
+    config["data"]["eval"] = 0.2
+    config["run"]["eval_steps"] = 1
+    config["checkpoint"] = {"save_steps": 1, "metric_for_best_model": "loss", "greater_is_better": True}
+    assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+    before = read_trainer_state(first / "checkpoint-3").best
+    assert before is not None and before["step"] == 1  # turned round, so that it is not beaten later
+    config["checkpoint"]["resume"] = str(first / "checkpoint-3")
+    config["run"]["output_dir"] = str(second)
+    assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+    assert same_adapter(second / "adapter", second / "checkpoint-4")
+    config["checkpoint"]["resume"] = str(first / "checkpoint-4")  # where no step is left to make
+    config["run"]["output_dir"] = str(third)
+    assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
+    assert same_adapter(third / "adapter", first / "checkpoint-4")
+
+
+def same_adapter(one: Path, other: Path) -> bool:
+    first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def bert(folder: Path, kind: Any) -> None:
     """A tiny BERT's base, as a checkpoint of the given class has it: a masked language model's lacks the pooler."""
     tokenizer = make_tokenizer()
