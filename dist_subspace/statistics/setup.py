@@ -94,10 +94,17 @@ def _as_sent(factors: Factors) -> dict[str, Tensor]:
 
 
 def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
-    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256."""
-    store = FactorCache(Path(cache))
-    keys = {name: key for name, key in attached(model).factor_keys.items() if _parts(model)[name].kept_factors}
-    return {name: {"file": store.path(key).name, "sha256": store.digest(key)} for name, key in keys.items()}
+    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256.
+
+    A file is read once in the model's life: its name says what it holds, and the other ranks wait at every checkpoint.
+    """
+    store, digests, parts = FactorCache(Path(cache)), attached(model).factor_digests, _parts(model)
+    kept = {name: key for name, key in attached(model).factor_keys.items() if parts[name].kept_factors}
+    files = {name: store.path(key) for name, key in kept.items()}
+    for name, file in files.items():
+        if str(file) not in digests:
+            digests[str(file)] = store.digest(kept[name])
+    return {name: {"file": file.name, "sha256": digests[str(file)]} for name, file in files.items()}
 
 
 def _parts(model: nn.Module) -> dict[str, nn.Module]:

@@ -30,7 +30,7 @@ class Attachment:
 
     accumulation: how the running backward is weighted; penalties: of a constraint, else None; schedule: the method's plan
     over the steps, else None; collector: the gradients that the plan needs, else None; factor_keys: the names under which the
-    statistics of the layers are kept, by layer.
+    statistics of the layers are kept, by layer; factor_digests: sha256 of those files, by path, once they were asked for.
     """
 
     config: SubspaceConfig
@@ -43,6 +43,7 @@ class Attachment:
     schedule: Schedule | None = None
     collector: GradientCollector | None = None
     factor_keys: dict[str, str] = field(default_factory=dict)
+    factor_digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def info(self) -> MethodInfo:

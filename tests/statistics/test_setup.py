@@ -192,6 +192,16 @@ def test_kept_files_name_a_file_and_its_hash_for_each_layer(folder: str, tmp_pat
     assert kept_files(attached_model(folder, "dora", None, cache=str(tmp_path)), tmp_path) == {}
 
 
+def test_a_kept_file_is_read_once_in_a_models_life(folder: str, tmp_path: Path) -> None:
+    model = attached_model(folder, "pissa", None, cache=str(tmp_path))
+    kept = kept_files(model, tmp_path)
+    for entry in kept.values():
+        save_file({k: t + 1 for k, t in load_file(tmp_path / entry["file"]).items()}, tmp_path / entry["file"])
+    assert kept_files(model, tmp_path) == kept
+    again = kept_files(attached_model(folder, "pissa", None, cache=str(tmp_path)), tmp_path)
+    assert again.keys() == kept.keys() and all(again[name]["sha256"] != kept[name]["sha256"] for name in kept)
+
+
 def sums_on_a_rank(folder: str, stage: int, storage: str) -> list[int]:
     model = load_frozen(folder, storage=storage, deepspeed=tiny.ds_config(stage, world_size=world().size), device="cpu")
     return checksums([[p] for p in model.parameters()])
