@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.zero import gathered
+from dist_subspace.placement.zero import gather_to, gathered, lent
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
     Attachment,
@@ -40,25 +40,43 @@ READABLE = 0o644  # safetensors gives new files to their owner alone
 
 
 def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
-    """Collective where parameters are split: the adapter's tensors by file name, whole, on the CPU, on every rank.
+    """Collective where parameters are split: the adapter's tensors by file name, whole, on the CPU; the trained ones on every
+    rank, the frozen factors, which may be larger than the model, on rank 0 alone, which writes them.
 
     Arguments:
         factors: the frozen factors too, without which an adapter is not complete in itself (a checkpoint of a run leaves
             them in the run's folder).
     """
     tensors: dict[str, Tensor] = {}
-    with gathered(_held(model, factors)), torch.no_grad():
+    with gathered(_held(model)), torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, SubspacePart):
-                kept = module.factor_tensors() if factors else {}
-                found = module.file_tensors() | {f"{FACTOR}{key}": tensor for key, tensor in kept.items()}
+                found = module.file_tensors()
             elif isinstance(module, (TrainedCopy, NewTokens)):
                 found = module.file_tensors()
             else:
                 continue
-            for suffix, tensor in found.items():
-                tensors[file_key(name, suffix)] = tensor.to("cpu", copy=True).contiguous()
+            tensors |= _on_cpu(name, found)
+    for name, module in model.named_modules() if factors else ():
+        if isinstance(module, SubspacePart) and module.kept_factors:
+            tensors |= _factors(name, module)
     return tensors
+
+
+def _factors(name: str, part: SubspacePart) -> dict[str, Tensor]:
+    """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
+    base = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) else set()
+    frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
+    wholes = {parameter: gather_to(parameter, 0) for parameter in frozen}
+    with agreed(f"reading the factors of {name}"), torch.no_grad():
+        if world().is_main:
+            with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
+                return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
+    return {}
+
+
+def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {file_key(layer, suffix): t.to("cpu", copy=True).contiguous() for suffix, t in found.items()}
 
 
 def file_key(layer: str, suffix: str) -> str:
@@ -66,13 +84,10 @@ def file_key(layer: str, suffix: str) -> str:
     return suffix if suffix.startswith("base_model.") or suffix == EMBEDDINGS else f"{PREFIX}{layer}.{suffix}"
 
 
-def _held(model: nn.Module, factors: bool) -> list[nn.Parameter]:
-    """What an adapter's file is made from: the trained parameters, and what the parts froze beside their bases."""
+def _held(model: nn.Module) -> list[nn.Parameter]:
+    """What the trained tensors of an adapter's file are made from, and what it holds beside them."""
     held = list(named_trainables(model).values())
-    held += [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
-    parts = [m for m in model.modules() if isinstance(m, SubspacePart) and m.kept_factors] if factors else []
-    bases = {id(p) for m in parts if isinstance(m, SubspaceLinear) for p in m.base.parameters()}
-    return held + [p for m in parts for p in m.parameters() if not p.requires_grad and id(p) not in bases]
+    return held + [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
 
 
 def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.overrides
 
 import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
-from dist_subspace.placement.zero import is_partitioned, resident_bytes
+from dist_subspace.placement.zero import full_numel, gathered_bytes, is_partitioned, resident_bytes
 from dist_subspace.storage import FrozenLinear
+from dist_subspace.subspace import attached
 from tests.interchange.trained import move
 from tests.matrix.tiny import ds_config, global_batch, make_engine, plain_model, save_tiny, train_step
 from tests.ranks import run_on_ranks
@@ -132,6 +134,43 @@ def test_a_refusal_of_rank_0_is_everyones(tmp_path: Path) -> None:
     (tmp_path / "out" / "notes.txt").write_text("mine")
     first, second = run_on_ranks(2, merge_into_something, base, str(tmp_path / "out"))
     assert first == second and "which holds something already" in first
+
+
+class Watch(torch.overrides.TorchFunctionMode):
+    """The most bytes that lie gathered on this rank while tensors are copied."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, self.most = model, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.to:
+            self.most = max(self.most, sum(gathered_bytes(p) for p in self.model.parameters()))
+        return func(*args, **(kwargs or {}))
+
+
+def saved(base: str, method: str, out: str, size: int) -> tuple[int, int, int, int]:
+    """Bytes: at most gathered while it was saved, trained, of the factors of the largest part, and of all factors."""
+    model = loaded(base, "nf4", method, 3, size)
+    watch = Watch(model)
+    with watch:
+        dsub.save_adapter(model, out)
+    parts = [model.get_submodule(name) for name in attached(model).layers]
+    factors = [[p for n, p in part.named_parameters() if "spectral" in n] for part in parts]
+    each = [sum(full_numel(p) * p.element_size() for p in own) for own in factors]
+    return watch.most, sum(full_numel(p) * 4 for p in dsub.trainable_parameters(model)), max(each), sum(each)
+
+
+@pytest.mark.parametrize("method", [m for m in ("svdiff", "sam-parser") if m in dsub.methods()])
+def test_frozen_factors_are_saved_part_by_part_from_rank_0_alone(method: str, tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "llama")
+    saved(base, method, str(tmp_path / "alone"), 0)
+    found = run_on_ranks(2, saved, base, method, str(tmp_path / "split"), 2)
+    assert digest(tmp_path / "split") == digest(tmp_path / "alone")
+    for rank, (most, trained, largest, everything) in enumerate(found):
+        assert 4 * (trained + largest) < everything, "the model is too small to tell"
+        assert most <= trained + (largest + 4096 if rank == 0 else 0)  # and a part's bias
+    assert found[0][0] > 0
 
 
 def exported(base: str, out: str, size: int) -> dict[str, dict[str, Any]]:
