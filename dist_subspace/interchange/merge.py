@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def merge(
         max_shard_bytes: of one safetensors file.
         patience: seconds to wait for ranks that have not called it.
         report: called on rank 0 with the report's text.
-        progress: called on rank 0 with (tensors written, tensors in all).
+        progress: called on rank 0 with (tensors written, tensors in all); what it raises ends the merge on every rank.
 
     Raises:
         UsageError: a method that cannot be merged, an original that is not to be had, a folder that holds something, too
@@ -126,9 +127,7 @@ def merge(
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:
         for number, (entry, planned) in enumerate(zip((*entries, *zeros), plan, strict=True)):
-            _write(writer, entry, planned)
-            if progress is not None and world().is_main:
-                progress(number + 1, len(plan))
+            _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
     except BaseException:
         if world().is_main:
@@ -163,8 +162,8 @@ def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
     return DTYPES[name]
 
 
-def _write(writer: WeightsWriter, entry: Entry, planned: Planned) -> None:
-    """Collective: what the entry needs is gathered to rank 0, which makes and writes it."""
+def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Callable[[], None] | None) -> None:
+    """Collective: what the entry needs is gathered to rank 0, which makes and writes it, and then calls `written`."""
     wholes = {parameter: gather_to(parameter, 0) for parameter in entry.needs}
     with agreed(f"writing {planned.key}"), torch.no_grad():
         if world().is_main:
@@ -174,6 +173,8 @@ def _write(writer: WeightsWriter, entry: Entry, planned: Planned) -> None:
                     writer.write(planned.key, made)
                 except OSError as error:
                     raise storage_error(writer.folder, error) from error
+            if written is not None:
+                written()
 
 
 def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype) -> tuple[Any, list[Entry]]:

@@ -136,6 +136,24 @@ def test_a_refusal_of_rank_0_is_everyones(tmp_path: Path) -> None:
     assert first == second and "which holds something already" in first
 
 
+def merge_with_a_progress_that_raises(base: str, out: str) -> str:
+    def progress(done: int, total: int) -> None:
+        if done == 3:
+            raise RuntimeError("the display is gone")
+
+    model = loaded(base, "nf4", "lora", 3, world().size)
+    with pytest.raises(RuntimeError) as found:
+        dsub.merge(model, out, report=None, progress=progress)
+    return str(found.value)
+
+
+def test_a_progress_that_raises_ends_the_merge_on_every_rank(tmp_path: Path) -> None:
+    base = save_tiny(tmp_path, "llama")
+    first, second = run_on_ranks(2, merge_with_a_progress_that_raises, base, str(tmp_path / "out"), timeout=40.0)
+    assert first == "the display is gone" and second.endswith("failed on rank 0: the display is gone")
+    assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
+
+
 class Watch(torch.overrides.TorchFunctionMode):
     """The most bytes that lie gathered on this rank while tensors are copied."""
 
