@@ -150,7 +150,13 @@ def storage_error(path: Path, error: OSError | SafetensorError) -> StorageError:
     if isinstance(error, StorageError):
         return error
     reason = getattr(error, "strerror", None) or error
-    return StorageError(f"{path} could not be written ({reason}{_free_space(path.parent)})")
+    return StorageError(f"{_shown(path)} could not be written ({reason}{_free_space(path.parent)})")
+
+
+def _shown(path: Path) -> Path:
+    """The name that what lies under a hidden one is to get."""
+    hidden = path.name.startswith(".") and path.name.endswith(f".{PARTIAL}")
+    return path.with_name(path.name[1:].removesuffix(f".{PARTIAL}")) if hidden else path
 
 
 def _free_space(folder: Path) -> str:

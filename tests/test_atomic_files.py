@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_subspace.atomic_files import StorageError, begin_folder, whole_folder
+from dist_subspace.atomic_files import StorageError, begin_folder, storage_error, whole_folder
 from dist_subspace.errors import UsageError
 
 
@@ -33,6 +33,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
         with whole_folder(tmp_path / "out"):
             Path("/dev/full").write_bytes(b"x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_under_a_hidden_name_names_what_was_to_appear(tmp_path: Path) -> None:
+    for name, shown in ((".out.partial", "out"), (".adapter", ".adapter"), ("out", "out")):
+        told = storage_error(tmp_path / name, OSError("No space left on device"))
+        assert str(told).startswith(f"{tmp_path / shown} could not be written (No space left on device; ")
 
 
 def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dist_subspace.atomic_files import storage_error, sync
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.zero import gather_to, gathered, lent
@@ -144,7 +146,8 @@ def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = 
     """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved (row 4).
 
     Raises:
-        UsageError: for a model without a method. OSError: for a folder that cannot be written; every rank raises.
+        UsageError: for a model without a method. StorageError: the disk refuses, and nothing that was begun is left behind;
+            every rank raises.
     """
     attached(model)
     tensors = adapter_tensors(model)
@@ -234,19 +237,47 @@ def _take(left: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
 
 
 def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
-    """Local: both files appear by rename, the weights first: a folder with a configuration is a folder with weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{WEIGHTS}"
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.chmod(READABLE)
-    with safe_open(partial, framework="pt", device="cpu") as handle:
+    """Local: both files are on disk under hidden names before the first is renamed, the weights first: a folder with a
+    configuration is a folder with weights, and what was there stays whole until then.
+
+    Raises:
+        StorageError: the disk refuses. Nothing that was begun is left behind.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    partials = {name: folder / f".{name}" for name in (WEIGHTS, CONFIG)}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_weights(partials[WEIGHTS], tensors)
+        partials[CONFIG].write_text(json.dumps(described, indent=2) + "\n")
+        for partial in partials.values():
+            sync(partial)
+        for name, partial in partials.items():
+            os.replace(partial, folder / name)
+    except BaseException as error:
+        told = storage_error(folder, error) if isinstance(error, OSError | SafetensorError) else error
+        _clear_away(partials.values(), made)
+        if told is error:
+            raise
+        raise told from error
+
+
+def _write_weights(file: Path, tensors: dict[str, Tensor]) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(READABLE)
+    with safe_open(file, framework="pt", device="cpu") as handle:
         for key, tensor in tensors.items():
             if not torch.equal(handle.get_tensor(key), tensor):
-                raise OSError(f"{partial} does not read back as it was written ({key})")
-    os.replace(partial, folder / WEIGHTS)
-    partial = folder / f".{CONFIG}"
-    partial.write_text(json.dumps(described, indent=2) + "\n")
-    os.replace(partial, folder / CONFIG)
+                raise OSError(f"{file} does not read back as it was written ({key})")
+
+
+def _clear_away(files: Iterable[Path], folders: Iterable[Path]) -> None:
+    """Files that were begun, and folders that were made for them, the innermost first."""
+    for file in files:
+        with suppress(OSError):
+            file.unlink()
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _refuse_empty(tensors: dict[str, Tensor], model: nn.Module) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from torch import nn
 import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.api import load_adapted
+from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter, write_adapter
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 from dist_subspace.subspace.registry import method_class
@@ -376,3 +379,45 @@ def test_saving_over_an_adapter_leaves_a_whole_one(folder: Path) -> None:
     dsub.save_adapter(model, folder)
     torch.testing.assert_close(logits(dsub.load_adapter(tiny_model(), folder)), logits(model))
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def held_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """The kernel refuses bytes beyond a limit a file, as a full disk would, to Python and to safetensors' own writer."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("refused", [WEIGHTS, CONFIG])
+def test_a_disk_that_refuses_is_one_sentence_and_what_was_there_stays(
+    refused: str, folder: Path, tmp_path: Path, small_files: Callable[[int], None]
+) -> None:
+    """A limit below the weights, or, with little in them, below the configuration alone."""
+    model = trained(tiny_model()) if refused == WEIGHTS else trained(tiny_model(), "ssl", target_modules=["k_proj"])
+    dsub.save_adapter(model, tmp_path / "room")
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "room").iterdir()}
+    other = min(size for name, size in sizes.items() if name != refused)
+    assert other < sizes[refused], "the limit would refuse the other file"
+    before = held_bytes(folder)
+    small_files(sizes[refused] - 1)
+    for target in (folder, tmp_path / "made" / "new"):
+        with pytest.raises(
+            StorageError, match=rf"{target.name} could not be written \(.*File too large.*; .* MiB free\)"
+        ):
+            dsub.save_adapter(model, target)
+    assert held_bytes(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter", "room"]
+
+
+def test_an_error_before_the_renames_leaves_what_was_there(folder: Path, tmp_path: Path) -> None:
+    _, tensors = read_adapter(folder)
+    before = held_bytes(folder)
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(TypeError, match="not JSON serializable"):
+            write_adapter(target, {key: tensor + 1 for key, tensor in tensors.items()}, {"not": object()})
+    assert held_bytes(folder) == before and [path.name for path in tmp_path.iterdir()] == ["adapter"]
