@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, FACTOR, PREFIX, WEIGHTS, file_key
+from dist_subspace.interchange.adapter import CONFIG, FACTOR, FORMAT, PREFIX, WEIGHTS, file_key
 from dist_subspace.subspace import SubspaceConfig, SubspacePart, resolve
 from dist_subspace.subspace.attach import settings_of
 
@@ -24,7 +24,7 @@ class AdapterFolder:
     of its parts; keys: of the tensors file, in its order; bytes: of the tensors file.
 
     Raises:
-        UsageError: for a folder without an adapter, or a file that is cut short.
+        UsageError: for a folder without an adapter, an adapter of an unknown format, or a file that is cut short.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -39,6 +39,10 @@ class AdapterFolder:
         except (SafetensorError, ValueError) as error:
             raise UsageError(f"{self.path} holds no whole adapter ({error}); copy it again") from error
         self.ours: dict[str, Any] = self.described.get("dist_subspace") or {}
+        if self.ours and self.ours.get("format") != FORMAT:
+            raise UsageError(
+                f"{self.path / CONFIG} is of format {self.ours.get('format')!r}; this version reads format {FORMAT}"
+            )
         self.layers: list[str] = self.ours.get("layers") or []
         self.bytes = (self.path / WEIGHTS).stat().st_size
 

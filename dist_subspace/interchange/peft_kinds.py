@@ -91,7 +91,7 @@ def _patterns(described: Described, names: Iterable[str]) -> tuple[dict[str, int
 
     def resolved(what: str, usual: Any) -> dict[str, Any]:
         pattern = described.get(what) or {}
-        found = {n: next((k for k in pattern if re.match(rf"(.*\.)?({k})$", n)), None) for n in layers}
+        found = {n: pattern_key(pattern, n) for n in layers}
         for key in pattern:
             if key not in found.values():
                 raise UsageError(
@@ -101,6 +101,11 @@ def _patterns(described: Described, names: Iterable[str]) -> tuple[dict[str, int
         return {name: usual if key is None else pattern[key] for name, key in found.items()}
 
     return resolved("rank_pattern", described["r"]), resolved("alpha_pattern", described["lora_alpha"])
+
+
+def pattern_key(pattern: Iterable[str], name: str) -> str | None:
+    """The first key of a `rank_pattern` or `alpha_pattern` that the whole of a name, or its end, matches."""
+    return next((key for key in pattern if re.match(rf"(.*\.)?({key})$", name)), None)
 
 
 # The others.

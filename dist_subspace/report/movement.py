@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.interchange.peft_kinds import pattern_key
 from dist_subspace.subspace import SubspacePart
 from dist_subspace.subspace.low_rank import LowRankLinear, with_core_left
 from dist_subspace.subspace.spectral import SpectralLinear
@@ -94,7 +95,11 @@ def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) ->
     if "adapter_up" in found:
         return of_product(layer, FACTORS, found["adapter_down"], found["adapter_up"])
     if "lora_A.weight" in found and "lora_B.weight" in found:
-        return of_product(layer, UPDATE, found["lora_A.weight"], _peft_scale(adapter) * found["lora_B.weight"])
+        a, b = found["lora_A.weight"], found["lora_B.weight"]
+        return of_product(layer, UPDATE, a, _peft_scale(adapter, layer, a.shape[0]) * b)
+    if {"lora_A", "lora_B", "lora_E"} <= found.keys():
+        gamma = float(adapter.described.get("lora_alpha") or 1) / float(adapter.described.get("init_r") or 1)
+        return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
     if "ia3_l" in found:
         return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
     return of_values(layer, SHIFT, list(found.values()))
@@ -140,16 +145,21 @@ def _of_spectrum(layer: str, kind: str, singular: Tensor) -> Movement:
 
 
 def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
-    """The layers of an adapter that PEFT wrote, by the endings of its names."""
+    """The layers of an adapter that PEFT wrote, by the endings of its names; virtual tokens are one."""
+    if EMBEDDINGS in adapter.keys:
+        return [EMBEDDINGS]
     found: dict[str, None] = {}
     for key in adapter.keys:
-        for ending in (".lora_A.weight", ".ia3_l"):
+        for ending in (".lora_A.weight", ".lora_A", ".ia3_l"):
             if key.endswith(ending):
                 found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
     return list(found)
 
 
-def _peft_scale(adapter: AdapterFolder) -> float:
+def _peft_scale(adapter: AdapterFolder, layer: str, rank: int) -> float:
+    """γ of a layer with this rank, which has an alpha of its own where PEFT's pattern names it."""
     described = adapter.described
-    rank, alpha = described.get("r") or 1, described.get("lora_alpha") or 1
-    return float(alpha) / (math.sqrt(rank) if described.get("use_rslora") else rank)
+    alphas = described.get("alpha_pattern") or {}
+    key = pattern_key(alphas, layer)
+    alpha = float((described.get("lora_alpha") if key is None else alphas[key]) or 1)
+    return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)

@@ -126,6 +126,10 @@ def test_what_is_no_adapter_of_this_version_is_refused_in_a_sentence(
         (folder / CONFIG).write_text(json.dumps(described | {"dist_subspace": changed}))
         assert main(["inspect", str(folder)]) == 2
         assert sentence in capsys.readouterr().err
+    later = described | {"dist_subspace": described["dist_subspace"] | {"format": 99}}
+    (tmp_path / "lorax" / CONFIG).write_text(json.dumps(later))
+    assert main(["inspect", str(tmp_path / "lorax")]) == 2
+    assert "is of format 99; this version reads format 1" in capsys.readouterr().err
     (tmp_path / "adapter" / WEIGHTS).write_bytes(b"x")
     assert main(["inspect", str(tmp_path / "adapter")]) == 2
     assert "holds no whole adapter" in capsys.readouterr().err

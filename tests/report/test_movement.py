@@ -122,13 +122,46 @@ def test_the_effective_rank_counts_equal_directions(singular: list[float], expec
     assert effective_rank(torch.tensor(singular)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_an_adapter_of_peft_is_measured_too(tmp_path: Path) -> None:
+PATTERNS: dict[str, Any] = {
+    "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 6},
+    "alpha_pattern": {"layers.0.self_attn.q_proj": 40, "down_proj": 1.5},
+}
+
+
+@pytest.mark.parametrize("settings", [{}, PATTERNS, {**PATTERNS, "use_rslora": True}])
+def test_an_adapter_of_peft_is_measured_too(settings: dict[str, Any], tmp_path: Path) -> None:
     import peft
 
-    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"])
+    config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["q_proj", "down_proj"], **settings)
+    compare_with_peft(config, tmp_path)
+
+
+def test_an_adalora_of_peft_is_measured_too(tmp_path: Path) -> None:
+    import peft
+
+    targets = ["q_proj", "down_proj"]
+    compare_with_peft(
+        peft.AdaLoraConfig(init_r=6, target_r=2, lora_alpha=12, target_modules=targets, total_step=10), tmp_path
+    )
+
+
+def test_virtual_tokens_of_peft_are_measured_too(tmp_path: Path) -> None:
+    import peft
+
+    model = peft.get_peft_model(tiny_model(), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=5))
+    model.save_pretrained(tmp_path)
+    (found,) = movements(AdapterFolder(tmp_path))
+    tokens = model.prompt_encoder["default"].embedding.weight
+    assert found.kind == "tokens" and found.trained == tokens.numel()
+    assert found.norm == pytest.approx(float(tokens.norm()), rel=1e-5)
+
+
+def compare_with_peft(config: Any, tmp_path: Path) -> None:
+    import peft
+
     model = peft.get_peft_model(tiny_model(), config)
     for name, parameter in model.named_parameters():
-        if "lora_B" in name:
+        if "lora_B" in name or "lora_E" in name:
             parameter.data.normal_(std=0.1)
     model.save_pretrained(tmp_path)
     found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
