@@ -52,13 +52,8 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
     tensors: dict[str, Tensor] = {}
     with gathered(_held(model)), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart):
-                found = module.file_tensors()
-            elif isinstance(module, (TrainedCopy, NewTokens)):
-                found = module.file_tensors()
-            else:
-                continue
-            tensors |= _on_cpu(name, found)
+            if isinstance(module, SubspacePart | TrainedCopy | NewTokens):
+                tensors |= _on_cpu(name, module.file_tensors())
     for name, module in model.named_modules() if factors else ():
         if isinstance(module, SubspacePart) and module.kept_factors:
             tensors |= _factors(name, module)
