@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -35,12 +35,14 @@ from dist_subspace.interchange.adapter import (
 )
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.interchange.peft_forms import Forms, compact, cut, forms_of, pays
+from dist_subspace.interchange.peft_forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
 from dist_subspace.placement.zero import gather_to, lent
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
 
 FORMS = ("auto", "direct", "lora", "scaling")
+MADE = ("lora", "approximate")  # of one LoRA a layer
+T = TypeVar("T")
 Described = Mapping[str, Any]
 Written = tuple[dict[str, Any], dict[str, Tensor]]  # entries of adapter_config.json, and tensors
 
@@ -125,40 +127,61 @@ class _Wish:
 
 
 def _export_model(model: nn.Module, wish: _Wish) -> ExportReport:
-    """Collective."""
-    info = attached(model).info
+    """Collective. Each part is looked at before any is made: a refusal has held one layer's pair at a time."""
+    info, names = attached(model).info, attached(model).layers
     described = adapter_config(model)
-    direct = _is_direct(described, wish.form)
     native = adapter_tensors(model, factors=False)
-    forms: dict[str, Forms | None] = {}
-    for name in () if direct else attached(model).layers:
-        forms[name] = _look(name, model.get_submodule(name), wish.rank)  # type: ignore[arg-type]
-    return on_main(_write_best, described, info, native, None if direct else forms, wish)
+    parts: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    forms: dict[str, Forms | None] | None = None
+    if not _is_direct(described, wish.form):
+        forms = {name: _on_whole(name, part, _form_of, wish.rank) for name, part in parts.items()}
+    kind = on_main(_choose, forms, described, info, wish)
+    loras: dict[str, Any] = {}
+    if kind in MADE:
+        rank = wish.rank if kind == "approximate" else None
+        loras = {
+            n: _on_whole(n, part, lora_of, (forms or {})[n], rank, base=rank is not None) for n, part in parts.items()
+        }
+    return on_main(_write_form, kind, described, info, native, forms, loras, wish)
 
 
-def _look(name: str, part: SubspacePart, rank: int | None) -> Forms | None:
-    """Collective where parameters are split: a part's forms, on rank 0. The base is gathered for an approximation alone."""
-    base = [id(p) for p in part.base.parameters()] if isinstance(part, SubspaceLinear) and rank is None else []
-    wholes = {p: gather_to(p, 0) for p in part.parameters() if id(p) not in base}
+def _form_of(name: str, part: SubspacePart, rank: int | None) -> Forms | None:
+    return forms_of(name, part, getattr(part, "bias", None) is not None, rank, base=True)
+
+
+def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base: bool = False) -> T | None:
+    """Collective where parameters are split: the function of a part whose parameters are whole, on rank 0.
+
+    Arguments:
+        base: whether the base's are gathered too.
+    """
+    left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
+    wholes = {p: gather_to(p, 0) for p in part.parameters() if id(p) not in left}
     with agreed(f"the form of {name}"):
         if world().is_main:
             with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
-                return forms_of(name, part, getattr(part, "bias", None) is not None, rank, base=True)
+                return function(name, part, *args)
     return None
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:
     """Local: from the files alone."""
     config, tensors = read_adapter(folder)
+    native = split_factors(tensors)[1]
+    del tensors
     adapter = AdapterFolder(folder)
     info, described = method_class(config.method).info, adapter.described
-    direct = _is_direct(described, wish.form)
     forms: dict[str, Forms | None] | None = None
-    if not direct:
+    if not _is_direct(described, wish.form):
         biased = described["dist_subspace"].get("biased", [])
         found = {n: forms_of(n, part, n in biased, wish.rank, base=False) for n, part in hollow_parts(adapter)}
         forms = {name: found.get(name) for name in adapter.layers}
-    return _write_best(described, info, split_factors(tensors)[1], forms, wish)
+    kind = _choose(forms, described, info, wish)
+    loras: dict[str, Lora] = {}
+    if kind in MADE:
+        rank = wish.rank if kind == "approximate" else None
+        loras = {n: lora_of(n, part, found[n], rank) for n, part in hollow_parts(adapter)}  # type: ignore[arg-type]
+    return _write_form(kind, described, info, native, forms, loras, wish)
 
 
 def _is_direct(described: Described, form: str) -> bool:
@@ -181,26 +204,24 @@ def _one_scale(described: Described) -> bool:
     return all(math.isclose(gamma, scale(r, alpha)) for gamma in own)
 
 
-def _write_best(
+def _write_form(
+    kind: str,
     described: Described,
     info: MethodInfo,
     native: dict[str, Tensor],
-    forms: dict[str, Forms | None] | None,
+    forms: Mapping[str, Forms | None] | None,
+    loras: Mapping[str, Lora],
     wish: _Wish,
 ) -> ExportReport:
-    """Local: choose the form, and write the folder."""
-    ours = described["dist_subspace"]
-    if ours.get("new_tokens"):
-        raise UsageError(
-            "the adapter has new tokens, which PEFT's files of a base that does not know them cannot hold; accepted: merge"
-        )
-    errors: dict[str, tuple[float, float]] = {}
-    entries: dict[str, Any]
-    kind, entries, tensors = "direct", {}, native
+    """Local: write the folder in the form that was chosen."""
+    entries: dict[str, Any] = {}
+    tensors, kept = native, described.keys() - {"dist_subspace"}
     if forms is not None:
-        kind, (entries, tensors), errors = _best(forms, described, info, wish)
-        tensors |= _trained_in_full(native, ours["layers"])
-    kept = described.keys() - {"dist_subspace"} if forms is None else _OF_EVERY_KIND
+        pairs = {name: pair for name, (pair, _, _) in loras.items()}
+        entries, tensors = _lora(pairs, described) if kind in MADE else _scalings(forms, described)
+        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])
+        kept = _OF_EVERY_KIND
+    errors = {n: (lost, size) for n, (_, lost, size) in loras.items()} if kind == "approximate" else {}
     config = {key: value for key, value in described.items() if key in kept} | entries
     _write(wish.out, config, tensors)
     return ExportReport(
@@ -222,29 +243,24 @@ _OF_EVERY_KIND = {
 }
 
 
-def _best(
-    forms: dict[str, Forms | None], described: Described, info: MethodInfo, wish: _Wish
-) -> tuple[str, Written, dict[str, tuple[float, float]]]:
-    """The first exact form, else the approximation that was asked for."""
-    known = {name: form for name, form in forms.items() if form is not None}
+def _choose(forms: Mapping[str, Forms | None] | None, described: Described, info: MethodInfo, wish: _Wish) -> str:
+    """Local: the first exact form, else the approximation that was asked for."""
+    if described["dist_subspace"].get("new_tokens"):
+        raise UsageError(
+            "the adapter has new tokens, which PEFT's files of a base that does not know them cannot hold; accepted: merge"
+        )
+    if forms is None:
+        return "direct"
+    known = [form for form in forms.values() if form is not None]
     whole = bool(known) and len(known) == len(forms)
-    pairs = {name: compact(form.lora) for name, form in known.items() if form.lora is not None}
-    if whole and len(pairs) == len(forms) and wish.form in ("auto", "lora") and (wish.form == "lora" or pays(pairs)):
-        return "lora", _lora(pairs, described), {}
-    scaled = [name for name, form in known.items() if form.input_scale is not None or form.output_scale is not None]
-    if whole and len(scaled) == len(forms) and wish.form in ("auto", "scaling"):
-        return "scaling", _scalings(known, described), {}
+    exact = whole and all(form.numbers is not None for form in known)
+    if exact and (wish.form == "lora" or (wish.form == "auto" and pays(known))):
+        return "lora"
+    if whole and all(form.scaled for form in known) and wish.form in ("auto", "scaling"):
+        return "scaling"
     if wish.rank is None or wish.form != "auto" or not whole:
-        raise _no_form(info, described, wish, too_large=whole and len(pairs) == len(forms))
-    cuts = {name: form.near or _cut(form, pairs.get(name), wish.rank) for name, form in known.items()}
-    errors = {name: (lost, size) for name, (_, lost, size) in cuts.items()}
-    return "approximate", _lora({name: compact(pair) for name, (pair, _, _) in cuts.items()}, described), errors
-
-
-def _cut(form: Forms, pair: tuple[Tensor, Tensor] | None, rank: int) -> tuple[tuple[Tensor, Tensor], float, float]:
-    if pair is None:
-        raise UsageError("approximate_rank is for layers whose update is a matrix; one of them is scaled")
-    return cut(pair[1] @ pair[0], rank)
+        raise _no_form(info, described, wish, too_large=exact)
+    return "approximate"
 
 
 def _no_form(info: MethodInfo, described: Described, wish: _Wish, too_large: bool) -> UsageError:
@@ -281,7 +297,8 @@ def _conv1d(described: Described) -> bool:
     return bool(described["dist_subspace"].get("conv1d"))
 
 
-def _scalings(forms: Mapping[str, Forms], described: Described) -> Written:
+def _scalings(found: Mapping[str, Forms | None], described: Described) -> Written:
+    forms = {name: form for name, form in found.items() if form is not None}
     inputs = [name for name, form in forms.items() if form.input_scale is not None]
     pattern = ".*" if len(inputs) == len(forms) else "|".join(map(re.escape, inputs))
     entries = {

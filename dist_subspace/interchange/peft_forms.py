@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -12,22 +12,26 @@ from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceLinear, SubspacePart
 
 Pair = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
+Lora = tuple[Pair, float, float]  # and the squared Frobenius norms of what it lacks of ΔW, and of ΔW
 
 
 @dataclass(frozen=True)
 class Forms:
-    """Of one layer, on the CPU in float32; None for what is not exact.
+    """Of one layer; None for what is not exact. Pairs are not held: those of a full spectrum are larger than the layer.
 
-    lora: `(A, B)` with `ΔW = B A`; input_scale `(d_in)`, output_scale `(d_out)`: the one vector that scales the layer, bias
-    included where the output is scaled; near: a LoRA cut to its rank, with the squared Frobenius norms of what is missing and
-    of ΔW.
+    shape: `(d_out, d_in)`; numbers: how many an exact LoRA has, `ΔW = B A` without terms that are zero; input_scale `(d_in)`,
+    output_scale `(d_out)`: the one vector that scales the layer, bias included where the output is scaled, on the CPU in
+    float32.
     """
 
     shape: tuple[int, int]
-    lora: Pair | None = None
+    numbers: int | None = None
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
-    near: tuple[Pair, float, float] | None = None
+
+    @property
+    def scaled(self) -> bool:
+        return self.input_scale is not None or self.output_scale is not None
 
 
 @torch.no_grad()
@@ -46,29 +50,57 @@ def forms_of(name: str, part: SubspacePart, biased: bool, rank: int | None, base
         return None
     shape = (part.out_features, part.in_features)
     pair = part.low_rank_form()
-    lora = None if pair is None or _changes_bias(part, biased) else (_plain(pair[0]), _plain(pair[1]))
-    inputs, outputs = _scales(part, biased)
-    if rank is None or lora is not None or inputs is not None or outputs is not None:
-        return Forms(shape, lora, inputs, outputs)
-    return Forms(shape, near=_near(name, part, biased, rank, base))
+    numbers = None if pair is None or _changes_bias(part, biased) else int(_terms(pair).sum()) * sum(shape)
+    form = Forms(shape, numbers, *_scales(part, biased))
+    if rank is not None and numbers is None and not form.scaled:
+        _check_near(name, part, biased, rank, base)
+    return form
+
+
+@torch.no_grad()
+def lora_of(name: str, part: SubspaceLinear, form: Forms, rank: int | None) -> Lora:
+    """The LoRA of a part whose parameters are whole (its base too, where no LoRA is exact), on the CPU in float32.
+
+    Arguments:
+        rank: what its update is cut to; None for the exact one.
+
+    Raises:
+        UsageError: what is trained is no matrix.
+    """
+    if form.numbers is None and form.scaled:
+        raise UsageError(f"approximate_rank is for layers whose update is a matrix, and {name} is scaled")
+    if form.numbers is None:
+        weight = part.base.dense(torch.float32)
+        update = part.merged(weight) - weight
+    else:
+        a, b = part.low_rank_form()  # type: ignore[misc]
+        pair = compact((_plain(a), _plain(b)))
+        if rank is None:
+            return pair, 0.0, 0.0
+        update = pair[1] @ pair[0]
+    near, lost, size = cut(update, rank or min(form.shape))
+    return compact(near), lost, size
 
 
 def compact(pair: Pair) -> Pair:
     """Without the terms that are zero (triplets that a schedule took away); at least one stays."""
-    a, b = pair
-    kept = (a.abs().amax(1) > 0) & (b.abs().amax(0) > 0)
+    kept = _terms(pair)
+    return pair[0][kept].contiguous(), pair[1][:, kept].contiguous()
+
+
+def _terms(pair: Pair) -> Tensor:
+    kept = (pair[0].abs().amax(1) > 0) & (pair[1].abs().amax(0) > 0)
     if not bool(kept.any()):
         kept[0] = True
-    return a[kept].contiguous(), b[:, kept].contiguous()
+    return kept
 
 
-def pays(pairs: Mapping[str, Pair]) -> bool:
+def pays(forms: Iterable[Forms]) -> bool:
     """Whether the factors are smaller than the matrices that they change."""
-    factors = sum(a.numel() + b.numel() for a, b in pairs.values())
-    return factors < sum(a.shape[1] * b.shape[0] for a, b in pairs.values())
+    return sum((form.numbers or 0) - form.shape[0] * form.shape[1] for form in forms) < 0
 
 
-def cut(update: Tensor, rank: int) -> tuple[Pair, float, float]:
+def cut(update: Tensor, rank: int) -> Lora:
     """The nearest LoRA of a rank to `ΔW (d_out, d_in)`, each factor with the root of the singular values, and the squared
     Frobenius norms of what is missing and of ΔW."""
     u, s, v = torch.linalg.svd(update.float(), full_matrices=False)
@@ -77,7 +109,7 @@ def cut(update: Tensor, rank: int) -> tuple[Pair, float, float]:
     return pair, float(s[rank:].double().square().sum()), float(s.double().square().sum())
 
 
-def _near(name: str, part: SubspaceLinear, biased: bool, rank: int, base: bool) -> tuple[Pair, float, float]:
+def _check_near(name: str, part: SubspaceLinear, biased: bool, rank: int, base: bool) -> None:
     if not base:
         raise UsageError(
             f"approximate_rank is {rank}, but what method {part.info.name} adds to {name} is told by its base alone; accepted: "
@@ -87,8 +119,6 @@ def _near(name: str, part: SubspaceLinear, biased: bool, rank: int, base: bool) 
         raise UsageError(
             f"approximate_rank is {rank}, but method {part.info.name} changes biases, which a LoRA does not hold; accepted: merge"
         )
-    weight = part.base.dense(torch.float32)
-    return cut(part.merged(weight) - weight, rank)
 
 
 def _changes_bias(part: SubspaceLinear, biased: bool) -> bool:

@@ -18,6 +18,7 @@ from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
 from dist_subspace.interchange.peft_export import ExportReport
 from dist_subspace.storage import FrozenLinear
 from tests.interchange import vllm_rules
+from tests.interchange.test_merge import in_process
 from tests.interchange.trained import trained
 from tests.tiny_models import logits, tiny_model
 
@@ -263,6 +264,52 @@ def test_a_full_spectrum_does_not_pay_as_a_lora_unless_it_is_asked_for(method: s
         export(model, tmp_path / "out")
     report = export(model, tmp_path / "out", "lora")
     assert report.rank == 32
+    assert_near(logits(in_peft("LlamaForCausalLM", tmp_path / "out")), logits(model))
+
+
+def peak_of_an_export(arguments: str, folder: Path, from_folder: bool) -> tuple[str, int]:
+    """What was said, and the bytes of the process's peak above what was resident: of a full spectrum of 36 MiB of weights."""
+    found = in_process(
+        f"""
+        import re
+        from dist_subspace.errors import UsageError
+        def resident(word):
+            return int(re.search(word + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+        sizes = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=16, num_key_value_heads=4)
+        source = trained(tiny_model(**sizes), "svdiff", options=dict(top_k=None))
+        if {from_folder}:
+            source = dsub.save_adapter(source, {str(folder / "own")!r})
+        open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+        before, said = resident("VmRSS"), "written"
+        try:
+            dsub.export_peft(source, {str(folder / "out")!r}, report=None, {arguments})
+        except UsageError as error:
+            said = "refused" if "only with more numbers than" in str(error) else str(error)
+        print(said, resident("VmHWM") - before)
+        """
+    )
+    said, above = found.stdout.rsplit(maxsplit=1)
+    return said, int(above)
+
+
+@pytest.mark.skipif("svdiff" not in dsub.methods(), reason="svdiff is not registered")
+@pytest.mark.parametrize("from_folder", [False, True])
+@pytest.mark.parametrize(("arguments", "said"), [("", "refused"), ("approximate_rank=2", "written")])
+def test_a_full_spectrum_that_is_not_written_is_never_held(
+    arguments: str, said: str, from_folder: bool, tmp_path: Path
+) -> None:
+    found, above = peak_of_an_export(arguments, tmp_path, from_folder)
+    mapped = 2 * (tmp_path / "own" / WEIGHTS).stat().st_size if from_folder else 0  # pages of the file, opened twice
+    assert found == said and above - mapped < 20 * 2**20, f"{above / 2**20:.0f} MiB, {mapped / 2**20:.0f} of the file"
+
+
+@pytest.mark.parametrize("method", here("pissa"))
+def test_a_layer_that_does_not_pay_alone_goes_with_those_that_do(method: str, tmp_path: Path) -> None:
+    model = model_with(method, rank_pattern={"layers.0.self_attn.k_proj": 16})
+    report = export(model, tmp_path / "out")
+    held = load_file(tmp_path / "out" / WEIGHTS)
+    pair = [t.numel() for key, t in held.items() if "layers.0.self_attn.k_proj" in key]
+    assert report.form == "lora" and sum(pair) > 32 * 16
     assert_near(logits(in_peft("LlamaForCausalLM", tmp_path / "out")), logits(model))
 
 
