@@ -183,7 +183,7 @@ def test_a_terminated_merge_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*command, "--dtype", "float32"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
-    hidden, deadline = tmp_path / ".out.partial", time.monotonic() + 120
+    hidden, deadline = tmp_path / ".out.partial", time.monotonic() + 300
     while not hidden.exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
