@@ -31,8 +31,9 @@ from dist_subspace.interchange.adapter import (
     write_adapter,
 )
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
+from dist_subspace.placement.loss_scale import restore_scaler
 from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.zero import gathered, restore_scaler
+from dist_subspace.placement.zero import gathered
 from dist_subspace.statistics import FACTORS, kept_files
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 

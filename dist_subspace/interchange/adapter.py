@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dist_subspace.atomic_files import storage_error, sync
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.zero import gather_to, gathered, lent
+from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.zero import gathered
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
     Attachment,
@@ -64,12 +65,11 @@ def _factors(name: str, part: SubspacePart) -> dict[str, Tensor]:
     """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
     base = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) else set()
     frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
-    wholes = {parameter: gather_to(parameter, 0) for parameter in frozen}
-    with agreed(f"reading the factors of {name}"), torch.no_grad():
-        if world().is_main:
-            with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
-                return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
-    return {}
+
+    def read() -> dict[str, Tensor]:
+        return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
+
+    return on_wholes(frozen, f"reading the factors of {name}", read) or {}
 
 
 def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -169,8 +169,7 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     if not isinstance(ours, dict):
         kind = described.get("peft_type") if isinstance(described, dict) else None
         raise UsageError(f"{path / CONFIG} was not written by dist_subspace (peft_type {kind!r})")
-    if ours.get("format") != FORMAT:
-        raise UsageError(f"{path / CONFIG} is of format {ours.get('format')!r}; this version reads format {FORMAT}")
+    check_format(path, ours)
     fields = SubspaceConfig.__dataclass_fields__
     config = SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
     try:
@@ -179,6 +178,15 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
         return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
+
+
+def check_format(folder: Path, ours: Mapping[str, Any]) -> None:
+    """Raises UsageError for an adapter that another version of this package has written otherwise."""
+    if ours.get("format") != FORMAT:
+        raise UsageError(
+            f"{folder / CONFIG} is of format {ours.get('format')!r}; this version reads format {FORMAT}: read it with the "
+            "version that wrote it"
+        )
 
 
 def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, FACTOR, FORMAT, PREFIX, WEIGHTS, file_key
+from dist_subspace.interchange.adapter import CONFIG, FACTOR, PREFIX, WEIGHTS, check_format, file_key
 from dist_subspace.subspace import SubspaceConfig, SubspacePart, resolve
 from dist_subspace.subspace.attach import settings_of
 
@@ -39,10 +39,8 @@ class AdapterFolder:
         except (SafetensorError, ValueError) as error:
             raise UsageError(f"{self.path} holds no whole adapter ({error}); copy it again") from error
         self.ours: dict[str, Any] = self.described.get("dist_subspace") or {}
-        if self.ours and self.ours.get("format") != FORMAT:
-            raise UsageError(
-                f"{self.path / CONFIG} is of format {self.ours.get('format')!r}; this version reads format {FORMAT}"
-            )
+        if self.ours:
+            check_format(self.path, self.ours)
         self.layers: list[str] = self.ours.get("layers") or []
         self.bytes = (self.path / WEIGHTS).stat().st_size
 

@@ -26,7 +26,7 @@ from dist_subspace.interchange.weights import Planned, WeightsWriter
 from dist_subspace.loading.load import local_folder
 from dist_subspace.loading.transformers_internals import expected_parameters, written_keys
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
-from dist_subspace.placement.zero import gather_to, lent
+from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import attached
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -164,17 +164,17 @@ def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
 
 def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Callable[[], None] | None) -> None:
     """Collective: what the entry needs is gathered to rank 0, which makes and writes it, and then calls `written`."""
-    wholes = {parameter: gather_to(parameter, 0) for parameter in entry.needs}
-    with agreed(f"writing {planned.key}"), torch.no_grad():
-        if world().is_main:
-            with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
-                made = entry.make()
-                try:
-                    writer.write(planned.key, made)
-                except OSError as error:
-                    raise storage_error(writer.folder, error) from error
-            if written is not None:
-                written()
+
+    def write() -> None:
+        made = entry.make()
+        try:
+            writer.write(planned.key, made)
+        except OSError as error:
+            raise storage_error(writer.folder, error) from error
+        if written is not None:
+            written()
+
+    on_wholes(entry.needs, f"writing {planned.key}", write)
 
 
 def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype) -> tuple[Any, list[Entry]]:

@@ -36,8 +36,8 @@ from dist_subspace.interchange.adapter import (
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft_forms import Forms, Lora, forms_of, lora_of, pays
-from dist_subspace.placement.collectives import agreed, all_here, on_main, world
-from dist_subspace.placement.zero import gather_to, lent
+from dist_subspace.placement.collectives import all_here, on_main, world
+from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
 
 FORMS = ("auto", "direct", "lora", "scaling")
@@ -156,12 +156,8 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
         base: whether the base's are gathered too.
     """
     left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
-    wholes = {p: gather_to(p, 0) for p in part.parameters() if id(p) not in left}
-    with agreed(f"the form of {name}"):
-        if world().is_main:
-            with lent({parameter: whole for parameter, whole in wholes.items() if whole is not None}):
-                return function(name, part, *args)
-    return None
+    own = [p for p in part.parameters() if id(p) not in left]
+    return on_wholes(own, f"the form of {name}", lambda: function(name, part, *args))
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:

@@ -158,8 +158,11 @@ def resolve_folder(path: str | Path) -> Path:
 
 def local_folder(name: str | Path | None) -> Path | None:
     """Where a model's files lie on this machine, for a folder or a hub name that was fetched before; else None."""
-    if not name or Path(name).expanduser().is_dir():
-        return Path(name).expanduser() if name else None
+    if not name:
+        return None
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
     if not _is_hub_name(str(name)):
         return None
     from huggingface_hub import snapshot_download

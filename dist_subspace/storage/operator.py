@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from dist_subspace.linear_map import Gate, product_type, through, through_gate
 
-TILE = 1 << 18  # entries of a matrix that are edited at a time: less is lost in calls,
-TILES = 32  # and of a large matrix this part is little beside the matrix
+TILE = (
+    1 << 18
+)  # entries of a matrix that are edited at a time; in smaller pieces the calls would cost more than the work
+TILES = 32  # of a matrix that is larger than so many: fewer calls, and a piece is still little beside the matrix
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_subspace.placement.zero import keep_trainables_whole, loss_scale
+from dist_subspace.placement.loss_scale import loss_scale
+from dist_subspace.placement.zero import keep_trainables_whole
 from dist_subspace.subspace import Accumulation, attachment
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.loss import forward, summed_loss

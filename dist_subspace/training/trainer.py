@@ -21,8 +21,8 @@ from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
+from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import step_count
-from dist_subspace.placement.zero import scaler_state
 from dist_subspace.statistics import FACTORS
 from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
