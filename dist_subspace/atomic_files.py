@@ -81,7 +81,7 @@ def begin_folder(target: Path, needed: int = 0, replace: bool = False) -> Path:
     """
     if not replace and target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UsageError(f"OUT is {str(target)!r}, which holds something already; accepted: a new or an empty folder")
-    hidden, aside = _beside(target, PARTIAL), _beside(target, REPLACED)
+    hidden, aside = hidden_folder(target), _beside(target, REPLACED)
     try:
         shutil.rmtree(hidden, ignore_errors=True)
         if replace and aside.is_dir() and not target.exists():
@@ -95,6 +95,11 @@ def begin_folder(target: Path, needed: int = 0, replace: bool = False) -> Path:
     except OSError as error:
         raise storage_error(target, error) from error
     return hidden
+
+
+def hidden_folder(target: Path) -> Path:
+    """What `begin_folder` makes for a target."""
+    return _beside(target, PARTIAL)
 
 
 def _beside(target: Path, state: str) -> Path:
@@ -134,8 +139,9 @@ def whole_folder(target: Path, needed: int = 0, replace: bool = False) -> Iterat
     Raises:
         UsageError, StorageError: as `begin_folder` and `publish_folder`; a write in the block that the disk refuses.
     """
-    hidden = begin_folder(target, needed, replace)
-    try:
+    hidden = hidden_folder(target)
+    try:  # before the folder is made: a signal may come at any moment
+        begin_folder(target, needed, replace)
         yield hidden
         publish_folder(hidden, target, replace)
     except BaseException as error:

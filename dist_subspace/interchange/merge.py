@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from dist_subspace.atomic_files import begin_folder, publish_folder, storage_error
+from dist_subspace.atomic_files import begin_folder, hidden_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.plain import Drift, Entry, plain_entries
 from dist_subspace.interchange.weights import Planned, WeightsWriter
@@ -123,9 +123,10 @@ def merge(
         config, zeros = _plain_config(model, entries, kind)
     keys = written_keys(model, [entry.name for entry in (*entries, *zeros)])
     plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
-    hidden = on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))
+    hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
-    try:
+    try:  # before the folder is made: a signal may come at any moment
+        on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))
         for number, (entry, planned) in enumerate(zip((*entries, *zeros), plan, strict=True)):
             _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
