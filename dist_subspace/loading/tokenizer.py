@@ -59,14 +59,23 @@ def extend_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
     are never split, and left out where special tokens are skipped.
 
     Raises:
-        UsageError: for a token that is named twice or is blank.
+        UsageError: for a token that is named twice or is blank, and for one that would get the id of another.
     """
     for token in tokens:
         if not token.strip() or list(tokens).count(token) > 1:
             raise UsageError(f"model.new_tokens has {token!r}; accepted: texts that are not blank, each once")
     known = tokenizer.get_vocab() if tokens else {}
     tokenizer.add_tokens([token for token in tokens if token not in known], special_tokens=True)
-    return [int(i) for i in tokenizer.convert_tokens_to_ids(list(tokens))]
+    ids = [int(i) for i in tokenizer.convert_tokens_to_ids(list(tokens))]
+    # A vocabulary whose ids have gaps is extended by its number of tokens, which may be the id of one that is there.
+    taken = {number: token for token, number in known.items()}
+    for token, number in zip(tokens, ids):
+        if taken.get(number, token) != token:
+            raise UsageError(
+                f"model.new_tokens has {token!r}, to which the tokenizer, whose ids have gaps, would give the id {number} of "
+                f"{taken[number]!r}; accepted: a tokenizer without gaps, or tokens that it has"
+            )
+    return ids
 
 
 def _from_file(path: Path, place: str) -> Any:
