@@ -25,7 +25,7 @@ def embedding_rows(folder: Path, trust_remote_code: bool = False) -> int | None:
 
 
 def without_gap(ids: Sequence[int], rows: int | None, tokenizer: Any, notice: Callable[[str], None]) -> tuple[int, ...]:
-    """Ids of new tokens, and behind them those that lie between the model's rows and the last of them: a table grows without gaps.
+    """Ids of new tokens, and behind them those between the model's rows and the last of them: a table grows without gaps.
 
     Raises:
         UsageError: for a tokenizer that is larger than the model by more than a few tokens.
@@ -99,5 +99,6 @@ def _check_table(table: TokenTable, names: Sequence[str], tokenizer: Any, rows: 
         token = tokenizer.convert_ids_to_tokens(unknown)
         raise UsageError(
             f"{names[number] if names else 'data.train'}: record {record} has the token {token!r} (id {unknown:,}), and the "
-            f"model has {rows:,} rows; accepted: the model's own tokenizer, text without that token, or model.new_tokens: [{token!r}]"
+            f"model has {rows:,} rows; accepted: the model's own tokenizer, text without that token, or "
+            f"model.new_tokens: [{token!r}]"
         )
