@@ -90,6 +90,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
         pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
         batches = make_batches(config, data, pad_id)
+        config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
     fingerprints = on_main(_fingerprints, folder, resolved, data)
@@ -207,6 +208,11 @@ def make_batches(config: Config, data: Prepared, pad_id: int) -> Batches:
     )
 
 
+def with_batch_size(config: Config, size: int) -> Config:
+    """The configuration with the number of rows that null stands for, which config.yaml then holds."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
+
+
 def padding(config: Config) -> int:
     """The multiple that unpacked rows are padded to; packed ones, which are nearly full, all have `max_length`."""
     return math.gcd(SHAPES, config.data.max_length)
@@ -274,10 +280,9 @@ def _find_checkpoint(
 
 def steps_text(plan: Plan) -> str:
     """One sentence about the size of the run."""
-    training = plan.config.training
-    micro = training.global_batch_size // training.per_device_train_batch_size
+    micro, batches = plan.batches.micro_per_step, plan.batches
     rounds = math.ceil(micro / world().size)
     return (
-        f"{plan.total_steps:,} steps of {training.global_batch_size} {'rows' if plan.config.data.packing else 'samples'} "
+        f"{plan.total_steps:,} steps of {batches.global_batch_size} {'rows' if batches.packing else 'samples'} "
         f"({micro} micro-batches in {rounds} rounds on {world().size} ranks)"
     )
