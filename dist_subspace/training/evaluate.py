@@ -21,7 +21,7 @@ def evaluate(
     """Collective: mean loss over the held-out targets, and perplexity (tokens) or accuracy and F1 (classes).
 
     Every rank makes the same number of forward calls; one that has run out of samples runs the filler for nothing.
-    F1 is that of class 1 where there are two classes, else the mean over the classes.
+    F1 is that of class 1 where there are two classes, else the mean over the classes that occur.
     """
     was_training = model.training
     model.eval()
@@ -47,14 +47,20 @@ def evaluate(
 
 
 def scores(confusion: Tensor) -> dict[str, float]:
-    """Accuracy and F1 from counts `(true class, predicted class)`."""
+    """Accuracy and F1 from counts `(true class, predicted class)`.
+
+    Two classes: F1 of class 1, 0 where it neither occurs nor is predicted (scikit-learn's `average="binary"`). More: the mean of
+    F1 over the classes that are true or predicted somewhere (its `average="macro"`): an id that no sample has, and a class
+    that this part of the data lacks, are no failures.
+    """
     hits = confusion.diagonal()
     made = confusion.sum(0) + confusion.sum(1)
-    f1 = torch.where(made > 0, 2 * hits / made.clamp(min=1), torch.zeros_like(hits))
+    f1 = 2 * hits / made.clamp(min=1)
+    occurs = made > 0
     binary = confusion.shape[0] == 2
     return {
         "eval_accuracy": float(hits.sum() / confusion.sum().clamp(min=1)),
-        "eval_f1": float(f1[1] if binary else f1.mean()),
+        "eval_f1": float(f1[1] if binary else f1[occurs].sum() / occurs.sum().clamp(min=1)),
     }
 
 

@@ -263,10 +263,10 @@ class Trainer:
             rank=world().rank,
             world_size=world().size,
             micro_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
-            pad_id=self.plan.tokenizer.pad_token_id,
+            pad_id=self.plan.pad_id,
             pad_to_multiple=padding(self.config),
         )
-        filler = eval_filler(table, self.plan.tokenizer.pad_token_id)
+        filler = eval_filler(table, self.plan.pad_id)
         values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes)
         self.engine.train()
         self.schedule.evaluated(values["eval_loss"])
@@ -335,7 +335,7 @@ def _head_settings(plan: Plan) -> dict[str, Any]:
         "num_labels": len(names),
         "id2label": names,
         "label2id": {label: number for number, label in names.items()},
-        "pad_token_id": plan.tokenizer.pad_token_id,
+        "pad_token_id": plan.pad_id,
     }
 
 
