@@ -170,9 +170,13 @@ def import_(
     """
     _choose_accelerator()
     from dist_subspace.api import rewrite_on_base
+    from dist_subspace.checkpoint.fingerprint import base_fingerprint
     from dist_subspace.interchange.peft_import import rewrite_peft
 
-    imported = rewrite_peft(peft_adapter, out) if base_model is None else rewrite_on_base(peft_adapter, out, base_model)
+    if base_model is None:
+        imported = rewrite_peft(peft_adapter, out, base_fingerprint)
+    else:
+        imported = rewrite_on_base(peft_adapter, out, base_model)
     print(
         f"{out}: PEFT's {imported.described['peft_type']} as {imported.config.method}, {len(imported.tensors)} tensors"
     )

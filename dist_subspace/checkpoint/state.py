@@ -29,7 +29,7 @@ from dist_subspace.interchange.adapter import (
     file_key,
     write_adapter,
 )
-from dist_subspace.interchange.base_model import FINGERPRINT, is_local, remember_base
+from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import OWN, read_description
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.loss_scale import restore_scaler
@@ -69,12 +69,10 @@ def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: Trainer
     """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename."""
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
-    if is_local(described["base_model_name_or_path"] or ""):
-        described[OWN][FINGERPRINT] = state.fingerprints.get("model")
     optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
-        remember_base(base_model, described[OWN].get(FINGERPRINT))
+        identify_base(described, base_model, lambda folder: state.fingerprints["model"])
         described[OWN]["factors"] = kept_files(model, run_dir / FACTORS)
         write_adapter(folder, tensors, described)
         save_file(optimizer, folder / OPTIMIZER)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dist_subspace.atomic_files import storage_error, sync
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.base_model import FINGERPRINT, is_local, remember_base
+from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import CONFIG as CONFIG
 from dist_subspace.interchange.description import OWN, config_texts, own_entries, read_description
 from dist_subspace.interchange.model_description import adapter_config as adapter_config
@@ -139,12 +139,7 @@ def save_adapter(
         tokenizer = base_tokenizer(model)
 
     def write() -> None:
-        if source and identify is not None and is_local(described["base_model_name_or_path"]):
-            with suppress(
-                OSError, UsageError
-            ):  # it was moved, or is no safetensors model: the path is given later then
-                described[OWN][FINGERPRINT] = identify(Path(source).expanduser())
-                remember_base(source, described[OWN][FINGERPRINT])
+        identify_base(described, source, identify)
         write_adapter(Path(folder), tensors, described, tokenizer)
 
     on_main(write)

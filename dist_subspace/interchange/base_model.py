@@ -2,8 +2,9 @@
 
 A hub name is kept, and so is a relative path, which leads to the base from where the training was started. Of an absolute path,
 which means nothing to whoever gets the adapter, the folder's own name is kept, and words that PEFT and transformers show in
-their error when they look for it. `./` says that it is a folder: they would take a bare `gpt2` for a model of the hub. What tells whether a folder is the base that was trained beside is its fingerprint,
-which the adapter holds; where a base lies is remembered on this machine, outside the adapter.
+their error when they look for it. `./` says that it is a folder: they would take a bare `gpt2` for a model of the hub. What tells
+whether a folder is the base that was trained beside is its fingerprint, which the adapter holds; where a base lies is remembered
+on this machine, outside the adapter.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.description import OWN
 
 FINGERPRINT = "base_fingerprint"  # of a base that is a folder, among our own entries
-ELSEWHERE = " (a folder where dist_subspace trained this adapter: load the base model first, and this adapter on it)"
+ELSEWHERE = (
+    " (a folder of the machine where dist_subspace wrote this adapter: load the base model, and this adapter on it)"
+)
 _SNAPSHOT = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[0-9a-f]{40}")
 _SNAPSHOT_WITHOUT_OWNER = re.compile(r"models--([^/]+)/snapshots/[0-9a-f]{40}")
 
@@ -55,7 +58,7 @@ def is_local(name: str) -> bool:
 
 def find_base(folder: Path, described: Mapping[str, Any], fingerprint: Callable[[Path], str]) -> str:
     """The base of an adapter on this machine: a hub name as it is, else the first folder of the adapter's fingerprint among
-    the path as it stands, the run's own, one beside the adapter, and where this machine has seen it.
+    that of the run whose folder it is in, the path as it stands, one beside the adapter, and where this machine has seen it.
 
     Arguments:
         fingerprint: of a model folder; may raise UsageError for one that is none.
@@ -79,21 +82,23 @@ def find_base(folder: Path, described: Mapping[str, Any], fingerprint: Callable[
         others.append(str(place))
     if not is_local(str(name)) and not others:
         return str(name)  # of the hub, or wherever the loader looks
-    found = f"; {', '.join(others)} is another model" if others else ""
+    found = f" ({', '.join(dict.fromkeys(others))} is another model)" if others else ""
     raise UsageError(
-        f"the adapter's base model is {short_base(str(name))!r}, which is no folder here that the adapter was trained on{found}; accepted: "
+        f"the adapter's base model is {short_base(str(name))!r}, which is no folder that is found here{found}; accepted: "
         "the base model's folder or hub name (base_model, on the command line --base-model)"
     )
 
 
 def _places(folder: Path, name: str, wanted: str | None) -> Iterator[Path]:
-    yield Path(short_base(name)).expanduser()
+    """Folders that may be the base. Without a fingerprint a name alone says too little about one that it does not lead to."""
+    short = Path(short_base(name)).expanduser()
     in_run = run_model(folder.resolve().parent).get("path")
     if in_run and base_name(in_run) == name:
         yield Path(str(in_run)).expanduser()
-    if is_local(name):
-        yield folder.resolve().parent / Path(short_base(name)).name
+    if wanted is not None or short_base(name) == name:
+        yield short
     if wanted is not None:
+        yield folder.resolve().parent / short.name
         with suppress(OSError):
             yield Path(_memory(wanted).read_text(encoding="utf-8").strip())
 
@@ -107,15 +112,26 @@ def run_model(run: Path) -> dict[str, Any]:
     return section if isinstance(section, dict) else {}
 
 
-def remember_base(path: str | Path | None, fingerprint: str | None) -> None:
+def identify_base(described: dict[str, Any], path: str | Path | None, identify: Callable[[Path], str] | None) -> None:
+    """Put the fingerprint of a base that is a folder into a description, and remember here where it lies. A base that was moved,
+    or that has no safetensors, is left without: its path is given later then."""
+    if path and identify is not None and is_local(described.get("base_model_name_or_path") or ""):
+        with suppress(OSError, UsageError):
+            described[OWN][FINGERPRINT] = identify(Path(path).expanduser())
+            remember_base(path, described[OWN][FINGERPRINT])
+
+
+def remember_base(path: str | Path, fingerprint: str) -> None:
     """Keep on this machine where a base lies. A home that cannot be written to costs no more than giving the path later."""
-    if path and fingerprint and Path(path).expanduser().is_dir():
-        with suppress(OSError, StorageError):
-            file = _memory(fingerprint)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(file, f"{Path(path).expanduser().resolve()}\n")
+    with suppress(OSError, StorageError):
+        file = _memory(fingerprint)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomic(file, f"{Path(path).expanduser().resolve()}\n")
 
 
 def _memory(fingerprint: str) -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(cache).expanduser() / "dist_subspace" / "base_models" / fingerprint
+    """In the user's cache; DIST_SUBSPACE_CACHE names another folder for it."""
+    cache = (
+        os.environ.get("DIST_SUBSPACE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "dist_subspace"
+    )
+    return Path(cache).expanduser() / "base_models" / fingerprint

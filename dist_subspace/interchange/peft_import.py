@@ -6,6 +6,7 @@ the field's name: an adapter that is read must compute what PEFT computes from i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, write_adapter
-from dist_subspace.interchange.base_model import base_name
+from dist_subspace.interchange.base_model import base_name, identify_base
 from dist_subspace.interchange.description import FORMAT, OWN, read_description
 from dist_subspace.interchange.model_card import TASKS, model_card
 from dist_subspace.interchange.peft_files import Imported, split_saved
@@ -103,8 +104,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return described, tensors
 
 
-def rewrite_peft(folder: str | Path, out: str | Path) -> Imported:
+def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path], str] | None = None) -> Imported:
     """Local: an adapter that PEFT wrote as an adapter folder of ours, from the files alone; what was read is returned.
+
+    Arguments:
+        identify: the fingerprint of a model folder, by which a base that is found where PEFT says is found again.
 
     Raises:
         UsageError: as `read_peft`; an adapter whose start must be made from its base again. StorageError: the disk refuses.
@@ -125,6 +129,7 @@ def rewrite_peft(folder: str | Path, out: str | Path) -> Imported:
     theirs = {key: value for key, value in imported.described.items() if key != "peft_version"}
     theirs["base_model_name_or_path"] = base_name(theirs.get("base_model_name_or_path"))
     described = {**theirs, OWN: {"format": FORMAT, **about, "base": base, **config.as_dict()}}
+    identify_base(described, imported.described.get("base_model_name_or_path"), identify)
     tokenizer = Path(folder) if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
         write_adapter(hidden, imported.tensors, described, tokenizer)
