@@ -31,7 +31,8 @@ Overrides = Annotated[
 AdapterPath = Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")]
 OutPath = Annotated[str, typer.Argument(help="The folder to write: new, or empty.")]
 BaseModel = Annotated[
-    str | None, typer.Option(help="The base model's folder or hub name; unset: the one that the adapter names.")
+    str | None,
+    typer.Option(help="The base model's folder or hub name; unset: the one that the adapter names, if found here."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -116,17 +117,17 @@ def merge(
     _choose_accelerator()
     from dist_subspace.api import load_adapted
     from dist_subspace.interchange.hollow import AdapterFolder
-    from dist_subspace.interchange.merge import TOKENIZER_FILES
     from dist_subspace.interchange.merge import merge as write
     from dist_subspace.interchange.plain import refuse_unmergeable
+    from dist_subspace.interchange.tokenizer_files import tokenizer_of
     from dist_subspace.subspace import resolve
 
     _leave_on_termination()
     folder = _adapter_folder(adapter)
     resolved = resolve(AdapterFolder(folder).config)
     refuse_unmergeable(resolved.info, resolved.settings)
-    tokenizer = folder if any((folder / name).exists() for name in TOKENIZER_FILES) else None
-    made = write(load_adapted(folder, base_model, storage), out, base, dtype=dtype, tokenizer=tokenizer, report=None)
+    model = load_adapted(folder, base_model, storage)
+    made = write(model, out, base, dtype=dtype, tokenizer=tokenizer_of(folder), report=None)
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
@@ -169,9 +170,13 @@ def import_(
     """
     _choose_accelerator()
     from dist_subspace.api import rewrite_on_base
+    from dist_subspace.checkpoint.fingerprint import base_fingerprint
     from dist_subspace.interchange.peft_import import rewrite_peft
 
-    imported = rewrite_peft(peft_adapter, out) if base_model is None else rewrite_on_base(peft_adapter, out, base_model)
+    if base_model is None:
+        imported = rewrite_peft(peft_adapter, out, base_fingerprint)
+    else:
+        imported = rewrite_on_base(peft_adapter, out, base_model)
     print(
         f"{out}: PEFT's {imported.described['peft_type']} as {imported.config.method}, {len(imported.tensors)} tensors"
     )

@@ -14,7 +14,8 @@ from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_
 from dist_subspace.checkpoint.store import remove_after
 from dist_subspace.config import Config, dump_config, load_config
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, complete_adapter
+from dist_subspace.interchange.adapter import complete_adapter
+from dist_subspace.interchange.description import read_description
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.placement.collectives import PeerFailed, agreed, barrier, on_main, tell_peers, wait_until_told, world
 from dist_subspace.placement.zero import ensure_process_group
@@ -114,8 +115,7 @@ def _write_results(plan: Plan, progress: Progress, observer: Observer) -> None:
     with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
         complete_adapter(source, hidden)
         plan.tokenizer.save_pretrained(hidden)
-        described = _read_json(hidden / CONFIG)
-        write_text_atomic(hidden / "README.md", model_card(described, _facts(plan, progress)))
+        write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))
         if plan.data.labels is not None:
             write_json_atomic(hidden / "labels.json", plan.data.labels)
     curve = None
@@ -180,9 +180,3 @@ def _memory_advice(plan: Plan) -> str:
         int(model.num_hidden_layers),
         training.gradient_checkpointing,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    import json
-
-    return json.loads(path.read_text())
