@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
+from dist_subspace.stopping import Interrupted, listening
 
 app = typer.Typer(
     help="Fine-tune sharded, quantised transformers by their subspace adapters.",
@@ -43,13 +45,27 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
     """
+    with listening() as stop:
+        try:
+            with stop.leavable(), stop.interruptible():
+                run, leave_process_group = _training()
+        except Interrupted as told:
+            print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
+            raise typer.Exit(75) from None
+        status = run(config, overrides or [])
+        leave_process_group()
+    raise typer.Exit(status)
+
+
+def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
+    """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
+    if os.environ.get("RANK", "0") == "0":
+        print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
     from dist_subspace.placement.zero import leave_process_group
     from dist_subspace.training.run import train as run
 
-    status = run(config, overrides or [])
-    leave_process_group()
-    raise typer.Exit(status)
+    return run, leave_process_group
 
 
 @app.command()

@@ -18,6 +18,7 @@ from dist_subspace.loading.notices import held_dense, tell
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
 from dist_subspace.placement.zero import (
     Partitioner,
@@ -89,6 +90,7 @@ def load_frozen(
         ensure_process_group()
     together = agreed if stage_config is not None else _alone
     with together("reading the model's configuration"):
+        check_nvme_helpers(stage_config or {})
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         if not Path(path).expanduser().is_dir():
