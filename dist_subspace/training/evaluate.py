@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,18 +16,27 @@ from dist_subspace.training.loss import forward, summed_loss
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, rounds: Iterator[MicroBatch | None], filler: MicroBatch, device: torch.device, classes: int | None
-) -> dict[str, float]:
+    model: nn.Module,
+    rounds: Iterator[MicroBatch | None],
+    filler: MicroBatch,
+    device: torch.device,
+    classes: int | None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Collective: mean loss over the held-out targets, and perplexity (tokens) or accuracy and F1 (classes).
 
     Every rank makes the same number of forward calls; one that has run out of samples runs the filler for nothing.
-    F1 is that of class 1 where there are two classes, else the mean over the classes.
+    `stopped` is asked before each call, by all ranks alike; None if it said so. F1 is that of class 1 where there are two
+    classes, else the mean over the classes that occur.
     """
     was_training = model.training
     model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.float64) if classes else None
     loss = targets = 0.0
     for batch in rounds:
+        if stopped():
+            model.train(was_training)
+            return None
         used = filler if batch is None else batch
         logits = forward(model, used, device)
         if batch is not None:
@@ -47,14 +56,20 @@ def evaluate(
 
 
 def scores(confusion: Tensor) -> dict[str, float]:
-    """Accuracy and F1 from counts `(true class, predicted class)`."""
+    """Accuracy and F1 from counts `(true class, predicted class)`.
+
+    Two classes: F1 of class 1, 0 where it neither occurs nor is predicted (scikit-learn's `average="binary"`). More: the mean of
+    F1 over the classes that are true or predicted somewhere (its `average="macro"`): an id that no sample has, and a class
+    that this part of the data lacks, are no failures.
+    """
     hits = confusion.diagonal()
     made = confusion.sum(0) + confusion.sum(1)
-    f1 = torch.where(made > 0, 2 * hits / made.clamp(min=1), torch.zeros_like(hits))
+    f1 = 2 * hits / made.clamp(min=1)
+    occurs = made > 0
     binary = confusion.shape[0] == 2
     return {
         "eval_accuracy": float(hits.sum() / confusion.sum().clamp(min=1)),
-        "eval_f1": float(f1[1] if binary else f1.mean()),
+        "eval_f1": float(f1[1] if binary else f1[occurs].sum() / occurs.sum().clamp(min=1)),
     }
 
 

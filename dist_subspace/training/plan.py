@@ -21,9 +21,11 @@ from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
 from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
+from dist_subspace.training.announce import announced
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.trackers import check_trackers
+from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
 
 SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
 HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
@@ -48,6 +50,11 @@ class Plan:
     checkpoint: tuple[Path, TrainerState] | None
 
     @property
+    def pad_id(self) -> int:
+        """What pads a row; the tokenizer's own padding may have no row in the model."""
+        return self.batches.collate.pad_id
+
+    @property
     def classes(self) -> int | None:
         return len(self.data.labels) if self.data.labels is not None else None
 
@@ -68,20 +75,27 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         check_trackers(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
-    download(config.model.path)
-    with agreed("reading the tokenizer"):
+    with announced("looking for the model's files", notice):
+        download(config.model.path)
+    with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
-        subspace = with_tokens(subspace, resolved, tokenizer, config, notice)
+        rows = embedding_rows(folder, config.model.trust_remote_code)
+        subspace = with_tokens(subspace, resolved, tokenizer, config, rows, notice)
         resolved = resolve(subspace)
-        check_fits(folder, tokenizer, config, resolved)
-    data = _prepare_data(config, tokenizer)
+        check_fits(folder, config, resolved)
+    with announced("reading and tokenising the data", notice):
+        data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
-        batches = make_batches(config, data, tokenizer)
+        sources = [path for path, _ in data_settings(config).sources()]
+        check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
+        pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
+        batches = make_batches(config, data, pad_id)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
-    fingerprints = on_main(_fingerprints, folder, resolved, data)
-    checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
+    with announced("comparing the model's files and looking for a checkpoint", notice):
+        fingerprints = on_main(_fingerprints, folder, resolved, data)
+        checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(
         config=config,
         run_dir=run_dir,
@@ -107,14 +121,22 @@ def subspace_config(config: Config) -> SubspaceConfig:
 
 
 def with_tokens(
-    subspace: SubspaceConfig, resolved: Resolved, tokenizer: Any, config: Config, notice: Callable[[str], None]
+    subspace: SubspaceConfig,
+    resolved: Resolved,
+    tokenizer: Any,
+    config: Config,
+    rows: int | None,
+    notice: Callable[[str], None],
 ) -> SubspaceConfig:
-    """The subspace with what only a tokenizer knows: ids of the new tokens, which it gets here, and of texts in options."""
+    """The subspace with what only a tokenizer knows: ids of the new tokens, which it gets here, and of texts in options.
+
+    `rows`: of the model's embedding, as its configuration says.
+    """
     names = config.model.new_tokens
     known = [name for name in names if name in tokenizer.get_vocab()] if names else []
     if known:
         notice(f"model.new_tokens has {', '.join(known)}, which the tokenizer knows already: their rows begin anew")
-    ids = tuple(extend_tokenizer(tokenizer, names))
+    ids = without_gap(extend_tokenizer(tokenizer, names), rows, tokenizer, notice)
     return resolved.method.read_text(replace(subspace, new_tokens=ids), tokenizer)
 
 
@@ -140,9 +162,8 @@ def check_hardware(dtype: torch.dtype, device: torch.device) -> None:
         )
 
 
-def check_fits(folder: Path, tokenizer: Any, config: Config, resolved: Resolved) -> None:
-    """The tokenizer's ids must be in the model's vocabulary, new tokens aside, and a row within its positions, with the virtual
-    tokens of a method that has some.
+def check_fits(folder: Path, config: Config, resolved: Resolved) -> None:
+    """A row must be within the model's positions, with the virtual tokens of a method that has some.
 
     Raises:
         UsageError: naming what is too large.
@@ -156,15 +177,9 @@ def check_fits(folder: Path, tokenizer: Any, config: Config, resolved: Resolved)
         raise UsageError(
             f"data.max_length is {config.data.max_length}; accepted: at most {positions - virtual}, the model's positions{less}"
         )
-    vocabulary = getattr(model, "vocab_size", None)
-    known = len(tokenizer) - sum(i >= (vocabulary or 0) for i in resolved.config.new_tokens)
-    if vocabulary and known > vocabulary:
-        raise UsageError(
-            f"model.tokenizer has {known:,} tokens, but the model's vocabulary has {vocabulary:,}: not its tokenizer"
-        )
 
 
-def make_batches(config: Config, data: Prepared, tokenizer: Any) -> Batches:
+def make_batches(config: Config, data: Prepared, pad_id: int) -> Batches:
     packing = config.data.packing and config.data.format != "classification"
     return Batches(
         data.train,
@@ -175,7 +190,7 @@ def make_batches(config: Config, data: Prepared, tokenizer: Any) -> Batches:
         world_size=world().size,
         packing=packing,
         max_length=config.data.max_length,
-        pad_id=tokenizer.pad_token_id,
+        pad_id=pad_id,
         task=config.model.task,
         pad_to_multiple=config.data.max_length if packing else padding(config),
         segment_lengths="flash" in (config.model.attn_implementation or ""),

@@ -14,9 +14,8 @@ import numpy as np
 from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
-from dist_subspace.training.data.masked import MaskedEncoder
 from dist_subspace.training.data.messages import Conversation, conversation
-from dist_subspace.training.data.samples import NOTHING, Outcome, Sample
+from dist_subspace.training.data.samples import NOTHING, Outcome
 from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, give_chat_template
 from dist_subspace.training.data.turns import Passage, passages
 

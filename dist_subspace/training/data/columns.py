@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.settings import DataSettings
+from dist_subspace.training.data.values import shown
+
+MOST_NAMED = 24  # columns of a record that a message lists
 
 
 class Row:
@@ -21,7 +25,8 @@ class Row:
         """The column's value; it must be there and not null."""
         column = self.settings.column(name)
         if self.record.get(column) is None:
-            there = ", ".join(map(str, self.record)) or "none"
+            there = ", ".join(shown(str(key))[1:-1] for key in list(self.record)[:MOST_NAMED]) or "none"
+            there += f", ... {len(self.record) - MOST_NAMED} more" if len(self.record) > MOST_NAMED else ""
             found = "null in" if column in self.record else "no"
             raise UsageError(
                 f"{self} has {found} column {column!r}, which format {self.settings.format!r} needs (columns there: "
@@ -37,10 +42,13 @@ class Row:
         return self._as_text(self.value(name), column)
 
     def texts(self) -> dict[str, str]:
-        """Every column that is text or a number, by its own name (for `data.template`)."""
-        return {k: self._as_text(v, k) for k, v in self.record.items() if isinstance(v, str | int | float)}
+        """Every column that is text or a finite number, by its own name (for `data.template`)."""
+        known = {k: v for k, v in self.record.items() if isinstance(v, str | int | float)}
+        return {k: self._as_text(v, k) for k, v in known.items() if not isinstance(v, float) or math.isfinite(v)}
 
     def _as_text(self, value: Any, column: str) -> str:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{self} has {value} in column {column!r}; accepted: text, or a number that is finite")
         if not isinstance(value, str | int | float):
             raise UsageError(f"{self} has {type(value).__name__} in column {column!r}; accepted: text")
         return value if isinstance(value, str) else str(value)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from dist_subspace.loading.sentencepiece_tokenizer import added_beyond_pieces
 from dist_subspace.training.data.encoding import Encoder
 
 
@@ -18,8 +19,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of what decides on ids: the vocabulary with its rules, the marks, the chat template."""
     if hasattr(tokenizer, "sp_model"):
         body: Any = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
-        added = {t: i for t, i in tokenizer.get_added_vocab().items() if i >= tokenizer.sp_model.get_piece_size()}
-        body = [body, sorted(added.items())] if added else body
+        added = added_beyond_pieces(tokenizer)
+        body = [body, added] if added else body
     elif getattr(tokenizer, "backend_tokenizer", None) is not None:
         body = json.loads(tokenizer.backend_tokenizer.to_str())
         # Set by the last call that was made, not by the tokenizer's files.

@@ -14,6 +14,7 @@ from dist_subspace.training.data.chat import chat
 from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
+from dist_subspace.training.data.labels import label_of
 from dist_subspace.training.data.samples import NOTHING, Outcome, Sample
 
 Samples = list[Outcome]
@@ -41,16 +42,13 @@ def classification(rows: list[Row], encoder: Encoder) -> list[Samples]:
     """text, label; a text that is too long loses its left part, never the marks around it."""
     samples: list[Samples] = []
     for row, ids in zip(rows, encoder.ids([row.text("text") for row in rows])):
-        label = row.value("label")
-        if not isinstance(label, str | int):
-            raise UsageError(f"{row} has {type(label).__name__} as label; accepted: text or an integer")
+        label = label_of(row)
         room = row.settings.max_length - len(encoder.opening) - len(encoder.closing)
         if room < 1:
             raise UsageError(
                 f"data.max_length is {row.settings.max_length}; accepted: room for more than special tokens"
             )
         kept = encoder.opening + ids[-room:] + encoder.closing
-        label = str(label).lower() if isinstance(label, bool) else label
         whole = len(encoder.opening) + len(ids) + len(encoder.closing)
         samples.append([Outcome(Sample(kept, [False] * len(kept), label), whole) if kept else NOTHING])
     return samples

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
+import codecs
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError
+from dist_subspace.training.data.json_text import read_json, read_json_lines
+from dist_subspace.training.data.tables import read_csv, read_parquet
+from dist_subspace.training.data.values import cleaned
 
 Record = dict[str, Any]
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
@@ -54,67 +56,29 @@ def open_source(path: str, split: str, field: str = "data.train") -> Source:
 
 def _checked(reader: Callable[[Path], Iterator[Record]], file: Path) -> Iterator[Record]:
     try:
-        yield from reader(file)
+        yield from cleaned(reader(file), str(file))
     except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text (byte {error.start})") from error
+        raise UsageError(_not_utf8(file)) from error
+    except RecursionError as error:
+        raise UsageError(f"{file} is nested too deeply; accepted: records of text") from error
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
-def _json(file: Path) -> Iterator[Record]:
-    """One array of objects; an object a line is taken too, since many such files are called .json."""
-    text = file.read_text("utf-8-sig")
-    if text.lstrip()[:1] == "{":
-        yield from _json_lines(file)
-        return
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{file} is not JSON at line {error.lineno}: {error.msg}") from error
-    if not isinstance(rows, list):
-        raise UsageError(f"{file} holds {type(rows).__name__}; accepted: an array of objects")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise UsageError(f"{file}: element {number} is {type(row).__name__}; accepted: objects")
-        yield row
-
-
-def _json_lines(file: Path) -> Iterator[Record]:
-    with file.open(encoding="utf-8-sig") as lines:
+def _not_utf8(file: Path) -> str:
+    """Where the file's first byte is that no UTF-8 text has there (a decoder counts from wherever it was given text)."""
+    before = 0
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+            if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+                return f"{file} is UTF-16 text; accepted: UTF-8"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UsageError(f"{file} is not JSON at line {number}: {error.msg}") from error
-            if not isinstance(row, dict):
-                raise UsageError(f"{file}: line {number} is {type(row).__name__}; accepted: an object a line")
-            yield row
-
-
-def _csv(file: Path) -> Iterator[Record]:
-    csv.field_size_limit(2**31 - 1)
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.DictReader(text, strict=True)
-        try:
-            for row in rows:
-                if None in row:
-                    raise UsageError(f"{file}: line {rows.line_num} has more fields than the header")
-                yield {key: value for key, value in row.items() if value is not None}
-        except csv.Error as error:
-            raise UsageError(f"{file} is not CSV at line {rows.line_num}: {error}") from error
-
-
-def _parquet(file: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
-        raise UsageError(f"{file} is not parquet: {str(error).splitlines()[0]}") from error
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                place, byte = before + error.start, line[error.start]
+                return f"{file} is not UTF-8 text: byte 0x{byte:02x} at offset {place:,}, in line {number:,}"
+            before += len(line)
+    return f"{file} is not UTF-8 text"
 
 
 def _text(file: Path) -> Iterator[Record]:
@@ -123,10 +87,10 @@ def _text(file: Path) -> Iterator[Record]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
-    ".json": _json,
-    ".jsonl": _json_lines,
-    ".csv": _csv,
-    ".parquet": _parquet,
+    ".json": read_json,
+    ".jsonl": read_json_lines,
+    ".csv": read_csv,
+    ".parquet": read_parquet,
     ".txt": _text,
 }
 
@@ -143,7 +107,7 @@ def _hub(name: str, split: str, field: str) -> Source:
         raise UsageError(
             f"{field} is {name!r}: no file here, and the Hub gives no data set of that name and split {split!r} ({reason})"
         ) from error
-    return Source(name, f"{name}:{split}:{rows._fingerprint}", lambda: (dict(row) for row in rows))
+    return Source(name, f"{name}:{split}:{rows._fingerprint}", lambda: cleaned((dict(row) for row in rows), name))
 
 
 def _kept_here(name: str) -> bool:
