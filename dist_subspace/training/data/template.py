@@ -36,6 +36,16 @@ def give_chat_template(tokenizer: Any) -> None:
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
 
 
+def said_of_default(tokenizer: Any) -> list[str]:
+    """What a run must say where the default template is taken."""
+    if tokenizer.chat_template != DEFAULT_CHAT_TEMPLATE:
+        return []
+    known = tokenizer.get_vocab()
+    missing = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark not in known]
+    split = f"; {' and '.join(missing)} are not in its vocabulary, so each is several tokens" if missing else ""
+    return [f"the tokenizer has no chat template: ChatML is taken, and saved beside the adapter{split}"]
+
+
 class ChatTemplate:
     """The template of a tokenizer, for conversations. Positions are in characters of a rendered text."""
 
