@@ -96,7 +96,7 @@ class ChatTemplate:
             return None
         return [tuple(span) for span in spans[0]] if texts[0] == text else None
 
-    def places(self, talk: Conversation, text: str) -> list[Span | None]:
+    def places(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span | None]:
         """Where each message's content stands in `text`, its rendering: found by marks set into the contents, and proven:
         without the marks the rendering is `text`. None for a content that is not there as a whole."""
         free = self._free_marks(talk, text)
@@ -106,7 +106,7 @@ class ChatTemplate:
             pair = (next(free), next(free)) if content.strip() else None
             pairs.append(pair)
             marked.append(message | {"content": _between(content, *pair)} if pair else message)
-        found = self.maybe(replace(talk, messages=marked))
+        found = self.maybe(replace(talk, messages=marked), prompt)
         used = {mark for pair in pairs if pair for mark in pair}
         if found is None or "".join(c for c in found if c not in used) != text:
             return [None] * len(pairs)
