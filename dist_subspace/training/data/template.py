@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -161,7 +161,7 @@ def _variables(template: str) -> frozenset[str]:
     from jinja2.ext import Extension
 
     class Marks(Extension):
-        tags = {"generation"}
+        tags: ClassVar[set[str]] = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno
