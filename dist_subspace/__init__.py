@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dist_subspace.accounting import summary
     from dist_subspace.advancing import advance
-    from dist_subspace.api import attach, import_peft, load_adapter
-    from dist_subspace.interchange.adapter import save_adapter
+    from dist_subspace.api import attach, import_peft, load_adapter, save_adapter
     from dist_subspace.interchange.merge import merge
     from dist_subspace.interchange.peft_export import export_peft
     from dist_subspace.loading.load import load_frozen
@@ -51,7 +50,7 @@ _HOMES = {
     "export_peft": "dist_subspace.interchange.peft_export",
     "merge": "dist_subspace.interchange.merge",
     "summary": "dist_subspace.accounting",
-    "save_adapter": "dist_subspace.interchange.adapter",
+    "save_adapter": "dist_subspace.api",
 }
 
 

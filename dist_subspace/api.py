@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from dist_subspace.atomic_files import whole_folder
-from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import fill_adapter, read_adapter, save_adapter, split_factors
+from dist_subspace.checkpoint.fingerprint import base_fingerprint
+from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
+from dist_subspace.interchange.adapter import save_adapter as write_own
+from dist_subspace.interchange.base_model import find_base
 from dist_subspace.interchange.fitting import check_layers
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.model_card import TASKS
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
@@ -59,6 +63,26 @@ def attach(
     return model
 
 
+def save_adapter(
+    model: nn.Module, folder: str | Path, base_model: str | Path | None = None, *, tokenizer: Any = None
+) -> Path:
+    """Collective: write the model's adapter as a folder that `load_adapter` reads, and PEFT where it knows the method; rank 0
+    alone writes.
+
+    A base that lies in a folder is named by the folder's name; this machine remembers where it lies.
+
+    Arguments:
+        base_model: the hub name or folder of the base; unset: what the model was loaded from.
+        tokenizer: what is written beside the adapter: a tokenizer, or a folder that holds one; unset: the base's own files,
+            unless the folder has a tokenizer already, or the adapter new tokens, which the base's does not know.
+
+    Raises:
+        UsageError: for a model without a method. StorageError: the disk refuses, and nothing that was begun is left behind;
+            every rank raises.
+    """
+    return write_own(model, folder, None if base_model is None else str(base_model), tokenizer, base_fingerprint)
+
+
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put a saved adapter on a model without one; returns the model, with the adapter's method attached.
 
@@ -79,19 +103,15 @@ def load_adapted(folder: str | Path, base_model: str | Path | None = None, stora
 
     Arguments:
         folder: an adapter that `save_adapter` wrote.
-        base_model: a model folder or hub name; unset: the one that the adapter names.
+        base_model: a model folder or hub name; unset: the one that the adapter names, where it is found again.
         storage: of the frozen weights; unset: that of the training.
 
     Raises:
-        UsageError: as `load_frozen` and `load_adapter`; an adapter that names no base model.
+        UsageError: as `load_frozen` and `load_adapter`; an adapter whose base model is not found.
     """
-    described = AdapterFolder(folder).described
-    path = base_model or described.get("base_model_name_or_path")
-    if not path:
-        raise UsageError(
-            f"{str(folder)!r} does not say which base model it is for; accepted: one that is given (base_model)"
-        )
-    held = (described.get("dist_subspace") or {}).get("base") or {}
+    adapter = AdapterFolder(folder)
+    path = base_model or find_base(Path(folder), adapter.described, base_fingerprint)
+    held = adapter.ours.get("base") or {}
     kind = storage or held.get("storage") or "bf16"
     labels = {name: held[name] for name in ("label2id", "pad_token_id") if held.get(name) is not None}
     if held.get("id2label"):  # JSON's keys are strings
@@ -135,6 +155,7 @@ def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path)
     imported = read_peft(folder)
     task = {peft: ours for peft, (_, _, ours) in TASKS.items()}.get(str(imported.described.get("task_type")), "base")
     model = import_peft(load_frozen(base_model, storage="fp32", task=task), folder)
+    tokenizer = folder if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
-        save_adapter(model, hidden, base_model=str(base_model))
+        save_adapter(model, hidden, base_model, tokenizer=tokenizer)
     return imported

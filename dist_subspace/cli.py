@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ import typer
 
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
+from dist_subspace.stopping import Interrupted, listening
 
 app = typer.Typer(
     help="Fine-tune sharded, quantised transformers by their subspace adapters.",
@@ -31,7 +33,8 @@ Overrides = Annotated[
 AdapterPath = Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")]
 OutPath = Annotated[str, typer.Argument(help="The folder to write: new, or empty.")]
 BaseModel = Annotated[
-    str | None, typer.Option(help="The base model's folder or hub name; unset: the one that the adapter names.")
+    str | None,
+    typer.Option(help="The base model's folder or hub name; unset: the one that the adapter names, if found here."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -42,13 +45,27 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
     """
+    with listening() as stop:
+        try:
+            with stop.leavable(), stop.interruptible():
+                run, leave_process_group = _training()
+        except Interrupted as told:
+            print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
+            raise typer.Exit(75) from None
+        status = run(config, overrides or [])
+        leave_process_group()
+    raise typer.Exit(status)
+
+
+def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
+    """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
+    if os.environ.get("RANK", "0") == "0":
+        print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
     from dist_subspace.placement.zero import leave_process_group
     from dist_subspace.training.run import train as run
 
-    status = run(config, overrides or [])
-    leave_process_group()
-    raise typer.Exit(status)
+    return run, leave_process_group
 
 
 @app.command()
@@ -116,17 +133,17 @@ def merge(
     _choose_accelerator()
     from dist_subspace.api import load_adapted
     from dist_subspace.interchange.hollow import AdapterFolder
-    from dist_subspace.interchange.merge import TOKENIZER_FILES
     from dist_subspace.interchange.merge import merge as write
     from dist_subspace.interchange.plain import refuse_unmergeable
+    from dist_subspace.interchange.tokenizer_files import tokenizer_of
     from dist_subspace.subspace import resolve
 
     _leave_on_termination()
     folder = _adapter_folder(adapter)
     resolved = resolve(AdapterFolder(folder).config)
     refuse_unmergeable(resolved.info, resolved.settings)
-    tokenizer = folder if any((folder / name).exists() for name in TOKENIZER_FILES) else None
-    made = write(load_adapted(folder, base_model, storage), out, base, dtype=dtype, tokenizer=tokenizer, report=None)
+    model = load_adapted(folder, base_model, storage)
+    made = write(model, out, base, dtype=dtype, tokenizer=tokenizer_of(folder), report=None)
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
@@ -169,9 +186,13 @@ def import_(
     """
     _choose_accelerator()
     from dist_subspace.api import rewrite_on_base
+    from dist_subspace.checkpoint.fingerprint import base_fingerprint
     from dist_subspace.interchange.peft_import import rewrite_peft
 
-    imported = rewrite_peft(peft_adapter, out) if base_model is None else rewrite_on_base(peft_adapter, out, base_model)
+    if base_model is None:
+        imported = rewrite_peft(peft_adapter, out, base_fingerprint)
+    else:
+        imported = rewrite_on_base(peft_adapter, out, base_model)
     print(
         f"{out}: PEFT's {imported.described['peft_type']} as {imported.config.method}, {len(imported.tensors)} tensors"
     )

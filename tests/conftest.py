@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DIST_SUBSPACE_CACHE", tempfile.mkdtemp(prefix="dist_subspace-tests-"))  # ended with the session
 
 import numpy
 import pytest
@@ -37,6 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_sessionfinish() -> None:
     close_pools()
+    if os.environ["DIST_SUBSPACE_CACHE"].startswith(tempfile.gettempdir()):
+        shutil.rmtree(os.environ["DIST_SUBSPACE_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -15,15 +15,18 @@ PACKAGE = ROOT / "dist_subspace"
 AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
+    "stopping",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "launcher": set(),
+    "stopping": {"launcher"},
     "torch_internals": set(),
     "linear_map": {"torch_internals"},
     "atomic_files": {"errors"},
     "config": {"errors"},
     "storage": {"errors", "linear_map"},
-    "placement": {"errors"},
+    "placement": {"errors", "launcher", "stopping"},
     "subspace": {"errors", "linear_map"},
     "loading": {"errors", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import (
-    CONFIG,
     PREFIX,
     READABLE,
     WEIGHTS,
@@ -30,6 +29,8 @@ from dist_subspace.interchange.adapter import (
     file_key,
     write_adapter,
 )
+from dist_subspace.interchange.base_model import identify_base
+from dist_subspace.interchange.description import OWN, read_description
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.loss_scale import restore_scaler
 from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
@@ -48,7 +49,8 @@ class TrainerState:
 
     samples, tokens: consumed so far. fingerprints: of the base model, the method and the data, by name. best: the metric,
     step and checkpoint of the best evaluation. method: the state of the method's own schedule. loss_scaler:
-    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field).
+    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field). unevaluated:
+    an evaluation was due after this step and was not made, because the run was interrupted.
     """
 
     step: int
@@ -62,6 +64,7 @@ class TrainerState:
     skipped: int = 0
     method: dict[str, Any] = field(default_factory=dict)
     loss_scaler: dict[str, float] = field(default_factory=dict)
+    unevaluated: bool = False
 
 
 def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:
@@ -71,7 +74,8 @@ def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: Trainer
     optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
-        described["dist_subspace"]["factors"] = kept_files(model, run_dir / FACTORS)
+        identify_base(described, base_model, lambda folder: state.fingerprints["model"])
+        described[OWN]["factors"] = kept_files(model, run_dir / FACTORS)
         write_adapter(folder, tensors, described)
         save_file(optimizer, folder / OPTIMIZER)
         (folder / OPTIMIZER).chmod(READABLE)
@@ -130,7 +134,7 @@ def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
     Raises:
         UsageError: a factor file was lost and made again with another result, as another machine's SVD may.
     """
-    stored = json.loads((folder / CONFIG).read_text())["dist_subspace"].get("factors") or {}
+    stored = read_description(folder)[OWN].get("factors") or {}
     now = kept_files(model, cache)
     for layer, entry in stored.items():
         if now.get(layer) != entry:

@@ -96,6 +96,14 @@ class DataSection(Section):
     output_field: Text | None = Field(default=None, description="Column in the place of output.")
     messages_field: Text | None = Field(default=None, description="Column in the place of messages.")
     label_field: Text | None = Field(default=None, description="Column in the place of label.")
+    tools_field: Text | None = Field(default=None, description="Column in the place of tools, which may be absent.")
+    documents_field: Text | None = Field(default=None, description="Column in the place of documents; may be absent.")
+    chat_template_kwargs_field: Text | None = Field(
+        default=None, description="Column in the place of chat_template_kwargs (variables of the template)."
+    )
+    truncation: names.Truncation = Field(
+        default="turns", description="What a too long conversation loses first: oldest turns, or tokens from the left."
+    )
     split: Text = Field(default="train", description="Split of a Hub data set that is trained on.")
     eval_split: Text = Field(default="validation", description="Split of a Hub data set that is evaluated on.")
     cache_dir: Text | None = Field(default=None, description="Where tokenised data is kept; null: in the run's folder.")

@@ -1,10 +1,11 @@
-"""An adapter as a folder: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's names where PEFT knows the method."""
+"""An adapter as a folder: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's names where PEFT knows the method,
+and `dist_subspace.json` beside them."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,17 @@ from torch import Tensor, nn
 
 from dist_subspace.atomic_files import storage_error, sync
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.base_model import identify_base
+from dist_subspace.interchange.description import CONFIG as CONFIG
+from dist_subspace.interchange.description import OWN, config_texts, own_entries, read_description
+from dist_subspace.interchange.model_description import adapter_config as adapter_config
+from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
+from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.placement.zero import gathered
-from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
-    Attachment,
     NewTokens,
-    Settings,
     SubspaceConfig,
     SubspaceLinear,
     SubspacePart,
@@ -31,15 +35,15 @@ from dist_subspace.subspace import (
     attached,
     named_trainables,
 )
-from dist_subspace.subspace.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 FACTOR = "factor."  # before a frozen factor's own name
-FORMAT = 1
 READABLE = 0o644  # safetensors gives new files to their owner alone
+# Suffixes that files spell otherwise than parts do. PEFT takes DoRA's magnitudes by both names and writes the shorter, which
+# transformers' reader of adapters does not know; files of before have the shorter.
+SPELT = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
 
 
 def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
@@ -78,7 +82,14 @@ def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def file_key(layer: str, suffix: str) -> str:
     """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
-    return suffix if suffix.startswith("base_model.") or suffix == EMBEDDINGS else f"{PREFIX}{layer}.{suffix}"
+    whole = suffix.startswith("base_model.") or suffix == EMBEDDINGS
+    return suffix if whole else f"{PREFIX}{layer}.{SPELT.get(suffix, suffix)}"
+
+
+def current_key(key: str) -> str:
+    """The key that this version writes for the same tensor."""
+    start, _, suffix = key.rpartition(".")
+    return f"{start}.{SPELT[suffix]}" if suffix in SPELT else key
 
 
 def _held(model: nn.Module) -> list[nn.Parameter]:
@@ -100,45 +111,20 @@ def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tenso
     return factors, trained
 
 
-def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
-    """The adapter's description. Keys that PEFT reads have PEFT's names and meaning; ours are under `dist_subspace`."""
-    attachment = attached(model)
-    resolved, config = attachment.resolved, attachment.config
-    parts = {name: model.get_submodule(name) for name in attachment.layers}
-    settings = _usual(attachment, parts)
-    ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
-    ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
-    ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
-    path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
-    described: dict[str, Any] = {
-        "peft_type": _peft_type(model),
-        "base_model_name_or_path": str(path) if path else None,
-        "task_type": _task_type(model, attachment.saved_modules),
-        "inference_mode": True,
-        "target_modules": _endings(model, attachment.layers),
-        "modules_to_save": list(attachment.saved_modules) or None,
-    }
-    if described["peft_type"]:
-        described |= resolved.method.peft_config(settings)
-        described |= {"fan_in_fan_out": _transposed(parts), **_patterns(parts, described)}
-        described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
-    # Of tokens that stand beside the model; PEFT's files of them know no layers.
-    if described["target_modules"] is None:
-        described = {key: value for key, value in described.items() if key not in ("target_modules", "fan_in_fan_out")}
-    shapes = {name: shape for name, part in parts.items() if (shape := _shape(part))}
-    biased = [name for name in shapes if parts[name].bias is not None]
-    about = {
-        "layers": list(parts),
-        "shapes": shapes,
-        "biased": biased,
-        "conv1d": _transposed(parts),
-        "base": _base(model),
-    }
-    return described | {"dist_subspace": {"format": FORMAT, **about, **ours}}
-
-
-def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = None) -> Path:
+def save_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    base_model: str | None = None,
+    tokenizer: Any = None,
+    identify: Callable[[Path], str] | None = None,
+) -> Path:
     """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved (row 4).
+
+    Arguments:
+        base_model: what the adapter calls its base; unset: what the model was loaded from.
+        tokenizer: what is written beside it: a tokenizer, or a folder that holds one. Unset: the base's own files, unless the
+            folder has a tokenizer already, or the adapter new tokens, which the base's does not know.
+        identify: the fingerprint of a model folder, by which a base that is no hub name's is found again.
 
     Raises:
         UsageError: for a model without a method. StorageError: the disk refuses, and nothing that was begun is left behind;
@@ -148,8 +134,22 @@ def save_adapter(model: nn.Module, folder: str | Path, base_model: str | None = 
     tensors = adapter_tensors(model)
     _refuse_empty(tensors, model)
     described = adapter_config(model, base_model)
-    on_main(write_adapter, Path(folder), tensors, described)
+    source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    if tokenizer is None and not has_tokenizer(Path(folder)):
+        tokenizer = base_tokenizer(model)
+
+    def write() -> None:
+        identify_base(described, source, identify)
+        write_adapter(Path(folder), tensors, described, tokenizer)
+
+    on_main(write)
     return Path(folder)
+
+
+def base_tokenizer(model: nn.Module) -> Path | None:
+    """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
+    source = local_folder(getattr(getattr(model, "config", None), "_name_or_path", None))
+    return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 
 def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]:
@@ -161,32 +161,16 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     path = Path(folder)
     if not (path / CONFIG).exists() or not (path / WEIGHTS).exists():
         raise UsageError(f"{str(folder)!r} holds no adapter; looked for {CONFIG} and {WEIGHTS}")
-    try:
-        described = json.loads((path / CONFIG).read_text())
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path / CONFIG} is not JSON at line {error.lineno}: {error.msg}") from error
-    ours = described.get("dist_subspace") if isinstance(described, dict) else None
-    if not isinstance(ours, dict):
-        kind = described.get("peft_type") if isinstance(described, dict) else None
-        raise UsageError(f"{path / CONFIG} was not written by dist_subspace (peft_type {kind!r})")
-    check_format(path, ours)
+    described = read_description(path)
+    ours = own_entries(path, described)
     fields = SubspaceConfig.__dataclass_fields__
     config = SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
     try:
         with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+            tensors = {current_key(key): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
         return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
-
-
-def check_format(folder: Path, ours: Mapping[str, Any]) -> None:
-    """Raises UsageError for an adapter that another version of this package has written otherwise."""
-    if ours.get("format") != FORMAT:
-        raise UsageError(
-            f"{folder / CONFIG} is of format {ours.get('format')!r}; this version reads format {FORMAT}: read it with the "
-            "version that wrote it"
-        )
 
 
 def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
@@ -204,9 +188,9 @@ def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, 
 
 def complete_adapter(checkpoint: Path, folder: Path) -> None:
     """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
-    described = json.loads((checkpoint / CONFIG).read_text())
+    described = read_description(checkpoint)
     _, tensors = read_adapter(checkpoint)
-    described["dist_subspace"].pop("factors", None)
+    described[OWN].pop("factors", None)
     write_adapter(folder, tensors, described)
 
 
@@ -239,25 +223,34 @@ def _take(left: dict[str, Tensor], key: str, like: Tensor) -> Tensor:
     return tensor
 
 
-def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str, Any]) -> None:
-    """Local: both files are on disk under hidden names before the first is renamed, the weights first: a folder with a
-    configuration is a folder with weights, and what was there stays whole until then.
+def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str, Any], tokenizer: Any = None) -> None:
+    """Local: every file is on disk under a hidden name before the first is renamed, the weights first and adapter_config.json
+    last: a folder with a configuration is a folder with weights, and what was there stays whole until then.
+
+    Arguments:
+        tokenizer: one that is written beside it, or a folder that holds one.
 
     Raises:
         StorageError: the disk refuses. Nothing that was begun is left behind.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    partials = {name: folder / f".{name}" for name in (WEIGHTS, CONFIG)}
+    texts = config_texts(described)
+    partials, beside = {name: folder / f".{name}" for name in (WEIGHTS, *texts)}, folder / ".tokenizer"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _write_weights(partials[WEIGHTS], tensors)
-        partials[CONFIG].write_text(json.dumps(described, indent=2) + "\n")
+        for name, text in texts.items():
+            partials[name].write_text(text, encoding="utf-8")
         for partial in partials.values():
             sync(partial)
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, beside)
+            move_files(beside, folder)
         for name, partial in partials.items():
             os.replace(partial, folder / name)
     except BaseException as error:
         told = storage_error(folder, error) if isinstance(error, OSError | SafetensorError) else error
+        shutil.rmtree(beside, ignore_errors=True)
         _clear_away(partials.values(), made)
         if told is error:
             raise
@@ -291,94 +284,3 @@ def _refuse_empty(tensors: dict[str, Tensor], model: nn.Module) -> None:
             f"rank {world().rank} has no whole {empty[0] if empty else 'adapter tensor'} to save; every rank must call "
             f"save_adapter ({type(model).__name__})"
         )
-
-
-def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
-    """Target names for PEFT: the shortest endings if they mean the same layers, else the whole names."""
-    endings = sorted({name.rpartition(".")[2] for name in layers})
-    linear = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
-    also = {name for name in linear if name.rpartition(".")[2] in endings and not name.endswith(".base")}
-    return endings if also == set(layers) else sorted(layers)
-
-
-def _shape(part: nn.Module) -> list[int] | None:
-    """`[d_out, d_in]` of a linear layer: with it, what an adapter does to the layer can be told without the base model."""
-    return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
-
-
-def _usual(attachment: Attachment, parts: Mapping[str, nn.Module]) -> Settings:
-    """The settings that a layer has, unless a pattern names it."""
-    named = [*attachment.config.rank_pattern, *attachment.config.alpha_pattern]
-    usual = [name for name in parts if not any(ends_with(name, ending) for ending in named)]
-    return parts[usual[0] if usual else attachment.layers[0]].settings  # type: ignore[return-value]
-
-
-def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's LoRA has them."""
-    if described["peft_type"] != "LORA":
-        return {}
-    settings: dict[str, Settings] = {name: part.settings for name, part in parts.items()}  # type: ignore[misc]
-    ranks = {name: own.rank for name, own in settings.items() if own.rank != described["r"]}
-    alphas = {name: own.alpha for name, own in settings.items() if own.alpha != described["lora_alpha"]}
-    return {"rank_pattern": ranks, "alpha_pattern": alphas}
-
-
-def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float]:
-    """Layers whose alpha is another than the file's: one that was not given follows a layer's own rank."""
-    settings = {name: part.settings for name, part in parts.items() if isinstance(part, SubspaceLinear)}
-    return {name: own.alpha for name, own in settings.items() if usual and own.alpha != usual}
-
-
-def _base(model: nn.Module) -> dict[str, Any]:
-    """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
-    operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
-    held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
-    task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), "base")
-    return {
-        "storage": getattr(held, "storage", None),
-        "double_quant": bool(getattr(held, "double_quant", False)),
-        "dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
-        "task": task,
-        **(_labels(model) if "classification" in task else {}),
-    }
-
-
-def _labels(model: Any) -> dict[str, Any]:
-    """What a classification model's configuration was told: its labels, and which id pads (the last token is one that is
-    none)."""
-    names = ("id2label", "label2id", "pad_token_id")
-    config = getattr(model, "config", None)
-    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
-
-
-_TASKS = {
-    **{"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForMaskedLM": "masked-lm"},
-    **{"ForSequenceClassification": "classification", "ForTokenClassification": "token-classification"},
-    "ForConditionalGeneration": "seq2seq-lm",
-}
-
-
-def _peft_type(model: nn.Module) -> str | None:
-    """PEFT's name of the method, where PEFT would compute the same from these files."""
-    attachment = attached(model)
-    kind, parts = attachment.info.peft_type, [model.get_submodule(name) for name in attachment.layers]
-    agrees = all(part.agrees_with_peft() for part in parts)  # type: ignore[operator]
-    alike = kind == "LORA" or all(part.settings == parts[0].settings for part in parts)  # which alone has patterns
-    return kind if agrees and alike and not attachment.config.new_tokens else None
-
-
-def _transposed(parts: Mapping[str, nn.Module]) -> bool:
-    """Whether the base model's own layers are Conv1D, which PEFT calls `fan_in_fan_out`."""
-    return any(getattr(part.base, "conv1d", False) for part in parts.values() if isinstance(part, SubspaceLinear))
-
-
-def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
-    """PEFT's task. For classification PEFT expects a trained head in the file, so without one it is told no task."""
-    kinds = {
-        "ForCausalLM": "CAUSAL_LM",
-        "LMHeadModel": "CAUSAL_LM",
-        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    }
-    if saved_modules:
-        kinds |= {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-    return next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, FACTOR, PREFIX, WEIGHTS, check_format, file_key
+from dist_subspace.interchange.adapter import FACTOR, PREFIX, WEIGHTS, current_key, file_key
+from dist_subspace.interchange.description import CONFIG, OWN, own_entries, read_description
 from dist_subspace.subspace import SubspaceConfig, SubspacePart, resolve
 from dist_subspace.subspace.attach import settings_of
 
 
 class AdapterFolder:
-    """The two files of an adapter, and the factors that a checkpoint names beside it.
+    """The files of an adapter, and the factors that a checkpoint names beside it.
 
-    described: adapter_config.json; ours: its entries of this package, empty for an adapter that PEFT wrote; layers: the names
-    of its parts; keys: of the tensors file, in its order; bytes: of the tensors file.
+    described: what its configuration says; ours: the entries of this package, empty for an adapter that PEFT wrote; layers: the
+    names of its parts; keys: of the tensors, as this version spells them, in the file's order; bytes: of the tensors file.
 
     Raises:
         UsageError: for a folder without an adapter, an adapter of an unknown format, or a file that is cut short.
@@ -30,17 +30,16 @@ class AdapterFolder:
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder)
         try:
-            self.described: dict[str, Any] = json.loads((self.path / CONFIG).read_text(encoding="utf-8"))
+            self.described: dict[str, Any] = read_description(self.path)
             self.file = safe_open(self.path / WEIGHTS, framework="pt", device="cpu")
-            self.keys: list[str] = list(self.file.keys())
+            self._stored = {current_key(key): key for key in self.file.keys()}  # noqa: SIM118
         except FileNotFoundError as error:
             missing = next(name for name in (CONFIG, WEIGHTS) if not (self.path / name).exists())
             raise UsageError(f"{self.path} holds no whole adapter: {missing} is missing") from error
-        except (SafetensorError, ValueError) as error:
+        except SafetensorError as error:
             raise UsageError(f"{self.path} holds no whole adapter ({error}); copy it again") from error
-        self.ours: dict[str, Any] = self.described.get("dist_subspace") or {}
-        if self.ours:
-            check_format(self.path, self.ours)
+        self.keys: list[str] = list(self._stored)
+        self.ours: dict[str, Any] = own_entries(self.path, self.described) if OWN in self.described else {}
         self.layers: list[str] = self.ours.get("layers") or []
         self.bytes = (self.path / WEIGHTS).stat().st_size
 
@@ -50,11 +49,11 @@ class AdapterFolder:
         return SubspaceConfig(**{key: value for key, value in self.ours.items() if key in fields})
 
     def tensor(self, key: str) -> Tensor:
-        found: Tensor = self.file.get_tensor(key)
+        found: Tensor = self.file.get_tensor(self._stored[key])
         return found
 
     def shape(self, key: str) -> list[int]:
-        return list(self.file.get_slice(key).get_shape())
+        return list(self.file.get_slice(self._stored[key]).get_shape())
 
     def suffixes(self, layer: str) -> dict[str, str]:
         """The keys of a layer's own tensors, frozen factors apart, by suffix."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -21,21 +21,17 @@ from torch import nn
 
 from dist_subspace.atomic_files import begin_folder, hidden_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.plain import Drift, Entry, plain_entries
+from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
+from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
 from dist_subspace.loading.load import local_folder
-from dist_subspace.loading.transformers_internals import expected_parameters, written_keys
+from dist_subspace.loading.transformers_internals import expected_parameters, expected_ties, say_untied, written_keys
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import attached
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5 * 2**30
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
-    *("chat_template.jinja", "chat_template.json"),
-)
 # Configuration entries that give a family's linear layers a bias.
 BIAS_SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias", "attention_out_bias", "bias")
 
@@ -88,7 +84,7 @@ def merge(
     base: str = "dequantised",
     *,
     dtype: str | torch.dtype | None = None,
-    tokenizer: str | Path | None = None,
+    tokenizer: Any = None,
     max_shard_bytes: int = SHARD_BYTES,
     patience: float = 60.0,
     report: Callable[[str], None] | None = print,
@@ -103,7 +99,7 @@ def merge(
         base: what the update is merged into: `dequantised`, the weight that the forward used, or `original`, the checkpoint's
             own, read again. How far the two are apart is measured for every quantised layer, and reported.
         dtype: of the written weights (float32, bfloat16, float16); unset: the type that the model computes in.
-        tokenizer: a folder whose tokenizer files are copied; unset: the base model's, where it is a local folder.
+        tokenizer: a folder whose tokenizer files are copied, or a tokenizer; unset: the base model's files, where it has some.
         max_shard_bytes: of one safetensors file.
         patience: seconds to wait for ranks that have not called it.
         report: called on rank 0 with the report's text.
@@ -120,7 +116,8 @@ def merge(
         kind = _dtype(dtype, model)
         drift = Drift(base)
         entries = plain_entries(model, drift, kind)
-        config, zeros = _plain_config(model, entries, kind)
+        config, zeros, ties = _plain_config(model, entries, kind)
+        entries = each_once(entries, ties)
     keys = written_keys(model, [entry.name for entry in (*entries, *zeros)])
     plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
     hidden = hidden_folder(target)
@@ -178,8 +175,11 @@ def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Calla
     on_wholes(entry.needs, f"writing {planned.key}", write)
 
 
-def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype) -> tuple[Any, list[Entry]]:
-    """The configuration of the plain model, and entries of zeros for biases that come with those that the method added.
+def _plain_config(
+    model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype
+) -> tuple[Any, list[Entry], dict[str, str]]:
+    """The configuration of the plain model, entries of zeros for biases that come with those that the method added, and what a
+    reader with this configuration ties where it finds one of two.
 
     Raises:
         UsageError: the architecture has no place for a bias that the method added.
@@ -189,14 +189,13 @@ def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype
     config.architectures = [type(model).__name__]
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    names = {entry.name for entry in entries}
-    expected = expected_parameters(model, config)
-    tied = [id(parameter) for name, parameter in expected.items() if name in names]
-    if getattr(config, "tie_word_embeddings", False) and len(tied) != len(set(tied)):
-        config.tie_word_embeddings = False  # one of the two was changed without the other
+    held = {entry.name: entry.identity for entry in entries}
+    ties = expected_ties(model, config)
+    if ties and all(held.get(target) != held.get(source) for target, source in ties.items()):
+        say_untied(model, config)  # nothing is tied any more
     added = [entry.name for entry in entries if entry.added]
     if not added:
-        return config, []
+        return config, [], ties
     for switch in BIAS_SWITCHES:
         if getattr(config, switch, None) is False:
             setattr(config, switch, True)
@@ -207,16 +206,15 @@ def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype
             f"method {attached(model).info.name} added a bias to {homeless[0].removesuffix('.bias')}, where "
             f"{type(model).__name__} has no place for one; accepted for it: save_adapter, and load_adapter on the base"
         )
-    return config, [_zeros(n, p, dtype) for n, p in expected.items() if n.endswith(".bias") and n not in names]
+    zeros = [_zeros(n, p, dtype) for n, p in expected.items() if n.endswith(".bias") and n not in held]
+    return config, zeros, ties
 
 
 def _zeros(name: str, like: nn.Parameter, dtype: torch.dtype) -> Entry:
     return Entry(name, tuple(like.shape), dtype, (), lambda: torch.zeros(like.shape), (name,))
 
 
-def _finish(
-    writer: WeightsWriter, hidden: Path, target: Path, config: Any, model: nn.Module, tokenizer: str | Path | None
-) -> None:
+def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, model: nn.Module, tokenizer: Any) -> None:
     """Everything beside the weights; then the folder gets its name."""
     try:
         writer.finish()
@@ -225,17 +223,11 @@ def _finish(
             _save_generation_config(model, hidden)
         own = local_folder(getattr(model.config, "_name_or_path", None)) or Path("no such folder")
         names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
-        _copy(own, names, hidden)
-        _copy(own if tokenizer is None else Path(tokenizer), TOKENIZER_FILES, hidden)
+        copy_files(own, names, hidden)
+        write_tokenizer(own if tokenizer is None else tokenizer, hidden)
         publish_folder(hidden, target)
     except (OSError, SafetensorError) as error:
         raise storage_error(target, error) from error
-
-
-def _copy(source: Path, names: Iterable[str], folder: Path) -> None:
-    for name in names:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
 
 
 def _save_generation_config(model: nn.Module, folder: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dist_subspace.interchange.base_model import short_base
 
 # PEFT's task_type -> (the Hub's pipeline, transformers' class, our name for the task)
 TASKS = {
@@ -22,13 +25,13 @@ def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any]) -> s
     """The card of an adapter, in Markdown with a YAML head that the Hub reads.
 
     Args:
-        adapter_config: the content of adapter_config.json. With a `peft_type` the card shows how PEFT loads it too.
+        adapter_config: the adapter's description. With a `peft_type` the card shows how PEFT loads it too.
         facts: rows of the training table in their order, name to value (`eval_loss` is shown as "eval loss"); None is
             left out. `name` is the card's heading instead of a row.
     """
     ours = adapter_config.get("dist_subspace") or {}
     method = str(ours.get("method") or adapter_config.get("peft_type") or "subspace").lower()
-    base = str(adapter_config.get("base_model_name_or_path") or "BASE_MODEL")
+    base = short_base(str(adapter_config.get("base_model_name_or_path") or "BASE_MODEL"))
     parts = [
         _front_matter(adapter_config, method, base),
         f"# {facts.get('name') or f'{Path(base).name} with {method}'}",
@@ -96,7 +99,7 @@ def _table(heading: str, facts: Mapping[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """One line, and no bar that would end the cell."""
+    """One line, and no bar that would end the cell; of a path of this machine the last name."""
     if isinstance(value, float):
         text = f"{value:.4g}"
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -104,7 +107,7 @@ def _cell(value: Any) -> str:
     elif isinstance(value, list | tuple):
         text = ", ".join(map(str, value))
     else:
-        text = str(value)
+        text = Path(str(value)).name if os.path.isabs(str(value)) else str(value)
     return " ".join(text.split()).replace("|", "\\|")
 
 

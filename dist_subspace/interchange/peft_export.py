@@ -11,11 +11,10 @@ no patterns).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,17 +24,19 @@ from torch import Tensor, nn
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.adapter import (
-    CONFIG,
     PREFIX,
     WEIGHTS,
     adapter_config,
     adapter_tensors,
+    base_tokenizer,
     read_adapter,
     split_factors,
 )
+from dist_subspace.interchange.description import config_texts
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft_forms import Forms, Lora, forms_of, lora_of, pays
+from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
 from dist_subspace.placement.collectives import all_here, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
@@ -92,7 +93,8 @@ def export_peft(
     """Collective: write the adapter as a folder that PEFT reads; rank 0 alone writes.
 
     Arguments:
-        model_or_folder: a model with an adapter, or a folder that `save_adapter` wrote (no base model is needed then).
+        model_or_folder: a model with an adapter, or a folder that `save_adapter` wrote (no base model is needed then). Its
+            tokenizer goes with it.
         out: the folder to write, which must not exist or be empty.
         form: `direct`, `lora` or `scaling`, or `auto`: the first of them that is exact.
         approximate_rank: where none is, write a LoRA of this rank, each layer's update cut to its largest singular values; the
@@ -111,8 +113,9 @@ def export_peft(
         raise UsageError(f"approximate_rank is {approximate_rank!r}; accepted: a whole number of at least 1")
     wish = _Wish(Path(out), form, approximate_rank)
     if isinstance(model_or_folder, nn.Module):
-        made = _export_model(model_or_folder, wish)
+        made = _export_model(model_or_folder, replace(wish, tokenizer=base_tokenizer(model_or_folder)))
     else:
+        wish = replace(wish, tokenizer=tokenizer_of(Path(model_or_folder)))
         made = on_main(_export_folder, Path(model_or_folder), wish)
     if report is not None and world().is_main:
         report(str(made))
@@ -124,6 +127,7 @@ class _Wish:
     out: Path
     form: str
     rank: int | None
+    tokenizer: Any = None  # which is written beside it, or a folder that holds one
 
 
 def _export_model(model: nn.Module, wish: _Wish) -> ExportReport:
@@ -219,7 +223,7 @@ def _write_form(
         kept = _OF_EVERY_KIND
     errors = {n: (lost, size) for n, (_, lost, size) in loras.items()} if kind == "approximate" else {}
     config = {key: value for key, value in described.items() if key in kept} | entries
-    _write(wish.out, config, tensors)
+    _write(wish, config, tensors)
     return ExportReport(
         folder=str(wish.out),
         method=info.name,
@@ -235,7 +239,7 @@ def _write_form(
 
 # Entries of adapter_config.json that PEFT reads for every kind of adapter on layers.
 _OF_EVERY_KIND = {
-    *("base_model_name_or_path", "task_type", "inference_mode", "target_modules", "modules_to_save"),
+    *("base_model_name_or_path", "task_type", "auto_mapping", "inference_mode", "target_modules", "modules_to_save"),
 }
 
 
@@ -332,9 +336,12 @@ def _notes(config: Described) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write(out: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _write(wish: _Wish, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    with whole_folder(out, size) as folder:
+    with whole_folder(wish.out, size) as folder:
         save_file({key: t.contiguous() for key, t in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        (folder / "README.md").write_text(model_card(config, {}))
+        if wish.tokenizer is not None:
+            write_tokenizer(wish.tokenizer, folder)
+        (folder / "README.md").write_text(model_card(config, {}), encoding="utf-8")
+        for name, text in config_texts(config).items():
+            (folder / name).write_text(text, encoding="utf-8")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import PREFIX
+from dist_subspace.interchange.adapter import PREFIX, file_key
 from dist_subspace.interchange.fitting import Shapes, check_layers
 from dist_subspace.subspace import SubspaceConfig
 from dist_subspace.subspace.targets import ends_with
@@ -111,5 +111,5 @@ def by_layer(tensors: Mapping[str, Tensor], suffixes: Mapping[str, str], kind: s
 
 
 def flat(layers: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    tensors = {f"{PREFIX}{name}.{s}": t.float() for name, held in layers.items() for s, t in held.items()}
+    tensors = {file_key(name, s): t.float() for name, held in layers.items() for s, t in held.items()}
     return tensors | {key: t.float() for held in saved.values() for key, t in held.items()}

@@ -6,7 +6,7 @@ the field's name: an adapter that is read must compute what PEFT computes from i
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from torch import Tensor
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.adapter import CONFIG, FORMAT, WEIGHTS, write_adapter
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, write_adapter
+from dist_subspace.interchange.base_model import base_name, identify_base
+from dist_subspace.interchange.description import FORMAT, OWN, read_description
 from dist_subspace.interchange.model_card import TASKS, model_card
 from dist_subspace.interchange.peft_files import Imported, split_saved
 from dist_subspace.interchange.peft_kinds import KINDS
+from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.subspace import method_class
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
@@ -91,20 +94,21 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
         raise UsageError(f"{str(folder)!r} holds no adapter of PEFT; looked for {CONFIG} and {WEIGHTS}{pickled}")
     try:
-        described = json.loads((folder / CONFIG).read_text())
+        described = read_description(folder)
         with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except (json.JSONDecodeError, SafetensorError) as error:
+    except SafetensorError as error:
         raise UsageError(f"{str(folder)!r} holds no whole adapter ({error}); copy it again") from error
-    if not isinstance(described, dict):
-        raise UsageError(f"{folder / CONFIG} is no adapter's configuration; expected a JSON object")
-    if "dist_subspace" in described:
+    if OWN in described:
         raise UsageError(f"{str(folder)!r} is an adapter of dist_subspace; load_adapter reads it")
     return described, tensors
 
 
-def rewrite_peft(folder: str | Path, out: str | Path) -> Imported:
+def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path], str] | None = None) -> Imported:
     """Local: an adapter that PEFT wrote as an adapter folder of ours, from the files alone; what was read is returned.
+
+    Arguments:
+        identify: the fingerprint of a model folder, by which a base that is found where PEFT says is found again.
 
     Raises:
         UsageError: as `read_peft`; an adapter whose start must be made from its base again. StorageError: the disk refuses.
@@ -122,9 +126,13 @@ def rewrite_peft(folder: str | Path, out: str | Path) -> Imported:
     if EMBEDDINGS in imported.tensors:
         about["layers"] = [method_class(config.method).attribute]  # type: ignore[attr-defined]
     base = {"task": _TASKS.get(str(imported.described.get("task_type")), "base")}
-    described = {**imported.described, "dist_subspace": {"format": FORMAT, **about, "base": base, **config.as_dict()}}
+    theirs = {key: value for key, value in imported.described.items() if key != "peft_version"}
+    theirs["base_model_name_or_path"] = base_name(theirs.get("base_model_name_or_path"))
+    described = {**theirs, OWN: {"format": FORMAT, **about, "base": base, **config.as_dict()}}
+    identify_base(described, imported.described.get("base_model_name_or_path"), identify)
+    tokenizer = Path(folder) if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
-        write_adapter(hidden, imported.tensors, described)
+        write_adapter(hidden, imported.tensors, described, tokenizer)
         (hidden / "README.md").write_text(model_card(described, {}))
     return imported
 

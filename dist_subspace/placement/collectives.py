@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from dist_subspace.errors import UsageError
+from dist_subspace.placement.peers import Peer, Peers
+from dist_subspace.stopping import STOP, Interrupted
 
 T = TypeVar("T")
 
@@ -36,6 +38,14 @@ class World:
 
 class PeerFailed(RuntimeError):
     """Another rank failed; this one stops with it instead of waiting in a collective."""
+
+
+class PeerGone(PeerFailed):
+    """Another rank's process has ended without a word: killed, as a rule."""
+
+    def __init__(self, gone: list[Peer]) -> None:
+        self.gone = gone
+        super().__init__(f"{', '.join(map(str, gone))} is gone")
 
 
 def is_distributed() -> bool:
@@ -108,22 +118,80 @@ def _store() -> Any:
     return dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
 
 
-_TOLD = "dist_subspace/told"
+_LOOKS = 1.0  # seconds that one request to the store waits; in between, signals are heard and the others are looked at
+_PEER_LOOKS = 3.0  # seconds between two looks at the others
+_peers: Peers | None = None
+_meetings = 0
+
+
+@contextmanager
+def known_peers(peers: Peers | None) -> Iterator[None]:
+    """Within the block, who waits for another rank (`meet`) also looks whether its process lives."""
+    global _peers
+    before, _peers = _peers, peers
+    try:
+        yield
+    finally:
+        _peers = before
+
+
+def meet() -> None:
+    """Collective: wait until every rank is here, for hours if need be: in no collective, whose timeout would end the run.
+
+    Raises:
+        PeerFailed: a rank that is waited for is gone.
+    """
+    global _meetings
+    if not is_distributed() or dist.get_world_size() == 1:
+        return
+    store, _meetings = _store(), _meetings + 1
+    key, looked = f"dist_subspace/meet/{_meetings}", time.monotonic()
+    try:
+        if store.add(key, 1) == dist.get_world_size():
+            store.set(f"{key}/all", "1")
+            store.delete_key(f"dist_subspace/meet/{_meetings - 1}")  # nobody waits there any more
+            store.delete_key(f"dist_subspace/meet/{_meetings - 1}/all")
+        while not _comes(store, f"{key}/all"):
+            if _peers is not None and time.monotonic() - looked > _PEER_LOOKS:
+                looked = time.monotonic()
+                _refuse_gone(_peers.gone(), lambda: bool(store.check([f"{key}/all"])))
+    except dist.DistNetworkError:
+        return  # the store has ended with its host; the collective that follows says more
+
+
+def _comes(store: Any, key: str) -> bool:
+    try:
+        store.wait([key], timedelta(seconds=_LOOKS))
+    except dist.DistStoreError:
+        return False
+    return True
+
+
+def _refuse_gone(gone: list[Peer], all_here: Callable[[], bool]) -> None:
+    if gone and not all_here():  # one that came to the meeting may have left since
+        raise PeerGone(gone)
 
 
 def tell_peers() -> None:
     """Local: this rank has said why it failed."""
     if is_distributed():
         with suppress(RuntimeError):  # the store may have ended with the rank that held it
-            _store().set(_TOLD, "1")
+            _store().set(_told(), "1")
 
 
-def wait_until_told(patience: float) -> None:
-    """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds. A launcher ends all
-    ranks with the first one that leaves, and those at fault may still have something to close before they speak."""
+def wait_until_told(patience: float) -> bool:
+    """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds; whether it has. A
+    launcher ends all ranks with the first one that leaves, and those at fault may still have something to close before they
+    speak."""
     if is_distributed():
         with suppress(RuntimeError):
-            _store().wait([_TOLD], timedelta(seconds=patience))
+            _store().wait([_told()], timedelta(seconds=patience))
+            return True
+    return False
+
+
+def _told() -> str:
+    return "dist_subspace/told" if _peers is None else f"{_peers.prefix}/told"
 
 
 def gather_objects(value: T) -> list[T]:
@@ -154,21 +222,30 @@ def agreed(what: str) -> Iterator[None]:
     """Collective at its end: if the block raised on one rank, every rank raises.
 
     The block itself must hold no collective: a rank that has raised would not take part in it. The failing rank
-    re-raises its own error; the others raise the same kind, so that all leave with the same exit status.
+    re-raises its own error; the others raise the same kind, so that all leave with the same exit status. A block may take
+    hours on one rank. Where the run may be left (`Stop.leavable`), a stop interrupts it, and all ranks raise `Interrupted`.
     """
     error: BaseException | None = None
     try:
-        yield
-    except Exception as caught:
+        with STOP.interruptible():
+            yield
+    except (Exception, Interrupted) as caught:
         error = caught
-    report = None if error is None else (isinstance(error, ValueError), f"{error}")
-    reports = gather_objects(report)
+    meet()
+    reports = gather_objects(None if error is None else (_kind(error), f"{error}"))
     if error is not None:
         raise error
     for rank, failed in enumerate(reports):
         if failed is not None:
-            usage, message = failed
-            raise UsageError(message) if usage else PeerFailed(f"{what} failed on rank {rank}: {message}")
+            kind, message = failed
+            raise PeerFailed(f"{what} failed on rank {rank}: {message}") if kind is None else kind(message)
+
+
+def _kind(error: BaseException) -> type[UsageError] | type[Interrupted] | None:
+    """What the other ranks raise; None: that a peer failed."""
+    if isinstance(error, Interrupted):
+        return Interrupted
+    return UsageError if isinstance(error, ValueError) else None
 
 
 def on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -203,6 +280,15 @@ def summed_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     message = tensor.to(message_device())
     dist.all_reduce(message)
     return message.to(tensor.device)
+
+
+def largest_over_ranks(values: list[float], device: torch.device | None = None) -> list[float]:
+    """Collective: the largest of each number over the ranks, float64, in one small all-reduce."""
+    if not is_distributed():
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device or message_device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return [float(v) for v in tensor.tolist()]
 
 
 def max_over_ranks(value: float) -> float:

@@ -7,10 +7,10 @@ Read against deepspeed 0.19.8 (`runtime/zero/partition_parameters.py`, `paramete
 from __future__ import annotations
 
 import copy
-import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
+from dist_subspace.placement.helpers import without_cpu_helper
+
+without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -92,6 +95,20 @@ class Partitioner:
         parameter.partition()  # type: ignore[attr-defined]
 
 
+@contextmanager
+def outside_zero_init() -> Iterator[None]:
+    """Modules are made plain although the caller is inside `zero.Init` (`shutdown_init_context`, as DeepSpeed's engine does)."""
+    split: Any = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    active = getattr(getattr(split, "top_level_context", None), "patched", False)
+    if active:
+        split.shutdown_init_context()
+    try:
+        yield
+    finally:
+        if active:
+            split.restore_init_context()
+
+
 def ensure_process_group() -> None:
     """Collective: make the process group if there is none, from the launcher's environment, or for one process."""
     if is_distributed():
@@ -105,8 +122,7 @@ def ensure_process_group() -> None:
         backend = get_accelerator().communication_backend_name()
         # There is nobody to meet, so there is no port either, which another program could hold.
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-    with redirect_stdout(io.StringIO()):  # DeepSpeed prints that it has built a helper, on every rank
-        deepspeed.init_distributed(auto_mpi_discovery=by_mpi)
+    deepspeed.init_distributed(auto_mpi_discovery=by_mpi, verbose=False)
 
 
 def leave_process_group() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import FACTOR, PREFIX
+from dist_subspace.interchange.base_model import short_base
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.report.movement import MEANING, RANK_MEANING, Movement, movements
 from dist_subspace.report.places import places
@@ -64,7 +65,7 @@ def _identity(adapter: AdapterFolder) -> dict[str, Any]:
         "mergeable": info.mergeable and constraint != "mpc_n" if info else None,
         "format": f"dist_subspace {ours['format']}" if ours else "PEFT",
         "peft_type": described.get("peft_type"),
-        "base_model": described.get("base_model_name_or_path"),
+        "base_model": short_base(described.get("base_model_name_or_path") or "") or None,
         "task": described.get("task_type"),
         "rank": ours.get("rank", described.get("r")),
         "alpha": ours.get("alpha", described.get("lora_alpha")),

@@ -23,8 +23,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_subspace.report.quantities import amount, bytes_text, clock_text, figures, joined
+from dist_subspace.training.announce import announced
 
 PLAIN_WIDTH = 120  # columns of a log file
+_EVERY = 30.0  # seconds between two lines of a long preparation in a log file
 
 
 class Display:
@@ -96,16 +98,29 @@ class Display:
 
     @contextmanager
     def loading(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar for a long preparation; the block calls what it is given with (done, total). Elsewhere one line."""
+        """A bar for a long preparation; the block calls what it is given with (done, total). Elsewhere lines, now and then."""
         began = self._clock()
         if not self.enabled or not self._live_output:
-            yield lambda done, total: None
+            with announced(what, self._say, over=False):
+                yield self._counting(what)
         else:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
             with Progress(*columns, console=self._console, transient=True, expand=True) as progress:
                 task = progress.add_task(what, total=None)
                 yield lambda done, total: progress.update(task, completed=done, total=total)
         self._say(f"{what}: done in {self._clock() - began:.1f} s")
+
+    def _counting(self, what: str) -> Callable[[int, int], None]:
+        """A line every half a minute."""
+        said = self._clock()
+
+        def count(done: int, total: int) -> None:
+            nonlocal said
+            if done < total and self._clock() - said > _EVERY:
+                said = self._clock()
+                self._say(f"{what}: {done:,} of {total:,}")
+
+        return count
 
     def start(self, step: int = 0) -> None:
         """Training begins after `step` finished steps (above 0 when a run continues)."""

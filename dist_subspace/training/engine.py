@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,10 +49,17 @@ class Stepper:
         self.accumulation = attached.accumulation if attached is not None else Accumulation()
         self.seed, self.world_size = seed, world_size
 
-    def accumulate(self, batch: GlobalBatch) -> float:
-        """Collective: forward and backward of every round; returns this rank's summed loss."""
+    def accumulate(self, batch: GlobalBatch, stopped: Callable[[], bool] = lambda: False) -> float | None:
+        """Collective: forward and backward of every round; returns this rank's summed loss.
+
+        `stopped` is asked between two rounds, by all ranks alike. None if it said so: the gradients of the rounds so far are
+        dropped, parameters and optimizer are as they were, and the engine makes no further step.
+        """
         total = 0.0
         for number, micro in enumerate(batch.rounds):
+            if number and stopped():
+                self.engine.zero_grad()
+                return None
             # Every rank runs every round, fillers included, and the engine averages over ranks: shares of a step add up to 1.
             self.accumulation.share(loss_scale(self.engine) / len(batch.rounds))
             loss = self._backward(batch.filler if micro is None else micro, micro is not None, batch.targets)
@@ -75,12 +83,14 @@ class Stepper:
         found = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         return all(bool(gradient.isfinite().all()) for gradient in found)
 
-    def prime(self, batch: GlobalBatch) -> None:
-        """Collective: a step with zero gradients and rate zero, which makes the optimizer's moments exist."""
+    def prime(self, batch: GlobalBatch, between: Callable[[], object] = lambda: None) -> None:
+        """Collective: a step with zero gradients and rate zero, which makes the optimizer's moments exist. `between` is called
+        before each round, by all ranks alike."""
         rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = 0.0
         for number in range(len(batch.rounds)):
+            between()
             self.accumulation.share(0.0)
             self._backward(batch.filler, False, 1)
             if number + 1 < len(batch.rounds):

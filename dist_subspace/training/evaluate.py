@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,18 +16,27 @@ from dist_subspace.training.loss import forward, summed_loss
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, rounds: Iterator[MicroBatch | None], filler: MicroBatch, device: torch.device, classes: int | None
-) -> dict[str, float]:
+    model: nn.Module,
+    rounds: Iterator[MicroBatch | None],
+    filler: MicroBatch,
+    device: torch.device,
+    classes: int | None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Collective: mean loss over the held-out targets, and perplexity (tokens) or accuracy and F1 (classes).
 
     Every rank makes the same number of forward calls; one that has run out of samples runs the filler for nothing.
-    F1 is that of class 1 where there are two classes, else the mean over the classes that occur.
+    `stopped` is asked before each call, by all ranks alike; None if it said so. F1 is that of class 1 where there are two
+    classes, else the mean over the classes that occur.
     """
     was_training = model.training
     model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.float64) if classes else None
     loss = targets = 0.0
     for batch in rounds:
+        if stopped():
+            model.train(was_training)
+            return None
         used = filler if batch is None else batch
         logits = forward(model, used, device)
         if batch is not None:

@@ -21,6 +21,7 @@ from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
 from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
+from dist_subspace.training.announce import announced
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.trackers import check_trackers
@@ -76,15 +77,17 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         check_trackers(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
-    download(config.model.path)
-    with agreed("reading the tokenizer"):
+    with announced("looking for the model's files", notice):
+        download(config.model.path)
+    with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
         rows = embedding_rows(folder, config.model.trust_remote_code)
         subspace = with_tokens(subspace, resolved, tokenizer, config, rows, notice)
         resolved = resolve(subspace)
         first_position = check_fits(folder, config, resolved)
-    data = _prepare_data(config, tokenizer)
+    with announced("reading and tokenising the data", notice):
+        data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
         sources = [path for path, _ in data_settings(config).sources()]
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
@@ -93,8 +96,9 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
-    fingerprints = on_main(_fingerprints, folder, resolved, data)
-    checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
+    with announced("comparing the model's files and looking for a checkpoint", notice):
+        fingerprints = on_main(_fingerprints, folder, resolved, data)
+        checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(
         config=config,
         run_dir=run_dir,

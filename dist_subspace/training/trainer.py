@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,13 +22,16 @@ from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_ove
 from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import step_count
 from dist_subspace.statistics import FACTORS
+from dist_subspace.stopping import STOP
 from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
+from dist_subspace.training.announce import announced
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.optimizers import AdamSettings, make_optimizer
+from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import HEADS, Plan, padding
 from dist_subspace.training.schedule import Schedule
 
@@ -53,43 +53,20 @@ class Progress:
         return self.elapsed_before + time.monotonic() - self.began
 
 
-class StopRequest:
-    """Set by a signal, or by the clock; asked once a step, by all ranks together."""
-
-    def __init__(self, max_time: float | None) -> None:
-        self.deadline = None if max_time is None else time.monotonic() + max_time
-        self.signal: str | None = None
-        ours = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-        in_main = threading.current_thread() is threading.main_thread()  # elsewhere Python allows no handlers
-        self._before = {number: signal.signal(number, self._set) for number in ours} if in_main else {}
-
-    def __call__(self) -> bool:
-        return self.signal is not None or (self.deadline is not None and time.monotonic() > self.deadline)
-
-    @property
-    def reason(self) -> str:
-        return f"signal {self.signal}" if self.signal else "training.max_time is over, or another rank was told to stop"
-
-    def close(self) -> None:
-        """Give the signals back to whoever had them."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number).name
-
-
 class Trainer:
     """One run. Every method that is not said to be local is collective."""
 
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self.plan, self.config, self.observer = plan, plan.config, observer
         self.progress = Progress()
-        self.stop = StopRequest(plan.config.training.max_time)
+        self.pause = Pause(STOP, plan.config.training.max_time, plan.device)
+        self.unevaluated = plan.data.eval is not None  # the evaluation that is due at this step has not been made
+        self.saved: tuple[int, dict[str, Any] | None, bool] | None = None  # step, best, unevaluated of the checkpoint
         if plan.config.training.full_determinism:
             enable_full_determinism(plan.config.training.seed)
         self.model = self._make_model()
-        self.engine = self._make_engine()
+        with announced("starting DeepSpeed's engine", observer.notice):
+            self.engine = self._make_engine()
         training = self.config.training
         self.stepper = Stepper(self.engine, plan.device, training.seed, world().size)
         self.schedule = Schedule(
@@ -99,23 +76,25 @@ class Trainer:
             plan.total_steps,
             training.lr_scheduler_kwargs,
         )
-        self._refuse_leaky_packing()
-        self._resume()
+        with announced("checking that packed samples are kept apart", observer.notice):
+            self._refuse_leaky_packing()
+        with announced("taking up the checkpoint", observer.notice):
+            self._resume()
 
     def run(self) -> bool:
-        """Train to the end; False if the run was interrupted, and saved."""
+        """Train to the end; False if the run was interrupted: the last whole step is saved."""
         self.observer.start(self.progress.step)
-        measures = self.plan.data.eval is not None
-        if measures and self.progress.step == 0:
-            self._evaluate()
-        while self.progress.step < self.plan.total_steps:
-            interrupted = self._one_step()
-            if measures and (self._due(self.config.run.eval_steps) or self._last()):
-                self._evaluate()
-            if interrupted or self._due(self.config.checkpoint.save_steps) or self._last() or self._is_best():
+        stopped = self.unevaluated and not self._evaluate()
+        self._save()  # where a run that was interrupted owed that evaluation
+        while not stopped and self.progress.step < self.plan.total_steps:
+            stopped = self._one_step()
+            if not stopped and self.unevaluated:
+                stopped = not self._evaluate()
+            if self._due(self.config.checkpoint.save_steps) or self._last() or self._is_best():
                 self._save()
-            if interrupted and not self._last():
-                return False
+        if stopped and (self.unevaluated or not self._last()):
+            self._save()
+            return False
         return True
 
     def _make_model(self) -> torch.nn.Module:
@@ -132,6 +111,7 @@ class Trainer:
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.training.seed,
                 progress=progress,
+                notice=self.observer.notice,
                 **_head_settings(plan),
             )
         scheduled = (
@@ -173,7 +153,7 @@ class Trainer:
             return
         folder, state = self.plan.checkpoint
         on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)
-        self.stepper.prime(self.plan.batches.batch(state.step))
+        self.stepper.prime(self.plan.batches.batch(state.step), self._leave_if_told)
         restore(self.engine, self.model, folder, state)
         discard(self.model)
         self.schedule.restore(state.schedule)
@@ -183,37 +163,58 @@ class Trainer:
                 f"the best so far, checkpoint-{state.best['step']}, is not in {self.plan.run_dir}: chosen anew from here on"
             )
         self.progress = Progress(state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, best)
+        self.unevaluated = state.unevaluated and self.plan.data.eval is not None
+        self.saved = (state.step, best, state.unevaluated)
+
+    def _leave_if_told(self) -> None:
+        if self.pause():
+            STOP.heed()
 
     def _one_step(self) -> bool:
-        """One optimizer step over one global batch; returns whether all ranks shall stop after it."""
+        """One optimizer step over one global batch; returns whether all ranks shall stop now. One that is interrupted between
+        its micro-batches counts as not begun."""
+        self._save_before_decomposing()
         batch = self.plan.batches.batch(self.progress.step)
         for group, rate in zip(self.engine.optimizer.param_groups, self.schedule.rates, strict=True):
             group["lr"] = rate
         rate = self.schedule.rates[0]
         began = time.monotonic()
-        own = self.stepper.accumulate(batch)
-        total, stop = sum_over_ranks([own, float(self.stop())], self.plan.device)
+        own = self.stepper.accumulate(batch, self.pause)
+        if own is None:
+            discard(self.model)
+            return True
+        total, stop = sum_over_ranks([own, float(self.pause.told())], self.plan.device)
         loss = total / max(1, batch.targets)
         applied = self.stepper.apply(math.isfinite(loss))
         self.schedule.advance()
         self.progress.step += 1
         self.progress.samples += batch.samples
         self.progress.tokens += batch.tokens
+        self.unevaluated = self.plan.data.eval is not None and (self._due(self.config.run.eval_steps) or self._last())
         if applied:
             self._advance_method()
         else:
             discard(self.model)
             self._not_applied(loss)
         self.observer.step(self._record(batch, loss, rate, time.monotonic() - began), batch.tokens, self._logs())
-        return stop > 0
+        return stop > 0 and self.pause.agree()
+
+    def _save_before_decomposing(self) -> None:
+        """A decomposition in the middle of training may take long, and is interrupted where the step is not whole yet."""
+        schedule = attached(self.model).schedule
+        if schedule is not None and schedule.decomposes(self.progress.step + 1, self.plan.total_steps):
+            self._save()
 
     def _advance_method(self) -> None:
         """The method's schedule goes on. A decomposition on the way takes its time, so it is said."""
         step, total, schedule = self.progress.step, self.plan.total_steps, attached(self.model).schedule
-        if schedule is not None and schedule.decomposes(step, total):
-            kind = self.plan.resolved.info.statistic
-            self.observer.notice(f"step {step}: {kind} of {len(schedule.parts):,} frozen matrices")
-        advance(self.model, step, total)
+        if schedule is None or not schedule.decomposes(step, total):
+            advance(self.model, step, total)
+            return
+        kind = self.plan.resolved.info.statistic
+        self.observer.notice(f"step {step}: {kind} of {len(schedule.parts):,} frozen matrices")
+        with STOP.leavable():  # the step before is saved
+            advance(self.model, step, total)
 
     def _not_applied(self, loss: float) -> None:
         if math.isfinite(loss) and self.engine.fp16_enabled():
@@ -256,7 +257,8 @@ class Trainer:
     def _last(self) -> bool:
         return self.progress.step >= self.plan.total_steps
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Measure the held-out loss; False if all ranks shall stop instead."""
         table = self.plan.data.eval
         assert table is not None  # the callers have asked
         training = self.config.training
@@ -269,11 +271,16 @@ class Trainer:
             pad_to_multiple=padding(self.config),
         )
         filler = eval_filler(table, self.plan.pad_id)
-        values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes)
+        with announced(f"evaluating at step {self.progress.step}", self.observer.notice, over=False):
+            values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self.pause)
         self.engine.train()
+        if values is None:
+            return False
+        self.unevaluated = False
         self.schedule.evaluated(values["eval_loss"])
         self._note_best(values)
         self.observer.evaluation(self.progress.step, values)
+        return True
 
     def _note_best(self, values: dict[str, float]) -> None:
         wanted = self.config.checkpoint.metric_for_best_model
@@ -297,7 +304,11 @@ class Trainer:
         return str(self.plan.model_folder) if Path(path).expanduser().is_dir() else str(path)
 
     def _save(self) -> None:
+        """Write the checkpoint of the last whole step, unless it is written, as it is now."""
         progress = self.progress
+        now = (progress.step, progress.best, self.unevaluated)
+        if progress.step == 0 or self.saved == now:
+            return
         state = TrainerState(
             step=progress.step,
             samples=progress.samples,
@@ -310,10 +321,12 @@ class Trainer:
             skipped=progress.skipped,
             method=method_state(self.model),
             loss_scaler=scaler_state(self.engine),
+            unevaluated=self.unevaluated,
         )
         folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
+        self.saved = now
         self.observer.saved(folder)
 
 

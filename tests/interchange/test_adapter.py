@@ -22,6 +22,7 @@ from dist_subspace.api import load_adapted
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter, write_adapter
+from dist_subspace.interchange.description import OWN_CONFIG, read_description
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 from dist_subspace.subspace.registry import method_class
@@ -83,7 +84,7 @@ def test_row_6_an_adapters_file_is_four_bytes_a_trained_value_and_what_it_must_k
         size = (tmp_path / storage / WEIGHTS).stat().st_size
         everything = sum(t.numel() * t.element_size() for t in held.values())
         assert everything <= size <= everything + 200 * len(held)
-        assert sorted(p.name for p in (tmp_path / storage).iterdir()) == [CONFIG, WEIGHTS]
+        assert sorted(p.name for p in (tmp_path / storage).iterdir()) == [CONFIG, WEIGHTS, OWN_CONFIG]
 
 
 def test_row_4_empty_tensors_are_never_saved(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_a_hub_models_adapter_names_the_hub_and_not_this_machines_copy(
 def test_a_rank_that_was_cut_to_the_model_is_the_rank_that_is_saved(tmp_path: Path) -> None:
     model = dsub.attach(tiny_model(), SubspaceConfig(method="vera"))
     dsub.save_adapter(model, tmp_path)
-    described = json.loads((tmp_path / CONFIG).read_text())
+    described = read_description(tmp_path)
     assert described["dist_subspace"]["rank"] == described["r"] == 16
     again = dsub.load_adapter(tiny_model(), tmp_path)
     assert again.model.layers[0].self_attn.q_proj.settings.rank == 16
@@ -259,7 +260,7 @@ def test_the_configuration_says_how_the_base_was_held(tmp_path: Path) -> None:
     tiny_model("GPT2LMHeadModel").save_pretrained(tmp_path / "base")
     model = dsub.load_frozen(tmp_path / "base", storage="nf4", double_quant=True)
     dsub.save_adapter(dsub.attach(model, SubspaceConfig(method="ssl")), tmp_path / "adapter")
-    ours = json.loads((tmp_path / "adapter" / CONFIG).read_text())["dist_subspace"]
+    ours = json.loads((tmp_path / "adapter" / OWN_CONFIG).read_text())
     held = {"storage": "nf4", "double_quant": True, "dtype": "bfloat16", "task": "causal-lm"}
     assert ours["base"] == held and ours["conv1d"] is True
     assert ours["shapes"]["transformer.h.0.mlp.c_fc"] == [128, 32] and "transformer.h.0.mlp.c_fc" in ours["biased"]
@@ -277,7 +278,7 @@ def test_peft_gets_the_same_layers_where_endings_would_mean_others(tmp_path: Pat
 def test_the_configuration_says_what_the_adapter_is(tmp_path: Path) -> None:
     model = trained(tiny_model("GPT2LMHeadModel"), dropout=0.1)
     dsub.save_adapter(model, tmp_path, base_model="org/base")
-    described = json.loads((tmp_path / CONFIG).read_text())
+    described = read_description(tmp_path)
     assert described["peft_type"] == "LORA" and described["task_type"] == "CAUSAL_LM"
     assert (described["r"], described["lora_alpha"], described["lora_dropout"]) == (3, 5.0, 0.1)
     assert described["fan_in_fan_out"] is True and described["base_model_name_or_path"] == "org/base"
@@ -294,9 +295,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change(folder: Path, **changes: Any) -> None:
-    described = json.loads((folder / CONFIG).read_text())
-    described["dist_subspace"] |= changes
-    (folder / CONFIG).write_text(json.dumps(described))
+    ours = json.loads((folder / OWN_CONFIG).read_text())
+    (folder / OWN_CONFIG).write_text(json.dumps(ours | changes))
 
 
 @pytest.mark.parametrize("missing", [None, CONFIG, WEIGHTS])
@@ -393,12 +393,13 @@ def small_files() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("refused", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("refused", [WEIGHTS, OWN_CONFIG])
 def test_a_disk_that_refuses_is_one_sentence_and_what_was_there_stays(
     refused: str, folder: Path, tmp_path: Path, small_files: Callable[[int], None]
 ) -> None:
     """A limit below the weights, or, with little in them, below the configuration alone."""
-    model = trained(tiny_model()) if refused == WEIGHTS else trained(tiny_model(), "ssl", target_modules=["k_proj"])
+    little = {"method": "ssl", "target_modules": ["layers.0.self_attn.k_proj"]}
+    model = trained(tiny_model(), **({} if refused == WEIGHTS else little))
     dsub.save_adapter(model, tmp_path / "room")
     sizes = {path.name: path.stat().st_size for path in (tmp_path / "room").iterdir()}
     other = min(size for name, size in sizes.items() if name != refused)

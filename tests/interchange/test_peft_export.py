@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.description import read_description
 from dist_subspace.interchange.peft_export import ExportReport
 from dist_subspace.storage import FrozenLinear
 from tests.interchange import vllm_rules
@@ -250,7 +251,7 @@ def test_a_method_that_is_no_change_of_weights_is_refused(method: str, tmp_path:
 def test_an_activation_between_the_factors_is_never_told_to_peft_as_a_lora(tmp_path: Path) -> None:
     model = trained(tiny_model(), "lora", constraint="mpc_n")
     dsub.save_adapter(model, tmp_path / "own")
-    assert json.loads((tmp_path / "own" / CONFIG).read_text())["peft_type"] is None
+    assert read_description(tmp_path / "own")["peft_type"] is None
     for source in (model, tmp_path / "own"):
         with pytest.raises(UsageError, match="method lora with constraint mpc_n has no exact form in PEFT"):
             export(source, tmp_path / "out")

@@ -14,6 +14,7 @@ from matplotlib.image import imread
 import dist_subspace as dsub
 from dist_subspace.cli import main
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.description import OWN_CONFIG
 from dist_subspace.report.adapter import adapter_report, adapter_text
 from dist_subspace.training.run import train
 from tests.report.test_movement import moved
@@ -73,7 +74,7 @@ def test_the_picture_is_drawn_only_where_it_was_asked_for(
     moved(method, tmp_path / "adapter")
     before = sorted(path.name for path in (tmp_path / "adapter").iterdir())
     inspected(capsys, str(tmp_path / "adapter"))
-    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == before == [CONFIG, WEIGHTS]
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == before == [CONFIG, WEIGHTS, OWN_CONFIG]
     out = inspected(capsys, str(tmp_path / "adapter"), "--picture", str(tmp_path / "moved.png"))
     assert f"picture: {tmp_path / 'moved.png'}" in out
     pixels = imread(tmp_path / "moved.png")
@@ -118,16 +119,14 @@ def test_what_is_no_adapter_of_this_version_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved("lora", tmp_path / "adapter")
-    described = json.loads((tmp_path / "adapter" / CONFIG).read_text())
+    ours = json.loads((tmp_path / "adapter" / OWN_CONFIG).read_text())
     for method, sentence in (("lorax", "'lorax', which this version does not know"), ("dora", "its file lacks")):
         folder = tmp_path / method
         shutil.copytree(tmp_path / "adapter", folder)
-        changed = described["dist_subspace"] | {"method": method, "options": {}}
-        (folder / CONFIG).write_text(json.dumps(described | {"dist_subspace": changed}))
+        (folder / OWN_CONFIG).write_text(json.dumps(ours | {"method": method, "options": {}}))
         assert main(["inspect", str(folder)]) == 2
         assert sentence in capsys.readouterr().err
-    later = described | {"dist_subspace": described["dist_subspace"] | {"format": 99}}
-    (tmp_path / "lorax" / CONFIG).write_text(json.dumps(later))
+    (tmp_path / "lorax" / OWN_CONFIG).write_text(json.dumps(ours | {"format": 99}))
     assert main(["inspect", str(tmp_path / "lorax")]) == 2
     assert "is of format 99; this version reads format 1" in capsys.readouterr().err
     (tmp_path / "adapter" / WEIGHTS).write_bytes(b"x")
@@ -137,9 +136,9 @@ def test_what_is_no_adapter_of_this_version_is_refused_in_a_sentence(
 
 def test_an_adapter_from_before_shapes_were_kept_still_shows_its_tensors(tmp_path: Path) -> None:
     moved("ssb", tmp_path)
-    described = json.loads((tmp_path / CONFIG).read_text())
-    described["dist_subspace"].pop("shapes")
-    (tmp_path / CONFIG).write_text(json.dumps(described))
+    ours = json.loads((tmp_path / OWN_CONFIG).read_text())
+    ours.pop("shapes")
+    (tmp_path / OWN_CONFIG).write_text(json.dumps(ours))
     found = adapter_report(tmp_path)
     assert found["layers"] == 4 and len(found["norms"]) == 8
     assert torch.tensor(list(found["norms"].values())).isfinite().all()

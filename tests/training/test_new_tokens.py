@@ -93,7 +93,7 @@ def test_a_prompt_begins_with_the_text_that_the_tokenizer_reads(folder: Path, tm
     config = configuration(folder, tmp_path, method="prompt", rank=None, options=options)
     config["training"]["max_steps"] = 1
     assert train(config) == EXIT_OK
-    described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["dist_subspace"]
+    described = json.loads((tmp_path / "adapter" / "dist_subspace.json").read_text())
     tokenizer = load_tokenizer(str(folder / "model"))
     assert described["options"]["init_ids"] == [*tokenizer.convert_tokens_to_ids(["a"]), KNOWN]
 

@@ -1,106 +1,145 @@
 """Conversations: the tokenizer's own chat template, and every assistant turn a target.
 
-Which tokens are the assistant's is asked from the template where it can say so (`{% generation %}`). Otherwise the
-conversation is rendered up to before and up to after each assistant turn, and the turn is what came in between. A
-template that renders earlier turns differently once later ones follow (some drop the reasoning) cannot be read that
-way; then each assistant turn becomes a sample of its own, seen in the context that `generate` would show it in.
+What the assistant says is found in the rendered text (turns.py) and carried over to tokens (masked.py). A conversation
+that is too long loses whole oldest turns, then the left part of the first question that remains.
 """
 
 from __future__ import annotations
 
-import os
-import re
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from dist_subspace.errors import UsageError
+import numpy as np
+
 from dist_subspace.training.data.columns import Row
+from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
-from dist_subspace.training.data.samples import Sample, fit
+from dist_subspace.training.data.messages import Conversation, conversation
+from dist_subspace.training.data.samples import NOTHING, Outcome
+from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, give_chat_template
+from dist_subspace.training.data.turns import Passage, passages
 
-DEFAULT_CHAT_TEMPLATE = (
-    "{{ bos_token or '' }}{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' }}"
-    "{% if message['role'] == 'assistant' %}"
-    "{% generation %}{{ message['content'] + (eos_token or '<|im_end|>') }}{% endgeneration %}{{ '\n' }}"
-    "{% else %}{{ message['content'] + '<|im_end|>\n' }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-"""Taken where a tokenizer has none: ChatML, but the assistant ends with the end of sequence, because the vocabulary
-is not grown and `generate` stops there."""
-
-GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-Message = dict[str, Any]
+__all__ = ["DEFAULT_CHAT_TEMPLATE", "chat", "give_chat_template"]
+SYSTEM = ("system", "developer")
+Tokens = tuple[np.ndarray, np.ndarray]
 
 
-def give_chat_template(tokenizer: Any) -> None:
-    """A tokenizer without a chat template gets the default one, so that it is saved beside the adapter."""
-    if not getattr(tokenizer, "chat_template", None):
-        tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
+@dataclass(frozen=True)
+class _Draft:
+    """A passage of a conversation and its tokens: a sample that may still be too long."""
+
+    talk: Conversation
+    passage: Passage
+    ids: np.ndarray
+    trained: np.ndarray
+
+    @property
+    def length(self) -> int:
+        """Tokens up to the last target: what follows teaches nothing."""
+        places = np.flatnonzero(self.trained)
+        return int(places[-1]) + 1 if len(places) else 0
 
 
-def chat(rows: list[Row], encoder: Encoder) -> list[list[Sample | None]]:
-    """messages: a list of {role, content}; a conversation without an assistant turn is left out."""
+def chat(rows: list[Row], encoder: Encoder) -> list[list[Outcome]]:
+    """messages: a list of {role, content}, or ShareGPT's; a conversation without a trained turn is left out."""
     give_chat_template(encoder.tokenizer)
-    return [_conversation(row, _messages(row), encoder) for row in rows]
+    template = encoder.chat_template
+    talks = [conversation(row) for row in rows]
+    found = [passages(talk, template) for talk in talks]
+    drafts = iter(_drafts([(talk, passage) for talk, some in zip(talks, found) for passage in some], encoder))
+    unread = _unread(encoder.chat_template)
+    results = []
+    for talk, some in zip(talks, found):
+        outcomes = [_fitted(next(drafts), encoder) for _ in some] or [NOTHING]
+        remarks = {remark for passage in some for remark in passage.remarks} | unread(talk)
+        outcomes[0] = replace(outcomes[0], remarks=tuple(sorted(remarks)))
+        results.append(outcomes)
+    return results
 
 
-def _conversation(row: Row, messages: list[Message], encoder: Encoder) -> list[Sample | None]:
-    limit = row.settings.max_length
-    if encoder.tokenizer.is_fast and GENERATION.search(encoder.tokenizer.chat_template):
-        return [fit(*_marked_by_template(row, messages, encoder.tokenizer), limit)]
-    whole = _render(row, messages, encoder.tokenizer)
-    spans = [
-        _turn(row, messages[: i + 1], encoder.tokenizer)
-        for i, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ]
-    if all(whole.startswith(through) for _, through in spans):
-        borders = [(before, len(through.rstrip())) for before, through in spans]
-        return [fit(*_between(whole, borders, encoder), limit)]
-    return [fit(*_between(through, [(before, len(through.rstrip()))], encoder), limit) for before, through in spans]
+def _unread(template: ChatTemplate) -> Callable[[Conversation], set[str]]:
+    def of(talk: Conversation) -> set[str]:
+        given = {"tools": talk.tools, "documents": talk.documents} | talk.options
+        names = [name for name, value in given.items() if value is not None and not template.reads(name, talk)]
+        return {f"{{count}} conversations have {name}, which the chat template does not read" for name in names}
+
+    return of
 
 
-def _turn(row: Row, messages: list[Message], tokenizer: Any) -> tuple[int, str]:
-    """(where the last turn's own text begins, the conversation through that turn)."""
-    through = _render(row, messages, tokenizer)
-    before = _render(row, messages[:-1], tokenizer, add_generation_prompt=True)
-    return len(os.path.commonprefix([before, through])), through
+def _drafts(parts: list[tuple[Conversation, Passage]], encoder: Encoder) -> list[_Draft]:
+    tokens = encoder.masked.tokens([(passage.text, passage.spans) for _, passage in parts])
+    return [_Draft(talk, passage, *_ended(passage, found, encoder)) for (talk, passage), found in zip(parts, tokens)]
 
 
-def _between(whole: str, borders: list[tuple[int, int]], encoder: Encoder) -> tuple[list[int], list[bool]]:
-    """Ids of the rendered text, and which of them lie between the (start, end) borders, in characters.
-
-    The border of a turn in tokens is how far the ids of the text up to there agree with the whole's.
-    """
-    cuts = [cut for border in borders for cut in border]
-    ids, *parts = encoder.ids([whole, *(whole[:cut] for cut in cuts)])
-    places = [len(os.path.commonprefix([ids, part])) for part in parts]
-    trained = [False] * len(ids)
-    for start, end in zip(places[::2], places[1::2]):
-        trained[start:end] = [True] * (end - start)
-    return ids, trained
+def _ended(passage: Passage, tokens: Tokens, encoder: Encoder) -> Tokens:
+    if not passage.ended:
+        return tokens
+    return np.append(tokens[0], np.int32(encoder.end[0])), np.append(tokens[1], True)
 
 
-def _marked_by_template(row: Row, messages: list[Message], tokenizer: Any) -> tuple[list[int], list[bool]]:
-    found = _render(row, messages, tokenizer, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
-    return list(found["input_ids"]), [bool(mark) for mark in found["assistant_masks"]]
+def _fitted(draft: _Draft, encoder: Encoder) -> Outcome:
+    settings = draft.talk.row.settings
+    limit, whole = settings.max_length, draft.length
+    keep = []
+    if whole > limit and settings.truncation == "turns":
+        draft = _with_fewer_turns(draft, encoder, limit)
+        keep = [_head(draft, encoder)] if draft.length > limit else []
+    keep.append(leading(draft.ids, encoder.special))  # all that stays where the system turn is too long as well
+    outcome = fit(draft.ids, draft.trained, limit, keep)
+    return replace(outcome, length=max(whole, len(outcome.sample.ids) if outcome.sample else 0))
 
 
-def _render(row: Row, messages: list[Message], tokenizer: Any, **options: Any) -> Any:
-    try:
-        return tokenizer.apply_chat_template(messages, **({"tokenize": False} | options))
-    except Exception as error:  # a template raises what it likes for roles or orders that it does not take
-        raise UsageError(f"{row}: the tokenizer's chat template refuses these messages: {error}") from error
+def _with_fewer_turns(draft: _Draft, encoder: Encoder, limit: int) -> _Draft:
+    """The draft without as few of its oldest turns as make it fit; where none do, with its last turn only."""
+    talk = draft.talk.upto(draft.passage.through)
+    if len(draft.passage.spans) == 1:
+        talk = _only_last_trained(talk)
+    roles = [message["role"] for message in talk.messages]
+    begin = next((place for place, role in enumerate(roles) if role not in SYSTEM), len(roles))
+    last_trained = max(place for place, is_trained in enumerate(talk.trained) if is_trained)
+    starts = [place for place in range(begin + 1, last_trained) if roles[place] == "user"]
+    shortest, low, high = draft, 0, len(starts)
+    while low < high:  # the fewer turns, the shorter: the first of `starts` from which on it fits
+        middle = (low + high) // 2
+        found = _rendered_alone(talk.without(begin, starts[middle]), encoder)
+        if found is not None and found.length <= limit:
+            shortest, high = found, middle
+        else:
+            low = middle + 1
+    if shortest is draft and starts:
+        return _rendered_alone(talk.without(begin, starts[-1]), encoder) or draft
+    return shortest
 
 
-def _messages(row: Row) -> list[Message]:
-    messages = row.value("messages")
-    if not isinstance(messages, list) or not messages:
-        raise UsageError(
-            f"{row} has no list in column {row.settings.column('messages')!r}; accepted: [{{role, content}}]"
-        )
-    for message in messages:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str) or "content" not in message:
-            raise UsageError(f"{row} has a message that is no object with role and content")
-    # A null content stands beside tool calls; the default template, and many others, want text.
-    return [{**message, "content": "" if message["content"] is None else message["content"]} for message in messages]
+def _only_last_trained(talk: Conversation) -> Conversation:
+    last = max(place for place, is_trained in enumerate(talk.trained) if is_trained)
+    return replace(talk, trained=[place == last for place in range(len(talk.trained))])
+
+
+def _rendered_alone(talk: Conversation, encoder: Encoder) -> _Draft | None:
+    """The shorter conversation as one draft; None where its template refuses it or parts it."""
+    if encoder.chat_template.maybe(talk) is None:
+        return None
+    found = passages(talk, encoder.chat_template)
+    return _drafts([(talk, found[0])], encoder)[0] if len(found) == 1 else None
+
+
+def _head(draft: _Draft, encoder: Encoder) -> int:
+    """Tokens up to where the first question's own text begins: the marks, the system turn, the tools."""
+    least, shown = leading(draft.ids, encoder.special), draft.passage.text
+    talk = draft.talk.upto(draft.passage.through)
+    last = max(place for place, is_trained in enumerate(talk.trained) if is_trained)
+    for part, prompt in ((talk, False), (talk.upto(last), True)):  # a passage is a rendering, or begins with a prompt
+        text = encoder.chat_template.maybe(part, prompt)
+        start = _question(part, text, prompt, encoder.chat_template) if text is not None else None
+        if text is not None and start is not None and shown.startswith(text[: start + 1]):
+            _, behind = encoder.masked.tokens([(shown, [(start, len(shown))])])[0]
+            return max(least, int(np.argmax(behind))) if behind.any() else least
+    return least
+
+
+def _question(talk: Conversation, text: str, prompt: bool, template: ChatTemplate) -> int | None:
+    """Where in `text`, a rendering, the first content begins that is not the system's."""
+    places = zip(template.places(talk, text, prompt), talk.messages)
+    asked = (place for place, message in places if message["role"] not in SYSTEM)
+    return next((place[0] for place in asked if place is not None), None)

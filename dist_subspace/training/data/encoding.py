@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
+from dist_subspace.training.data.masked import MaskedEncoder
+from dist_subspace.training.data.template import ChatTemplate
+
 
 class Encoder:
     """A tokenizer whose special marks (begin, [CLS], [SEP], end of sequence) are known apart from the text's own ids."""
@@ -32,9 +35,30 @@ class Encoder:
         end = self.tokenizer.eos_token_id
         return [] if end is None else [int(end)]
 
+    def begun(self, ids: list[int]) -> list[int]:
+        """A text's ids with what the tokenizer puts before a text, once: a rendered text may begin with it."""
+        return ids if self.opening and ids[: len(self.opening)] == self.opening else self.opening + ids
+
+    def ended(self, ids: list[int]) -> list[int]:
+        """The ids with the end of sequence, once."""
+        return ids if self.end and ids[-1:] == self.end else ids + self.end
+
     def starting(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts that begin a sequence and do not end it (a prompt, as `generate` is given it)."""
-        return [self.opening + ids for ids in self.ids(texts)]
+        return [self.begun(ids) for ids in self.ids(texts)]
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids of the special tokens."""
+        return frozenset(int(i) for i in self.tokenizer.all_special_ids)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer)
+
+    @cached_property
+    def masked(self) -> MaskedEncoder:
+        return MaskedEncoder(self.tokenizer)
 
     def pairs(self, prompts: list[str], answers: list[str]) -> list[tuple[list[int], list[int]]]:
         """(prompt ids, answer ids with the end of sequence) for each prompt and its answer.
@@ -47,7 +71,7 @@ class Encoder:
         joint = [whole[: len(head)] == head for head, whole in zip(heads, wholes)]
         apart = iter(self.ids([answer for answer, is_joint in zip(answers, joint) if not is_joint]))
         tails = [whole[len(head) :] if is_joint else next(apart) for head, whole, is_joint in zip(heads, wholes, joint)]
-        return [(self.opening + head, tail + self.end) for head, tail in zip(heads, tails)]
+        return [(self.begun(head), self.ended(tail)) for head, tail in zip(heads, tails)]
 
     @cached_property
     def _marks(self) -> tuple[list[int], list[int]]:

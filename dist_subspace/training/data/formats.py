@@ -1,7 +1,7 @@
 """The five formats: from records to tokenised samples (design.md 5).
 
-Each format is one function `(rows, encoder) -> for each row its samples`; None in a row's list is a sample left out
-because its answer does not fit into `max_length` (or because nothing in it is trained).
+Each format is one function `(rows, encoder) -> for each row what became of its samples`: cut to `max_length`, or left out
+because an answer does not fit (or because nothing in it is trained).
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.chat import chat
 from dist_subspace.training.data.columns import Row
+from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.labels import label_of
-from dist_subspace.training.data.samples import Sample, fit
+from dist_subspace.training.data.samples import NOTHING, Outcome, Sample
 
-Samples = list[Sample | None]
+Samples = list[Outcome]
 ALPACA = "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 ALPACA_WITHOUT_INPUT = "### Instruction:\n{instruction}\n\n### Response:\n"
 BLOCK = 1 << 20  # characters; a longer document is tokenised block by block, cut at line ends
@@ -48,7 +49,8 @@ def classification(rows: list[Row], encoder: Encoder) -> list[Samples]:
                 f"data.max_length is {row.settings.max_length}; accepted: room for more than special tokens"
             )
         kept = encoder.opening + ids[-room:] + encoder.closing
-        samples.append([Sample(kept, [False] * len(kept), label) if kept else None])
+        whole = len(encoder.opening) + len(ids) + len(encoder.closing)
+        samples.append([Outcome(Sample(kept, [False] * len(kept), label), whole) if kept else NOTHING])
     return samples
 
 
@@ -88,21 +90,34 @@ def _filled(template: str, fields: dict[str, str]) -> str:
 
 def _answered(rows: list[Row], prompts: list[str], answer: str, encoder: Encoder) -> list[Samples]:
     pairs = encoder.pairs(prompts, [row.text(answer) for row in rows])
-    return [
-        [fit(head + tail, [False] * len(head) + [True] * len(tail), row.settings.max_length)]
-        for row, (head, tail) in zip(rows, pairs)
-    ]
+    return [[_fitted(row, head, tail, encoder)] for row, (head, tail) in zip(rows, pairs)]
+
+
+def _fitted(row: Row, head: list[int], tail: list[int], encoder: Encoder) -> Outcome:
+    trained = [False] * len(head) + [True] * len(tail)
+    return fit(head + tail, trained, row.settings.max_length, keep=[leading(head, encoder.special)])
 
 
 def _pieces(row: Row, encoder: Encoder) -> Samples:
-    ids = list(encoder.opening)
-    for block in encoder.ids(_blocks(row.text("text"))):
-        ids += block
-    ids += encoder.end
-    size = row.settings.max_length
-    pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
-    # A last piece of one token has nothing to predict; it is no loss, so it is not counted as left out.
-    return [Sample(piece, [True] * len(piece)) for piece in pieces if len(piece) > 1]
+    own = [i for block in encoder.ids(_blocks(row.text("text"))) for i in block]
+    if not own:
+        return [NOTHING]
+    ids = encoder.ended(encoder.begun(own))
+    pieces = [ids[start:end] for start, end in _parts(len(ids), row.settings.max_length)]
+    return [Outcome(Sample(piece, [True] * len(piece)), len(piece)) for piece in pieces] or [NOTHING]
+
+
+def _parts(length: int, size: int) -> list[tuple[int, int]]:
+    """(start, end) of pieces of `size` tokens. A first token is no target, so a last piece has two at least: the piece before
+    it is one shorter, or, where that would leave one token there, gives its last token twice."""
+    parts = [(start, min(start + size, length)) for start in range(0, length, size)]
+    if parts and parts[-1][1] - parts[-1][0] == 1:
+        if len(parts) == 1:
+            return []
+        if size > 2:
+            parts[-2] = (parts[-2][0], parts[-2][1] - 1)
+        parts[-1] = (parts[-1][0] - 1, length)
+    return parts
 
 
 def _blocks(document: str) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 IGNORED = -100
 """The label of a token that is no target."""
 
@@ -17,28 +19,30 @@ class Sample:
     packed row the first token of a sample must not be predicted from the sample before it.
     """
 
-    ids: Sequence[int]
-    trained: Sequence[bool]
+    ids: Sequence[int] | np.ndarray
+    trained: Sequence[bool] | np.ndarray
     label: str | int | None = None
 
     @property
     def targets(self) -> int:
-        return sum(self.trained[1:])
+        return int(np.count_nonzero(np.asarray(self.trained[1:], bool)))
 
 
-def fit(ids: Sequence[int], trained: Sequence[bool], max_length: int) -> Sample | None:
-    """The sample cut to `max_length` tokens: what stands left of the first answer loses its left part.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a sample: itself, perhaps cut, or None where it is left out."""
 
-    None where the answer alone (from its first to its last trained token) does not fit, or where nothing is trained.
-    """
-    first = next((i for i, is_trained in enumerate(trained) if is_trained), None)
-    if first is None:
-        return None
-    end = len(ids)
-    if end > max_length:  # tokens after the last answer teach nothing: they go before any of the prompt
-        end = max(max_length, next(i for i in range(end, 0, -1) if trained[i - 1]))
-    start = max(0, end - max_length)
-    if start > first:
-        return None
-    sample = Sample(ids[start:end], trained[start:end])
-    return sample if sample.targets else None
+    sample: Sample | None
+    length: int
+    """Tokens that it had before anything was cut; 0 where nothing in it can be trained."""
+    remarks: tuple[str, ...] = ()
+    """What the run has to say of it: sentences with {count}, the number of records that they hold for."""
+
+    @property
+    def dropped(self) -> int:
+        """Tokens that a sample lost to `max_length`."""
+        return max(0, self.length - len(self.sample.ids)) if self.sample is not None else 0
+
+
+NOTHING = Outcome(None, 0)
+"""A record in which nothing can be trained."""

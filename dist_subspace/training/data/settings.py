@@ -8,6 +8,9 @@ from dist_subspace.errors import UsageError, unknown_name
 
 FORMATS = ("alpaca", "chat", "completion", "text", "classification")
 COLUMNS = ("text", "prompt", "completion", "instruction", "input", "output", "messages", "label")
+TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
+"""Columns that reach the chat template where a record has them."""
+TRUNCATIONS = ("turns", "tokens")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,11 @@ class DataSettings:
     output_field: str | None = None
     messages_field: str | None = None
     label_field: str | None = None
+    tools_field: str | None = None
+    documents_field: str | None = None
+    chat_template_kwargs_field: str | None = None
+    truncation: str = "turns"
+    """What a conversation that is too long loses first: its oldest turns, or tokens from the left."""
     split: str = "train"
     """The split of a Hub data set that is trained on."""
     eval_split: str = "validation"
@@ -43,6 +51,8 @@ class DataSettings:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise unknown_name("data.format", self.format, FORMATS)
+        if self.truncation not in TRUNCATIONS:
+            raise unknown_name("data.truncation", self.truncation, TRUNCATIONS)
         if self.max_length < 2:
             raise UsageError(
                 f"data.max_length is {self.max_length}; accepted: 2 or more (the second token is predicted)"

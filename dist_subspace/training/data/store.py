@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from dist_subspace.errors import UsageError
-from dist_subspace.training.data.samples import Sample
 
-COLUMNS = ("ids", "trained", "offsets", "targets", "records", "classes")
+COLUMNS = ("ids", "trained", "offsets", "targets", "records", "classes", "dropped", "seen")
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,13 @@ class Columns:
     """(n,) int64: from which record of the source it comes."""
     classes: np.ndarray
     """(n,) int32: place of its label in `labels` (0 where there are none)."""
+    dropped: np.ndarray
+    """(n,) int32: tokens that each sample lost to `max_length`."""
+    seen: np.ndarray
+    """(m,) int32: tokens of each sample before anything was cut, those that are left out among them; 0 without a target."""
     labels: list[str | int]
-    left_out: int
-    """Samples that did not fit into `max_length`."""
+    remarks: dict[str, int]
+    """What the run has to say of the records: sentences with {count}, and the count."""
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -51,59 +54,70 @@ class Columns:
     def lengths(self) -> np.ndarray:
         return np.diff(self.offsets)
 
+    @property
+    def left_out(self) -> int:
+        """Samples that did not fit into `max_length`, or had nothing to train."""
+        return len(self.seen) - len(self)
+
 
 def read_columns(folder: Path) -> Columns | None:
     """The columns of a folder, memory-mapped; None where there is none, or one that is not whole."""
     try:
         facts = json.loads((folder / "columns.json").read_text("utf-8"))
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS}
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, KeyError):
         return None
-    columns = Columns(**arrays, labels=facts["labels"], left_out=facts["left_out"])
+    columns = Columns(**arrays, labels=facts["labels"], remarks=facts["remarks"])
     whole = (len(columns), len(columns.ids)) == (facts["samples"], facts["tokens"]) == _sizes(columns)
     return columns if whole else None
 
 
-def write_columns(folder: Path, samples: Iterable[tuple[int, Sample | None]], facts: dict[str, Any]) -> None:
-    """Write (record number, sample or None for one left out) to `folder`; `facts` is kept in its JSON as it stands.
+def write_columns(folder: Path, pieces: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Write the pieces of a source (see pieces.py) to `folder`; `facts` is kept in its JSON as it stands.
 
     Raises:
         UsageError: the cache folder cannot be written, or no sample is left.
     """
-    arrays, labels, left_out = _collected(samples)
+    arrays, labels, remarks = _collected(pieces)
     if not len(arrays["targets"]):
-        why = f"{left_out} had an answer longer than that, or none" if left_out else "its records hold no text"
-        raise UsageError(f"{facts['source']}: no sample is left with data.max_length {facts['max_length']}: {why}")
-    counts = {"samples": len(arrays["targets"]), "tokens": len(arrays["ids"]), "left_out": left_out, "labels": labels}
+        raise UsageError(
+            f"{facts['source']}: no sample is left with data.max_length {facts['max_length']}: {_why(arrays['seen'])}"
+        )
+    counts = {"samples": len(arrays["targets"]), "tokens": len(arrays["ids"]), "labels": labels, "remarks": remarks}
+    counts["left_out"] = len(arrays["seen"]) - len(arrays["targets"])
     with _appearing(folder) as hidden:
         for name, array in arrays.items():
             np.save(hidden / f"{name}.npy", array, allow_pickle=False)
         (hidden / "columns.json").write_text(json.dumps(facts | counts, indent=1), "utf-8")
 
 
-def _collected(samples: Iterable[tuple[int, Sample | None]]) -> tuple[dict[str, np.ndarray], list[str | int], int]:
-    ids, trained, lengths, targets, records, classes = [], [], [0], [], [], []
+def _why(seen: np.ndarray) -> str:
+    too_long = int(np.count_nonzero(seen))
+    reasons = [f"{too_long} had an answer longer than that"] if too_long else []
+    if len(seen) > too_long:
+        reasons.append(f"{len(seen) - too_long} had nothing to train")
+    return " and ".join(reasons) or "its records hold no text"
+
+
+def _collected(pieces: Iterable[dict[str, Any]]) -> tuple[dict[str, np.ndarray], list[str | int], dict[str, int]]:
+    found: dict[str, list[np.ndarray]] = {}
     labels: dict[str | int, int] = {}
-    left_out = 0
-    for record, sample in samples:
-        if sample is None:
-            left_out += 1
-            continue
-        ids.append(np.asarray(sample.ids, np.int32))
-        trained.append(np.asarray(sample.trained, bool))
-        lengths.append(len(sample.ids))
-        targets.append(1 if sample.label is not None else sample.targets)
-        records.append(record)
-        classes.append(0 if sample.label is None else labels.setdefault(sample.label, len(labels)))
-    arrays = {
-        "ids": np.concatenate(ids) if ids else np.zeros(0, np.int32),
-        "trained": np.concatenate(trained) if trained else np.zeros(0, bool),
-        "offsets": np.cumsum(lengths, dtype=np.int64),
-        "targets": np.asarray(targets, np.int32),
-        "records": np.asarray(records, np.int64),
-        "classes": np.asarray(classes, np.int32),
-    }
-    return arrays, list(labels), left_out
+    classes: list[int] = []
+    remarks: dict[str, int] = {}
+    for piece in pieces:
+        for name, array in piece.items():
+            if isinstance(array, np.ndarray):
+                found.setdefault(name, []).append(array)
+        classes += [0 if label is None else labels.setdefault(label, len(labels)) for label in piece["labels"]]
+        for remark, count in piece["remarks"].items():
+            remarks[remark] = remarks.get(remark, 0) + count
+    arrays = {name: np.concatenate(parts) for name, parts in found.items()}
+    lengths = arrays.pop("lengths", np.zeros(0, np.int64))
+    for name in COLUMNS:
+        arrays.setdefault(name, np.zeros(0, np.int32))
+    arrays["offsets"] = np.cumsum(np.concatenate([[0], lengths]), dtype=np.int64)
+    arrays["classes"] = np.asarray(classes, np.int32)
+    return arrays, list(labels), remarks
 
 
 @contextlib.contextmanager

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.loading.sentencepiece_tokenizer import added_beyond_pieces
-from dist_subspace.training.data.chat import give_chat_template
-from dist_subspace.training.data.columns import Row
-from dist_subspace.training.data.encoding import Encoder
-from dist_subspace.training.data.formats import FORMATS
+from dist_subspace.training.data.cutting import Cutting, counted
+from dist_subspace.training.data.fingerprint import digest, tokenizer_digest
 from dist_subspace.training.data.labels import class_ids, label_names
-from dist_subspace.training.data.samples import Sample
-from dist_subspace.training.data.settings import COLUMNS, DataSettings
+from dist_subspace.training.data.pieces import Pieces
+from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, TRUNCATIONS, DataSettings
 from dist_subspace.training.data.sources import Source, open_source
 from dist_subspace.training.data.store import Columns, read_columns, write_columns
 from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
+from dist_subspace.training.data.template import give_chat_template, said_of_default
+from dist_subspace.training.data.tokenising import Tokenising
 
-LAYOUT = 1  # of the stored columns and of how text becomes tokens; a change makes old caches unread
-BATCH = 512  # records tokenised in one call
+LAYOUT = 2  # of the stored columns and of how text becomes tokens; a change makes old caches unread
+IDENTITY = 1  # of the data's fingerprint, which stored runs hold
 TASKS = ("causal-lm", "classification")
 
 
@@ -34,20 +31,34 @@ class Prepared:
 
     train: TokenTable
     eval: TokenTable | None
-    left_out: int
-    """Training samples whose answer alone did not fit into `max_length`."""
+    cutting: Cutting
+    """What became of samples longer than `max_length`."""
     fingerprint: str
     """Equal for equal training data, tokens and held-out part; says nothing of paths."""
     labels: list[str] | None
     """Class names by id (classification)."""
+    notices: list[str]
+    """Sentences about the data that the run has to say."""
+
+    @property
+    def left_out(self) -> int:
+        """Training samples whose answer alone did not fit into `max_length`."""
+        return self.cutting.left_out
 
 
 def prepare(
-    settings: DataSettings, tokenizer: Any, cache_dir: str | Path, seed: int, show_progress: bool, task: str
+    settings: DataSettings,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    seed: int,
+    show_progress: bool,
+    task: str,
+    poll: Callable[[], None] = lambda: None,
 ) -> Prepared:
     """Read, tokenise (or find tokenised in `cache_dir`) and divide the data of a run. Local: no collective.
 
-    A second call with the same files, tokenizer and settings only maps what the first stored.
+    A second call with the same files, tokenizer and settings only maps what the first stored. `poll` is called every few
+    hundred records and may raise to stop; what is tokenised by then is kept for the next call.
 
     Raises:
         UsageError: anything wrong with a file, a record, or the settings.
@@ -60,7 +71,7 @@ def prepare(
         )
     if settings.format == "chat":
         give_chat_template(tokenizer)
-    shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress)
+    shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress, poll)
     sources = [open_source(path, settings.split) for path, _ in settings.sources()]
     weights = [weight for _, weight in settings.sources()]
     columns = [shelf.columns(source) for source in sources]
@@ -75,34 +86,44 @@ def prepare(
     elif settings.eval is not None:
         table, evaluation = hold_out(table, settings.eval, seed, [source.one_document for source in sources])
         held = [settings.eval, seed]
-    identity = [[shelf.key(source), weight] for source, weight in zip(sources, weights)] + held
-    return Prepared(table, evaluation, sum(c.left_out for c in columns), _digest(identity), names)
+    identity = [[shelf.identity(source), weight] for source, weight in zip(sources, weights)] + held
+    cutting = counted([c.seen for c in columns], [c.dropped for c in columns], [len(c) for c in columns])
+    return Prepared(table, evaluation, cutting, digest(identity), names, _notices(columns, tokenizer, settings))
+
+
+def _notices(columns: list[Columns], tokenizer: Any, settings: DataSettings) -> list[str]:
+    counts: Counter[str] = Counter()
+    for one in columns:
+        counts.update(one.remarks)
+    said = said_of_default(tokenizer) if settings.format == "chat" else []
+    return said + [remark.replace("{count}", f"{count:,}") for remark, count in sorted(counts.items())]
 
 
 class _Shelf:
     """The cache: one folder a source, named by everything that its tokens depend on."""
 
-    def __init__(self, settings: DataSettings, tokenizer: Any, folder: Path, show_progress: bool) -> None:
-        self.settings, self.encoder, self.folder, self.show_progress = (
-            settings,
-            Encoder(tokenizer),
-            folder,
-            show_progress,
-        )
+    def __init__(
+        self, settings: DataSettings, tokenizer: Any, folder: Path, show_progress: bool, poll: Callable[[], None]
+    ) -> None:
+        self.settings, self.tokenizer, self.folder = settings, tokenizer, folder
+        self.show_progress, self.poll = show_progress, poll
         self.tokenizer_digest = tokenizer_digest(tokenizer)
 
-    def key(self, source: Source) -> str:
+    def identity(self, source: Source) -> str:
+        """Equal for equal tokens; what is at its default is not named, so that stored runs are known again."""
         matters: dict[str, str | None] = {name: self.settings.column(name) for name in COLUMNS}
         matters |= {"format": self.settings.format, "template": self.settings.template}
-        return _digest([LAYOUT, source.content, self.tokenizer_digest, matters, self.settings.max_length])
+        renamed = {name: self.settings.column(name) for name in TEMPLATE_COLUMNS if self.settings.column(name) != name}
+        if self.settings.truncation != TRUNCATIONS[0]:
+            renamed["truncation"] = self.settings.truncation
+        return digest([IDENTITY, source.content, self.tokenizer_digest, matters | renamed, self.settings.max_length])
 
     def columns(self, source: Source) -> Columns:
-        folder = self.folder / self.key(source)
+        key = digest([LAYOUT, self.identity(source)])
+        folder = self.folder / key
         found = read_columns(folder)
         if found is None:
-            facts = {"source": source.name, "content": source.content, "fingerprint": folder.name}
-            facts |= {key: value for key, value in asdict(self.settings).items() if key in ("format", "max_length")}
-            write_columns(folder, self._tokenised(source), facts)
+            self._write(source, folder)
             found = read_columns(folder)
         if found is None:
             raise UsageError(
@@ -110,46 +131,30 @@ class _Shelf:
             )
         return found
 
-    def _tokenised(self, source: Source) -> Iterator[tuple[int, Sample | None]]:
-        format_ = FORMATS[self.settings.format]
-        rows = (Row(record, number, source.name, self.settings) for number, record in enumerate(source.read(), 1))
-        with _progress(self.show_progress) as progress:
-            task = progress.add_task(f"tokenising {Path(source.name).name}", total=None)
-            for batch in _batches(rows):
-                for row, samples in zip(batch, format_(batch, self.encoder)):
-                    for sample in samples:
-                        yield row.number, sample
-                progress.advance(task, len(batch))
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 of what decides on ids: the vocabulary with its rules, the marks, the chat template."""
-    if hasattr(tokenizer, "sp_model"):
-        body: Any = hashlib.sha256(tokenizer.sp_model.serialized_model_proto()).hexdigest()
-        added = added_beyond_pieces(tokenizer)
-        body = [body, added] if added else body
-    elif getattr(tokenizer, "backend_tokenizer", None) is not None:
-        body = json.loads(tokenizer.backend_tokenizer.to_str())
-        # Set by the last call that was made, not by the tokenizer's files.
-        body = {key: value for key, value in body.items() if key not in ("truncation", "padding")}
-    else:
-        body = sorted(tokenizer.get_vocab().items())
-    encoder = Encoder(tokenizer)
-    template = getattr(tokenizer, "chat_template", None)
-    return _digest([body, encoder.opening, encoder.closing, encoder.end, template])
-
-
-def _batches(rows: Iterator[Row]) -> Iterator[list[Row]]:
-    while batch := list(islice(rows, BATCH)):
-        yield batch
+    def _write(self, source: Source, folder: Path) -> None:
+        facts = {"source": source.name, "content": source.content, "fingerprint": folder.name}
+        facts |= {key: value for key, value in asdict(self.settings).items() if key in ("format", "max_length")}
+        pieces = Pieces(self.folder, folder.name)
+        try:
+            with _progress(self.show_progress) as progress:
+                task = progress.add_task(f"tokenising {Path(source.name).name}", total=None)
+                job = Tokenising(
+                    source, self.settings, self.tokenizer, self.tokenizer_digest, pieces, self.poll,
+                    lambda records: progress.advance(task, records),
+                )  # fmt: skip
+                count = job.run()
+            write_columns(folder, pieces.all(count), facts)
+        except OSError as error:
+            if read_columns(folder) is not None:
+                return  # another process has tokenised the same meanwhile, and taken the pieces away
+            raise UsageError(
+                f"data.cache_dir is {str(self.folder)!r}, which cannot be written: {error.strerror or error}"
+            ) from error
+        pieces.remove()
 
 
 def _ids(columns: Columns, names: list[str] | None, source: str) -> Any:
     return None if names is None else class_ids(columns, names, source)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _progress(shown: bool) -> Any:

@@ -86,7 +86,7 @@ def test_a_saved_adapter_brings_its_own_a(tmp_path: Path) -> None:
         for parameter in dsub.trainable_parameters(source):
             parameter.normal_(std=0.1)
     dsub.save_adapter(source, tmp_path)
-    config = tmp_path / "adapter_config.json"
+    config = tmp_path / "dist_subspace.json"
     config.write_text(config.read_text().replace('"seed": 1', '"seed": 2'))
     target = dsub.load_adapter(tiny.plain_model("llama"), tmp_path)
     with torch.no_grad():

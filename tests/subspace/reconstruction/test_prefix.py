@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from dist_subspace import attach, save_adapter, trainable_parameters
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.description import read_description
 from dist_subspace.subspace import Settings
 from dist_subspace.subspace.reconstruction.prefix import Prefix
 from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_with_prefix, redirect
@@ -175,11 +176,9 @@ def test_peft_computes_the_same_from_our_file(name: str, projection: bool, tmp_p
 
 
 def test_peft_is_not_promised_what_it_does_otherwise(tmp_path: Path) -> None:
-    import json
-
     for family in ("T5ForConditionalGeneration", "BertForMaskedLM"):
         save_adapter(model_with("prefix", family), tmp_path)
-        assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] is None
+        assert read_description(tmp_path)["peft_type"] is None
 
 
 @pytest.mark.parametrize(

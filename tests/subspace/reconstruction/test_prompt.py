@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, save_adapter, trainable_parameters
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.description import read_description
 from dist_subspace.subspace.reconstruction.prompt import Prompt
 from tests.subspace.virtual_tokens.given import COUNT, config, ids, model_with
 from tests.tiny_models import VOCABULARY, tiny_inputs, tiny_model
@@ -142,7 +142,7 @@ def test_peft_computes_the_same_from_our_file(method: str, name: str, tmp_path: 
 def test_peft_is_not_promised_what_it_does_otherwise(tmp_path: Path) -> None:
     for family, options in (("LlamaForCausalLM", {"placement": "after-first"}), ("BertForMaskedLM", {})):
         save_adapter(model_with("prompt", family, **options), tmp_path)
-        assert json.loads((tmp_path / "adapter_config.json").read_text())["peft_type"] is None
+        assert read_description(tmp_path)["peft_type"] is None
 
 
 def test_a_text_is_not_read_again_when_its_adapter_is_loaded(tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""What is said of a model's adapter: PEFT's entries, in PEFT's names and meaning, and our own. Local; nothing is gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_subspace.interchange.base_model import base_name
+from dist_subspace.interchange.description import FORMAT, OWN
+from dist_subspace.storage import FrozenLinear
+from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached
+from dist_subspace.subspace.targets import ends_with
+
+
+def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
+    """The adapter's description. Keys that PEFT reads have PEFT's names and meaning; ours are under `dist_subspace`.
+
+    Arguments:
+        base_model: where the base was loaded from; unset: what the model's configuration says.
+    """
+    attachment = attached(model)
+    resolved, config = attachment.resolved, attachment.config
+    parts = {name: model.get_submodule(name) for name in attachment.layers}
+    settings = _usual(attachment, parts)
+    ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
+    ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
+    ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
+    path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    described: dict[str, Any] = {
+        "peft_type": _peft_type(model),
+        "base_model_name_or_path": base_name(path),
+        "task_type": _task_type(model, attachment.saved_modules),
+        "inference_mode": True,
+        "target_modules": _endings(model, attachment.layers),
+        "modules_to_save": list(attachment.saved_modules) or None,
+    }
+    if described["peft_type"]:
+        described |= resolved.method.peft_config(settings)
+        described |= {"fan_in_fan_out": _transposed(parts), **_patterns(parts, described)}
+        described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
+        if described["task_type"] is None:  # PEFT's auto class goes by the model's own then
+            described["auto_mapping"] = {
+                "base_model_class": type(model).__name__,
+                "parent_library": type(model).__module__,
+            }
+    # Of tokens that stand beside the model; PEFT's files of them know no layers.
+    if described["target_modules"] is None:
+        described = {key: value for key, value in described.items() if key not in ("target_modules", "fan_in_fan_out")}
+    shapes = {name: shape for name, part in parts.items() if (shape := _shape(part))}
+    biased = [name for name in shapes if parts[name].bias is not None]
+    about = {
+        "layers": list(parts),
+        "shapes": shapes,
+        "biased": biased,
+        "conv1d": _transposed(parts),
+        "base": _base(model),
+    }
+    return described | {OWN: {"format": FORMAT, **about, **ours}}
+
+
+def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
+    """Target names for PEFT: the shortest endings if they mean the same layers, else the whole names."""
+    endings = sorted({name.rpartition(".")[2] for name in layers})
+    linear = [name for name, module in model.named_modules() if hasattr(module, "in_features")]
+    also = {name for name in linear if name.rpartition(".")[2] in endings and not name.endswith(".base")}
+    return endings if also == set(layers) else sorted(layers)
+
+
+def _shape(part: nn.Module) -> list[int] | None:
+    """`[d_out, d_in]` of a linear layer: with it, what an adapter does to the layer can be told without the base model."""
+    return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
+
+
+def _usual(attachment: Attachment, parts: Mapping[str, nn.Module]) -> Settings:
+    """The settings that a layer has, unless a pattern names it."""
+    named = [*attachment.config.rank_pattern, *attachment.config.alpha_pattern]
+    usual = [name for name in parts if not any(ends_with(name, ending) for ending in named)]
+    return parts[usual[0] if usual else attachment.layers[0]].settings  # type: ignore[return-value]
+
+
+def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's LoRA has them."""
+    if described["peft_type"] != "LORA":
+        return {}
+    settings: dict[str, Settings] = {name: part.settings for name, part in parts.items()}  # type: ignore[misc]
+    ranks = {name: own.rank for name, own in settings.items() if own.rank != described["r"]}
+    alphas = {name: own.alpha for name, own in settings.items() if own.alpha != described["lora_alpha"]}
+    return {"rank_pattern": ranks, "alpha_pattern": alphas}
+
+
+def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float]:
+    """Layers whose alpha is another than the file's: one that was not given follows a layer's own rank."""
+    settings = {name: part.settings for name, part in parts.items() if isinstance(part, SubspaceLinear)}
+    return {name: own.alpha for name, own in settings.items() if usual and own.alpha != usual}
+
+
+def _base(model: nn.Module) -> dict[str, Any]:
+    """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
+    operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
+    held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
+    task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), "base")
+    return {
+        "storage": getattr(held, "storage", None),
+        "double_quant": bool(getattr(held, "double_quant", False)),
+        "dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
+        "task": task,
+        **(_labels(model) if "classification" in task else {}),
+    }
+
+
+def _labels(model: Any) -> dict[str, Any]:
+    """What a classification model's configuration was told: its labels, and which id pads (the last token is one that is
+    none)."""
+    names = ("id2label", "label2id", "pad_token_id")
+    config = getattr(model, "config", None)
+    return {name: value for name in names if (value := getattr(config, name, None)) is not None}
+
+
+_TASKS = {
+    **{"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForMaskedLM": "masked-lm"},
+    **{"ForSequenceClassification": "classification", "ForTokenClassification": "token-classification"},
+    "ForConditionalGeneration": "seq2seq-lm",
+}
+
+
+def _peft_type(model: nn.Module) -> str | None:
+    """PEFT's name of the method, where PEFT would compute the same from these files."""
+    attachment = attached(model)
+    kind, parts = attachment.info.peft_type, [model.get_submodule(name) for name in attachment.layers]
+    agrees = all(part.agrees_with_peft() for part in parts)  # type: ignore[operator]
+    alike = kind == "LORA" or all(part.settings == parts[0].settings for part in parts)  # which alone has patterns
+    return kind if agrees and alike and not attachment.config.new_tokens else None
+
+
+def _transposed(parts: Mapping[str, nn.Module]) -> bool:
+    """Whether the base model's own layers are Conv1D, which PEFT calls `fan_in_fan_out`."""
+    return any(getattr(part.base, "conv1d", False) for part in parts.values() if isinstance(part, SubspaceLinear))
+
+
+def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
+    """PEFT's task. For classification PEFT expects a trained head in the file, so without one it is told no task."""
+    kinds = {
+        "ForCausalLM": "CAUSAL_LM",
+        "LMHeadModel": "CAUSAL_LM",
+        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    }
+    if saved_modules:
+        kinds |= {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
+    return next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)

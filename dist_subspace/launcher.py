@@ -1,0 +1,56 @@
+"""Whether the launcher that started this process is still there. Local, Linux; elsewhere a launcher is never taken for gone.
+
+torchrun is the parent of its ranks. The `deepspeed` command starts `deepspeed.launcher.launch`, which starts the ranks: when the
+command is terminated, that one goes on, and so would the ranks, with nobody to stop them. A process that no launcher started
+(`nohup dist-subspace train ... &`) may outlive whoever did.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set for the ranks of torchrun, and of what is built on it (accelerate launch)
+_DEEPSPEED = ("CROSS_RANK", "LOCAL_SIZE")  # set by deepspeed.launcher.launch for its ranks
+_DEEPSPEED_COMMANDS = {"deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner", "runner.py"}
+
+
+class Launcher:
+    """The launcher's processes, as they are when this is made: soon after this process began."""
+
+    def __init__(self) -> None:
+        by_deepspeed = all(name in os.environ for name in _DEEPSPEED)
+        self._parent = os.getppid() if by_deepspeed or _TORCHRUN in os.environ else None
+        self._command: int | None = None
+        if self._parent is not None and by_deepspeed:
+            command = parent_of(self._parent)
+            self._command = command if command is not None and _is_deepspeed(command) else None
+
+    def gone(self) -> bool:
+        if self._parent is None:
+            return False
+        if os.getppid() != self._parent:
+            return True
+        return self._command is not None and parent_of(self._parent) not in (self._command, None)
+
+
+def parent_of(pid: int) -> int | None:
+    """The parent of a process; None where it cannot be told."""
+    fields = stat_of(pid)
+    return None if fields is None else int(fields[1])
+
+
+def stat_of(pid: int) -> list[str] | None:
+    """State, parent and so on of a process: the fields of /proc/PID/stat behind the command's name; None without them."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+
+
+def _is_deepspeed(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(Path(os.fsdecode(word)).name in _DEEPSPEED_COMMANDS for word in words[:4])

@@ -1,0 +1,141 @@
+"""Texts with marked spans to token ids with a mask, by the tokenizer's own positions of tokens in the text.
+
+A text is tokenised in pieces that begin at special tokens, where tokenizers part a text anyway: the same turn in many
+texts is tokenised once. Only tokens at which that is sure part a text (see `_borders`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+Span = tuple[int, int]
+Marked = tuple[str, list[Span]]
+
+
+class MaskedEncoder:
+    """Ids of texts as the tokenizer gives them without marks of its own, and which of them lie in given spans."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def tokens(self, texts: list[Marked]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """((n,) int32 ids, (n,) bool: the token has characters of a span) of each (text, spans in characters)."""
+        if not self.tokenizer.is_fast:
+            return [self._by_beginnings(text, spans) for text, spans in texts]
+        parted = [list(self._pieces(text, spans)) for text, spans in texts]
+        found = self._encoded({piece for pieces in parted for piece in pieces})
+        return [_joined([found[piece] for piece in pieces]) for pieces in parted]
+
+    def _pieces(self, text: str, spans: list[Span]) -> Any:
+        """(piece, spans in it): () where there are none, the whole piece as (0, its length)."""
+        starts = [match.start() for match in self._borders.finditer(text)] if self._borders else []
+        edges = [0, *(start for start in starts if start), len(text)]
+        for start, end in pairwise(edges):
+            inside = tuple((max(a, start) - start, min(b, end) - start) for a, b in spans if a < end and b > start)
+            yield text[start:end], inside
+
+    def _encoded(self, pieces: set[tuple[str, tuple[Span, ...]]]) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
+        parts = [piece for piece in pieces if piece[1] and piece[1] != ((0, len(piece[0])),)]
+        texts = list({text for text, _ in pieces} - {text for text, _ in parts})
+        partial = list({text for text, _ in parts})
+        encodings = dict(zip(texts, self._encode(texts, positions=False)))
+        encodings |= zip(partial, self._encode(partial, positions=True))
+        ids = {text: np.asarray(found.ids, np.int32) for text, found in encodings.items()}
+        result = {}
+        for text, spans in pieces:
+            flags = np.zeros(len(ids[text]), bool)
+            if spans == ((0, len(text)),):
+                flags[:] = True
+            else:
+                for span in spans:
+                    flags[slice(*_tokens_of(encodings[text], span))] = True
+            result[text, spans] = ids[text], flags
+        return result
+
+    def _encode(self, texts: list[str], positions: bool) -> list[Any]:
+        if not texts:
+            return []
+        if not positions and self._is_plain:
+            return self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return self._called(texts)
+
+    def _called(self, texts: list[str]) -> list[Any]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).encodings
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        """Whether the backend alone gives the ids that a call of the tokenizer gives (some prepare the text first)."""
+        probe = [
+            f"  A b\n\n\tÉß İﬁ {token}x {token} \u200b日本 don't 12,345  "
+            for token in self.tokenizer.all_special_tokens
+        ]
+        probe.append("  A b\n\n\tÉß İﬁ x \u200b日本 don't 12,345  ")
+        called = self._called(probe)  # it also takes the backend's truncation and padding away
+        direct = self.tokenizer.backend_tokenizer.encode_batch_fast(probe, add_special_tokens=False)
+        return [one.ids for one in called] == [one.ids for one in direct]
+
+    @cached_property
+    def _borders(self) -> re.Pattern[str] | None:
+        """Special tokens before which a text may be parted without a change of its ids.
+
+        They are found before the text is normalised, and take no blanks from their left; no other token overlaps them.
+        Behind such a token nothing is the begin of a text any more, so it stays with what follows.
+        """
+        body = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        tokens = [token for token in body.get("added_tokens", []) if token["content"]]
+        used = str(getattr(self.tokenizer, "chat_template", "")) + "".join(self.tokenizer.all_special_tokens)
+        sure = [
+            token["content"]
+            for token in tokens
+            if token["content"] in used
+            and token.get("special")
+            and not (token.get("normalized", True) or token.get("lstrip") or token.get("single_word"))
+            and not token["content"].isspace()
+            and not any(_overlaps(token["content"], other["content"]) for other in tokens if other is not token)
+        ]
+        return re.compile("|".join(map(re.escape, sure))) if sure else None
+
+    def _by_beginnings(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
+        """For a tokenizer without positions: a token lies before a place if the text up to there begins with it."""
+        places = [place for span in spans for place in span]
+        found = self.tokenizer(
+            [text, *(text[:place] for place in places)],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            verbose=False,
+        )["input_ids"]
+        ids, beginnings = list(found[0]), [list(one) for one in found[1:]]
+        shared = [len(os.path.commonprefix([ids, one])) for one in beginnings]
+        flags = np.zeros(len(ids), bool)
+        for number in range(len(spans)):
+            start, end = shared[2 * number], shared[2 * number + 1]
+            # A token that reaches over the end of the span has characters of it.
+            end += end < len(beginnings[2 * number + 1])
+            flags[start:end] = True
+        return np.asarray(ids, np.int32), flags
+
+
+def _overlaps(token: str, other: str) -> bool:
+    if token in other or other in token:
+        return True
+    return any(other.endswith(token[:n]) or token.endswith(other[:n]) for n in range(1, min(len(token), len(other))))
+
+
+def _tokens_of(encoding: Any, span: Span) -> tuple[int, int]:
+    """(first, behind the last) token that has characters of the span."""
+    offsets = encoding.offsets
+    touched = [i for i, (start, end) in enumerate(offsets) if start < span[1] and end > span[0]]
+    return (touched[0], touched[-1] + 1) if touched else (0, 0)
+
+
+def _joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    if not pieces:
+        return np.zeros(0, np.int32), np.zeros(0, bool)
+    return np.concatenate([ids for ids, _ in pieces]), np.concatenate([flags for _, flags in pieces])

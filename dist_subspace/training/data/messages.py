@@ -1,0 +1,220 @@
+"""Conversations as the world writes them, cleaned to what a chat template is given.
+
+A message comes as {role, content} or as ShareGPT's {from, value}. Nulls (Arrow gives every struct of a column every key
+of the others) are dropped, as transformers does; JSON that stands in a string (tools, arguments) is decoded once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data.columns import Row
+
+Message = dict[str, Any]
+SHAREGPT = "conversations"
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+}
+"""ShareGPT's names of who speaks, and the role that chat templates know."""
+OURS = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
+OURS |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+OURS |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a chat template is given, and which of its messages are trained."""
+
+    row: Row
+    messages: list[Message]
+    trained: list[bool]
+    """One for each message: an assistant turn that is not masked."""
+    tools: list[Any] | None = None
+    documents: list[Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further variables of the template (`chat_template_kwargs`)."""
+
+    def __str__(self) -> str:
+        return str(self.row)
+
+    def upto(self, end: int) -> Conversation:
+        """The first `end` messages."""
+        return replace(self, messages=self.messages[:end], trained=self.trained[:end])
+
+    def without(self, start: int, end: int) -> Conversation:
+        """Without messages `start` to `end`."""
+        return replace(
+            self,
+            messages=self.messages[:start] + self.messages[end:],
+            trained=self.trained[:start] + self.trained[end:],
+        )
+
+
+def conversation(row: Row) -> Conversation:
+    """The row's conversation.
+
+    Raises:
+        UsageError: for what is no list of messages, a content that is no text, tool calls that cannot be read.
+    """
+    cleaned = [_message(row, message) for message in _listed_messages(row)]
+    return Conversation(
+        row,
+        [message for message, _ in cleaned],
+        [is_trained and message["role"] == "assistant" for message, is_trained in cleaned],
+        tools=_objects(row, "tools"),
+        documents=_objects(row, "documents"),
+        options=_options(row),
+    )
+
+
+def _listed_messages(row: Row) -> list[Any]:
+    column = row.settings.column("messages")
+    by_name = row.settings.messages_field is None and row.record.get(column) is None
+    if by_name and isinstance(row.record.get(SHAREGPT), list | str):
+        column, messages = SHAREGPT, row.record[SHAREGPT]
+    else:
+        messages = row.value("messages")
+    if isinstance(messages, str):
+        messages = _decoded(row, messages, f"column {column!r}")
+    if not isinstance(messages, list) or not messages:
+        raise UsageError(f"{row} has no list in column {column!r}; accepted: [{{role, content}}] or [{{from, value}}]")
+    return messages
+
+
+def _message(row: Row, raw: Any) -> tuple[Message, bool]:
+    """The message as templates take it, and whether it may be trained."""
+    if not isinstance(raw, dict):
+        raise UsageError(f"{row} has a message that is no object with role and content, but {type(raw).__name__}")
+    message = _without_nulls(raw)
+    if "role" not in message and "from" in message:
+        message = _from_sharegpt(row, message)
+    if not isinstance(message.get("role"), str):
+        raise UsageError(f"{row} has a message that is no object with role and content (there: {', '.join(raw)})")
+    is_trained = _weight(row, message)
+    calls = _calls(row, message.pop("tool_calls", None))
+    if calls:
+        message["tool_calls"] = calls
+    if "content" in message:
+        message["content"] = _text(row, message["content"])
+    elif not calls and not isinstance(message.get("function_call"), dict):
+        raise UsageError(f"{row} has a message of {message['role']!r} with neither content nor tool_calls")
+    return message, is_trained
+
+
+def _from_sharegpt(row: Row, message: Message) -> Message:
+    who = message["from"]
+    if who not in ROLES:
+        raise UsageError(f"{row} has a message from {who!r}; accepted: {', '.join(ROLES)}")
+    named = {key: value for key, value in message.items() if key not in ("from", "value")}
+    return {"role": ROLES[who]} | ({"content": message["value"]} if "value" in message else {}) | named
+
+
+def _weight(row: Row, message: Message) -> bool:
+    """Takes `weight` and `train` out of the message: False where one of them masks it."""
+    weight, train = message.pop("weight", 1), message.pop("train", True)
+    if weight not in (0, 1):
+        raise UsageError(f"{row} has a message with weight {weight!r}; accepted: 0 (not trained) or 1")
+    if not isinstance(train, bool):
+        raise UsageError(f"{row} has a message with train {train!r}; accepted: true or false")
+    return bool(weight) and train
+
+
+def _text(row: Row, content: Any) -> str:
+    """Text as it stands; a list of text parts is joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise UsageError(f"{row} has {type(content).__name__} as a message's content; accepted: text, or parts of text")
+    texts = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else type(part).__name__
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise UsageError(f"{row} has a part of type {kind!r} in a message's content; accepted: type 'text'")
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def _calls(row: Row, calls: Any) -> list[Any]:
+    """The tool calls with their arguments as objects."""
+    if isinstance(calls, str):
+        calls = _decoded(row, calls, "tool_calls") if calls.strip() else None
+    if calls is None:
+        return []
+    if not isinstance(calls, list):
+        raise UsageError(f"{row} has {type(calls).__name__} as tool_calls; accepted: a list")
+    return [_call(row, call) for call in calls]
+
+
+def _call(row: Row, call: Any) -> dict[str, Any]:
+    inner = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+        raise UsageError(f"{row} has a tool call without a name; accepted: {{function: {{name, arguments}}}}")
+    arguments = inner.get("arguments", {})
+    if isinstance(arguments, str):
+        arguments = (
+            _decoded(row, arguments, f"arguments of the tool call {inner['name']!r}") if arguments.strip() else {}
+        )
+    if not isinstance(arguments, dict):
+        raise UsageError(
+            f"{row} has {type(arguments).__name__} as arguments of the tool call {inner['name']!r}; accepted: an object"
+        )
+    inner = inner | {"arguments": arguments}
+    return call | {"function": inner} if "function" in call else inner
+
+
+def _objects(row: Row, name: str) -> list[Any] | None:
+    """A list of objects that may stand in a string, or each in a string of its own; None where there are none."""
+    column = row.settings.column(name)
+    found = row.record.get(column)
+    if isinstance(found, str):
+        found = _decoded(row, found, f"column {column!r}") if found.strip() else None
+    if found is None or found == []:
+        return None
+    if not isinstance(found, list):
+        raise UsageError(f"{row} has {type(found).__name__} in column {column!r}; accepted: a list of objects")
+    entries = [
+        _decoded(row, one, f"column {column!r}") if isinstance(one, str) else _without_nulls(one) for one in found
+    ]
+    for entry in entries:
+        if not isinstance(entry, dict):
+            raise UsageError(f"{row} has {type(entry).__name__} within column {column!r}; accepted: objects")
+    return entries
+
+
+def _options(row: Row) -> dict[str, Any]:
+    column = row.settings.column("chat_template_kwargs")
+    found = row.record.get(column)
+    if isinstance(found, str):
+        found = _decoded(row, found, f"column {column!r}") if found.strip() else None
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise UsageError(f"{row} has {type(found).__name__} in column {column!r}; accepted: an object")
+    if reserved := sorted(OURS & set(found)):
+        raise UsageError(f"{row} has {reserved[0]!r} in column {column!r}; accepted: variables of the chat template")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _decoded(row: Row, text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{row} has text that is not JSON in {where}: {str(error).splitlines()[0]}") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+    if isinstance(value, list | tuple):
+        return [_without_nulls(one) for one in value]
+    return value

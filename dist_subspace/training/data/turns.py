@@ -1,0 +1,252 @@
+"""What of a rendered conversation the assistant says: one text where that can be, else one for each turn.
+
+An assistant turn is trained in the context that `generate` shows it in: the messages before it, rendered with the
+generation prompt. What the conversation through that turn has beyond this context is what must be said. Where all of
+this stands in the rendering of the whole conversation, that is the one text. A template that renders earlier turns
+differently once later ones follow (some drop the reasoning) gives each turn a text of its own. Where a template refuses
+to render a beginning of the conversation, the turn is found in the whole by its content.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data.messages import Conversation
+from dist_subspace.training.data.template import ChatTemplate, Span
+
+
+@dataclass
+class Passage:
+    """A rendered text and the spans of it that are trained, in characters, ascending."""
+
+    text: str
+    spans: list[Span]
+    through: int
+    """How many messages of the conversation stand in it."""
+    ended: bool = False
+    """The end of sequence follows the text, and is trained: the template closes its turns with no token of its own."""
+    remarks: tuple[str, ...] = field(default=())
+
+
+@dataclass
+class _Turn:
+    index: int
+    text: str
+    spans: list[Span]
+    in_whole: bool
+    through: int
+
+
+_REACH = 200  # characters in which the end of two prompts is compared
+NEVER_ENDS = "{count} conversations teach no end of an answer: neither chat template nor tokenizer has a token for it"
+NOT_WHOLE = (
+    "{count} conversations have an answer that the chat template shortens or rewrites: it is trained as rendered"
+)
+NOT_SHOWN = "{count} conversations have a message that the chat template leaves out: it is no part of what is trained"
+
+
+def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
+    """The texts of a conversation with their trained spans; none where no turn is trained.
+
+    Raises:
+        UsageError: the template refuses the messages, or what the assistant says cannot be told from the rest.
+    """
+    wanted = [i for i, trained in enumerate(talk.trained) if trained]
+    if not wanted:
+        return []
+    whole = template.text(talk)
+    turns = [_turn(i, talk, template, whole) for i in wanted]
+    whole_turns = [_is_whole(talk, turn) for turn in turns]
+    remarks = () if all(whole_turns) else (NOT_WHOLE,)
+    if all(turn.in_whole for turn in turns):
+        found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
+    else:
+        found = [Passage(turn.text, turn.spans, turn.through) for turn in turns]
+    if not all(_shows_what_was_asked(talk, passage) for passage in found):
+        remarks += (NOT_SHOWN,)
+    for passage in found:
+        _close(passage, template)
+        passage.remarks += remarks
+    return found
+
+
+def _turn(i: int, talk: Conversation, template: ChatTemplate, whole: str) -> _Turn:
+    last = i == len(talk.messages) - 1
+    through = whole if last else template.maybe(talk.upto(i + 1))
+    context = template.maybe(talk.upto(i), prompt=True)
+    if through is None:
+        return _found_in_whole(i, talk, template, whole, context)
+    spans = _spans_of_last(i, talk, template, through, context)
+    end = spans[-1][1]
+    if context is not None and not through.startswith(context):
+        start = spans[0][0]
+        moved = [(a - start + len(context), b - start + len(context)) for a, b in spans]
+        return _Turn(i, context + through[start:], moved, in_whole=False, through=i + 1)
+    if whole.startswith(through[:end]):
+        return _Turn(i, through, spans, in_whole=True, through=i + 1)
+    shorter = _without_last_end(through, spans, template)
+    if shorter is not None and whole.startswith(through[:shorter]):
+        return _Turn(i, through, [*spans[:-1], (spans[-1][0], shorter)], in_whole=True, through=i + 1)
+    return _Turn(i, through, spans, in_whole=False, through=i + 1)
+
+
+def _spans_of_last(i: int, talk: Conversation, template: ChatTemplate, through: str, context: str | None) -> list[Span]:
+    """Where turn `i`, the last of its rendering `through`, is said, with what closes it."""
+    part = talk.upto(i + 1)
+    end = len(through.rstrip())
+    if template.has_marks(part):
+        marks = _own_marks(part, template, through, context)
+        if marks:
+            return [
+                *marks[:-1],
+                (marks[-1][0], max(marks[-1][1], end if _is_open(through, marks[-1], template) else 0)),
+            ]
+    if context is not None and through.startswith(context):
+        return [(min(len(context), end), end)]
+    places = template.places(part, through)
+    place = places[i]
+    if context is not None:
+        earliest = max((other[1] for other in places[:i] if other), default=0)
+        start = _after_prompt(through, context, earliest, place[0] if place else end)
+    elif place is not None:
+        start = _after_header(part, template, through, i)
+    else:
+        raise _not_told(talk, i)
+    return [(start, end)]
+
+
+def _own_marks(part: Conversation, template: ChatTemplate, through: str, context: str | None) -> list[Span]:
+    """The template's marks of the last message."""
+    marks = template.marks(part, through)
+    if not marks:
+        return []
+    earlier = [m for m in part.messages[:-1] if m["role"] == "assistant"]
+    before = template.marks(part.upto(len(part.messages) - 1), context, prompt=True) if context is not None else None
+    if before is not None:
+        return marks[len(before) :]
+    if not earlier:
+        return marks
+    return marks[-1:] if len(marks) == len(earlier) + 1 else []
+
+
+def _is_open(text: str, span: Span, template: ChatTemplate) -> bool:
+    return template.ends.search(text[span[0] : span[1]]) is None
+
+
+def _after_prompt(through: str, context: str, earliest: int, limit: int) -> int:
+    """Where the turn begins in `through` if `context` is no beginning of it: behind what both end the prompt with."""
+    backwards = context[: -_REACH - 1 : -1]
+    best, start = 0, limit
+    for place in range(limit, earliest - 1, -1):
+        shared = len(os.path.commonprefix([backwards, through[max(0, place - _REACH) : place][::-1]]))
+        if shared > best:
+            best, start = shared, place
+    return start
+
+
+def _after_header(talk: Conversation, template: ChatTemplate, text: str, i: int) -> int:
+    """Where turn `i` begins in `text`: behind the usual generation prompt, or where its content begins."""
+    places = template.places(talk, text)
+    place = places[i]
+    if place is None:
+        raise _not_told(talk, i)
+    header, _ = template.usual(talk)
+    earliest = max((other[1] for other in places[:i] if other), default=0)
+    found = text.rfind(header, earliest, place[0]) if header.strip() else -1
+    if found >= 0:
+        return found + len(header)
+    return place[0]
+
+
+def _found_in_whole(i: int, talk: Conversation, template: ChatTemplate, whole: str, context: str | None) -> _Turn:
+    """A turn of a conversation whose beginning does not render: by its content, proven to stand in the whole."""
+    if template.has_marks(talk):
+        marks = template.marks(talk, whole) or []
+        assistants = [k for k, message in enumerate(talk.messages) if message["role"] == "assistant"]
+        if len(marks) == len(assistants):
+            start, end = marks[assistants.index(i)]
+            span = (start, _through_closing(template, talk, whole, start, end))
+            return _Turn(i, whole, [span], in_whole=True, through=len(talk.messages))
+    place = template.places(talk, whole)[i]
+    if place is None or talk.messages[i].get("tool_calls"):
+        raise _not_told(talk, i)
+    starts_alike = context is not None and whole.startswith(context) and len(context) <= place[0]
+    start = len(context) if starts_alike and context is not None else _after_header(talk, template, whole, i)
+    span = (start, _through_closing(template, talk, whole, start, place[1]))
+    return _Turn(i, whole, [span], in_whole=True, through=len(talk.messages))
+
+
+def _through_closing(template: ChatTemplate, talk: Conversation, text: str, start: int, end: int) -> int:
+    _, closing = template.usual(talk)
+    if template.ends.search(text[start:end]):
+        return end
+    for blanks in (0, len(text[end:]) - len(text[end:].lstrip())):
+        if closing and text.startswith(closing.lstrip() if blanks else closing, end + blanks):
+            return end + blanks + len(closing.lstrip() if blanks else closing)
+    return end
+
+
+def _without_last_end(through: str, spans: list[Span], template: ChatTemplate) -> int | None:
+    """The end of a turn without the token that closes the whole conversation, where another one closes the turn."""
+    start, end = spans[-1]
+    last = template.ends.search(through[start:end])
+    if last is None:
+        return None
+    before = through[start : start + last.start()].rstrip()
+    return start + len(before) if template.ends.search(before) else None
+
+
+def _close(passage: Passage, template: ChatTemplate) -> None:
+    """Every span ends with what ends the turn: the next role's token, or the end of sequence, where nothing else does."""
+    text = passage.text
+    for number, (start, end) in enumerate(passage.spans):
+        if not _is_open(text, (start, end), template):
+            continue
+        following = template.follows.match(text, end)
+        if following:
+            passage.spans[number] = (start, following.end())
+        elif not text[end:].strip():
+            if template.tokenizer.eos_token_id is None:
+                passage.remarks += (NEVER_ENDS,)
+            else:
+                passage.text, passage.ended = text[:end], True
+    if not passage.ended and not any(template.ends.search(text[a:b]) for a, b in passage.spans):
+        passage.remarks = tuple({*passage.remarks, NEVER_ENDS})
+
+
+def _is_whole(talk: Conversation, turn: _Turn) -> bool:
+    """Whether all that the assistant says is in the trained text, blanks aside.
+
+    Raises:
+        UsageError: a tool call is not there.
+    """
+    message = talk.messages[turn.index]
+    said = "".join(turn.text[start:end] for start, end in turn.spans)
+    for call in message.get("tool_calls", []):
+        name = call.get("function", call)["name"]
+        if name not in said:
+            raise UsageError(
+                f"{talk}: the chat template does not render the tool call {name!r}, which would train an empty answer; "
+                "accepted: a template that renders tool_calls"
+            )
+    return _stands_in(message.get("content", ""), said)
+
+
+def _shows_what_was_asked(talk: Conversation, passage: Passage) -> bool:
+    """Whether every message before the last trained one that is not the assistant's stands in the text."""
+    shown = talk.messages[: max(i for i in range(passage.through) if talk.trained[i])]
+    return all(_stands_in(m.get("content", ""), passage.text) for m in shown if m["role"] != "assistant")
+
+
+def _stands_in(content: str, text: str) -> bool:
+    return content.strip() in text or re.sub(r"\s+", "", content) in re.sub(r"\s+", "", text)
+
+
+def _not_told(talk: Conversation, i: int) -> UsageError:
+    return UsageError(
+        f"{talk}: what the assistant says in message {i + 1} cannot be told from the rest of what the chat template renders; "
+        "accepted: a template that marks it by {% generation %}, or that shows the content as it stands"
+    )
