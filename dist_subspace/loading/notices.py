@@ -14,6 +14,7 @@ from dist_subspace.placement.zero import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
 WORTH = 0.02  # of the model's bytes: what is less needs no word
+MUCH = 0.1  # the same for convolutions and other things that nobody expects to be packed
 
 
 def tell(sentence: str, notice: Callable[[str], None] | None) -> None:
@@ -34,10 +35,9 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
         if isinstance(module, FrozenLinear | nn.Embedding) or "Embedding" in type(module).__name__:
             continue
         for own, parameter in module.named_parameters(recurse=False):
-            matrix = full_shape(parameter)
-            if len(matrix) >= 2:
-                convolution = "conv" in f"{name}.{own}".lower() or "Conv" in type(module).__name__
-                (experts if len(matrix) == 3 and not convolution else others)[f"{name}.{own}".lstrip(".")] = parameter
+            full_name = f"{name}.{own}".lstrip(".")
+            if len(full_shape(parameter)) >= 2:
+                (experts if _is_expert(full_name, module, parameter) else others)[full_name] = parameter
     kept = {
         name: module.weight
         for name, module in model.named_modules()
@@ -49,7 +49,7 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
         sentences.append(
             f"{_listed(experts, 'stack')} of experts, not held in {storage}: only linear layers are packed"
         )
-    if sum(map(_bytes, others.values())) > WORTH * total:
+    if sum(map(_bytes, others.values())) > MUCH * total:
         sentences.append(f"{_listed(others, 'tensor')} outside linear layers, not held in {storage}")
     if sum(map(_bytes, kept.values())) > WORTH * total:
         sentences.append(
@@ -71,6 +71,17 @@ def cast_by_the_engine(model: nn.Module, stage_config: Mapping[str, Any] | None,
         f"{type(model).__name__} keeps {kept[0]}{f' and {len(kept) - 1} more' if kept[1:] else ''} in float32, but DeepSpeed "
         f"casts them with {kinds[0]}.enabled at stage {stage}; one of the presets, or stage 3, leaves them as they are"
     ]
+
+
+def _is_expert(name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
+    """A stack of matrices of a mixture of experts, however its family writes it."""
+    stack = len(full_shape(parameter)) == 3 and any(
+        part in f"{name} {type(module).__name__}".lower() for part in _MIXTURE
+    )
+    return stack or ".experts." in name
+
+
+_MIXTURE = ("expert", "moe")
 
 
 def _bytes(parameter: Any) -> int:
