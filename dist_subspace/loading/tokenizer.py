@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.chat_template import read_processor_template
 from dist_subspace.loading.sentencepiece_tokenizer import SentencePieceTokenizer
 
 # Classes whose ids are the sentencepiece ids unchanged. Others (XLM-R's offset by one, T5's extra ids) renumber pieces.
@@ -50,6 +51,8 @@ def load_tokenizer(model_folder: str, tokenizer: str | None = None, trust_remote
         loaded = _from_folder(path, place, trust_remote_code)
     else:
         loaded = _from_hub(place, trust_remote_code)
+    if not path.is_file():
+        read_processor_template(loaded, str(path) if path.is_dir() else place, local_files_only=path.is_dir())
     _give_pad_token(loaded)
     return loaded
 

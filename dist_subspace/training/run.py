@@ -135,6 +135,8 @@ def _run(run: _Run, plan: Plan) -> int:
             observer.notice(
                 f"{plan.data.left_out:,} samples left out: their answer alone is longer than data.max_length"
             )
+        for sentence in plan.data.notices:
+            observer.notice(sentence)
         if plan.resolved.unused:
             observer.notice(f"method {plan.resolved.info.name} has no {' or '.join(plan.resolved.unused)}: not used")
         if plan.resolved.notice:

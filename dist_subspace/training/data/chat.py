@@ -20,6 +20,7 @@ from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemp
 from dist_subspace.training.data.turns import Passage, passages
 
 __all__ = ["DEFAULT_CHAT_TEMPLATE", "chat", "give_chat_template"]
+SYSTEM = ("system", "developer")
 Tokens = tuple[np.ndarray, np.ndarray]
 
 
@@ -79,14 +80,12 @@ def _ended(passage: Passage, tokens: Tokens, encoder: Encoder) -> Tokens:
 def _fitted(draft: _Draft, encoder: Encoder) -> Outcome:
     settings = draft.talk.row.settings
     limit, whole = settings.max_length, draft.length
+    keep = []
     if whole > limit and settings.truncation == "turns":
-        shorter = _with_fewer_turns(draft, encoder, limit)
-        keep = _head(shorter, encoder)
-    else:
-        shorter, keep = draft, leading(draft.ids, encoder.special)
-    outcome = fit(shorter.ids, shorter.trained, limit, keep)
-    if outcome.sample is None and keep:  # the system turn itself is too long
-        outcome = fit(shorter.ids, shorter.trained, limit, leading(shorter.ids, encoder.special))
+        draft = _with_fewer_turns(draft, encoder, limit)
+        keep = [_head(draft, encoder)] if draft.length > limit else []
+    keep.append(leading(draft.ids, encoder.special))  # all that stays where the system turn is too long as well
+    outcome = fit(draft.ids, draft.trained, limit, keep)
     return replace(outcome, length=max(whole, len(outcome.sample.ids) if outcome.sample else 0))
 
 
@@ -96,7 +95,7 @@ def _with_fewer_turns(draft: _Draft, encoder: Encoder, limit: int) -> _Draft:
     if len(draft.passage.spans) == 1:
         talk = _only_last_trained(talk)
     roles = [message["role"] for message in talk.messages]
-    begin = next((place for place, role in enumerate(roles) if role not in ("system", "developer")), len(roles))
+    begin = next((place for place, role in enumerate(roles) if role not in SYSTEM), len(roles))
     last_trained = max(place for place, is_trained in enumerate(talk.trained) if is_trained)
     starts = [place for place in range(begin + 1, last_trained) if roles[place] == "user"]
     shortest, low, high = draft, 0, len(starts)
@@ -127,15 +126,20 @@ def _rendered_alone(talk: Conversation, encoder: Encoder) -> _Draft | None:
 
 def _head(draft: _Draft, encoder: Encoder) -> int:
     """Tokens up to where the first question's own text begins: the marks, the system turn, the tools."""
+    least, shown = leading(draft.ids, encoder.special), draft.passage.text
     talk = draft.talk.upto(draft.passage.through)
-    text = encoder.chat_template.maybe(talk)
-    least = leading(draft.ids, encoder.special)
-    if text is None or not draft.passage.text.startswith(text[: len(text) // 2]):
-        return least
-    places = encoder.chat_template.places(talk, text)
-    asked = (place for place, message in zip(places, talk.messages) if message["role"] not in ("system", "developer"))
-    start = next((place[0] for place in asked if place is not None), None)
-    if start is None or not draft.passage.text.startswith(text[:start]):
-        return least
-    _, behind = encoder.masked.tokens([(draft.passage.text, [(start, len(draft.passage.text))])])[0]
-    return max(least, int(np.argmax(behind))) if behind.any() else least
+    last = max(place for place, is_trained in enumerate(talk.trained) if is_trained)
+    for part, prompt in ((talk, False), (talk.upto(last), True)):  # a passage is a rendering, or begins with a prompt
+        text = encoder.chat_template.maybe(part, prompt)
+        start = _question(part, text, prompt, encoder.chat_template) if text is not None else None
+        if text is not None and start is not None and shown.startswith(text[: start + 1]):
+            _, behind = encoder.masked.tokens([(shown, [(start, len(shown))])])[0]
+            return max(least, int(np.argmax(behind))) if behind.any() else least
+    return least
+
+
+def _question(talk: Conversation, text: str, prompt: bool, template: ChatTemplate) -> int | None:
+    """Where in `text`, a rendering, the first content begins that is not the system's."""
+    places = zip(template.places(talk, text, prompt), talk.messages)
+    asked = (place for place, message in places if message["role"] not in SYSTEM)
+    return next((place[0] for place in asked if place is not None), None)

@@ -52,10 +52,10 @@ def leading(ids: Sequence[int] | np.ndarray, special: Collection[int]) -> int:
 
 
 def fit(
-    ids: Sequence[int] | np.ndarray, trained: Sequence[bool] | np.ndarray, max_length: int, keep: int = 0
+    ids: Sequence[int] | np.ndarray, trained: Sequence[bool] | np.ndarray, max_length: int, keep: Sequence[int] = ()
 ) -> Outcome:
-    """The sample cut to `max_length` tokens: what stands left of the first answer loses its left part, behind the first
-    `keep` tokens (which go only where the answer alone fills the room).
+    """The sample cut to `max_length` tokens: what stands left of the first answer loses its left part, behind so many first
+    tokens as `keep` says: the first of its numbers that leaves room for the answer, and none where none does.
 
     Left out where the answer alone (from its first to its last trained token) does not fit, or where nothing is trained.
     """
@@ -70,9 +70,7 @@ def fit(
         return Outcome(Sample(ids[:max_length], flags[:max_length]), max_length)
     if end - first > max_length:
         return Outcome(None, end)
-    head = min(keep, first)
-    if head + end - first > max_length:
-        head = 0
+    head = next((head for head in (min(one, first) for one in keep) if head + end - first <= max_length), 0)
     start = end - (max_length - head)
     kept = np.concatenate([np.asarray(ids[:head], np.int64), np.asarray(ids[start:end], np.int64)])
     flags = np.concatenate([flags[:head], flags[start:end]])

@@ -95,7 +95,7 @@ def _answered(rows: list[Row], prompts: list[str], answer: str, encoder: Encoder
 
 def _fitted(row: Row, head: list[int], tail: list[int], encoder: Encoder) -> Outcome:
     trained = [False] * len(head) + [True] * len(tail)
-    return fit(head + tail, trained, row.settings.max_length, keep=leading(head, encoder.special))
+    return fit(head + tail, trained, row.settings.max_length, keep=[leading(head, encoder.special)])
 
 
 def _pieces(row: Row, encoder: Encoder) -> Samples:

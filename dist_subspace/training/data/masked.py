@@ -89,14 +89,15 @@ class MaskedEncoder:
         """
         body = json.loads(self.tokenizer.backend_tokenizer.to_str())
         tokens = [token for token in body.get("added_tokens", []) if token["content"]]
-        every = [token["content"] for token in tokens]
+        used = str(getattr(self.tokenizer, "chat_template", "")) + "".join(self.tokenizer.all_special_tokens)
         sure = [
             token["content"]
             for token in tokens
-            if not (token.get("normalized", True) or token.get("lstrip") or token.get("single_word"))
+            if token["content"] in used
             and token.get("special")
+            and not (token.get("normalized", True) or token.get("lstrip") or token.get("single_word"))
             and not token["content"].isspace()
-            and not any(_overlaps(token["content"], other) for other in every if other != token["content"])
+            and not any(_overlaps(token["content"], other["content"]) for other in tokens if other is not token)
         ]
         return re.compile("|".join(map(re.escape, sure))) if sure else None
 

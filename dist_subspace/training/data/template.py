@@ -36,6 +36,16 @@ def give_chat_template(tokenizer: Any) -> None:
         tokenizer.chat_template = DEFAULT_CHAT_TEMPLATE
 
 
+def said_of_default(tokenizer: Any) -> list[str]:
+    """What a run must say where the default template is taken."""
+    if tokenizer.chat_template != DEFAULT_CHAT_TEMPLATE:
+        return []
+    known = tokenizer.get_vocab()
+    missing = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark not in known]
+    split = f"; {' and '.join(missing)} are not in its vocabulary, so each is several tokens" if missing else ""
+    return [f"the tokenizer has no chat template: ChatML is taken, and saved beside the adapter{split}"]
+
+
 class ChatTemplate:
     """The template of a tokenizer, for conversations. Positions are in characters of a rendered text."""
 
@@ -86,7 +96,7 @@ class ChatTemplate:
             return None
         return [tuple(span) for span in spans[0]] if texts[0] == text else None
 
-    def places(self, talk: Conversation, text: str) -> list[Span | None]:
+    def places(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span | None]:
         """Where each message's content stands in `text`, its rendering: found by marks set into the contents, and proven:
         without the marks the rendering is `text`. None for a content that is not there as a whole."""
         free = self._free_marks(talk, text)
@@ -96,7 +106,7 @@ class ChatTemplate:
             pair = (next(free), next(free)) if content.strip() else None
             pairs.append(pair)
             marked.append(message | {"content": _between(content, *pair)} if pair else message)
-        found = self.maybe(replace(talk, messages=marked))
+        found = self.maybe(replace(talk, messages=marked), prompt)
         used = {mark for pair in pairs if pair for mark in pair}
         if found is None or "".join(c for c in found if c not in used) != text:
             return [None] * len(pairs)

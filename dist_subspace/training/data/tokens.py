@@ -17,7 +17,7 @@ from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, TRUN
 from dist_subspace.training.data.sources import Source, open_source
 from dist_subspace.training.data.store import Columns, read_columns, write_columns
 from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
-from dist_subspace.training.data.template import give_chat_template
+from dist_subspace.training.data.template import give_chat_template, said_of_default
 from dist_subspace.training.data.tokenising import Tokenising
 
 LAYOUT = 2  # of the stored columns and of how text becomes tokens; a change makes old caches unread
@@ -88,14 +88,15 @@ def prepare(
         held = [settings.eval, seed]
     identity = [[shelf.identity(source), weight] for source, weight in zip(sources, weights)] + held
     cutting = counted([c.seen for c in columns], [c.dropped for c in columns], [len(c) for c in columns])
-    return Prepared(table, evaluation, cutting, digest(identity), names, _notices(columns))
+    return Prepared(table, evaluation, cutting, digest(identity), names, _notices(columns, tokenizer, settings))
 
 
-def _notices(columns: list[Columns]) -> list[str]:
+def _notices(columns: list[Columns], tokenizer: Any, settings: DataSettings) -> list[str]:
     counts: Counter[str] = Counter()
     for one in columns:
         counts.update(one.remarks)
-    return [remark.replace("{count}", f"{count:,}") for remark, count in sorted(counts.items())]
+    said = said_of_default(tokenizer) if settings.format == "chat" else []
+    return said + [remark.replace("{count}", f"{count:,}") for remark, count in sorted(counts.items())]
 
 
 class _Shelf:

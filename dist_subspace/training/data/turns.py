@@ -41,10 +41,11 @@ class _Turn:
 
 
 _REACH = 200  # characters in which the end of two prompts is compared
-NEVER_ENDS = (
-    "{count} conversations teach no end of an answer: neither the chat template nor the tokenizer has a token for it"
+NEVER_ENDS = "{count} conversations teach no end of an answer: neither chat template nor tokenizer has a token for it"
+NOT_WHOLE = (
+    "{count} conversations have an answer that the chat template shortens or rewrites: it is trained as rendered"
 )
-NOT_WHOLE = "{count} conversations have an answer of which the chat template leaves out or rewrites a part: it is trained as rendered"
+NOT_SHOWN = "{count} conversations have a message that the chat template leaves out: it is no part of what is trained"
 
 
 def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
@@ -58,11 +59,13 @@ def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
         return []
     whole = template.text(talk)
     turns = [_turn(i, talk, template, whole) for i in wanted]
-    remarks = (NOT_WHOLE,) if not all(_is_whole(talk, turn) for turn in turns) else ()
+    remarks = () if all([_is_whole(talk, turn) for turn in turns]) else (NOT_WHOLE,)
     if all(turn.in_whole for turn in turns):
         found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
     else:
         found = [Passage(turn.text, turn.spans, turn.through) for turn in turns]
+    if not all(_shows_what_was_asked(talk, passage) for passage in found):
+        remarks += (NOT_SHOWN,)
     for passage in found:
         _close(passage, template)
         passage.remarks += remarks
@@ -80,7 +83,7 @@ def _turn(i: int, talk: Conversation, template: ChatTemplate, whole: str) -> _Tu
     if context is not None and not through.startswith(context):
         start = spans[0][0]
         moved = [(a - start + len(context), b - start + len(context)) for a, b in spans]
-        return _Turn(i, context + through[start:], moved, in_whole=False)
+        return _Turn(i, context + through[start:], moved, in_whole=False, through=i + 1)
     if whole.startswith(through[:end]):
         return _Turn(i, through, spans, in_whole=True, through=i + 1)
     shorter = _without_last_end(through, spans, template)
@@ -228,8 +231,17 @@ def _is_whole(talk: Conversation, turn: _Turn) -> bool:
                 f"{talk}: the chat template does not render the tool call {name!r}, which would train an empty answer; "
                 "accepted: a template that renders tool_calls"
             )
-    squeezed = re.sub(r"\s+", "", said)
-    return re.sub(r"\s+", "", message.get("content", "")) in squeezed
+    return _stands_in(message.get("content", ""), said)
+
+
+def _shows_what_was_asked(talk: Conversation, passage: Passage) -> bool:
+    """Whether every message before the last trained one that is not the assistant's stands in the text."""
+    shown = talk.messages[: max(i for i in range(passage.through) if talk.trained[i])]
+    return all(_stands_in(m.get("content", ""), passage.text) for m in shown if m["role"] != "assistant")
+
+
+def _stands_in(content: str, text: str) -> bool:
+    return content.strip() in text or re.sub(r"\s+", "", content) in re.sub(r"\s+", "", text)
 
 
 def _not_told(talk: Conversation, i: int) -> UsageError:

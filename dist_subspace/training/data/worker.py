@@ -1,7 +1,7 @@
 """A process that tokenises pieces for another one: `python -m dist_subspace.training.data.worker FOLDER`.
 
-FOLDER holds the tokenizer and `task.json`. Tasks come as lines of JSON on standard input, and what becomes of each goes back as one
-frame. When the input ends, which it does when the other process is gone, so does this one.
+FOLDER holds the tokenizer and `task.json`. Tasks come as lines of JSON on standard input, and what becomes of each goes
+back as one frame. When the input ends, which it does when the other process is gone, so does this one.
 """
 
 from __future__ import annotations
