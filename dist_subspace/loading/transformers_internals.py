@@ -88,6 +88,14 @@ def expected_parameters(model: nn.Module, config: PretrainedConfig) -> dict[str,
     return dict(other.named_parameters(remove_duplicate=False))
 
 
+def empty_model(model_class: Any, config: PretrainedConfig) -> nn.Module:
+    """A model of a class whose parameters have a shape and no values."""
+    with no_init_weights(), init_empty_weights():
+        model: nn.Module = model_class(config)
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
 def base_prefix(model: nn.Module) -> str:
     """The name under which a model with a head holds its body (`base_model_prefix`)."""
     return getattr(model, "base_model_prefix", "") or ""
