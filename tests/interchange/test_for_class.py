@@ -100,8 +100,8 @@ def test_an_encoder_and_decoder_is_still_one(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / CONFIG).read_text())["task_type"] == "SEQ_2_SEQ_LM"
 
 
-def test_a_text_model_whose_names_the_file_has_not_is_found_by_its_place(tmp_path: Path) -> None:
-    """transformers is told by hand how to read a Gemma 3 as its text model."""
+def test_a_text_model_that_the_auto_class_would_not_make_is_named_alike(tmp_path: Path) -> None:
+    """transformers itself makes no text model of a Gemma 3 checkpoint."""
     name, base = "Gemma3ForConditionalGeneration", tmp_path / "base"
     whole = vision_model(name)
     whole.save_pretrained(base)
