@@ -1,8 +1,8 @@
 """The text model of a larger family (vision and language), and the names of its modules in the class of the whole.
 
 A checkpoint's config.json names the class that it was saved from, and PEFT or vLLM load that one. Where it was loaded as its text
-model alone, the same weights have other names there: `model.layers.0` is `model.language_model.layers.0`. Both classes say which
-of their modules the decoder is and which the output layer, and within these the names are the same.
+model alone, the same weights have other names there: `model.layers.0` is `model.language_model.layers.0`. The decoder is of
+one class in both, so that within it the names are the same.
 """
 
 from __future__ import annotations
@@ -62,11 +62,12 @@ def _own_class(model: nn.Module) -> OwnClass | None:
 
 
 def _by_place(ours: nn.Module, theirs: nn.Module) -> dict[str, str]:
-    """Modules of the same place in the text model's decoder and in the whole's part of that class, and the two output layers,
-    where their weights have one shape."""
-    decoder = ours.get_decoder() if hasattr(ours, "get_decoder") else ours  # type: ignore[operator]
-    parts = [module for module in theirs.modules() if type(module) is type(decoder)]
-    pairs = [(decoder, parts[0])] if len(parts) == 1 else []
+    """Modules of the same place in a part of the text model, its decoder, and in the one part of the whole of that class, and the
+    two output layers, where their weights have one shape."""
+    pairs = []
+    for part in ours.children():
+        same = [module for module in theirs.modules() if type(module) is type(part)]
+        pairs += [(part, same[0])] if len(same) == 1 else []
     if hasattr(ours, "get_output_embeddings") and hasattr(theirs, "get_output_embeddings"):
         pairs.append((ours.get_output_embeddings(), theirs.get_output_embeddings()))  # type: ignore[operator]
     found: dict[str, str] = {}
