@@ -99,6 +99,9 @@ def load_frozen(
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
+        model.config._name_or_path = (
+            config._name_or_path
+        )  # a text model of a larger family has a part of it that names nothing
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
