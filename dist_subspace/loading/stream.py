@@ -15,9 +15,22 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.names import checkpoint_key
+from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, renamed_keys
+from dist_subspace.notices import say
 from dist_subspace.placement.zero import Partitioner
-from dist_subspace.storage import FrozenLinear, Origin, adopt, is_conv1d, is_linear, pack, replace
+from dist_subspace.storage import (
+    FrozenLinear,
+    Origin,
+    PackedLinear,
+    adopt,
+    is_conv1d,
+    is_linear,
+    left_alone,
+    pack,
+    replace,
+    storage_info,
+)
 
 HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
 
@@ -32,8 +45,14 @@ class Stream:
         self.storage, self.double_quant = storage, double_quant
         self.dtype, self.seed = dtype, seed
         self.names = renamed_keys(model, index)
+        self.apart = left_alone(model)
         self.keys, self.absent = self._match()
         self._check_shapes()
+        if storage_info(storage).dtype is None:
+            packed = [name for name, module in model.named_modules() if self._packs(name, module)]
+            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
+            for sentence in check_packed(model, storage, dtype, packed, apart):
+                say(sentence)
 
     def run(
         self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
@@ -107,7 +126,7 @@ class Stream:
         partitioner: Partitioner | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
-        if is_linear(module):
+        if is_linear(module) and name not in self.apart:
             loaded: nn.Module = self._linear(name, module, device, done)
             replace(self.model, name, loaded)
         else:
@@ -125,7 +144,7 @@ class Stream:
         weight: nn.Parameter = module.weight  # type: ignore[assignment]
         key = self.keys.get(f"{name}.weight")
         origin = None if key is None else Origin(str(self.index.files[key]), key)
-        if key is None or self._is_output(name, weight):
+        if key is None or not self._packs(name, module):
             module.weight = self._parameter(f"{name}.weight", weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
@@ -134,9 +153,21 @@ class Stream:
             raise UsageError(
                 f"{self.index.files[key].name} holds {key} as {full.dtype}; accepted: a floating-point weight"
             )
-        return pack(
+        packed = pack(
             full, self.storage, transposed=is_conv1d(module), double_quant=self.double_quant, bias=ready, origin=origin
         )
+        if isinstance(packed, PackedLinear):
+            packed.name, packed.compute_dtype = name, self.dtype
+        return packed
+
+    def _packs(self, name: str, module: nn.Module) -> bool:
+        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, and no head."""
+        if not is_linear(module) or name in self.apart or f"{name}.weight" not in self.keys:
+            return False
+        return not self._is_output_layer(name)
+
+    def _is_output_layer(self, name: str) -> bool:
+        return self._is_output(name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
 
     @staticmethod
     def _as_it_is(module: nn.Module, origin: Origin | None) -> FrozenLinear:
