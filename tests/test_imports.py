@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors"},
     "storage": {"errors", "linear_map", "unread_weight"},
     "placement": {"errors"},
-    "subspace": {"errors", "linear_map", "notices", "unread_weight"},
+    "subspace": {"errors", "linear_map", "notices", "torch_internals", "unread_weight"},
     "loading": {"errors", "notices", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
     "interchange": {"errors", "atomic_files", "loading"} | AXES,
