@@ -17,6 +17,7 @@ from dist_subspace.checkpoint.state import TrainerState, check_factors, method_s
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
+from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import step_count
@@ -97,6 +98,10 @@ class Trainer:
         return True
 
     def _make_model(self) -> torch.nn.Module:
+        with heard(self.observer.notice):
+            return self._load_and_attach()
+
+    def _load_and_attach(self) -> torch.nn.Module:
         config, plan = self.config, self.plan
         with self.observer.loading("reading the model") as progress:
             model = load_frozen(
