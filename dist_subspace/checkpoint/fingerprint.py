@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.index import weight_files
 
 WHOLE_WEIGHTS = 64 << 20  # bytes: below this a weight file is hashed whole (a few tens of milliseconds)
 WHOLE_DATA = 1 << 30  # bytes: the same for a data file, read once a run (about a second)
 SAMPLES = 32
 SAMPLE_BYTES = 64 << 10
 
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
 # Keys that a tool rewrites without touching a weight; a key that begins with an underscore is one too.
 _NOT_ARCHITECTURE = {"transformers_version", "torch_dtype", "dtype", "use_cache", "torchscript", "output_attentions"}
 
@@ -37,7 +36,7 @@ def base_fingerprint(folder: str | Path) -> str:
     path = Path(folder)
     digest = hashlib.sha256()
     _add(digest, _architecture(path / "config.json"))
-    for file in _weight_files(path):
+    for file in weight_files(path):
         header, start = _header(file)
         size = file.stat().st_size
         _add(digest, [file.name, size, header])
@@ -71,23 +70,6 @@ def _architecture(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UsageError(f"{path} is not JSON ({error})") from error
     return {key: value for key, value in config.items() if key[:1] != "_" and key not in _NOT_ARCHITECTURE}
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would read, by name: other safetensors in the folder are no part of the model."""
-    index = folder / _INDEX
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if index.is_file():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            raise UsageError(f"{index} is no index of weights ({error})") from error
-        return [folder / name for name in sorted(names)]
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise UsageError(f"{str(folder)!r} holds no safetensors weights")
-    return found
 
 
 def _header(file: Path) -> tuple[list[list[Any]], int]:

@@ -21,10 +21,10 @@ from torch import nn
 
 from dist_subspace.atomic_files import begin_folder, hidden_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.plain import Drift, Entry, plain_entries
+from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.weights import Planned, WeightsWriter
 from dist_subspace.loading.load import local_folder
-from dist_subspace.loading.transformers_internals import expected_parameters, written_keys
+from dist_subspace.loading.transformers_internals import expected_parameters, expected_ties, say_untied, written_keys
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import attached
@@ -120,7 +120,8 @@ def merge(
         kind = _dtype(dtype, model)
         drift = Drift(base)
         entries = plain_entries(model, drift, kind)
-        config, zeros = _plain_config(model, entries, kind)
+        config, zeros, ties = _plain_config(model, entries, kind)
+        entries = each_once(entries, ties)
     keys = written_keys(model, [entry.name for entry in (*entries, *zeros)])
     plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
     hidden = hidden_folder(target)
@@ -178,8 +179,11 @@ def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Calla
     on_wholes(entry.needs, f"writing {planned.key}", write)
 
 
-def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype) -> tuple[Any, list[Entry]]:
-    """The configuration of the plain model, and entries of zeros for biases that come with those that the method added.
+def _plain_config(
+    model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype
+) -> tuple[Any, list[Entry], dict[str, str]]:
+    """The configuration of the plain model, entries of zeros for biases that come with those that the method added, and what a
+    reader with this configuration ties where it finds one of two.
 
     Raises:
         UsageError: the architecture has no place for a bias that the method added.
@@ -189,14 +193,13 @@ def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype
     config.architectures = [type(model).__name__]
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    names = {entry.name for entry in entries}
-    expected = expected_parameters(model, config)
-    tied = [id(parameter) for name, parameter in expected.items() if name in names]
-    if getattr(config, "tie_word_embeddings", False) and len(tied) != len(set(tied)):
-        config.tie_word_embeddings = False  # one of the two was changed without the other
+    held = {entry.name: entry.identity for entry in entries}
+    ties = expected_ties(model, config)
+    if ties and all(held.get(target) != held.get(source) for target, source in ties.items()):
+        say_untied(model, config)  # nothing is tied any more
     added = [entry.name for entry in entries if entry.added]
     if not added:
-        return config, []
+        return config, [], ties
     for switch in BIAS_SWITCHES:
         if getattr(config, switch, None) is False:
             setattr(config, switch, True)
@@ -207,7 +210,8 @@ def _plain_config(model: nn.Module, entries: Sequence[Entry], dtype: torch.dtype
             f"method {attached(model).info.name} added a bias to {homeless[0].removesuffix('.bias')}, where "
             f"{type(model).__name__} has no place for one; accepted for it: save_adapter, and load_adapter on the base"
         )
-    return config, [_zeros(n, p, dtype) for n, p in expected.items() if n.endswith(".bias") and n not in names]
+    zeros = [_zeros(n, p, dtype) for n, p in expected.items() if n.endswith(".bias") and n not in held]
+    return config, zeros, ties
 
 
 def _zeros(name: str, like: nn.Parameter, dtype: torch.dtype) -> Entry:

@@ -6,7 +6,7 @@ every rank; only an entry's `make` touches weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,7 +108,7 @@ def refuse_unmergeable(info: MethodInfo, settings: Settings) -> None:
 
 
 def plain_entries(model: nn.Module, drift: Drift, dtype: torch.dtype) -> list[Entry]:
-    """The plain model's parameters and persistent buffers in the model's order, each of tied ones once.
+    """The plain model's parameters and persistent buffers in the model's order, tied ones under each name (`each_once`).
 
     Arguments:
         drift: says which frozen matrix is taken; filled while entries are made.
@@ -125,10 +125,24 @@ def plain_entries(model: nn.Module, drift: Drift, dtype: torch.dtype) -> list[En
         _refuse_without_original(model)
     tokens = next((module for module in model.children() if isinstance(module, NewTokens)), None)
     walked = _walk("", model, drift)
-    entries = [_typed(entry if tokens is None else _enlarged(entry, tokens), dtype) for entry in walked]
+    return [_typed(entry if tokens is None else _enlarged(entry, tokens), dtype) for entry in walked]
+
+
+def each_once(entries: Sequence[Entry], pairs: Mapping[str, str]) -> list[Entry]:
+    """Tied parameters once, under their first name; where some of those that a reader would tie are different now, all of them.
+
+    Arguments:
+        pairs: parameter -> the one that the plain model's class ties it to, if a checkpoint holds only one of them.
+    """
+    identities = {entry.name: entry.identity for entry in entries}
+    groups: dict[str, set[str]] = {}
+    for target, source in pairs.items():
+        joined = groups.get(target, {target}) | groups.get(source, {source})
+        groups |= dict.fromkeys(joined, joined)
+    apart = {name for name, group in groups.items() if len({identities[n] for n in group if n in identities}) > 1}
     first: dict[tuple[object, ...], Entry] = {}
     for entry in entries:
-        first.setdefault(entry.identity, entry)
+        first.setdefault((*entry.identity, entry.name) if entry.name in apart else entry.identity, entry)
     return list(first.values())
 
 

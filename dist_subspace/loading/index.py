@@ -1,12 +1,18 @@
-"""What a checkpoint folder holds: which tensor lies in which safetensors file, checked before anything large is read."""
+"""What a checkpoint folder holds: which tensor lies in which safetensors file, checked before anything large is read.
+
+Which files count is transformers' rule (`weight_files`), for every reader: another choice would train other weights than those
+that everybody else sees under the same name.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,20 +21,44 @@ from dist_subspace.errors import UsageError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+PIECE = 1 << 22  # elements that are compared at a time
 
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """The tensors of a checkpoint: key -> file, and key -> shape."""
+    """The tensors of a checkpoint: key -> file, key -> shape, key -> type as safetensors names it ("BF16").
+
+    notes: what is worth saying about the folder, one sentence each.
+    """
 
     folder: Path
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
+    types: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the checkpoint's own type, on the CPU."""
         with safe_open(self.files[key], framework="pt", device="cpu") as handle:
             return handle.get_tensor(key)
+
+    def same(self, one: str, other: str, dtype: torch.dtype) -> bool:
+        """Whether two tensors hold the same values in the given type; read a few rows at a time."""
+        shape = self.shapes[one]
+        if shape != self.shapes[other]:
+            return False
+        if not shape:
+            return torch.equal(self.read(one).to(dtype), self.read(other).to(dtype))
+        rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
+        with (
+            safe_open(self.files[one], framework="pt", device="cpu") as first,
+            safe_open(self.files[other], framework="pt", device="cpu") as second,
+        ):
+            left, right = first.get_slice(one), second.get_slice(other)
+            return all(
+                torch.equal(left[start : start + rows].to(dtype), right[start : start + rows].to(dtype))
+                for start in range(0, shape[0], rows)
+            )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -46,28 +76,68 @@ def open_checkpoint(folder: str | Path) -> CheckpointIndex:
         raise UsageError(
             f"model.path is {str(folder)!r}, which is no folder; accepted: a transformers model folder or a hub name"
         )
-    listed = _listed(path)
     shapes: dict[str, tuple[int, ...]] = {}
+    types: dict[str, str] = {}
     files: dict[str, Path] = {}
-    for file in sorted(set(listed.values())) if listed else _unlisted(path):
-        for key, shape in _header(file).items():
-            files[key], shapes[key] = file, shape
-    for key, file in listed.items():
-        if key not in files:
-            raise UsageError(f"{path / INDEX} says that {key!r} is in {file.name}, but the file does not hold it")
-    return CheckpointIndex(path, files, shapes)
+    chosen = weight_files(path)
+    for file in chosen:
+        for key, (shape, kind) in _header(file).items():
+            files[key], shapes[key], types[key] = file, shape, kind
+    if chosen == [path / SINGLE]:
+        return CheckpointIndex(path, files, shapes, types, _stale(path, files))
+    index = _named(path) or path / INDEX
+    if index.name.endswith(".json"):
+        for key, file in _listed(index).items():
+            if key not in files:
+                raise UsageError(f"{index} says that {key!r} is in {file.name}, but the file does not hold it")
+    return CheckpointIndex(path, files, shapes, types)
 
 
-def _listed(path: Path) -> dict[str, Path]:
-    """key -> file of an index, or nothing if there is none."""
-    index = path / INDEX
-    if not index.exists():
-        return {}
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a model folder that transformers reads, by name: the one that config.json names (`transformers_weights`),
+    else `model.safetensors`, else those of its index. Whatever else lies in the folder is no part of the model.
+
+    Raises:
+        UsageError: none of these, or an index that cannot be read or names a file that is not there.
+    """
+    named = _named(folder)
+    if named is not None and not named.name.endswith(".json"):
+        return [named]
+    if named is None and (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    index = named or folder / INDEX
+    if index.is_file():
+        return sorted(set(_listed(index).values()))
+    raise UsageError(_no_weights(folder))
+
+
+def _named(folder: Path) -> Path | None:
+    """What config.json names as the weights' file or index (`transformers_weights`)."""
     try:
-        names = json.loads(index.read_text())["weight_map"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
+    except (OSError, ValueError, AttributeError):
+        return None  # what is wrong with config.json is said where it is read
+    if name is None:
+        return None
+    file = folder / str(name)
+    inside = (
+        Path(os.path.abspath(folder)) in Path(os.path.abspath(file)).parents
+    )  # a hub's files are links to elsewhere
+    if not inside or not str(name).endswith((".safetensors", ".safetensors.index.json")) or not file.is_file():
+        raise UsageError(
+            f"{folder / 'config.json'} says transformers_weights: {name!r}; accepted: a .safetensors file or a "
+            ".safetensors.index.json in the folder"
+        )
+    return file
+
+
+def _listed(index: Path) -> dict[str, Path]:
+    """key -> file of an index."""
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(key): index.parent / name for key, name in names.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{index} is no checkpoint index ({error!r}); expected JSON with a weight_map") from error
-    files = {key: path / name for key, name in names.items()}
     absent = sorted({file.name for file in files.values() if not file.exists()})
     if absent:
         raise UsageError(
@@ -76,24 +146,45 @@ def _listed(path: Path) -> dict[str, Path]:
     return files
 
 
-def _unlisted(path: Path) -> list[Path]:
-    if (path / SINGLE).exists():
-        return [path / SINGLE]
-    found = sorted(path.glob("*.safetensors"))
+def _stale(path: Path, files: dict[str, Path]) -> tuple[str, ...]:
+    """What is said of an index beside the single file, which wins: it may be left over from another save."""
+    index = path / INDEX
+    if not index.is_file():
+        return ()
+    try:
+        listed = _listed(index)
+    except UsageError:
+        listed = {}
+    if listed and set(listed.values()) == {path / SINGLE} and listed.keys() == files.keys():
+        return ()
+    differ = "whose tensors are others: it is stale" if listed.keys() != files.keys() else "of the same tensors"
+    return (
+        f"{path} holds both {SINGLE} and {INDEX}, {differ}; {SINGLE} is read, as transformers does; remove the one that is "
+        "not meant",
+    )
+
+
+def _no_weights(path: Path) -> str:
+    found = sorted(file.name for file in path.glob("*.safetensors"))
     if found:
-        return found
+        return (
+            f"model.path is {str(path)!r}, which holds {', '.join(found[:3])}{' and more' if len(found) > 3 else ''}, but "
+            f"neither {SINGLE} nor {INDEX}, and transformers reads no other weights; copy the index too, or rename a single "
+            f"file to {SINGLE}"
+        )
     pickles = [file.name for pattern in PICKLES for file in sorted(path.glob(pattern))]
     if pickles:
-        raise UsageError(
+        return (
             f"model.path is {str(path)!r}, which holds its weights only as pickles ({pickles[0]}), and pickles run code when "
             "read; convert them to safetensors (transformers: save_pretrained) and try again"
         )
-    raise UsageError(f"model.path is {str(path)!r}, which holds no weights; looked for {SINGLE} and {INDEX}")
+    return f"model.path is {str(path)!r}, which holds no weights; looked for {SINGLE} and {INDEX}"
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
-            return {key: tuple(handle.get_slice(key).get_shape()) for key in handle.keys()}  # noqa: SIM118
+            slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
+            return {key: (tuple(piece.get_shape()), str(piece.get_dtype())) for key, piece in slices.items()}
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is no whole safetensors file ({error}); copy or download it again") from error

@@ -14,11 +14,18 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.index import open_checkpoint
+from dist_subspace.loading.notices import held_dense, tell
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
 from dist_subspace.placement.json_file import read_deepspeed
-from dist_subspace.placement.zero import Partitioner, ensure_process_group, mark_leaf_blocks, remember_partitioner
+from dist_subspace.placement.zero import (
+    Partitioner,
+    ensure_process_group,
+    mark_leaf_blocks,
+    outside_zero_init,
+    remember_partitioner,
+)
 from dist_subspace.storage import storage_info
 
 TASKS: Mapping[str, str] = {
@@ -32,6 +39,7 @@ TASKS: Mapping[str, str] = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@outside_zero_init()
 def load_frozen(
     path: str | Path,
     storage: str = "bf16",
@@ -45,6 +53,7 @@ def load_frozen(
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
     **config_changes: Any,
 ) -> nn.Module:
     """A transformers model whose large linear weights are frozen in `storage`; collective where `deepspeed` is given.
@@ -64,6 +73,8 @@ def load_frozen(
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (tensors read, tensors in all).
+        notice: called with each sentence that is worth reading about this load (tensors that the model has no place for, weights
+            that stay in 16 bits); unset: Python warnings, on rank 0.
         config_changes: entries of the model's configuration to change (`num_labels=3`).
 
     Raises:
@@ -95,6 +106,8 @@ def load_frozen(
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
     with together("reading the model's weights"):
         stream.run(target, partitioner, progress)
+    for sentence in (*stream.sources.notes, *held_dense(model, storage)):
+        tell(sentence, notice)
     if partitioner is not None:
         remember_partitioner(model, partitioner)
     if stage_config is not None:

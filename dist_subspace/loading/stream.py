@@ -14,8 +14,8 @@ from torch import nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.names import checkpoint_key
-from dist_subspace.loading.transformers_internals import base_prefix, initialise, renamed_keys
+from dist_subspace.loading.sources import find_sources
+from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
 from dist_subspace.placement.zero import Partitioner
 from dist_subspace.storage import FrozenLinear, Origin, adopt, is_conv1d, is_linear, pack, replace
 
@@ -31,9 +31,8 @@ class Stream:
         self.model, self.index = model, index
         self.storage, self.double_quant = storage, double_quant
         self.dtype, self.seed = dtype, seed
-        self.names = renamed_keys(model, index)
-        self.keys, self.absent = self._match()
-        self._check_shapes()
+        self.sources = find_sources(model, index, self._is_head)
+        self.kept = kept_type(model, dtype)
 
     def run(
         self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
@@ -50,35 +49,12 @@ class Stream:
 
     def fresh_modules(self) -> tuple[str, ...]:
         """Whose parameters the checkpoint lacks."""
-        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.absent))
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.sources.absent if self._is_head(name)))
 
     def _units(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in list(self.model.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):
                 yield name, module
-
-    def _match(self) -> tuple[dict[str, str], list[str]]:
-        """Parameter name -> checkpoint key; tied names share one; and the names that the checkpoint lacks."""
-        prefix = base_prefix(self.model)
-        groups: dict[int, list[str]] = {}
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            groups.setdefault(id(parameter), []).append(name)
-        keys, absent = {}, []
-        for names in groups.values():
-            found = next((k for k in (checkpoint_key(n, self.names, prefix) for n in names) if k), None)
-            for name in names:
-                if found is not None:
-                    keys[name] = found
-                else:
-                    absent.append(name)
-        lost = [name for name in absent if not self._is_head(name)]
-        if lost:
-            raise UsageError(
-                f"model.path is {str(self.index.folder)!r}, whose weights lack {', '.join(lost[:3])}"
-                f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}; "
-                "the checkpoint is incomplete or of another architecture"
-            )
-        return keys, absent
 
     def _is_head(self, name: str) -> bool:
         """Whether a checkpoint may lack the parameter: a head for a new task is trained anew. A language model's output
@@ -89,15 +65,6 @@ class Stream:
             return False
         prefix = base_prefix(self.model)
         return any(part in HEADS for part in name.split(".")) or (bool(prefix) and not name.startswith(f"{prefix}."))
-
-    def _check_shapes(self) -> None:
-        for name, parameter in self.model.named_parameters():
-            key = self.keys.get(name)
-            if key is not None and self.index.shapes[key] != tuple(parameter.shape):
-                raise UsageError(
-                    f"{self.index.files[key].name} holds {key} as {list(self.index.shapes[key])}, but config.json asks for "
-                    f"{list(parameter.shape)}"
-                )
 
     def _load(
         self,
@@ -120,19 +87,20 @@ class Stream:
     def _linear(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
     ) -> FrozenLinear:
+        weight: nn.Parameter = module.weight  # type: ignore[assignment]
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
-        weight: nn.Parameter = module.weight  # type: ignore[assignment]
-        key = self.keys.get(f"{name}.weight")
+        full_name = f"{name}.weight"
+        key = self.sources.keys.get(full_name)
         origin = None if key is None else Origin(str(self.index.files[key]), key)
-        if key is None or self._is_output(name, weight):
-            module.weight = self._parameter(f"{name}.weight", weight, device, done)
+        if not self.sources.has(full_name) or self._is_output(name, weight) or self.kept(full_name) is not None:
+            module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
-        full = self.index.read(key).to(device)
+        full = self.sources.read(self.model, full_name).to(device)
         if not full.dtype.is_floating_point:
             raise UsageError(
-                f"{self.index.files[key].name} holds {key} as {full.dtype}; accepted: a floating-point weight"
+                f"{self.index.folder} holds {key or full_name} as {full.dtype}; accepted: a floating-point weight"
             )
         return pack(
             full, self.storage, transposed=is_conv1d(module), double_quant=self.double_quant, bias=ready, origin=origin
@@ -169,9 +137,8 @@ class Stream:
             old.data = old.data.to(device)
             old.requires_grad_(False)
             return old
-        key = self.keys.get(name)
-        value = self._fresh(name, old) if key is None else self.index.read(key)
-        parameter = nn.Parameter(value.to(device=device, dtype=old.dtype), requires_grad=False)
+        value = self.sources.read(self.model, name) if self.sources.has(name) else self._fresh(name, old)
+        parameter = nn.Parameter(value.to(device=device, dtype=self.kept(name) or old.dtype), requires_grad=False)
         # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
         done[old] = parameter
         done[parameter] = parameter
@@ -189,9 +156,9 @@ class Stream:
 
     def _set_buffer(self, name: str, buffer: torch.Tensor, device: torch.device) -> None:
         owner, _, own = name.rpartition(".")
-        key = checkpoint_key(name, self.names, base_prefix(self.model))
-        value = buffer if key is None or self.index.shapes[key] != tuple(buffer.shape) else self.index.read(key)
-        self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=buffer.dtype)
+        value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
+        kind = self.kept(name) if self.sources.has(name) else None
+        self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module | None:

@@ -1,40 +1,188 @@
 """The only file that touches transformers below its public surface.
 
-Read against transformers 5.23.0 (`modeling_utils.py`, `initialization.py`, `conversion_mapping.py`);
-tests/loading/test_transformers_internals.py fails when what is used here moves.
+Read against transformers 5.23.0 (`modeling_utils.py`, `initialization.py`, `conversion_mapping.py`, `core_model_loading.py`,
+`integrations/deepspeed.py`); tests/loading/test_transformers_internals.py fails when what is used here moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import transformers.integrations.deepspeed as hf_deepspeed
 from accelerate import init_empty_weights
-from torch import nn
+from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import PrefixChange, WeightRenaming
-from transformers.initialization import no_init_weights
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+)
+from transformers.initialization import no_init_weights, no_tie_weights
+from transformers.utils.loading_report import LoadStateDictInfo
 
 
 def build_skeleton(auto_class: Any, config: PretrainedConfig, dtype: torch.dtype, **kwargs: Any) -> nn.Module:
-    """The model with every parameter on the meta device and every buffer real (a rotary embedding computes its buffers when
-    it is made, and they are in no checkpoint)."""
-    with no_init_weights(), init_empty_weights(include_buffers=False):
+    """The model with every parameter on the meta device, none tied to another, and every buffer real (they are computed, and
+    in no checkpoint). What is to be tied, `tie` ties, once it is known what the checkpoint holds."""
+    with no_init_weights(), no_tie_weights(), _no_zero_init(), init_empty_weights(include_buffers=False):
         model = auto_class.from_config(config, dtype=dtype, **kwargs)
-    model.tie_weights()  # the empty parameters are new objects: tie those
+    _compute_buffers(model)
     return model
 
 
+@contextmanager
+def _no_zero_init() -> Iterator[None]:
+    """`TrainingArguments(deepspeed=...)` and `HfDeepSpeedConfig` leave a reference (`_hf_deepspeed_config_weak_ref`) by which
+    `from_config` wraps itself in `zero.Init`: empty parameters cannot be split, and ours are split as they are read."""
+    kept = hf_deepspeed._hf_deepspeed_config_weak_ref
+    hf_deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        hf_deepspeed._hf_deepspeed_config_weak_ref = kept
+
+
+def _compute_buffers(model: nn.Module) -> None:
+    """Buffers as `from_pretrained` gives them: made under the model's default type, which says what they are held in, and
+    filled again outside it, in float32 (`initialize_weights`). A table computed under bfloat16 is wrong from 256 on."""
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+    if hasattr(model, "initialize_weights"):
+        with torch.random.fork_rng(), torch.no_grad():
+            model.initialize_weights()  # type: ignore[operator]
+
+
 def initialise(model: nn.Module, module: nn.Module, seed: int) -> None:
-    """Give a module that the checkpoint lacks (a new classification head) the model family's own initial values, equal on
-    every rank (`_init_weights`, `_is_hf_initialized`)."""
+    """Give a module that the checkpoint lacks (a new classification head, a table of sinusoids) the model family's own initial
+    values, equal on every rank (`_init_weights` of the innermost model that holds it, `_is_hf_initialized`)."""
+    owners = [m for m in model.modules() if hasattr(m, "_init_weights") and any(part is module for part in m.modules())]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for parameter in module.parameters(recurse=False):
             parameter._is_hf_initialized = False  # type: ignore[attr-defined]
-        model._init_weights(module)  # type: ignore[operator]
+        owners[-1]._init_weights(module)  # type: ignore[operator]
+
+
+@dataclass
+class Conversion:
+    """Tensors of a checkpoint that become other tensors of the model (`WeightConverter`): experts that are stacked, a fused
+    projection that is split. name: of the first that is made; sources: (pattern, key) in transformers' order."""
+
+    name: str
+    converter: Any
+    sources: list[tuple[str, str]] = field(default_factory=list)
+
+    def tensors(self, model: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+        """name in the model -> tensor; all sources are read. On meta tensors it says the shapes."""
+        converter = copy.deepcopy(self.converter)
+        for pattern, key in self.sources:
+            converter.add_tensor(self.name, key, pattern, read(key))
+        made = converter.convert(self.name, model=model, config=model.config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+
+@dataclass
+class KeyPlan:
+    """What becomes of each key of a checkpoint. direct: name in the model -> keys that give it as it is (one, or duplicates);
+    unused: key -> the name that transformers gives it, which the model has not."""
+
+    direct: dict[str, list[str]] = field(default_factory=dict)
+    conversions: list[Conversion] = field(default_factory=list)
+    unused: dict[str, str] = field(default_factory=dict)
+
+
+def key_plan(model: nn.Module, keys: Iterable[str]) -> KeyPlan:
+    """transformers' own way from keys to names (`convert_and_load_state_dict_in_model`): families whose modules were renamed
+    keep the old names in files (GPT-NeoX's `embed_out` is `lm_head`), a body's checkpoint lacks the head model's prefix."""
+    held = model.state_dict()
+    transforms = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    prefix = base_prefix(model)
+    plan, conversions = KeyPlan(), {}
+    for key in sorted(keys, key=dot_natural_key):  # type: ignore[arg-type]
+        name, pattern = rename_source_key(key, renamings, converters, prefix, held)
+        if name not in held and key in held:
+            name, pattern = rename_source_key(key, [], [], prefix, held)
+        if name not in held:
+            plan.unused[key] = name
+        elif pattern is None:
+            plan.direct.setdefault(name, []).append(key)
+        else:
+            conversion = conversions.setdefault(name, Conversion(name, by_pattern[pattern]))
+            conversion.sources.append((pattern, key))
+    plan.conversions = list(conversions.values())
+    return plan
+
+
+def minded(model: nn.Module, missing: Iterable[str], unused: Iterable[str]) -> tuple[set[str], set[str]]:
+    """Of missing and of unused names those that transformers itself would report (`_keys_to_ignore_on_load_missing` and
+    `_unexpected`, and a few more); what a family never saves (`_keys_to_ignore_on_save`) is not missing either."""
+    info = LoadStateDictInfo(
+        missing_keys=set(missing),
+        unexpected_keys=set(unused),
+        mismatched_keys=set(),
+        error_msgs=[],
+        conversion_errors={},
+        skipped_pp_keys=set(),
+    )
+    model._adjust_missing_and_unexpected_keys(info)  # type: ignore[operator]
+    return info.missing_keys - set(getattr(model, "_keys_to_ignore_on_save", None) or ()), info.unexpected_keys
+
+
+def kept_type(model: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
+    """The type that the family keeps a parameter or buffer in, whatever the model's (`_get_dtype_plan`: T5's `wo` in float16,
+    routers in any 16 bits); None where it is the model's."""
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)  # type: ignore[operator]
+    patterns = [(re.compile(pattern.replace("*", ".*")), kind) for pattern, kind in plan.items()]
+    return lambda name: next((kind for pattern, kind in patterns if pattern.search(name)), None)
+
+
+def tied_pairs(model: nn.Module) -> dict[str, str]:
+    """Parameter -> the one that it is tied to, as class and configuration say (`all_tied_weights_keys`)."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def tie(model: nn.Module, missing: set[str]) -> None:
+    """Tie the empty parameters as `from_pretrained` does (`tie_weights`): where the checkpoint holds one of two, both are that
+    one; where it holds both, which `missing` says, they stay two. Then nothing ties these later: neither the family's list
+    nor, where no pair is left, `tie_word_embeddings` says so (unless the forward reads it: T5's relatives scale by it)."""
+    pairs = tied_pairs(model)
+    model.tie_weights(missing_keys=set(missing), recompute_mapping=False)  # type: ignore[operator]
+    every = dict(model.named_parameters(remove_duplicate=False))
+    apart = {target for target, source in pairs.items() if every.get(target) is not every.get(source)}
+    for prefix, part in model.named_modules(remove_duplicate=False):
+        if apart and hasattr(part, "get_expanded_tied_weights_keys"):
+            _keep_apart(part, f"{prefix}." if prefix else "", apart)
+    if apart and not model.get_expanded_tied_weights_keys(all_submodels=True):  # type: ignore[operator]
+        say_untied(model, model.config)  # type: ignore[arg-type]
+
+
+def _keep_apart(part: Any, prefix: str, apart: set[str]) -> None:
+    for name, pairs in (
+        ("_tied_weights_keys", part.get_expanded_tied_weights_keys(all_submodels=False)),
+        ("all_tied_weights_keys", part.all_tied_weights_keys),
+    ):
+        left = {target: source for target, source in pairs.items() if prefix + target not in apart}
+        if len(left) < len(pairs):
+            setattr(part, name, left)
+
+
+def say_untied(model: nn.Module, config: Any) -> None:
+    """`tie_word_embeddings: false`, where no forward of the family reads it as something else."""
+    if "tie_word_embeddings" not in inspect.getsource(type(model).forward):
+        config.tie_word_embeddings = False
 
 
 def forget_quantization(model: nn.Module) -> None:
@@ -48,24 +196,8 @@ def forget_quantization(model: nn.Module) -> None:
         del config.quantization_config
 
 
-def renamed_keys(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
-    """The name that transformers gives to each key of a checkpoint -> the key (`get_model_conversion_mapping`).
-
-    Families whose modules were renamed keep the old names in files: GPT-NeoX's `embed_out` is `lm_head`, a norm's `gamma` is
-    its `weight`. Transforms that split or join tensors are not renamings, and are left out.
-    """
-    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]  # type: ignore[arg-type]
-    names = {}
-    for key in keys:
-        name = key
-        for renaming in renamings:
-            name = renaming.rename_source_key(name)[0]
-        names[name] = key
-    return names
-
-
 def written_keys(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
-    """The key under which transformers itself would save each parameter of the model: `renamed_keys` the other way round
+    """The key under which transformers itself would save each parameter of the model: `key_plan` the other way round
     (`reverse_transform`). Prefixes are left as the model has them, and tensors that it would split or join too."""
     transforms = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[arg-type]
     renamings = [t for t in transforms if isinstance(t, WeightRenaming) and not isinstance(t, PrefixChange)]
@@ -82,10 +214,19 @@ def written_keys(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def expected_parameters(model: nn.Module, config: PretrainedConfig) -> dict[str, nn.Parameter]:
     """The parameters that the model's class has with this configuration, by every name (tied ones are one object); they have
     a shape and no values."""
-    with no_init_weights(), init_empty_weights(include_buffers=False):
-        other = type(model)(config)
+    other = _empty_like(model, config)
     other.tie_weights()  # type: ignore[operator]
     return dict(other.named_parameters(remove_duplicate=False))
+
+
+def expected_ties(model: nn.Module, config: PretrainedConfig) -> dict[str, str]:
+    """What the model's class ties with this configuration (`tied_pairs`), whatever this model's own parameters are."""
+    return tied_pairs(_empty_like(model, config))
+
+
+def _empty_like(model: nn.Module, config: PretrainedConfig) -> nn.Module:
+    with no_init_weights(), no_tie_weights(), _no_zero_init(), init_empty_weights(include_buffers=False):
+        return type(model)(copy.deepcopy(config))
 
 
 def base_prefix(model: nn.Module) -> str:

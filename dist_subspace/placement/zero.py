@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
@@ -90,6 +91,20 @@ class Partitioner:
         parameter.data = parameter.data.to(self.device)
         self._init._convert_to_deepspeed_param(parameter)
         parameter.partition()  # type: ignore[attr-defined]
+
+
+@contextmanager
+def outside_zero_init() -> Iterator[None]:
+    """Modules are made plain although the caller is inside `zero.Init` (`shutdown_init_context`, as DeepSpeed's engine does)."""
+    split: Any = sys.modules.get("deepspeed.runtime.zero.partition_parameters")
+    active = getattr(getattr(split, "top_level_context", None), "patched", False)
+    if active:
+        split.shutdown_init_context()
+    try:
+        yield
+    finally:
+        if active:
+            split.restore_init_context()
 
 
 def ensure_process_group() -> None:

@@ -70,7 +70,7 @@ def test_the_files_of_an_index_count_and_no_others(model: Path) -> None:
     save_file({"c": torch.zeros(2)}, model / "model-2.safetensors")
     assert base_fingerprint(model) != both
     (model / "model-2.safetensors").unlink()
-    with pytest.raises(UsageError, match=r"model-2\.safetensors' is missing"):
+    with pytest.raises(UsageError, match=r"names model-2\.safetensors, which is not in the folder"):
         base_fingerprint(model)
 
 
@@ -96,7 +96,7 @@ def test_what_is_no_model_is_refused_with_the_file_named(model: Path, tmp_path: 
         with pytest.raises(UsageError, match=r"model\.safetensors"):
             base_fingerprint(model)
     (model / "model.safetensors").unlink()
-    with pytest.raises(UsageError, match="holds no safetensors weights"):
+    with pytest.raises(UsageError, match="holds no weights"):
         base_fingerprint(model)
     with pytest.raises(UsageError, match=r"no config\.json"):
         base_fingerprint(tmp_path)

@@ -28,6 +28,13 @@ def test_the_names_that_are_used_are_there() -> None:
     assert hasattr(core_model_loading, "PrefixChange"), MEND
     assert hasattr(modeling_utils.PreTrainedModel, "_init_weights"), MEND
     assert hasattr(modeling_utils.PreTrainedModel, "base_model_prefix"), MEND
+    for name in ("_get_dtype_plan", "_adjust_missing_and_unexpected_keys", "get_expanded_tied_weights_keys"):
+        assert hasattr(modeling_utils.PreTrainedModel, name), MEND
+    assert hasattr(initialization, "no_tie_weights"), MEND
+    assert hasattr(transformers.integrations.deepspeed, "_hf_deepspeed_config_weak_ref"), MEND
+    assert list(inspect.signature(core_model_loading.rename_source_key).parameters)[:5] == [
+        *("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict")
+    ], MEND
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -37,7 +44,8 @@ def test_a_skeleton_has_no_weights_and_real_buffers(name: str) -> None:
     skeleton = internals.build_skeleton(kind, tiny_config(FAMILIES[name][0]), torch.bfloat16)
     real = tiny_model(name)
     assert all(p.is_meta and p.dtype == torch.bfloat16 for p in skeleton.parameters()), MEND
-    assert {n: p.shape for n, p in skeleton.named_parameters()} == {n: p.shape for n, p in real.named_parameters()}
+    shapes = {n: p.shape for n, p in real.named_parameters(remove_duplicate=False)}
+    assert {n: p.shape for n, p in skeleton.named_parameters()} == shapes, f"nothing is tied yet; {MEND}"
     for (buffer_name, buffer), (_, expected) in zip(skeleton.named_buffers(), real.named_buffers(), strict=True):
         assert not buffer.is_meta and torch.equal(buffer.float(), expected.float()), (buffer_name, MEND)
 
@@ -68,12 +76,22 @@ def test_initial_values_are_the_familys_own_and_a_function_of_the_seed() -> None
 
 
 def test_families_that_renamed_their_modules_are_known() -> None:
-    model = tiny_model("GPTNeoXForCausalLM")
-    keys = ["embed_out.weight", "gpt_neox.embed_in.weight"]
-    expected = {"lm_head.weight": "embed_out.weight", "gpt_neox.embed_in.weight": "gpt_neox.embed_in.weight"}
-    assert internals.renamed_keys(model, keys) == expected, MEND
-    bert = internals.renamed_keys(tiny_model("BertForMaskedLM"), ["bert.embeddings.LayerNorm.gamma"])
-    assert bert == {"bert.embeddings.LayerNorm.weight": "bert.embeddings.LayerNorm.gamma"}, MEND
+    plan = internals.key_plan(tiny_model("GPTNeoXForCausalLM"), ["embed_out.weight", "gpt_neox.embed_in.weight"])
+    assert plan.direct == {
+        "lm_head.weight": ["embed_out.weight"],
+        "gpt_neox.embed_in.weight": ["gpt_neox.embed_in.weight"],
+    }, MEND
+    bert = internals.key_plan(tiny_model("BertForMaskedLM"), ["bert.embeddings.LayerNorm.gamma", "bert.nothing"])
+    assert bert.direct == {"bert.embeddings.LayerNorm.weight": ["bert.embeddings.LayerNorm.gamma"]}, MEND
+    assert bert.unused == {"bert.nothing": "bert.nothing"}, MEND
+
+
+def test_the_keys_of_a_body_and_of_a_head_model_find_each_other() -> None:
+    body, whole = tiny_model("GPT2Model", config_name="GPT2Config"), tiny_model("GPT2LMHeadModel")
+    assert internals.key_plan(whole, ["h.0.ln_1.bias"]).direct == {"transformer.h.0.ln_1.bias": ["h.0.ln_1.bias"]}, MEND
+    assert internals.key_plan(body, ["transformer.wte.weight"]).direct == {"wte.weight": ["transformer.wte.weight"]}, (
+        MEND
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -101,3 +119,13 @@ def test_a_model_class_tells_its_parameters_for_another_configuration() -> None:
 def test_the_prefix_of_a_body_is_known() -> None:
     assert internals.base_prefix(tiny_model("GPT2LMHeadModel")) == "transformer", MEND
     assert internals.base_prefix(nn.Linear(1, 1)) == ""
+
+
+def test_empty_parameters_are_tied_as_the_file_asks_for() -> None:
+    auto = transformers.AutoModelForCausalLM
+    for missing, one in (({"lm_head.weight"}, True), ({"model.embed_tokens.weight"}, True), (set(), False)):
+        skeleton = internals.build_skeleton(auto, tiny_config("LlamaConfig"), torch.float32)
+        assert internals.tied_pairs(skeleton) == {"lm_head.weight": "model.embed_tokens.weight"}, MEND
+        internals.tie(skeleton, missing)
+        assert (skeleton.lm_head.weight is skeleton.model.embed_tokens.weight) == one, MEND
+        assert bool(internals.tied_pairs(skeleton)) == one == skeleton.config.tie_word_embeddings, MEND

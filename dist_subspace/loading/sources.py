@@ -1,0 +1,165 @@
+"""From which tensors of a checkpoint each parameter of a model comes: the whole plan of a load, made from headers alone.
+
+Every rule is transformers' own: which key is which parameter, which tensors are joined or split, and which parameters are
+tied. Only what transformers would get wrong or leave out without a word is decided here, and refused or said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.transformers_internals import Conversion, key_plan, minded, tie, tied_pairs
+from dist_subspace.loading.unused import examine
+
+_META_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+@dataclass
+class Sources:
+    """keys: parameter or buffer -> the key that holds it as it is, tied ones the same. conversions: parameter -> what makes it.
+    absent: parameters that the checkpoint lacks, and may lack. notes: what is worth saying, one sentence each."""
+
+    index: CheckpointIndex
+    keys: dict[str, str]
+    conversions: dict[str, Conversion]
+    absent: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    _made: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _first_names: dict[str, str] = field(default_factory=dict)  # of tied parameters: the one that the conversion makes
+
+    def has(self, name: str) -> bool:
+        return name in self.keys or name in self.conversions
+
+    def share(self, name: str, others: Iterable[str]) -> None:
+        """Parameters that are tied to one that has a source have the same."""
+        for other in others:
+            if not self.has(other):
+                if name in self.keys:
+                    self.keys[other] = self.keys[name]
+                else:
+                    self.conversions[other], self._first_names[other] = self.conversions[name], name
+
+    def read(self, model: nn.Module, name: str) -> Tensor:
+        """A parameter's values in the checkpoint's type. What one conversion makes beside it is kept until it is asked for."""
+        if name in self.keys:
+            return self.index.read(self.keys[name])
+        conversion, name = self.conversions[name], self._first_names.get(name, name)
+        made = self._made.pop(id(conversion), None) or conversion.tensors(model, self.index.read)
+        tensor = made.pop(name)
+        if made:
+            self._made[id(conversion)] = made
+        return tensor
+
+
+def find_sources(model: nn.Module, index: CheckpointIndex, may_lack: Callable[[str], bool]) -> Sources:
+    """Plan the load of an empty model, and tie its parameters as the checkpoint asks for.
+
+    Raises:
+        UsageError: tensors that are missing, of another shape, or that stand for something the model does not compute.
+    """
+    plan = key_plan(model, index)
+    notes = [*index.notes, *examine(model, index, plan.unused)]
+    keys = {name: _one_of(index, name, found) for name, found in plan.direct.items()}
+    conversions: dict[str, Conversion] = {}
+    shapes = {name: index.shapes[key] for name, key in keys.items()}
+    for conversion in plan.conversions:
+        for name, made in _dry_run(model, index, conversion).items():
+            if name in keys:
+                raise _two(index, name, keys[name], conversion.sources[0][1])
+            conversions[name], shapes[name] = conversion, tuple(made.shape)
+    _check_shapes(model, index, keys, conversions, shapes)
+    sources = Sources(index, keys, conversions, notes=notes)
+    _tie(model, sources)
+    parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    missing = [name for name in parameters if not sources.has(name)]
+    lost, _ = minded(model, [name for name in missing if not may_lack(name)], ())
+    if lost:
+        raise UsageError(_lacks(index, [name for name in missing if name in lost], plan.unused, model))
+    sources.absent = missing
+    return sources
+
+
+def _one_of(index: CheckpointIndex, name: str, keys: list[str]) -> str:
+    """The one key of a parameter; several are the same tensor under several names, or nobody knows which is meant."""
+    for other in keys[1:]:
+        if not index.same(keys[0], other, torch.float32):
+            raise _two(index, name, keys[0], other)
+    return keys[0]
+
+
+def _two(index: CheckpointIndex, name: str, one: str, other: str) -> UsageError:
+    return UsageError(
+        f"model.path is {str(index.folder)!r}, which holds {one} and {other} with different values, and both are the model's "
+        f"{name}; remove the one that is not meant"
+    )
+
+
+def _dry_run(model: nn.Module, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
+    """What a conversion makes, on the meta device."""
+
+    def shape_of(key: str) -> Tensor:
+        return torch.empty(index.shapes[key], dtype=_META_TYPES.get(index.types[key], torch.float32), device="meta")
+
+    try:
+        return conversion.tensors(model, shape_of)
+    except Exception as error:  # whatever an operation of transformers makes of tensors that do not fit together
+        keys = [key for _, key in conversion.sources]
+        raise UsageError(
+            f"model.path is {str(index.folder)!r}, whose {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''} cannot "
+            f"become the model's {conversion.name} ({str(error).strip().splitlines()[0] if str(error).strip() else error!r}); "
+            "the checkpoint is incomplete or does not fit config.json"
+        ) from error
+
+
+def _check_shapes(
+    model: nn.Module,
+    index: CheckpointIndex,
+    keys: dict[str, str],
+    conversions: dict[str, Conversion],
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    for name, tensor in model.state_dict().items():
+        if name not in shapes or shapes[name] == tuple(tensor.shape):
+            continue
+        key = keys.get(name) or conversions[name].sources[0][1]
+        made = "" if name in keys else f" (and what belongs to it) for {name}"
+        raise UsageError(
+            f"{index.files[key].name} holds {key}{made} as {list(shapes[name])}, but config.json asks for {list(tensor.shape)}"
+        )
+
+
+def _tie(model: nn.Module, sources: Sources) -> None:
+    """transformers' rule: of two tied parameters that are both in the checkpoint with different values, neither is the other."""
+    held = dict(model.named_parameters(remove_duplicate=False))
+    for target, source in tied_pairs(model).items():
+        if target in sources.keys and source in sources.keys:
+            one, other = sources.keys[target], sources.keys[source]
+            if one == other or sources.index.same(one, other, held[target].dtype):
+                del sources.keys[target]
+    tie(model, {name for name in held if not sources.has(name)})
+    groups: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
+    for names in groups.values():
+        found = next((name for name in names if sources.has(name)), None)
+        if found is not None:
+            sources.share(found, names)
+
+
+def _lacks(index: CheckpointIndex, lost: list[str], unused: Iterable[str], model: nn.Module) -> str:
+    instead = list(unused)
+    held = ""
+    if instead:
+        more = f" and {len(instead) - 3} more" if len(instead) > 3 else ""
+        held = f"; it holds {', '.join(instead[:3])}{more}, for which {type(model).__name__} has no place"
+    return (
+        f"model.path is {str(index.folder)!r}, whose weights lack {', '.join(lost[:3])}"
+        f"{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}{held}; "
+        "the checkpoint is incomplete or of another architecture"
+    )

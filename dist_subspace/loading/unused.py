@@ -1,0 +1,146 @@
+"""Tensors of a checkpoint that the model has no place for: harmless, worth saying, or a sign that the model is another one.
+
+What a family's own list names is harmless, and so are tables that a model computes itself. A whole module that the class lacks
+(a vision tower, another task's head) is said. A tensor that belongs to a module that is there (a bias, a scale, a LoRA factor,
+a layer beyond the configuration's) changes what that module computes: without it the model is another function than the one
+that was saved, so it is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.transformers_internals import base_prefix, minded
+
+# What a wrapper puts before, or between, a model's names.
+WRAPPERS = (
+    *("base_model.model", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
+    *("base_layer", "original_module", "module"),
+)
+ADAPTERS = re.compile(
+    r"(^|\.)(lora_\w+|loha_\w+|lokr_\w+|hada_\w+|ia3_\w+|vera_\w+|oft_\w+|boft_\w+|ranknum|modules_to_save|adapter\w*|"
+    r"trainable_tokens_\w+)(\.|$)"
+)
+SCALES = re.compile(
+    r"^(weight_scale\w*|weight_(packed|shape|zero_point|g_idx|format)|\w*_scale|scales?|scale_inv|zero_point|qweight|qzeros|"
+    r"g_idx|absmax|quant_map|nested_\w+|SCB|CB|weight\..+|quant_state\..*)$"
+)
+# Tables and counters that a model computes itself: an older version of the family saved them.
+COMPUTED = re.compile(
+    r"^(masked_bias|causal_mask|bias_mask|position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|"
+    r"freqs_cis|num_batches_tracked|_extra_state|_float_tensor|version|attn_mask|embed_positions|slope_rate)$"
+)
+SHOWN = 3
+
+
+def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str]) -> list[str]:
+    """What is worth saying about keys without a place, one sentence each.
+
+    Arguments:
+        unused: key -> the name that transformers gives it in this model.
+
+    Raises:
+        UsageError: a key that says that the model is another one; it says which, and what to do.
+    """
+    _, reported = minded(model, (), unused.values())
+    modules = dict(model.named_modules(remove_duplicate=False))
+    known = {name for name, _ in model.named_buffers(remove_duplicate=False)} | set(model.state_dict())
+    lists = _configured_extra_layers(model)
+    apart: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
+    for key, name in unused.items():
+        if name not in reported or name in known:
+            continue  # a list of transformers has it, or it is a buffer that is computed
+        kind, root = _classify(name, modules, known, base_prefix(model), index.shapes[key], lists)
+        if kind == "apart":
+            apart.setdefault(root, []).append(key)
+        elif kind != "computed":
+            refused.setdefault(kind, []).append(key)
+    for kind, meaning in _REFUSED.items():
+        if kind in refused:
+            held = _some(refused[kind])
+            raise UsageError(
+                f"model.path is {str(index.folder)!r}, which holds {held}: {meaning.format(name=type(model).__name__)}"
+            )
+    if not apart:
+        return []
+    parts = [f"{root} ({len(keys)} tensor{'s' if len(keys) > 1 else ''})" for root, keys in apart.items()]
+    listed = _some(parts, 6)
+    return [f"{index.folder} holds tensors that {type(model).__name__} has no place for, which are not read: {listed}"]
+
+
+# kind -> what is said of its keys; the first that occurs is said.
+_REFUSED = {
+    "adapter": "parts of an adapter, which the plain model would not apply; merge it first (PEFT: merge_and_unload, then "
+    "save_pretrained), or give the base model here and import the adapter",
+    "wrapped": "names of a wrapped model (torch.compile, DDP, FSDP or PEFT), for which {name} has no place; save the model that "
+    "is inside the wrapper, or strip the wrapper's part from the keys",
+    "quantised": "scales of quantised weights, but config.json has no quantization_config, and without them the weights mean "
+    "nothing; give the 16-bit model, or load it by transformers and attach",
+    "bias": "biases of layers that have none by config.json; set the family's switch there (attention_bias, mlp_bias, use_bias, "
+    "qkv_bias) to true",
+    "layer": "layers beyond those of config.json, without which the model would be cut short; set num_hidden_layers (or the "
+    "family's name for it) to that of the weights",
+    "extra": "tensors of modules that have no such tensor by config.json, so that the model would compute something else; use "
+    "the config.json that the weights were saved with",
+}
+
+
+def _classify(
+    name: str,
+    modules: Mapping[str, nn.Module],
+    known: set[str],
+    prefix: str,
+    shape: tuple[int, ...],
+    extra_layers: Mapping[str, int],
+) -> tuple[str, str]:
+    """The kind of a name without a place, and, for one that is apart, the module that the model lacks."""
+    if ADAPTERS.search(name):
+        return "adapter", ""
+    if _unwrapped(name, known, prefix):
+        return "wrapped", ""
+    parts = name.split(".")
+    depth = next((n for n in range(len(parts) - 1, 0, -1) if ".".join(parts[:n]) in modules), 0)
+    owner, rest = ".".join(parts[:depth]), parts[depth:]
+    module = modules[owner]
+    if depth == 0:
+        return "apart", parts[0]
+    if isinstance(module, nn.ModuleList) and rest[0].isdigit():
+        configured = int(rest[0]) - len(module) < extra_layers.get(owner.rpartition(".")[2], 0)
+        return ("apart", f"{owner}.{rest[0]}") if configured else ("layer", "")
+    if any(COMPUTED.match(part) for part in rest) or (rest == ["bias"] and len(shape) > 1):
+        return "computed", ""
+    if len(rest) > 1 and next(module.children(), None) is not None:
+        return "apart", f"{owner}.{rest[0]}"
+    if SCALES.match(".".join(rest)):
+        return "quantised", ""
+    return ("bias", "") if rest == ["bias"] else ("extra", "")
+
+
+def _unwrapped(name: str, known: set[str], prefix: str) -> bool:
+    """Whether the name is one of the model's with a wrapper's parts in it."""
+    stripped = name
+    for wrapper in WRAPPERS:
+        stripped = re.sub(rf"(^|\.){re.escape(wrapper)}\.", r"\1", stripped)
+    if stripped == name:
+        return False
+    bare = stripped.removeprefix(f"{prefix}.") if prefix else stripped
+    return bool(known & {stripped, bare, f"{prefix}.{stripped}"})
+
+
+def _configured_extra_layers(model: nn.Module) -> dict[str, int]:
+    """Name of a list -> how many layers beyond it the configuration itself names (multi-token prediction), which the class
+    leaves out."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config  # type: ignore[union-attr,operator]
+    more = max(int(getattr(config, field, 0) or 0) for field in ("num_nextn_predict_layers", "mtp_num_hidden_layers"))
+    return {"layers": more} if more else {}
+
+
+def _some(names: Iterable[str], shown: int = SHOWN) -> str:
+    listed = list(names)
+    return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")
