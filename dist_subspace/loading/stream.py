@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
@@ -116,7 +117,7 @@ class Stream:
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
         head = _output_embeddings(self.model)
-        inputs = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None  # type: ignore[operator]
+        inputs = input_embeddings(self.model)
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
         return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
 

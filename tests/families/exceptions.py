@@ -31,6 +31,9 @@ EXCEPTIONS: dict[str, Special] = {
     ),
     "codegen": Special("rotates a part of a head", {"rotary_dim": 4}),
     "dbrx": Special("the default attention has neither", {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
+    "dots3_note_text": Special(
+        "a head has a rotated part and another", {"head_dim": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8}
+    ),
     "dots1": Special("the default has no number of shared experts", {"n_shared_experts": 1}),
     "esm": Special("the default has no vocabulary", {"vocab_size": 101, "mask_token_id": 4}),
     "esmc": Special("has no groups of heads", {"num_key_value_heads": 4}),
@@ -68,6 +71,9 @@ EXCEPTIONS: dict[str, Special] = {
         "landmarks divide the text", {"conv_kernel_size": 5, "segment_means_seq_len": 12, "num_landmarks": 4}
     ),
     "perceiver": Special("the decoder has as many positions as there may be", {"max_position_embeddings": 16}, 16),
+    "qwen4_exp": Special(
+        "the default has no indexer", {f"text_config.{k}": v for k, v in (_INDEXER | {"indexer_compress_ratio": 2}).items()}
+    ),
     "qwen4_exp_text": Special("the default has no indexer", _INDEXER | {"indexer_compress_ratio": 2}),
     "recurrent_gemma": Special("kinds of layers by period", {"block_types": ["recurrent", "attention"]}),
     "reformer": Special("chunks divide the text", _REFORMER, 16),

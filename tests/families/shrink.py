@@ -46,6 +46,7 @@ SIZES: tuple[tuple[str, int], ...] = (
 )
 # What other families derive from the rest, where a family's default is None and its modules read it.
 ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": HEADS // 2, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2}
+SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _NOT_FIELDS = ("transformers_version", "ignore_keys_at_rope_validation", "architectures", "id2label", "label2id")
 
 
@@ -60,18 +61,17 @@ def small(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedCon
             made[name] = small(value, own).to_dict()
         else:
             made[name] = ABSENT.get(name) if value is None else _value(name, value)
-    made |= _layer_lists(fields)
+    made |= _layers(config, fields)
     made |= {"rope_parameters": _rope(fields["rope_parameters"])} if fields.get("rope_parameters") else {}
-    if "qk_rope_head_dim" in fields and "num_key_value_heads" in fields:
-        made["num_key_value_heads"] = HEADS  # latent attention has no groups
-        made |= {"head_dim": made["qk_rope_head_dim"]} if "head_dim" in fields else {}
+    if "qk_rope_head_dim" in fields:
+        single = made.get("per_layer_config", {}).values()
+        for own, size in ((made, HEAD_DIM - 4), *((own, 2 * HEAD_DIM - 4) for own in single)):
+            own |= {"num_key_value_heads": HEADS} if "num_key_value_heads" in own else {}  # latent attention has no groups
+            own |= {"head_dim": size} if "head_dim" in own else {}
     made |= {name: token for name, token in SPECIAL_TOKENS.items() if name in fields}
     made |= {"decoder_start_token_id": 1} if fields.get("is_encoder_decoder") else {}
     made |= {name: value for name, value in changes.items() if "." not in name}
-    return type(config)(**{k: v for k, v in made.items() if v is not Ellipsis})
-
-
-SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    return type(config)(**made)
 
 
 def _fields(config: PretrainedConfig) -> dict[str, Any]:
@@ -93,21 +93,26 @@ def _value(name: str, value: Any) -> Any:
     return value if value <= OTHER else OTHER
 
 
-def _layer_lists(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The lists with one entry a layer, cut to the layers that show every kind; and the number of layers."""
-    layers = next((n for n in ("num_hidden_layers", "num_layers", "n_layer") if isinstance(fields.get(n), int)), None)
-    if layers is None:
+def _layers(config: PretrainedConfig, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists with one entry a layer and the settings of single layers, cut to the layers that show every kind; and how many
+    these are."""
+    count = next((n for n in ("num_hidden_layers", "num_layers", "n_layer") if isinstance(fields.get(n), int)), None)
+    if count is None:
         return {}
-    lists = {k: v for k, v in fields.items() if isinstance(v, list | tuple) and len(v) == fields[layers] and v}
+    lists = {k: v for k, v in fields.items() if isinstance(v, list | tuple) and len(v) == fields[count] and v}
     lists = {k: v for k, v in lists.items() if isinstance(v[0], str | int | float)}
-    if not lists:
+    spec = getattr(config, "_heterogeneity_spec", None)
+    single = {} if spec is None else {int(k): v for k, v in spec.per_layer_overrides.items()}
+    if not lists and not single:
         return {}
-    rows = list(zip(*lists.values(), strict=True))
+    rows = [(*(v[i] for v in lists.values()), str(single.get(i))) for i in range(fields[count])]
     chosen = sorted({rows.index(row) for row in rows})[:4]
-    while len(chosen) < LAYERS:
-        chosen.append(next(i for i in range(len(rows)) if i not in chosen))
-    chosen.sort()
-    return {layers: len(chosen)} | {k: [v[i] for i in chosen] for k, v in lists.items()}
+    chosen = sorted([*chosen, *(i for i in range(len(rows)) if i not in chosen)][: max(LAYERS, len(chosen))])
+    made = {count: len(chosen)} | {k: [_value(k, v[i]) for i in chosen] for k, v in lists.items()}
+    if single:
+        own = {new: single[old] for new, old in enumerate(chosen) if old in single}
+        made["per_layer_config"] = {i: {k: _value(k, v) for k, v in values.items()} for i, values in own.items()}
+    return made
 
 
 def _rope(parameters: Any) -> Any:
