@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
@@ -159,7 +160,7 @@ class Stream:
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
         head = _output_embeddings(self.model)
-        inputs = _input_embeddings(self.model)
+        inputs = input_embeddings(self.model)
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
         return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
 
@@ -216,13 +217,6 @@ class Stream:
         kind = self.kept(name) if self.sources.has(name) else None
         self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
 
-
-def _input_embeddings(model: nn.Module) -> nn.Module | None:
-    """None for a family that hashes characters into several tables, as CANINE does."""
-    try:
-        return model.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
-        return None
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.notices import say
 from dist_subspace.subspace.accumulation import Accumulation, watch_loss
 from dist_subspace.subspace.collect import GradientCollector
@@ -22,6 +23,10 @@ from dist_subspace.subspace.new_tokens import NewTokens, check_new_tokens
 from dist_subspace.subspace.schedule import Schedule
 from dist_subspace.subspace.targets import Choice, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
+
+
+# Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
+ONE_FUNCTION = ("ReformerEncoder",)
 
 
 @dataclass(frozen=True)
@@ -266,13 +271,15 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
     """Reentrant checkpointing passes gradients only where an input of the block asks for one; with frozen embeddings none
-    does, and training fails with "element 0 of tensors does not require grad" (pains.md row 15)."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
+    does, and training fails with "element 0 of tensors does not require grad" (pains.md row 15). Blocks that are one autograd
+    function with a backward of its own do the same."""
+    embeddings = input_embeddings(model)
     if embeddings is None:
         return
+    one_function = any(type(module).__name__ in ONE_FUNCTION for module in model.modules())
 
     def require(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if torch.is_grad_enabled() and module.training and _is_checkpointing(model):
+        if torch.is_grad_enabled() and module.training and (one_function or _is_checkpointing(model)):
             output.requires_grad_(True)
 
     embeddings.register_forward_hook(require)
