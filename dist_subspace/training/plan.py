@@ -23,6 +23,7 @@ from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
+from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.trackers import check_trackers
 
 SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
@@ -80,6 +81,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         batches = make_batches(config, data, tokenizer)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
+        schedule_of(config.training, total_steps)
     fingerprints = on_main(_fingerprints, folder, resolved, data)
     checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(

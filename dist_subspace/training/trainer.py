@@ -32,7 +32,7 @@ from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.optimizers import AdamSettings, make_optimizer
 from dist_subspace.training.plan import HEADS, Plan, padding
-from dist_subspace.training.schedule import Schedule
+from dist_subspace.training.schedule import schedule_of
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     skipped: int = 0
+    overflowed: int = 0
     elapsed_before: float = 0.0
     best: dict[str, Any] | None = None
     began: float = field(default_factory=time.monotonic)
@@ -50,6 +51,11 @@ class Progress:
     @property
     def elapsed(self) -> float:
         return self.elapsed_before + time.monotonic() - self.began
+
+    @property
+    def not_applied(self) -> int:
+        """Steps that changed nothing: not finite, or beyond fp16's range at its loss scale."""
+        return self.skipped + self.overflowed
 
 
 class StopRequest:
@@ -84,20 +90,15 @@ class Trainer:
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self.plan, self.config, self.observer = plan, plan.config, observer
         self.progress = Progress()
+        self.losses: list[float] = []  # of each step that this process has made
         self.stop = StopRequest(plan.config.training.max_time)
         if plan.config.training.full_determinism:
             enable_full_determinism(plan.config.training.seed)
         self.model = self._make_model()
         self.engine = self._make_engine()
-        training = self.config.training
-        self.stepper = Stepper(self.engine, plan.device, training.seed, world().size)
-        self.schedule = Schedule(
-            training.lr_scheduler_type,
-            [float(group["lr"]) for group in self.engine.optimizer.param_groups],
-            training.warmup_steps,
-            plan.total_steps,
-            training.lr_scheduler_kwargs,
-        )
+        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
+        rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
+        self.schedule = schedule_of(self.config.training, plan.total_steps, rates)
         self._refuse_leaky_packing()
         self._resume()
 
@@ -116,6 +117,12 @@ class Trainer:
             if interrupted and not self._last():
                 return False
         return True
+
+    def last_loss(self) -> float | None:
+        """The trained model's loss on the last batch's first micro-batches; None where its end is not what becomes the adapter."""
+        if self.progress.best is not None or self.progress.step == 0:
+            return None
+        return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
 
     def _make_model(self) -> torch.nn.Module:
         config, plan = self.config, self.plan
@@ -174,13 +181,14 @@ class Trainer:
         self.stepper.prime(self.plan.batches.batch(state.step))
         restore(self.engine, self.model, folder, state)
         discard(self.model)
-        self.schedule.restore(state.schedule)
+        self.schedule.restore(state.schedule, state.step)
         best = on_main(best_in_run, self.plan.run_dir, folder, state.best)
         if best is None and state.best is not None:
             self.observer.notice(
                 f"the best so far, checkpoint-{state.best['step']}, is not in {self.plan.run_dir}: chosen anew from here on"
             )
-        self.progress = Progress(state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, best)
+        counts = (state.step, state.samples, state.tokens, state.skipped, state.overflowed)
+        self.progress = Progress(*counts, state.elapsed_seconds, best)
 
     def _one_step(self) -> bool:
         """One optimizer step over one global batch; returns whether all ranks shall stop after it."""
@@ -194,6 +202,7 @@ class Trainer:
         loss = total / max(1, batch.targets)
         applied = self.stepper.apply(math.isfinite(loss))
         self.schedule.advance()
+        self.losses.append(loss)
         self.progress.step += 1
         self.progress.samples += batch.samples
         self.progress.tokens += batch.tokens
@@ -215,6 +224,7 @@ class Trainer:
 
     def _not_applied(self, loss: float) -> None:
         if math.isfinite(loss) and self.engine.fp16_enabled():
+            self.progress.overflowed += 1
             self.observer.notice(f"step {self.progress.step} skipped: DeepSpeed lowers the fp16 loss scale")
             return
         self.progress.skipped += 1
@@ -306,6 +316,8 @@ class Trainer:
             fingerprints=self.plan.fingerprints,
             best=progress.best,
             skipped=progress.skipped,
+            overflowed=progress.overflowed,
+            training=self.config.training.model_dump(mode="json"),
             method=method_state(self.model),
             loss_scaler=scaler_state(self.engine),
         )
