@@ -150,7 +150,12 @@ def check_unpacked(session: Session, storage: str, packed: Container[str], words
     for name, parameter in session.right.named_parameters():
         owner, _, own = name.rpartition(".")
         kind = type(session.right.get_submodule(owner)).__name__.lower()
-        if name.startswith(blocks(session.right)) and 2 <= parameter.dim() <= 3 and "embedding" not in kind and "conv1d" != kind:
+        if (
+            name.startswith(blocks(session.right))
+            and 2 <= parameter.dim() <= 3
+            and "embedding" not in kind
+            and "conv1d" != kind
+        ):
             sizes[owner if own == "weight" else name] = parameter.numel()
     loose = {name: size for name, size in sizes.items() if name not in packed}
     if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention("nf4", "int8", "quantis"):
@@ -229,7 +234,9 @@ def check_left_out(session: Session, model: nn.Module, names: list[str]) -> None
     """What all-linear leaves out besides output layers is noted; leaving everything out is no adapter."""
     left = [n for n in reference.linear_names(session.right) if n not in names]
     if left:
-        session.notes.append(f"not adapted ({len(left)}): {', '.join(dict.fromkeys(n.rpartition('.')[2] for n in left))}")
+        session.notes.append(
+            f"not adapted ({len(left)}): {', '.join(dict.fromkeys(n.rpartition('.')[2] for n in left))}"
+        )
     if not names:
         raise Wrong("LoRA adapts nothing")
 
