@@ -174,10 +174,12 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
 
 
 def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """The frozen factors that a run's checkpoint names: they lie once in the run's folder, beside the checkpoints."""
+    """The frozen factors that a run's checkpoint names: they lie once in the run's folder, beside the checkpoints, or beside
+    the folder that these were set aside in."""
     tensors: dict[str, Tensor] = {}
     for layer, entry in kept.items():
-        file = folder.resolve().parent / "factors" / entry["file"]
+        file, further = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
+        file = further if further.exists() and not file.exists() else file
         if not file.exists():
             raise UsageError(f"{str(folder)!r} is a checkpoint whose factors are in {file}, and there is no such file")
         with safe_open(file, framework="pt", device="cpu") as handle:

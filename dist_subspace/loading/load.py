@@ -14,7 +14,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.notices import held_dense, tell
+from dist_subspace.loading.notices import cast_by_the_engine, held_dense, tell
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
@@ -100,6 +100,9 @@ def load_frozen(
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
+        model.config._name_or_path = (
+            config._name_or_path
+        )  # a text model of a larger family has a part of it that names nothing
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
@@ -109,7 +112,8 @@ def load_frozen(
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
     with together("reading the model's weights"):
         stream.run(target, partitioner, progress)
-    for sentence in (*stream.sources.notes, *held_dense(model, storage)):
+    said = [*stream.sources.notes, *held_dense(model, storage, kind), *cast_by_the_engine(model, stage_config, kind)]
+    for sentence in said:
         tell(sentence, notice)
     if partitioner is not None:
         remember_partitioner(model, partitioner)

@@ -229,6 +229,14 @@ def _empty_like(model: nn.Module, config: PretrainedConfig) -> nn.Module:
         return type(model)(copy.deepcopy(config))
 
 
+def empty_model(model_class: Any, config: PretrainedConfig) -> nn.Module:
+    """A model of a class whose parameters have a shape and no values."""
+    with no_init_weights(), _no_zero_init(), init_empty_weights():
+        model: nn.Module = model_class(config)
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
 def base_prefix(model: nn.Module) -> str:
     """The name under which a model with a head holds its body (`base_model_prefix`)."""
     return getattr(model, "base_model_prefix", "") or ""

@@ -77,9 +77,12 @@ def read_state(engine: Any, trainables: Mapping[str, nn.Parameter]) -> dict[str,
 def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], steps: int) -> None:
     """Collective: the inverse of `read_state`, after a first step has made the moments. Every rank gives the same tensors.
 
-    Moments that were not stored are zero: every step before that checkpoint was skipped, and there were none.
+    Moments that were not stored are zero, and their steps are counted from here on: every step before that checkpoint was
+    skipped, or another optimizer made them.
     """
     keys = state_keys(engine)
+    if keys and not any(f"{name}.{key}" in tensors for name in trainables for key in keys):
+        steps = 0
     for name, parameter in trainables.items():
         link_moments(parameter, plain_optimizer(engine).state)
         master = tensors[f"{name}.{MASTER}"]

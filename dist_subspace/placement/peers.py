@@ -84,12 +84,15 @@ class Peers:
         self._known: dict[int, Peer] = {}
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._beaten = self._looked = 0.0
-        self._said = False
+        self._said = self._lost = False
         self._set(f"peer/{rank}", json.dumps(asdict(Peer.of_this_process(rank))))
 
     def look(self) -> None:
         """Give a sign of life; pass a stop on, or hear of one. A store that has ended with its host has nothing to say."""
         now = time.monotonic()
+        if self._lost:
+            return
+        self._lost = True
         with suppress(RuntimeError):
             if now - self._beaten > _BEAT:
                 self._beaten = now
@@ -103,6 +106,7 @@ class Peers:
                 if self._has("stop"):
                     self._stop.tell(self._get("stop").decode())
             self._learn()
+            self._lost = False
 
     def gone(self) -> list[Peer]:
         """The ranks whose process has ended, or that have given no sign of life for long."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.placement.collectives import sum_over_ranks
 from dist_subspace.placement.loss_scale import loss_scale
 from dist_subspace.placement.zero import keep_trainables_whole
 from dist_subspace.subspace import Accumulation, attachment
@@ -98,6 +99,19 @@ class Stepper:
         self.engine.step()
         for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    @torch.no_grad()
+    def measure(self, batch: GlobalBatch) -> float:
+        """Collective: the mean loss of the first round's micro-batches, without dropout. Nothing changes."""
+        micro = batch.rounds[0]
+        used = batch.filler if micro is None else micro
+        self.engine.eval()
+        loss = float(summed_loss(forward(self.engine, used, self.device), used.labels))
+        self.engine.train()
+        total, targets = sum_over_ranks(
+            [0.0 if micro is None else loss, 0.0 if micro is None else micro.targets], self.device
+        )
+        return total / max(1.0, targets)
 
     def grad_norm(self) -> float | None:
         norm = self.engine.get_global_grad_norm()

@@ -24,6 +24,7 @@ from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.announce import announced
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
+from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.trackers import check_trackers
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
 
@@ -96,6 +97,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
+        schedule_of(config.training, total_steps)
     with announced("comparing the model's files and looking for a checkpoint", notice):
         fingerprints = on_main(_fingerprints, folder, resolved, data)
         checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
