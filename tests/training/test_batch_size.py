@@ -59,3 +59,15 @@ def test_null_is_all_rows_is_written_as_a_number_and_goes_on_after_a_stop(folder
     assert train(configuration(folder, tmp_path / "same", None, steps=4)) == EXIT_OK
     one, other = (load_file(tmp_path / run / "adapter" / "adapter_model.safetensors") for run in ("run", "same"))
     assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_what_is_cut_is_said_before_the_first_step_and_much_of_it_as_a_warning(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for length, warns in ((128, False), (44, True)):
+        config = configuration(folder, tmp_path / str(length), 2)
+        config["data"] |= {"max_length": length}
+        assert train(config) == EXIT_OK
+        shown = " ".join(capsys.readouterr().out.split())
+        assert ("warning: data.max_length 44 cuts" in shown.partition("step 1/")[0]) == warns
+        assert ("would keep 95% of them whole" in shown) == warns
