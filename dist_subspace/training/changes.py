@@ -38,7 +38,7 @@ def changed_settings(config: Config, folder: Path, state: TrainerState) -> list[
     """
     before = state.training or _beside(folder)
     now = config.training.model_dump(mode="json")
-    place = state.step * config.training.global_batch_size
+    place = state.step * (config.training.global_batch_size or 0)  # a plan's configuration has the number
     return [
         f"training.{key} is {now[key]}, and was {before[key]} when {folder.name} was made: {effect.format(place=place)}"
         for key, effect in _EFFECT.items()
