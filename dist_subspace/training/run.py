@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
@@ -118,8 +117,8 @@ def _train(run: _Run, source: str | Path | dict[str, Any], overrides: Sequence[s
         if run.plan is not None and is_out_of_memory(error):
             return _end(run.config, "failed", _memory_advice(run.plan), EXIT_FAILED, everywhere=True)
         if run.peers is not None and _may_come_from_a_peer(error):
-            gone, told = _gone_soon(run.peers)
-            if gone or told:
+            gone = run.peers.gone_within(_FEW)
+            if gone or wait_until_told(0.2):
                 return _end_without(run, gone)
         traceback.print_exc()
         return _end(run.config, "failed", f"{type(error).__name__}: {error}", EXIT_FAILED, everywhere=True)
@@ -184,15 +183,6 @@ def _may_come_from_a_peer(error: Exception) -> bool:
     if isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OF_CONNECTIONS)
-
-
-def _gone_soon(peers: Peers) -> tuple[list[Peer], bool]:
-    """The ranks that are gone, a moment after a failure that may come from that, and whether one has said why it failed."""
-    deadline, told = time.monotonic() + _FEW, False
-    while not (gone := peers.gone()) and not told and time.monotonic() < deadline:
-        told = wait_until_told(0.2)
-        time.sleep(0.1)
-    return gone, told
 
 
 def _end_without(run: _Run, gone: list[Peer]) -> int:
