@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -126,9 +127,12 @@ def ensure_process_group() -> None:
 
 
 def leave_process_group() -> None:
-    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it."""
+    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it. Where
+    they are not, it is given a few seconds."""
     if is_distributed():
-        torch.distributed.destroy_process_group()
+        ending = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
+        ending.start()
+        ending.join(5.0)
 
 
 @contextmanager
