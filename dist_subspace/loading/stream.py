@@ -113,8 +113,7 @@ class Stream:
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
-        key = self.sources.keys.get(full_name)
-        origin = None if key is None else Origin(str(self.index.files[key]), key)
+        origin = self.sources.origin(self.model, full_name)
         if not self._packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
@@ -122,7 +121,7 @@ class Stream:
         full = self.sources.read(self.model, full_name)
         if not full.dtype.is_floating_point:
             raise UsageError(
-                f"{self.index.folder} holds {key or full_name} as {full.dtype}; accepted: a floating-point weight"
+                f"{self.index.folder} holds {full_name} as {full.dtype}; accepted: a floating-point weight"
             )
         if full.dtype not in QUANTISABLE:
             full = full.float()
