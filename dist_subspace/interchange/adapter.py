@@ -168,9 +168,20 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     try:
         with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
             tensors = {current_key(key): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+        check_finite(path, tensors)
         return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
+
+
+def check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UsageError for a value that is no number."""
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise UsageError(
+                f"{str(folder)!r} holds values that are NaN or infinite, the first in {key}: its training diverged, or the file "
+                "is damaged; accepted: an earlier checkpoint of it, or a new copy"
+            )
 
 
 def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
