@@ -1,7 +1,8 @@
 """The chat template of a model whose files keep it where AutoTokenizer does not look.
 
-transformers reads `tokenizer_config.json` (a text, or a list of named ones), `chat_template.jinja` and `additional_chat_templates/`. Models
-with a processor (vision-language ones) may keep it in `chat_template.json`, which only the processor reads.
+transformers reads `tokenizer_config.json` (a text, or a list of named ones), `chat_template.jinja` and
+`additional_chat_templates/`. Models with a processor (vision-language ones) may keep it in `chat_template.json`, which only
+the processor reads.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class MaskedEncoder:
         """(piece, spans in it): () where there are none, the whole piece as (0, its length)."""
         starts = [match.start() for match in self._borders.finditer(text)] if self._borders else []
         edges = [0, *(start for start in starts if start), len(text)]
-        for start, end in zip(edges, edges[1:]):
+        for start, end in pairwise(edges):
             inside = tuple((max(a, start) - start, min(b, end) - start) for a, b in spans if a < end and b > start)
             yield text[start:end], inside
 

@@ -59,7 +59,8 @@ def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
         return []
     whole = template.text(talk)
     turns = [_turn(i, talk, template, whole) for i in wanted]
-    remarks = () if all([_is_whole(talk, turn) for turn in turns]) else (NOT_WHOLE,)
+    whole_turns = [_is_whole(talk, turn) for turn in turns]
+    remarks = () if all(whole_turns) else (NOT_WHOLE,)
     if all(turn.in_whole for turn in turns):
         found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
     else:

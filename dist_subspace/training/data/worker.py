@@ -1,12 +1,14 @@
-"""A process that tokenises pieces for another one: `python -m dist_subspace.training.data.worker FOLDER`.
+"""A process that tokenises pieces for another one: `python -m dist_subspace.training.data.worker FOLDER PIPE`.
 
 FOLDER holds the tokenizer and `task.json`. Tasks come as lines of JSON on standard input, and what becomes of each goes
-back as one frame. When the input ends, which it does when the other process is gone, so does this one.
+back as one frame through the file descriptor PIPE (libraries print to standard output what they like). When the input
+ends, which it does when the other process is gone, so does this one.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import sys
 from pathlib import Path
@@ -55,6 +57,6 @@ def main(folder: Path, tasks: BinaryIO, answers: BinaryIO) -> None:
 
 if __name__ == "__main__":
     try:
-        main(Path(sys.argv[1]), sys.stdin.buffer, sys.stdout.buffer)
+        main(Path(sys.argv[1]), sys.stdin.buffer, os.fdopen(int(sys.argv[2]), "wb"))
     except (BrokenPipeError, KeyboardInterrupt):
         sys.exit(1)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.settings import DataSettings
@@ -52,8 +52,9 @@ class Workers:
         tokenizer.save_pretrained(self._folder)
         task = {"settings": asdict(settings), "tokenizer": digest, "source": source}
         (self._folder / "task.json").write_text(json.dumps(task), "utf-8")
-        self._processes = [self._started() for _ in range(count)]
-        self._threads = [threading.Thread(target=self._serve, args=(p,), daemon=True) for p in self._processes]
+        started = [self._started() for _ in range(count)]
+        self.processes = [process for process, _ in started]
+        self._threads = [threading.Thread(target=self._serve, args=pair, daemon=True) for pair in started]
         for thread in self._threads:
             thread.start()
 
@@ -96,13 +97,13 @@ class Workers:
 
     def close(self) -> None:
         """End the processes, whatever they do."""
-        for process in self._processes:
+        for process in self.processes:
             process.kill()
             process.wait()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._tasks.get_nowait()
-        for _ in self._processes:
+        for _ in self.processes:
             self._tasks.put(None)  # for threads that wait for a task
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -123,37 +124,41 @@ class Workers:
                 time.sleep(0.01)
             raise UsageError(self._failures[min(self._failures)])
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _started(self) -> tuple[subprocess.Popen[bytes], BinaryIO]:
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "CUDA_VISIBLE_DEVICES": ""}
         environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        return subprocess.Popen(
-            [sys.executable, "-m", "dist_subspace.training.data.worker", str(self._folder)],
+        answers, theirs = os.pipe()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dist_subspace.training.data.worker", str(self._folder), str(theirs)],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
+            pass_fds=[theirs],
             env=environment,
             start_new_session=True,  # Ctrl-C is for this process to hear
         )
+        os.close(theirs)
+        return process, os.fdopen(answers, "rb")
 
-    def _serve(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stdout is not None
-        frame = receive(process.stdout)
-        with self._lock:
-            self._ready += frame is not None and frame[0] == READY
-        if frame is not None:
-            while not self._failures and (task := self._tasks.get()) is not None:
-                self._do(process, *task)
+    def _serve(self, process: subprocess.Popen[bytes], answers: BinaryIO) -> None:
+        with answers:
+            frame = receive(answers)
+            with self._lock:
+                self._ready += frame is not None and frame[0] == READY
+            if frame is not None:
+                while not self._failures and (task := self._tasks.get()) is not None:
+                    self._do(process, answers, *task)
         with self._lock:
             self._left -= 1
 
-    def _do(self, process: subprocess.Popen[bytes], number: int, body: bytes) -> None:
-        assert process.stdin is not None and process.stdout is not None
+    def _do(self, process: subprocess.Popen[bytes], answers: BinaryIO, number: int, body: bytes) -> None:
+        assert process.stdin is not None
         self._busy.add(number)
         try:
             process.stdin.write(body)
             process.stdin.flush()
-            frame = receive(process.stdout)
+            frame = receive(answers)
             if frame is None:
                 raise BrokenPipeError
             if frame[0] == PIECE:

@@ -180,7 +180,7 @@ def test_sharegpt_is_read_by_name(tmp_path: Path) -> None:
     roles = [{"from": who, "value": "x"} for who in ("tool", "function", "observation", "assistant", "user")]
     assert [m["role"] for m in read(conversations=roles).messages] == ["tool", "tool", "tool", "assistant", "user"]
     assert read({"messages_field": "talk"}, talk=talk).messages[1] == {"role": "user", "content": "hi"}
-    with pytest.raises(UsageError, match="'narrator'.*human"):
+    with pytest.raises(UsageError, match=r"'narrator'.*human"):
         read(conversations=[{"from": "narrator", "value": "x"}])
 
 
