@@ -15,6 +15,7 @@ from torch import nn
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, tell
+from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
@@ -223,6 +224,16 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             "give the 16-bit model"
         )
     return config
+
+
+def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: bool = False) -> Positions:
+    """How long a row of a local model may be, and where its positions begin; no weight is read.
+
+    `wanted`: tokens of the longest row that is needed.
+    """
+    kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    config = model_config(folder, trust_remote_code)
+    return positions_of(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config, wanted)
 
 
 def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:

@@ -27,6 +27,7 @@ from dist_subspace.placement.zero import ensure_process_group
 from dist_subspace.stopping import STOP, Interrupted, listening
 from dist_subspace.training.announce import announced
 from dist_subspace.training.changes import changed_settings
+from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine import be_quiet
 from dist_subspace.training.engine_config import with_stock_choices
@@ -140,8 +141,9 @@ def _run(run: Run, plan: Plan, status: RunStatus) -> int:
 
 def _say_first(plan: Plan, observer: Observer) -> None:
     observer.notice(steps_text(plan))
-    if plan.data.left_out:
-        observer.notice(f"{plan.data.left_out:,} samples left out: their answer alone is longer than data.max_length")
+    sentences, many = cutting_text(plan.data.cutting, plan.config.data.max_length)
+    for sentence in sentences:
+        observer.display.notice(sentence, warning=many)
     for sentence in plan.data.notices:
         observer.notice(sentence)
     if plan.resolved.unused:

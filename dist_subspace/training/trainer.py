@@ -17,6 +17,7 @@ from dist_subspace.checkpoint.state import TrainerState, check_factors, method_s
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
+from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
@@ -135,6 +136,7 @@ class Trainer:
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:
             enable_packing(model)
+        count_from(model, plan.first_position)
         self.observer.model_ready(model)
         return model.train()
 
