@@ -22,9 +22,9 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
-from dist_subspace.placement.optimizer_state import step_count
+from dist_subspace.placement.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
-from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
+from dist_subspace.subspace import SubspaceConfig, attached, named_trainables, parameter_groups
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
@@ -90,6 +90,7 @@ class Trainer:
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self.plan, self.config, self.observer = plan, plan.config, observer
         self.progress = Progress()
+        self._savable = False
         self.losses: list[float] = []  # of each step that this process has made
         self.stop = StopRequest(plan.config.training.max_time)
         if plan.config.training.full_determinism:
@@ -119,7 +120,7 @@ class Trainer:
         return True
 
     def last_loss(self) -> float | None:
-        """The trained model's loss on the last batch's first micro-batches; None where its end is not what becomes the adapter."""
+        """The trained model's loss on micro-batches of the last batch; None where an earlier state becomes the adapter."""
         if self.progress.best is not None or self.progress.step == 0:
             return None
         return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
@@ -207,6 +208,7 @@ class Trainer:
         self.progress.samples += batch.samples
         self.progress.tokens += batch.tokens
         if applied:
+            self._prove_savable()
             self._advance_method()
         else:
             discard(self.model)
@@ -221,6 +223,19 @@ class Trainer:
             kind = self.plan.resolved.info.statistic
             self.observer.notice(f"step {step}: {kind} of {len(schedule.parts):,} frozen matrices")
         advance(self.model, step, total)
+
+    def _prove_savable(self) -> None:
+        """After the first step, and not after hours: the optimizer's state is where a checkpoint will look for it."""
+        if self._savable:
+            return
+        try:
+            read_state(self.engine, named_trainables(self.model))
+        except (KeyError, AttributeError, RuntimeError) as error:
+            raise RuntimeError(
+                f"no checkpoint of this run could be written: the state of training.optim {self.config.training.optim!r} in "
+                f"this DeepSpeed engine cannot be read ({type(error).__name__}: {error})"
+            ) from error
+        self._savable = True
 
     def _not_applied(self, loss: float) -> None:
         if math.isfinite(loss) and self.engine.fp16_enabled():
