@@ -50,7 +50,8 @@ class TrainerState:
     step and checkpoint of the best evaluation. method: the state of the method's own schedule. loss_scaler:
     where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field). skipped,
     overflowed: steps that were not applied, as not finite or as beyond fp16's range. training: the configuration's section
-    (empty: the checkpoint is older than this field).
+    (empty: the checkpoint is older than this field). begun: the subspace of a run that began with another adapter's weights
+    (empty: it did not).
     """
 
     step: int
@@ -66,6 +67,7 @@ class TrainerState:
     loss_scaler: dict[str, float] = field(default_factory=dict)
     overflowed: int = 0
     training: dict[str, Any] = field(default_factory=dict)
+    begun: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:

@@ -66,7 +66,8 @@ class SubspaceSection(Section):
         default={}, description="Alphas of single layers, by name ending."
     )
     init_from: Text | None = Field(
-        default=None, description="An adapter's folder (ours or PEFT's) whose weights a new run begins with; null: anew."
+        default=None,
+        description="An adapter's folder (ours or PEFT's) whose weights a new run begins with; null: anew.",
     )
 
 

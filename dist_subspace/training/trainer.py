@@ -25,6 +25,7 @@ from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
 from dist_subspace.subspace import SubspaceConfig, attached, named_trainables, parameter_groups
+from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
@@ -145,7 +146,11 @@ class Trainer:
             plan.resolved.method.schedule_class is not None
         )  # then decompositions come in the middle of training
         with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
-            model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
+            subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
+            if plan.beginning is None:
+                model = attach(model, subspace, cache=cache, progress=progress)
+            else:
+                model = attach_beginning(model, subspace, plan.beginning, cache, progress)
         if config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
@@ -333,6 +338,7 @@ class Trainer:
             skipped=progress.skipped,
             overflowed=progress.overflowed,
             training=self.config.training.model_dump(mode="json"),
+            begun=self.plan.beginning.config.as_dict() if self.plan.beginning else {},
             method=method_state(self.model),
             loss_scaler=scaler_state(self.engine),
         )
