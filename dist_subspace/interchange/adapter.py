@@ -185,18 +185,22 @@ def check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """The frozen factors that a run's checkpoint names: they lie once in the run's folder, beside the checkpoints, or beside
-    the folder that these were set aside in."""
+    """The frozen factors that a run's checkpoint names: they lie once in the run's folder."""
     tensors: dict[str, Tensor] = {}
     for layer, entry in kept.items():
-        file, further = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
-        file = further if further.exists() and not file.exists() else file
+        file = factor_file(folder, entry)
         if not file.exists():
             raise UsageError(f"{str(folder)!r} is a checkpoint whose factors are in {file}, and there is no such file")
         with safe_open(file, framework="pt", device="cpu") as handle:
             found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         tensors |= {f"{PREFIX}{layer}.{FACTOR}{name}": tensor for name, tensor in found.items()}
     return tensors
+
+
+def factor_file(folder: Path, entry: Mapping[str, str]) -> Path:
+    """Where a checkpoint's factors lie: beside it, or beside the folder that it was set aside in."""
+    near, far = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
+    return far if far.exists() and not near.exists() else near
 
 
 def complete_adapter(checkpoint: Path, folder: Path) -> None:

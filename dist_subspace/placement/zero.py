@@ -334,14 +334,16 @@ def places(parameter: Any) -> list[tuple[Tensor, int]]:
 
 
 def master_fragments(parameter: Any) -> tuple[dict[str | None, Tensor], int]:
-    """Local, stages 1 and 2: what this rank's optimizer holds of the parameter, flat, by the name of the moment (None: the
-    fp32 master), and the place of the first element in the whole; nothing where other ranks hold it all.
+    """Local, below stage 3: what this rank's optimizer holds of the parameter, flat, by the name of the moment (None: the
+    fp32 master), and the place of the first element in the whole; nothing where other ranks hold it all. At stage 0 that is
+    the master of a 16-bit engine alone (`link_masters`).
 
     Uses `_hp_mapping`, whose fragments are views of what the optimizer works on.
     """
     mapping = getattr(parameter, "_hp_mapping", None)
     if mapping is None:
-        return {}, 0
+        master = linked_master(parameter)
+        return ({} if master is None else {None: master.data.view(-1)}), 0
     return {None: mapping.hp_fragment, **(mapping.optim_fragment or {})}, mapping.lp_fragment_address.start
 
 
@@ -373,7 +375,31 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
         return flat
     if hasattr(parameter, "_hp_mapping"):
         return master_fragments(parameter)[0].get(None)
-    return parameter  # type: ignore[no-any-return]
+    master = linked_master(parameter)
+    return parameter if master is None else master  # type: ignore[no-any-return]
+
+
+_MASTER = "_dist_subspace_master"
+
+
+def link_masters(engine: Any) -> None:
+    """Local: let a trained parameter know its float32 master where a 16-bit engine keeps it apart at stage 0.
+
+    There DeepSpeed takes `FP16_UnfusedOptimizer`, for bf16 as for fp16 (`fp32_groups` beside `fp16_groups`), whose inner
+    optimizer knows the masters alone. `safe_get_full_*` finds nothing of it.
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "fp32_groups"):
+        return
+    for held, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for parameter, master in zip(held, masters, strict=True):
+            setattr(parameter, _MASTER, master)
+
+
+def linked_master(parameter: Any) -> Tensor | None:
+    """Local: what `link_masters` found."""
+    master: Tensor | None = getattr(parameter, _MASTER, None)
+    return master
 
 
 def checksums(groups: Sequence[Sequence[Any]]) -> list[int]:
