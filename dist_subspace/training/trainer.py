@@ -143,7 +143,11 @@ class Trainer:
         )  # then decompositions come in the middle of training
         with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
             model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
-        if config.training.gradient_checkpointing:
+        if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+            self.observer.notice(
+                f"training.gradient_checkpointing is true, but transformers has none for a {type(model).__name__}: activations are kept"
+            )
+        elif config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:
