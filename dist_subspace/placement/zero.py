@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
 from dist_subspace.placement.helpers import without_cpu_helper
+from dist_subspace.placement.reuse import block_lists, blocks, called_once
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
@@ -146,6 +147,17 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+def is_split(model: nn.Module) -> bool:
+    """Whether the model's forward needs other ranks: a parameter is split over several, and is not whole here now."""
+    split = (p for p in model.parameters() if is_partitioned(p) and not _is_whole(p))
+    return any(torch.distributed.get_world_size(p.ds_process_group) > 1 for p in split)  # type: ignore[attr-defined]
+
+
+def is_registered(model: nn.Module) -> bool:
+    """Whether an engine gathers the model's parameters when its modules are called (`ds_id` of a module)."""
+    return hasattr(model, "ds_id")
+
+
 def _is_whole(parameter: Any) -> bool:
     """Whether a split parameter is gathered on every rank at this moment (`ds_status`)."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
@@ -166,16 +178,18 @@ def rewritten(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def mark_leaf_blocks(model: nn.Module) -> list[str]:
     """Let ZeRO-3 gather a decoder block at once (`_z3_leaf`): half the gathers under activation checkpointing.
 
-    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another. Returns their class names.
+    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another; those that a forward does not call
+    exactly once are no leaves. Returns the leaves' class names.
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for block in blocks(model):
+    leaves = [block for name, stack in block_lists(model).items() if called_once(model, name) for block in stack]
+    for block in leaves:
         if not hasattr(block, _INPUT_HOOK):
             hook = block.register_forward_pre_hook(_ask_for_input_gradients, with_kwargs=True, prepend=True)
             setattr(block, _INPUT_HOOK, hook)
         set_z3_leaf_module(block, True)
-    return sorted({type(block).__name__ for block in blocks(model)})
+    return sorted({type(block).__name__ for block in leaves})
 
 
 _INPUT_HOOK = "_dist_subspace_input_hook"
@@ -197,13 +211,6 @@ def unmark_leaf_blocks(model: nn.Module) -> None:
 
     for block in blocks(model):
         set_z3_leaf_module(block, False)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's transformer blocks: entries of its outermost module lists."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
-    return [block for name in outer for block in lists[name]]
 
 
 def largest_block_numel(model: nn.Module) -> int:

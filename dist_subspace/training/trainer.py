@@ -137,7 +137,11 @@ class Trainer:
                 model = attach(model, subspace, cache=cache, progress=progress)
             else:
                 model = attach_beginning(model, subspace, plan.beginning, cache, progress)
-        if config.training.gradient_checkpointing:
+        if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+            self.observer.notice(
+                f"training.gradient_checkpointing is true, but transformers has none for {type(model).__name__}: not used"
+            )
+        elif config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:

@@ -154,7 +154,7 @@ def check_unpacked(session: Session, storage: str, packed: Container[str], words
             name.startswith(blocks(session.right))
             and 2 <= parameter.dim() <= 3
             and "embedding" not in kind
-            and "conv1d" != kind
+            and kind != "conv1d"
         ):
             sizes[owner if own == "weight" else name] = parameter.numel()
     loose = {name: size for name, size in sizes.items() if name not in packed}

@@ -139,8 +139,6 @@ def warm_up() -> None:
     import torch
     import transformers
 
-    import dist_subspace.api
-    import dist_subspace.interchange.merge
     import tests.families.checks  # noqa: F401
 
     torch.set_num_threads(1)
