@@ -23,7 +23,6 @@ from dist_subspace.subspace.schedule import Schedule
 from dist_subspace.subspace.targets import Choice, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
 
-
 # Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
 ONE_FUNCTION = ("ReformerEncoder",)
 

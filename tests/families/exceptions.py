@@ -19,7 +19,12 @@ class Special:
 
 
 _MAMBA_HEADS = "heads times head size is twice the width"
-_REFORMER = {"axial_pos_shape": (4, 4), "axial_pos_embds_dim": (16, 32), "attn_layers": ["local", "lsh"], "num_buckets": 4}
+_REFORMER = {
+    "axial_pos_shape": (4, 4),
+    "axial_pos_embds_dim": (16, 32),
+    "attn_layers": ["local", "lsh"],
+    "num_buckets": 4,
+}
 _REFORMER |= {"local_attn_chunk_length": 4, "lsh_attn_chunk_length": 4, "hash_seed": 0, "attention_head_size": 12}
 _INDEXER = {"indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 12, "indexer_budget": 8}
 
@@ -30,7 +35,9 @@ EXCEPTIONS: dict[str, Special] = {
         "the default has no rotary parameters", {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}}
     ),
     "codegen": Special("rotates a part of a head", {"rotary_dim": 4}),
-    "dbrx": Special("the default attention has neither", {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}),
+    "dbrx": Special(
+        "the default attention has neither", {"attn_config.rope_theta": 10000.0, "attn_config.clip_qkv": 8.0}
+    ),
     "dots3_note_text": Special(
         "a head has a rotated part and another", {"head_dim": 20, "qk_nope_head_dim": 12, "qk_rope_head_dim": 8}
     ),
@@ -59,20 +66,23 @@ EXCEPTIONS: dict[str, Special] = {
         | {"tag_pad_id": 216, "subs_pad_id": 1001},
     ),
     "mistral4": Special("the rotated part of a head has its own size", {"head_dim": 16}),
-    "mobilebert": Special(
-        "bottlenecks", {"intra_bottleneck_size": 24, "true_hidden_size": 24, "embedding_size": 24}
-    ),
+    "mobilebert": Special("bottlenecks", {"intra_bottleneck_size": 24, "true_hidden_size": 24, "embedding_size": 24}),
     "mpnet": Special("32 buckets are written in the code", {"relative_attention_num_buckets": 32}),
     "neomme": Special(
         "rotates a multiple of four",
-        {"rope_parameters": {k: ROPE | {"partial_rotary_factor": 1 / 3} for k in ("full_attention", "sliding_attention")}},
+        {
+            "rope_parameters": {
+                k: ROPE | {"partial_rotary_factor": 1 / 3} for k in ("full_attention", "sliding_attention")
+            }
+        },
     ),
     "nystromformer": Special(
         "landmarks divide the text", {"conv_kernel_size": 5, "segment_means_seq_len": 12, "num_landmarks": 4}
     ),
     "perceiver": Special("the decoder has as many positions as there may be", {"max_position_embeddings": 16}, 16),
     "qwen4_exp": Special(
-        "the default has no indexer", {f"text_config.{k}": v for k, v in (_INDEXER | {"indexer_compress_ratio": 2}).items()}
+        "the default has no indexer",
+        {f"text_config.{k}": v for k, v in (_INDEXER | {"indexer_compress_ratio": 2}).items()},
     ),
     "qwen4_exp_text": Special("the default has no indexer", _INDEXER | {"indexer_compress_ratio": 2}),
     "recurrent_gemma": Special("kinds of layers by period", {"block_types": ["recurrent", "attention"]}),

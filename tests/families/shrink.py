@@ -20,7 +20,10 @@ LAYERS, EXPERTS, POSITIONS, WINDOW, OTHER = 2, 4, 64, 8, 16
 SIZES: tuple[tuple[str, int], ...] = (
     (r".*(token|codec|lang|pad|bos|eos|sep|cls|mask)_(id|ids|index)|mask_index|unk_index|.*_id", -1),
     (r"(.*_)?vocab_size(_.*)?|.*_vocab_size_base|encoder_hash_byte_group_vocab|num_hash_buckets", VOCABULARY),
-    (r".*max_(source_|target_|encoder_|decoder_|2d_)?position(_embedding)?s(_.*)?|.*max_position_embeddings", POSITIONS),
+    (
+        r".*max_(source_|target_|encoder_|decoder_|2d_)?position(_embedding)?s(_.*)?|.*max_position_embeddings",
+        POSITIONS,
+    ),
     (r"n_positions|n_ctx|max_seq_len|model_max_length|context_length|position_embedding_size", POSITIONS),
     (r"(.*_)?(num_)?(key_value|kv)_heads|kv_n_heads|num_query_groups|indexer_kv_heads|n_mamba_heads", HEADS // 2),
     (r"linear_num_key_heads", HEADS // 2),
@@ -35,17 +38,26 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(.*_)?(sliding_window|window_size|chunk_size|block_size|attention_window|local_attention)", WINDOW),
     (r"qk_rope_head_dim", HEAD_DIM - 4),
     (r"qk_head_dim", 2 * HEAD_DIM - 4),
-    (r"(.*_)?head_dim|.*_head_dim|d_head|d_kv|dim_head|attention_head_size|kv_channels|mamba_d_head|mamba_headdim", HEAD_DIM),
+    (
+        r"(.*_)?head_dim|.*_head_dim|d_head|d_kv|dim_head|attention_head_size|kv_channels|mamba_d_head|mamba_headdim",
+        HEAD_DIM,
+    ),
     (r"(.*_)?lora_rank|adapter_rank|laurel_rank|hc_lowrank|gated_norm_rank|(.*_)?time_step_rank|mamba_dt_rank", 8),
     (r"index_topk|index_topk_blocks", 8),
     (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size)(_mlp)?|d_ff|dff|dim_ff|d_inner|hidden_dim|n_inner", INNER),
     (r"feed_forward_size|mlp_dim|moe_hidden_size", INNER),
     (r"(.*_)?(hidden_size|embed_dim|embedding_size|embedding_dim|emb_dim|hidden_dim)(_.*)?", WIDTH),
-    (r"d_model|n_embd|dim|lru_width|word_embed_proj_dim|output_dim|d_latents|projection_dim|(adapter_)?input_size|.*_(in|out)_dim", WIDTH),
+    (r"d_model|n_embd|dim|lru_width|word_embed_proj_dim|output_dim|d_latents|projection_dim", WIDTH),
+    (r"(adapter_)?input_size|.*_(in|out)_dim", WIDTH),
     (r"(.*_)?(image_size|patch_size)", 0),
 )
 # What other families derive from the rest, where a family's default is None and its modules read it.
-ABSENT = {"head_dim": HEAD_DIM, "num_key_value_heads": HEADS // 2, "n_routed_experts": EXPERTS, "num_experts_per_tok": 2}
+ABSENT = {
+    "head_dim": HEAD_DIM,
+    "num_key_value_heads": HEADS // 2,
+    "n_routed_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+}
 SPECIAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _NOT_FIELDS = ("transformers_version", "ignore_keys_at_rope_validation", "architectures", "id2label", "label2id")
 
@@ -66,7 +78,9 @@ def small(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedCon
     if "qk_rope_head_dim" in fields:
         single = made.get("per_layer_config", {}).values()
         for own, size in ((made, HEAD_DIM - 4), *((own, 2 * HEAD_DIM - 4) for own in single)):
-            own |= {"num_key_value_heads": HEADS} if "num_key_value_heads" in own else {}  # latent attention has no groups
+            own |= (
+                {"num_key_value_heads": HEADS} if "num_key_value_heads" in own else {}
+            )  # latent attention has no groups
             own |= {"head_dim": size} if "head_dim" in own else {}
     made |= {name: token for name, token in SPECIAL_TOKENS.items() if name in fields}
     made |= {"decoder_start_token_id": 1} if fields.get("is_encoder_decoder") else {}
