@@ -14,7 +14,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.notices import held_dense, tell
+from dist_subspace.loading.notices import cast_by_the_engine, held_dense, tell
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
@@ -106,7 +106,8 @@ def load_frozen(
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
     with together("reading the model's weights"):
         stream.run(target, partitioner, progress)
-    for sentence in (*stream.sources.notes, *held_dense(model, storage)):
+    said = [*stream.sources.notes, *held_dense(model, storage, kind), *cast_by_the_engine(model, stage_config, kind)]
+    for sentence in said:
         tell(sentence, notice)
     if partitioner is not None:
         remember_partitioner(model, partitioner)

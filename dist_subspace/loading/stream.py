@@ -21,6 +21,8 @@ from dist_subspace.placement.zero import Partitioner
 from dist_subspace.storage import FrozenLinear, Origin, adopt, is_conv1d, is_linear, pack, replace
 
 HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
+QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
+WIDER = (torch.float32, torch.bfloat16, torch.float64)  # than float16: types whose values it may not hold
 
 
 class Stream:
@@ -92,19 +94,27 @@ class Stream:
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
-        key = self.sources.keys.get(full_name)
-        origin = None if key is None else Origin(str(self.index.files[key]), key)
-        if not self.sources.has(full_name) or self._is_output(name, weight) or self.kept(full_name) is not None:
+        origin = self.sources.origin(self.model, full_name)
+        own_type = self.kept(full_name) is not None or weight.dtype != self.dtype  # a router made in float32
+        if not self.sources.has(full_name) or self._is_output(name, weight) or own_type:
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
-        full = self.sources.read(self.model, full_name).to(device)
+        full = self.sources.read(self.model, full_name)
         if not full.dtype.is_floating_point:
             raise UsageError(
-                f"{self.index.folder} holds {key or full_name} as {full.dtype}; accepted: a floating-point weight"
+                f"{self.index.folder} holds {full_name} as {full.dtype}; accepted: a floating-point weight"
             )
+        if full.dtype not in QUANTISABLE:
+            full = full.float()
+        self._refuse_overflow(full_name, full, self.dtype)
         return pack(
-            full, self.storage, transposed=is_conv1d(module), double_quant=self.double_quant, bias=ready, origin=origin
+            full.to(device),
+            self.storage,
+            transposed=is_conv1d(module),
+            double_quant=self.double_quant,
+            bias=ready,
+            origin=origin,
         )
 
     @staticmethod
@@ -139,11 +149,24 @@ class Stream:
             old.requires_grad_(False)
             return old
         value = self.sources.read(self.model, name) if self.sources.has(name) else self._fresh(name, old)
-        parameter = nn.Parameter(value.to(device=device, dtype=self.kept(name) or old.dtype), requires_grad=False)
+        kind = self.kept(name) or old.dtype
+        self._refuse_overflow(name, value, kind)
+        parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
         # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
         done[old] = parameter
         done[parameter] = parameter
         return parameter
+
+    def _refuse_overflow(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+        """float16 ends at 65,504: a larger weight would be infinite, and everything after it no number."""
+        if dtype != torch.float16 or value.dtype not in WIDER or not value.numel():
+            return
+        largest = value.abs().amax()
+        if bool(largest.isfinite()) and float(largest) > torch.finfo(dtype).max:
+            raise UsageError(
+                f"model.path is {str(self.index.folder)!r}, whose {name} has values up to {float(largest):,.0f}, which float16 "
+                "cannot hold; accepted for this model: model.dtype bfloat16 or float32"
+            )
 
     def _fresh(self, name: str, old: nn.Parameter) -> torch.Tensor:
         """Initial values of a parameter that the checkpoint lacks: the family's own, a function of (seed, name)."""
@@ -160,6 +183,7 @@ class Stream:
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept(name) if self.sources.has(name) else None
         self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
+
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module | None:
