@@ -21,7 +21,7 @@ from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.optimizer_state import watch_optimizers
 from dist_subspace.placement.zero import gathered, mark_leaf_blocks
 from dist_subspace.statistics import settle
-from dist_subspace.storage import adopt_all, storage_info
+from dist_subspace.storage import adopt_all, left_alone, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached
 
 
@@ -37,8 +37,9 @@ def attach(
 
     Takes a model of `load_frozen`, or one that transformers loaded itself: plain, with GPT-2's Conv1D, or with a
     `BitsAndBytesConfig` in 4 or 8 bits. Its linear layers become frozen operators (no weight is copied), everything else is
-    frozen as it is. Call it before `deepspeed.initialize` or the Trainer; nothing is created later. Collective where there
-    is a process group.
+    frozen as it is; so is a layer whose weight the model reads instead of calling it, and what else a default target cannot
+    have is left out and said (`dist_subspace` logs it). Call it before `deepspeed.initialize` or the Trainer; nothing is created
+    later. Collective where there is a process group.
 
     Arguments:
         cache: a folder where statistics of the frozen matrices (SVDs) are kept and found again; rank 0 alone uses it.
@@ -50,7 +51,7 @@ def attach(
             dimensions, a constraint that the method cannot have.
     """
     adopt_all(model)
-    attach_method(model, config or SubspaceConfig(), gathered, known=factors or ())
+    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model))
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)

@@ -16,9 +16,22 @@ from dist_subspace.errors import UsageError
 from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
+from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
+from dist_subspace.notices import say
 from dist_subspace.placement.zero import Partitioner
-from dist_subspace.storage import FrozenLinear, Origin, adopt, is_conv1d, is_linear, pack, replace
+from dist_subspace.storage import (
+    FrozenLinear,
+    Origin,
+    PackedLinear,
+    adopt,
+    is_conv1d,
+    is_linear,
+    left_alone,
+    pack,
+    replace,
+    storage_info,
+)
 
 HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
 QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
@@ -36,6 +49,12 @@ class Stream:
         self.dtype, self.seed = dtype, seed
         self.sources = find_sources(model, index, self._is_head)
         self.kept = kept_type(model, dtype)
+        self.apart = left_alone(model)
+        if storage_info(storage).dtype is None:
+            packed = [name for name, module in model.named_modules() if self._packs(name, module)]
+            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
+            for sentence in check_packed(model, storage, dtype, packed, apart):
+                say(sentence)
 
     def run(
         self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
@@ -77,7 +96,7 @@ class Stream:
         partitioner: Partitioner | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
-        if is_linear(module):
+        if is_linear(module) and name not in self.apart:
             loaded: nn.Module = self._linear(name, module, device, done)
             replace(self.model, name, loaded)
         else:
@@ -95,8 +114,7 @@ class Stream:
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
         origin = self.sources.origin(self.model, full_name)
-        own_type = self.kept(full_name) is not None or weight.dtype != self.dtype  # a router made in float32
-        if not self.sources.has(full_name) or self._is_output(name, weight) or own_type:
+        if not self._packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
@@ -108,7 +126,7 @@ class Stream:
         if full.dtype not in QUANTISABLE:
             full = full.float()
         self._refuse_overflow(full_name, full, self.dtype)
-        return pack(
+        packed = pack(
             full.to(device),
             self.storage,
             transposed=is_conv1d(module),
@@ -116,6 +134,21 @@ class Stream:
             bias=ready,
             origin=origin,
         )
+        if isinstance(packed, PackedLinear):
+            packed.name, packed.compute_dtype = name, self.dtype
+        return packed
+
+    def _packs(self, name: str, module: nn.Module) -> bool:
+        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
+        of its own (a router made in float32)."""
+        full_name = f"{name}.weight"
+        if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
+            return False
+        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype
+        return not own_type and not self._is_output_layer(name)
+
+    def _is_output_layer(self, name: str) -> bool:
+        return self._is_output(name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
 
     @staticmethod
     def _as_it_is(module: nn.Module, origin: Origin | None) -> FrozenLinear:
@@ -183,7 +216,6 @@ class Stream:
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept(name) if self.sources.has(name) else None
         self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
-
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module | None:

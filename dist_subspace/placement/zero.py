@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
+from dist_subspace.placement.reuse import called_once
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -161,16 +162,18 @@ def rewritten(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def mark_leaf_blocks(model: nn.Module) -> list[str]:
     """Let ZeRO-3 gather a decoder block at once (`_z3_leaf`): half the gathers under activation checkpointing.
 
-    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another. Returns their class names.
+    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another; those that a forward does not call
+    exactly once are no leaves. Returns the leaves' class names.
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for block in blocks(model):
+    leaves = [block for name, stack in block_lists(model).items() if called_once(model, name) for block in stack]
+    for block in leaves:
         if not hasattr(block, _INPUT_HOOK):
             hook = block.register_forward_pre_hook(_ask_for_input_gradients, with_kwargs=True, prepend=True)
             setattr(block, _INPUT_HOOK, hook)
         set_z3_leaf_module(block, True)
-    return sorted({type(block).__name__ for block in blocks(model)})
+    return sorted({type(block).__name__ for block in leaves})
 
 
 _INPUT_HOOK = "_dist_subspace_input_hook"
@@ -196,9 +199,13 @@ def unmark_leaf_blocks(model: nn.Module) -> None:
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """The model's transformer blocks: entries of its outermost module lists."""
+    return [block for stack in block_lists(model).values() for block in stack]
+
+
+def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The module lists that are not inside another, by name."""
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
-    return [block for name in outer for block in lists[name]]
+    return {name: found for name, found in lists.items() if not any(name.startswith(other + ".") for other in lists)}
 
 
 def largest_block_numel(model: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.notices import say
 from dist_subspace.subspace.accumulation import Accumulation, watch_loss
 from dist_subspace.subspace.collect import GradientCollector
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, layer_settings, resolve
@@ -60,7 +61,11 @@ class Attachment:
 
 
 def attach_method(
-    model: nn.Module, config: SubspaceConfig, gathered: Gathered, known: Container[str] = ()
+    model: nn.Module,
+    config: SubspaceConfig,
+    gathered: Gathered,
+    known: Container[str] = (),
+    apart: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Put the configured method on the model; its linear layers are frozen operators already.
 
@@ -69,6 +74,7 @@ def attach_method(
     Arguments:
         gathered: a context in which the given parameters are whole (collective where they are split over ranks).
         known: the sites whose statistics need not be made.
+        apart: linear layers of the model that are no operators, and why.
 
     Raises:
         UsageError: for a model that has a method already, a target that matches nothing, a rank above a layer's
@@ -81,7 +87,8 @@ def attach_method(
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
-    sites = resolved.method.sites(Choice(model, resolved.targets, given, exclude, _head_names(model), options))
+    choice = Choice(model, resolved.targets, given, exclude, _head_names(model), options, apart or {})
+    sites = resolved.method.sites(choice)
     largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
@@ -116,6 +123,8 @@ def attach_method(
         schedule=None if schedule is None else schedule(parts, resolved.settings, config.seed),
         collector=_collect(parts, resolved),
     )
+    for sentence in choice.left_out.sentences(resolved.targets):
+        say(sentence)
     watch_loss(model, accumulation)
     _let_gradients_start_at_the_embeddings(model)
     return model
@@ -151,7 +160,7 @@ def _put_parts(
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
         part = resolved.method.on(site, settings[name], generator, shared)
-        part.compute_dtype = dtype
+        part.compute_dtype, part.name = dtype, name
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for own, parameter in part.trainables().items():
             setattr(part, own, nn.Parameter(parameter.data.to(device)))

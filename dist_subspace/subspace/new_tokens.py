@@ -196,8 +196,8 @@ def _vocabulary(model: Any) -> int:
 def _mean_row(module: Any, gathered: Gathered) -> Tensor:
     """Collective where the module is split: `(d,)` float32, the mean over the rows of an embedding or a head."""
     with gathered(list(module.parameters())), torch.no_grad():
-        weight = getattr(module, "weight", None)
-        if weight is None or not weight.is_floating_point() or getattr(module, "transposed", False):
+        weight = getattr(module, "weight", None) if getattr(module, "is_float", True) else None
+        if weight is None or getattr(module, "transposed", False):
             weight = module.dense(torch.float32)
         sums = [part.float().sum(0, dtype=torch.float64) for part in weight.split(ROWS)]
         return (torch.stack(sums).sum(0) / len(weight)).float()

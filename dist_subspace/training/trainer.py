@@ -20,6 +20,7 @@ from dist_subspace.checkpoint.state import TrainerState, check_factors, method_s
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
+from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import step_count
@@ -118,6 +119,10 @@ class Trainer:
         return True
 
     def _make_model(self) -> torch.nn.Module:
+        with heard(self.observer.notice):
+            return self._load_and_attach()
+
+    def _load_and_attach(self) -> torch.nn.Module:
         config, plan = self.config, self.plan
         with self.observer.loading("reading the model") as progress:
             model = load_frozen(
@@ -139,7 +144,11 @@ class Trainer:
         )  # then decompositions come in the middle of training
         with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
             model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
-        if config.training.gradient_checkpointing:
+        if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+            self.observer.notice(
+                f"training.gradient_checkpointing is true, but transformers has none for a {type(model).__name__}: activations are kept"
+            )
+        elif config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:

@@ -51,7 +51,11 @@ VARIANTS: tuple[tuple[str, tuple[tuple[str, Any], ...], tuple[tuple[str, str], .
         _named("causal-lm", "llama", "qwen2", "mistral", "starcoder2", "gemma"),
     ),
     ("gated", (("feed_forward_proj", "gated-gelu"),), _named("seq2seq-lm", "t5", "longt5")),
-    ("old-decoder", (("new_decoder_architecture", False), ("multi_query", False)), _named("causal-lm", "falcon")),
+    (
+        "old-decoder",
+        (("new_decoder_architecture", False), ("multi_query", False), ("num_kv_heads", 4)),
+        _named("causal-lm", "falcon"),
+    ),
     ("new-decoder", (("new_decoder_architecture", True),), _named("causal-lm", "falcon")),
     ("sequential", (("use_parallel_residual", False),), _named("causal-lm", "gpt_neox")),
     ("multi-query", (("multi_query", False),), _named("causal-lm", "gpt_bigcode")),
