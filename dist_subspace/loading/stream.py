@@ -139,11 +139,12 @@ class Stream:
         return packed
 
     def _packs(self, name: str, module: nn.Module) -> bool:
-        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, and no head."""
+        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
+        of its own (a router made in float32)."""
         full_name = f"{name}.weight"
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
-        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype  # a router made in float32
+        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype
         return not own_type and not self._is_output_layer(name)
 
     def _is_output_layer(self, name: str) -> bool:
