@@ -139,7 +139,7 @@ def _refuse_living(run: Path, locked: bool) -> None:
     raise _occupied(
         run,
         f"process {pid} on {host}, whose last sign of life is {max(0, round(age))} s old,",
-        f"choose another folder, or wait for its end; if it is dead, delete {run / STATUS} or start {ALIVE:.0f} s after that sign",
+        f"choose another folder, or wait for its end; if it is dead, delete {run / STATUS}, or wait {ALIVE:.0f} s",
     )
 
 

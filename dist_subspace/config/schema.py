@@ -61,6 +61,14 @@ class SubspaceSection(Section):
     )
     constraint_weight: float = Field(default=0.1, ge=0, description="Weight of the constraint's penalty in the loss.")
     options: dict[str, Any] = Field(default={}, description="The method's own further options.")
+    rank_pattern: dict[Text, Count] = Field(default={}, description="Ranks of single layers, by name ending.")
+    alpha_pattern: dict[Text, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="Alphas of single layers, by name ending."
+    )
+    init_from: Text | None = Field(
+        default=None,
+        description="An adapter's folder (ours or PEFT's) whose weights a new run begins with; null: anew.",
+    )
 
 
 class DataSource(Section):

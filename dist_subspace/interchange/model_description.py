@@ -109,7 +109,7 @@ def _base(model: nn.Module) -> dict[str, Any]:
     """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
     operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
     held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
-    task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), "base")
+    task = task_of_class(type(model).__name__)
     if task == "seq2seq-lm" and not _has_encoder(model):
         task = "causal-lm"
     return {
@@ -119,6 +119,11 @@ def _base(model: nn.Module) -> dict[str, Any]:
         "task": task,
         **(_labels(model) if "classification" in task else {}),
     }
+
+
+def task_of_class(name: str) -> str:
+    """Our name of the task of a transformers class."""
+    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), "base")
 
 
 def _labels(model: Any) -> dict[str, Any]:

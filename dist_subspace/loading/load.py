@@ -19,6 +19,7 @@ from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
 from dist_subspace.placement.zero import (
@@ -119,6 +120,7 @@ def load_frozen(
         remember_partitioner(model, partitioner)
     if stage_config is not None:
         mark_leaf_blocks(model)
+        keep_ranks_together(model)
     return model.eval()
 
 

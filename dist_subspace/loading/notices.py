@@ -91,6 +91,7 @@ def _bytes(parameter: Any) -> int:
 def _listed(held: Mapping[str, Any], noun: str) -> str:
     """How many, in which types, how large over all ranks, and the first names."""
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in held.values()})
-    size = sum(map(_bytes, held.values())) / 2**20
+    size = sum(map(_bytes, held.values()))
+    text = f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
     names = ", ".join(list(held)[:2]) + (", ..." if len(held) > 2 else "")
-    return f"{size:,.1f} MiB are {' and '.join(kinds)}: {len(held)} {noun}{'s' if len(held) > 1 else ''} ({names})"
+    return f"{text} are {' and '.join(kinds)}: {len(held)} {noun}{'s' if len(held) > 1 else ''} ({names})"

@@ -113,8 +113,7 @@ class Stream:
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
-        key = self.sources.keys.get(full_name)
-        origin = None if key is None else Origin(str(self.index.files[key]), key)
+        origin = self.sources.origin(self.model, full_name)
         if not self._packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
@@ -122,7 +121,7 @@ class Stream:
         full = self.sources.read(self.model, full_name)
         if not full.dtype.is_floating_point:
             raise UsageError(
-                f"{self.index.folder} holds {key or full_name} as {full.dtype}; accepted: a floating-point weight"
+                f"{self.index.folder} holds {full_name} as {full.dtype}; accepted: a floating-point weight"
             )
         if full.dtype not in QUANTISABLE:
             full = full.float()
@@ -140,11 +139,12 @@ class Stream:
         return packed
 
     def _packs(self, name: str, module: nn.Module) -> bool:
-        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, and no head."""
+        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
+        of its own (a router made in float32)."""
         full_name = f"{name}.weight"
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
-        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype  # a router made in float32
+        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype
         return not own_type and not self._is_output_layer(name)
 
     def _is_output_layer(self, name: str) -> bool:

@@ -119,6 +119,13 @@ class Peers:
                 found.append(peer)
         return sorted(found, key=lambda peer: peer.rank)
 
+    def gone_within(self, seconds: float) -> list[Peer]:
+        """As `gone`, where a connection has just broken: the process at its other end may take a moment to end."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.gone()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
+
     def heard(self, peer: Peer) -> bool:
         """Whether that rank knew that it shall stop."""
         with suppress(RuntimeError):

@@ -12,11 +12,12 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+
+from dist_subspace.class_source import LIBRARY, definitions, functions, source
 
 WEIGHTS = ("weight", "bias")
 # Attributes of a weight that say something about it and read none of its values; `data` leads to them.
@@ -29,7 +30,6 @@ _HARMLESS = frozenset(
 _ASKING = ("isinstance", "hasattr", "type", "id")  # functions that ask a weight for no value
 _PARTS = ("values", "items", "children", "modules")  # methods that give a module's parts
 _SAME_ITEMS = ("enumerate", "zip", "list", "tuple", "reversed", "iter")
-_LIBRARY = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation.utils", "builtins")
 
 Values = list[Any]  # what an expression can be: modules and plain values of the model; empty where nothing is known
 
@@ -53,7 +53,7 @@ class _Reader:
 
     def follow(self, module: nn.Module, name: str, bound: Mapping[str, Values], before: tuple[Any, ...]) -> None:
         """Every definition of the method that the module's class has or inherits (which may be called by `super`)."""
-        for owner, function in _definitions(type(module), name):
+        for owner, function in definitions(type(module), name):
             if (owner, name) not in before and len(before) < 8:
                 scope = _Scope(self, module, f"{type(module).__name__}.{name}", owner, (*before, (owner, name)))
                 scope.run(function, bound)
@@ -228,13 +228,13 @@ class _Scope(ast.NodeVisitor):
         """A method of the module itself or of another one (Gemma 3n calls `self.altup.predict`)."""
         for owner in owners:
             if isinstance(owner, nn.Module):
-                for _, function in _definitions(type(owner), name):
+                for _, function in definitions(type(owner), name):
                     bound = self._bound([a.arg for a in function.args.args][1:], node)
                     self.reader.follow(owner, name, bound, self.before)
 
     def _call_function(self, name: str, node: ast.Call) -> None:
         """A function of the same file: followed where it is handed a module."""
-        function = _functions(self.owner.__module__).get(name)
+        function = functions(self.owner.__module__).get(name)
         if function is None or (name, None) in self.before or len(self.before) > 8:
             return
         bound = self._bound([a.arg for a in function.args.args], node)
@@ -311,48 +311,14 @@ def _is_harmless(parent: ast.AST, child: ast.AST) -> bool:
     return isinstance(parent, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in parent.ops)
 
 
-# Source, parsed once a file.
-
-
-@functools.cache
-def _source(module: str) -> ast.Module | None:
-    try:
-        return ast.parse(inspect.getsource(sys.modules[module]))
-    except (KeyError, OSError, TypeError, SyntaxError):
-        return None  # typed at a prompt, or compiled: what it reads is refused when it is read
-
-
-@functools.cache
-def _functions(module: str) -> dict[str, ast.FunctionDef]:
-    tree = _source(module)
-    return {} if tree is None else {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-
-
-@functools.cache
-def _methods(owner: type) -> dict[str, ast.FunctionDef]:
-    """The functions in a class's body; a class within a function is found by its qualified name."""
-    nodes: Any = _source(owner.__module__)
-    for part in owner.__qualname__.split("."):
-        if part != "<locals>" and nodes is not None:
-            inside = (n for n in ast.walk(nodes) if isinstance(n, ast.ClassDef | ast.FunctionDef))
-            nodes = next((node for node in inside if node.name == part), None)
-    return {} if nodes is None else {node.name: node for node in nodes.body if isinstance(node, ast.FunctionDef)}
-
-
-def _definitions(kind: type, name: str) -> Iterator[tuple[type, ast.FunctionDef]]:
-    for owner in kind.__mro__:
-        if owner.__module__ not in _LIBRARY and name in _methods(owner):
-            yield owner, _methods(owner)[name]
-
-
 def _may_read(kind: type) -> bool:
     """Whether the files of the class name a weight of something else than `self` at all: a quick look."""
-    return any(_names_a_weight(owner.__module__) for owner in kind.__mro__ if owner.__module__ not in _LIBRARY)
+    return any(_names_a_weight(owner.__module__) for owner in kind.__mro__ if owner.__module__ not in LIBRARY)
 
 
 @functools.cache
 def _names_a_weight(module: str) -> bool:
-    tree = _source(module)
+    tree = source(module)
     return tree is not None and any(
         (
             isinstance(n, ast.Attribute)

@@ -258,7 +258,7 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
             )
         wanted += [name for name in found if name not in wanted]
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
-    inside = [name for name in names if any(name.startswith(w + ".") for w in wanted)]
+    inside = [n for n in names if any(n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in wanted)]  # or around one
     tied = [n for n in names if any(id(p) in owned for p in model.get_submodule(n).parameters(recurse=False))]
     return wanted + [name for name in tied if name not in wanted and name not in inside]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -86,8 +85,8 @@ def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
     """The ranks whose end this error may come from; [] where they have said why themselves; None where it is this rank's own."""
     if run.peers is None or not _may_come_from_a_peer(error):
         return None
-    gone, told = _gone_soon(run.peers)
-    return gone if gone or told else None
+    gone = run.peers.gone_within(_FEW)
+    return gone if gone or wait_until_told(0.2) else None
 
 
 def end_without(run: Run, gone: list[Peer]) -> int:
@@ -126,12 +125,3 @@ def _may_come_from_a_peer(error: Exception) -> bool:
     if isinstance(error, torch.distributed.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OF_CONNECTIONS)
-
-
-def _gone_soon(peers: Peers) -> tuple[list[Peer], bool]:
-    """The ranks that are gone, a moment after a failure that may come from that, and whether one has said why it failed."""
-    deadline, told = time.monotonic() + _FEW, False
-    while not (gone := peers.gone()) and not told and time.monotonic() < deadline:
-        told = wait_until_told(0.2)
-        time.sleep(0.1)
-    return gone, told

@@ -22,6 +22,7 @@ from dist_subspace.placement.collectives import agreed, on_main, once_per_node, 
 from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.announce import announced
+from dist_subspace.training.beginning import Beginning, find_beginning
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.schedule import schedule_of
@@ -51,6 +52,7 @@ class Plan:
     total_steps: int
     fingerprints: dict[str, str]
     checkpoint: tuple[Path, TrainerState] | None
+    beginning: Beginning | None = None
 
     @property
     def pad_id(self) -> int:
@@ -71,20 +73,24 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     run_dir = Path(config.run.output_dir)
     device = agreed_device()
     with agreed("checking the configuration"):
-        subspace = subspace_config(config)
-        resolved = resolve(subspace)
+        if config.subspace.init_from is None:  # else the adapter has the first word
+            resolve(subspace_config(config))
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
         check_optimizer(config.training.optim, device)
         check_trackers(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
+    beginning = on_main(_find_beginning, config, run_dir, notice)
     with announced("looking for the model's files", notice):
         download(config.model.path)
     with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
         rows = embedding_rows(folder, config.model.trust_remote_code)
-        subspace = with_tokens(subspace, resolved, tokenizer, config, rows, notice)
+        subspace = subspace_config(config) if beginning is None else beginning.config
+        subspace = with_tokens(subspace, resolve(subspace), tokenizer, config, rows, notice)
+        if beginning is not None:
+            beginning.check_tokens(tuple(subspace.new_tokens))
         resolved = resolve(subspace)
         first_position = check_fits(folder, config, resolved)
     with announced("reading and tokenising the data", notice):
@@ -116,6 +122,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         total_steps=total_steps,
         fingerprints=fingerprints,
         checkpoint=checkpoint,
+        beginning=beginning,
     )
 
 
@@ -273,6 +280,16 @@ def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str,
         "method": hashlib.sha256(method.encode()).hexdigest(),
         "data": data.fingerprint,
     }
+
+
+def _find_beginning(config: Config, run_dir: Path, notice: Callable[[str], None]) -> Beginning | None:
+    """Local, rank 0: what `subspace.init_from` comes to, if it is given."""
+    if config.subspace.init_from is None:
+        return None
+    found = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
+    resumed = None if found is None else (found[0], found[1].begun)
+    beginning = find_beginning(config.subspace.init_from, resumed, notice)
+    return None if beginning is None else beginning.joined(config.subspace)
 
 
 def _find_checkpoint(

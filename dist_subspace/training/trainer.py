@@ -21,11 +21,12 @@ from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
-from dist_subspace.placement.optimizer_state import step_count
+from dist_subspace.placement.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
 from dist_subspace.stopping import STOP
-from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
+from dist_subspace.subspace import SubspaceConfig, attached, named_trainables, parameter_groups
 from dist_subspace.training.announce import announced
+from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
@@ -66,6 +67,7 @@ class Trainer:
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self.plan, self.config, self.observer = plan, plan.config, observer
         self.progress = Progress()
+        self._savable = False
         self.losses: list[float] = []  # of each step that this process has made
         self.pause = Pause(STOP, plan.config.training.max_time, plan.device)
         self.unevaluated = plan.data.eval is not None  # the evaluation that is due at this step has not been made
@@ -100,7 +102,7 @@ class Trainer:
         return True
 
     def last_loss(self) -> float | None:
-        """The trained model's loss on the last batch's first micro-batches; None where its end is not what becomes the adapter."""
+        """The trained model's loss on micro-batches of the last batch; None where an earlier state becomes the adapter."""
         if self.progress.best is not None or self.progress.step == 0:
             return None
         return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
@@ -130,8 +132,16 @@ class Trainer:
             plan.resolved.method.schedule_class is not None
         )  # then decompositions come in the middle of training
         with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
-            model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
-        if config.training.gradient_checkpointing:
+            subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
+            if plan.beginning is None:
+                model = attach(model, subspace, cache=cache, progress=progress)
+            else:
+                model = attach_beginning(model, subspace, plan.beginning, cache, progress)
+        if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+            self.observer.notice(
+                f"training.gradient_checkpointing is true, but transformers has none for {type(model).__name__}: not used"
+            )
+        elif config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:
@@ -206,6 +216,7 @@ class Trainer:
         self.progress.tokens += batch.tokens
         self.unevaluated = self.plan.data.eval is not None and (self._due(self.config.run.eval_steps) or self._last())
         if applied:
+            self._prove_savable()
             self._advance_method()
         else:
             discard(self.model)
@@ -229,6 +240,19 @@ class Trainer:
         self.observer.notice(f"step {step}: {kind} of {len(schedule.parts):,} frozen matrices")
         with STOP.leavable():  # the step before is saved
             advance(self.model, step, total)
+
+    def _prove_savable(self) -> None:
+        """After the first step, and not after hours: the optimizer's state is where a checkpoint will look for it."""
+        if self._savable:
+            return
+        try:
+            read_state(self.engine, named_trainables(self.model))
+        except (KeyError, AttributeError, RuntimeError) as error:
+            raise RuntimeError(
+                f"no checkpoint of this run could be written: the state of training.optim {self.config.training.optim!r} in "
+                f"this DeepSpeed engine cannot be read ({type(error).__name__}: {error})"
+            ) from error
+        self._savable = True
 
     def _not_applied(self, loss: float) -> None:
         if math.isfinite(loss) and self.engine.fp16_enabled():
@@ -336,6 +360,7 @@ class Trainer:
             skipped=progress.skipped,
             overflowed=progress.overflowed,
             training=self.config.training.model_dump(mode="json"),
+            begun=self.plan.beginning.config.as_dict() if self.plan.beginning else {},
             method=method_state(self.model),
             loss_scaler=scaler_state(self.engine),
             unevaluated=self.unevaluated,

@@ -106,21 +106,27 @@ def check_float(session: Session) -> None:
 
 
 def check_types(session: Session) -> None:
-    """bf16: every parameter and buffer has transformers' type and value."""
-    right = reference.own_tensors(reference.load(session.case, session.folder, torch.bfloat16))
-    ours = reference.own_tensors(session.load("bf16"))
+    """16 bits: every parameter and buffer has transformers' type and value; in fp16 too, where a family keeps some in float32."""
+    check_type(session, "bf16", torch.bfloat16)
+    if getattr(session.right, "_keep_in_fp32_modules", None):
+        check_type(session, "fp16", torch.float16)
+
+
+def check_type(session: Session, storage: str, dtype: torch.dtype) -> None:
+    right = reference.own_tensors(reference.load(session.case, session.folder, dtype))
+    ours = reference.own_tensors(session.load(storage))
     lost = sorted(right.keys() - ours.keys())
     if lost:
-        raise Wrong(f"bf16: {lost[0]} is not there{f' and {len(lost) - 1} more' if lost[1:] else ''}")
+        raise Wrong(f"{lost[0]} is not there{f' and {len(lost) - 1} more' if lost[1:] else ''}")
     for kind in ("dtype", "shape"):
         other = [n for n in right if getattr(right[n], kind) != getattr(ours[n], kind)]
         if other:
-            raise Wrong(f"bf16: {other[0]} has {kind} {getattr(ours[other[0]], kind)}, transformers {getattr(right[other[0]], kind)}"
-                        f"; {len(other)} such")  # fmt: skip
+            found, wanted = getattr(ours[other[0]], kind), getattr(right[other[0]], kind)
+            raise Wrong(f"{storage}: {other[0]} has {kind} {found}, transformers {wanted}; {len(other)} such")
     other = [n for n in right if not torch.equal(right[n].nan_to_num(), ours[n].nan_to_num())]
     if other:
-        raise Wrong(f"bf16: {other[0]} has other values than transformers' (by {reference.relative(ours[other[0]], right[other[0]]):.2g}); "
-                    f"{len(other)} such")  # fmt: skip
+        far = reference.relative(ours[other[0]], right[other[0]])
+        raise Wrong(f"{storage}: {other[0]} is off by {far:.2g} from transformers' value; {len(other)} such")
 
 
 def check_quantised(session: Session, storage: str) -> None:
@@ -150,18 +156,14 @@ def check_unpacked(session: Session, storage: str, packed: Container[str], words
     for name, parameter in session.right.named_parameters():
         owner, _, own = name.rpartition(".")
         kind = type(session.right.get_submodule(owner)).__name__.lower()
-        if (
-            name.startswith(blocks(session.right))
-            and 2 <= parameter.dim() <= 3
-            and "embedding" not in kind
-            and "conv1d" != kind
-        ):
+        matrix = 2 <= parameter.dim() <= 3 and "embedding" not in kind and kind != "conv1d"
+        if matrix and name.startswith(blocks(session.right)):
             sizes[owner if own == "weight" else name] = parameter.numel()
     loose = {name: size for name, size in sizes.items() if name not in packed}
     if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention("nf4", "int8", "quantis"):
         most = max(loose, key=lambda name: loose[name])
-        raise Wrong(f"{storage}: {sum(loose.values())} of {sum(sizes.values())} weights of the blocks are not packed ({most}), and nothing "
-                    "is said")  # fmt: skip
+        share = f"{sum(loose.values())} of {sum(sizes.values())} weights of the blocks"
+        raise Wrong(f"{storage}: {share} are not packed ({most}), and nothing is said")
 
 
 def blocks(model: nn.Module) -> tuple[str, ...]:
@@ -269,7 +271,7 @@ def check_gradients(session: Session, model: nn.Module, right: nn.Module, names:
 
 
 def gradients(session: Session, right: nn.Module, weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """transformers' gradients of the weights that its loss depends on. Everything has one there: some families' backward needs it."""
+    """transformers' gradients of the weights that its loss depends on. Everything asks for one: some backwards need that."""
     right.requires_grad_(True)
     right.train()
     reference.run(right, session.given)[1].backward()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import multiprocessing
 import os
 import shutil
@@ -139,9 +140,7 @@ def warm_up() -> None:
     import torch
     import transformers
 
-    import dist_subspace.api
-    import dist_subspace.interchange.merge
-    import tests.families.checks  # noqa: F401
-
+    for module in ("dist_subspace.api", "dist_subspace.interchange.merge", "tests.families.checks"):
+        importlib.import_module(module)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()

@@ -47,10 +47,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(.*_)?(intermediate_size|ffn_dim|ffn_hidden_size)(_mlp)?|d_ff|dff|dim_ff|d_inner|hidden_dim|n_inner", INNER),
     (r"feed_forward_size|mlp_dim|moe_hidden_size", INNER),
     (r"(.*_)?(hidden_size|embed_dim|embedding_size|embedding_dim|emb_dim|hidden_dim)(_.*)?", WIDTH),
-    (
-        r"d_model|n_embd|dim|lru_width|word_embed_proj_dim|output_dim|d_latents|projection_dim|(adapter_)?input_size|.*_(in|out)_dim",
-        WIDTH,
-    ),
+    (r"d_model|n_embd|dim|lru_width|word_embed_proj_dim|output_dim|d_latents|projection_dim", WIDTH),
+    (r"(adapter_)?input_size|.*_(in|out)_dim", WIDTH),
     (r"(.*_)?(image_size|patch_size)", 0),
 )
 # What other families derive from the rest, where a family's default is None and its modules read it.

@@ -64,14 +64,16 @@ def write_config(folder: Path, records: int = 400, **sections: dict[str, Any]) -
 class Launched:
     """One launched run; `process` is the launcher."""
 
-    def __init__(self, name: str, config: Path, *overrides: str, ranks: int = 2, **environment: str) -> None:
+    def __init__(
+        self, name: str, config: Path, *overrides: str, ranks: int = 2, script: Path | None = None, **environment: str
+    ) -> None:
         self.run, self.log = config.parent / "run", config.parent / "output.log"
         surroundings = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         self.mark = surroundings[_MARK] = uuid.uuid4().hex
         surroundings["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{surroundings.get('PATH', '')}"
         with self.log.open("wb") as output:
             self.process = psutil.Popen(
-                [*command(name, ranks), TRAIN, str(config), *overrides],
+                [*command(name, ranks), str(script or TRAIN), str(config), *overrides],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -137,8 +139,10 @@ class Launched:
 
 
 @contextmanager
-def launched(name: str, config: Path, *overrides: str, ranks: int = 2, **environment: str) -> Iterator[Launched]:
-    run = Launched(name, config, *overrides, ranks=ranks, **environment)
+def launched(
+    name: str, config: Path, *overrides: str, ranks: int = 2, script: Path | None = None, **environment: str
+) -> Iterator[Launched]:
+    run = Launched(name, config, *overrides, ranks=ranks, script=script, **environment)
     try:
         yield run
     finally:

@@ -151,7 +151,7 @@ def test_the_rows_that_float16_holds_keep_their_bytes_in_int8() -> None:
     assert math.isinf(float(large.half().abs().max()))
     plain, mixed = pack(weight, "int8"), pack(large, "int8")
     rows = [0, 1, 3, 4, 5]
-    assert torch.equal(plain.weight[rows], mixed.weight[rows])
+    assert torch.equal(plain.codes[rows], mixed.codes[rows])
     assert torch.equal(plain.dense()[rows], mixed.dense()[rows])
 
 

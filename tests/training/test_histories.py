@@ -1,8 +1,7 @@
-"""What lies in a run's folder already is never lost: neither to a run that continues something else, nor to a second one beside."""
+"""What lies in a run's folder is never lost: to a run that continues something else, or to a second one beside it."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess

@@ -17,7 +17,7 @@ from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.messages import Conversation, conversation
 from dist_subspace.training.data.samples import NOTHING, Outcome
 from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, give_chat_template
-from dist_subspace.training.data.turns import Passage, passages
+from dist_subspace.training.data.turns import Passage
 
 __all__ = ["DEFAULT_CHAT_TEMPLATE", "chat", "give_chat_template"]
 SYSTEM = ("system", "developer")
@@ -43,9 +43,8 @@ class _Draft:
 def chat(rows: list[Row], encoder: Encoder) -> list[list[Outcome]]:
     """messages: a list of {role, content}, or ShareGPT's; a conversation without a trained turn is left out."""
     give_chat_template(encoder.tokenizer)
-    template = encoder.chat_template
     talks = [conversation(row) for row in rows]
-    found = [passages(talk, template) for talk in talks]
+    found = [encoder.recipes.passages(talk) for talk in talks]
     drafts = iter(_drafts([(talk, passage) for talk, some in zip(talks, found) for passage in some], encoder))
     unread = _unread(encoder.chat_template)
     results = []
@@ -120,7 +119,7 @@ def _rendered_alone(talk: Conversation, encoder: Encoder) -> _Draft | None:
     """The shorter conversation as one draft; None where its template refuses it or parts it."""
     if encoder.chat_template.maybe(talk) is None:
         return None
-    found = passages(talk, encoder.chat_template)
+    found = encoder.recipes.passages(talk)
     return _drafts([(talk, found[0])], encoder)[0] if len(found) == 1 else None
 
 

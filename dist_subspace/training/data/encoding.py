@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from dist_subspace.training.data.masked import MaskedEncoder
+from dist_subspace.training.data.recipes import Recipes
 from dist_subspace.training.data.template import ChatTemplate
 
 
@@ -55,6 +56,10 @@ class Encoder:
     @cached_property
     def chat_template(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer)
+
+    @cached_property
+    def recipes(self) -> Recipes:
+        return Recipes(self.chat_template)
 
     @cached_property
     def masked(self) -> MaskedEncoder:

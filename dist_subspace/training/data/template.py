@@ -74,11 +74,15 @@ class ChatTemplate:
 
     def has_marks(self, talk: Conversation) -> bool:
         """Whether the template says itself what the assistant's are (`{% generation %}`)."""
-        return GENERATION.search(self.tokenizer.get_chat_template(None, talk.tools)) is not None
+        return _is_marked(self.source(talk))
+
+    def source(self, talk: Conversation) -> str:
+        """The template's text: a tokenizer may have one of its own for conversations with tools."""
+        return self.tokenizer.get_chat_template(None, talk.tools)
 
     def reads(self, name: str, talk: Conversation) -> bool:
         """Whether the template asks for the variable."""
-        return name in _variables(self.tokenizer.get_chat_template(None, talk.tools))
+        return name in _variables(self.source(talk))
 
     def marks(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span] | None:
         """The spans of the template's own marks in `text`, its rendering; None where they cannot be had."""
@@ -87,7 +91,7 @@ class ChatTemplate:
                 conversations=[talk.messages],
                 tools=talk.tools,
                 documents=talk.documents,
-                chat_template=self.tokenizer.get_chat_template(None, talk.tools),
+                chat_template=self.source(talk),
                 return_assistant_tokens_mask=True,
                 add_generation_prompt=prompt,
                 **{**self.tokenizer.special_tokens_map, **talk.options},
@@ -128,6 +132,11 @@ class ChatTemplate:
         return re.compile(rf"(?:{self._special})\s*\Z")
 
     @cached_property
+    def any_special(self) -> re.Pattern[str]:
+        """A special token anywhere."""
+        return re.compile(self._special)
+
+    @cached_property
     def follows(self) -> re.Pattern[str]:
         """A special token, perhaps after blanks."""
         return re.compile(rf"\s*(?:{self._special})")
@@ -157,7 +166,19 @@ class ChatTemplate:
 
 @cache
 def _variables(template: str) -> frozenset[str]:
-    from jinja2 import Environment, meta, nodes
+    from jinja2 import meta
+
+    return frozenset(meta.find_undeclared_variables(parsed(template)))
+
+
+@cache
+def _is_marked(template: str) -> bool:
+    return GENERATION.search(template) is not None
+
+
+def parsed(template: str) -> Any:
+    """The template as jinja's syntax tree."""
+    from jinja2 import Environment, nodes
     from jinja2.ext import Extension
 
     class Marks(Extension):
@@ -167,10 +188,8 @@ def _variables(template: str) -> frozenset[str]:
             line = next(parser.stream).lineno
             return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
-    tree = Environment(extensions=[Marks, "jinja2.ext.loopcontrols"], trim_blocks=True, lstrip_blocks=True).parse(
-        template
-    )
-    return frozenset(meta.find_undeclared_variables(tree))
+    environment = Environment(extensions=[Marks, "jinja2.ext.loopcontrols"], trim_blocks=True, lstrip_blocks=True)
+    return environment.parse(template)
 
 
 def _between(content: str, first: str, last: str) -> str:

@@ -1,0 +1,90 @@
+"""What is learned from a shape of conversations gives what each conversation gives by itself."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data.columns import Row
+from dist_subspace.training.data.messages import Conversation, conversation
+from dist_subspace.training.data.recipes import Recipes
+from dist_subspace.training.data.settings import DataSettings
+from dist_subspace.training.data.template import ChatTemplate
+from dist_subspace.training.data.turns import passages
+from tests.training.data.chat_for_tests import SPECIAL, chat_tokenizer
+
+SETTINGS = DataSettings(train="x.jsonl", format="chat")
+PIECES = [
+    "the fox",
+    " jumps",
+    "</think>",
+    "<think>",
+    "<tool_response>",
+    "x\n\ny",
+    "\n",
+    "user",
+    "<|im_end|>",
+    "Ünï 家",
+    "\ue000",
+    "",
+]
+
+
+def talk(messages: list[dict[str, Any]]) -> Conversation:
+    return conversation(Row({"messages": messages}, 1, "x", SETTINGS))
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_a_shape_gives_what_each_conversation_gives(name: str) -> None:
+    template = ChatTemplate(chat_tokenizer("byte-level", name))
+    recipes = Recipes(template)
+    draw = random.Random(name)
+    for number in range(120):
+        roles = ["user", "assistant", "user", "assistant", "user"][: draw.randint(2, 5)]
+        if draw.random() < 0.3:
+            roles = ["system", *roles]
+        pieces = PIECES[:2] if number % 2 else PIECES
+        contents = [f"{n} " + " ".join(draw.choices(pieces, k=2)) for n in range(len(roles))]
+        one = talk([{"role": role, "content": content} for role, content in zip(roles, contents)])
+        try:
+            expected = passages(one, template)
+        except UsageError as error:
+            with pytest.raises(UsageError) as caught:
+                recipes.passages(one)
+            assert str(caught.value) == str(error)
+        else:
+            assert recipes.passages(one) == expected
+
+
+def test_a_conversation_of_a_known_shape_is_rendered_once() -> None:
+    class Counting(ChatTemplate):
+        renderings = 0
+
+        def _rendered(self, one: Conversation, prompt: bool) -> str:
+            Counting.renderings += 1
+            return super()._rendered(one, prompt)
+
+    recipes = Recipes(Counting(chat_tokenizer("byte-level", "qwen3")))
+    for number in range(10):
+        roles = ["user", "assistant"] * 4
+        recipes.passages(talk([{"role": r, "content": f"w{number} {n}"} for n, r in enumerate(roles)]))
+        if number == 0:
+            Counting.renderings = 0
+    assert Counting.renderings == 9
+
+
+def test_what_a_template_makes_of_the_contents_is_not_taken_from_another_conversation() -> None:
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    # Looks at how long a content is, which the shape does not say: the rendering of the whole shows it.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + ('short' if m.content|length < 3 else m.content) }}"
+        "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    template = ChatTemplate(tokenizer)
+    recipes = Recipes(template)
+    for contents in (("question", "answer"), ("why", "so"), ("a", "because")):
+        one = talk([{"role": r, "content": c} for r, c in zip(("user", "assistant"), contents)])
+        assert recipes.passages(one) == passages(one, template)
