@@ -98,8 +98,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     with agreed("planning the batches"):
         sources = [path for path, _ in data_settings(config).sources()]
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
-        pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
-        batches = make_batches(config, data, pad_id)
+        batches = make_batches(config, data, usable_pad_id(tokenizer, rows, subspace.new_tokens, notice))
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
