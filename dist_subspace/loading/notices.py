@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from dist_subspace.errors import Notice
-from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
 WORTH = 0.02  # of the model's bytes: what is less needs no word
 MUCH = 0.1  # the same for convolutions and other things that nobody expects to be packed
-
-
-def tell(sentence: str, notice: Callable[[str], None] | None) -> None:
-    """By the caller's own means, or as a Python warning (`Notice`) of rank 0."""
-    if notice is not None:
-        notice(sentence)
-    elif world().is_main:
-        warnings.warn(sentence, Notice, stacklevel=4)
 
 
 def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
+from dist_subspace.notices import heard
 from dist_subspace.storage import FrozenLinear, pack
 from tests.ranks import run_on_ranks
 from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_model
@@ -157,7 +158,7 @@ def test_the_rows_that_float16_holds_keep_their_bytes_in_int8() -> None:
 
 def test_a_fresh_head_takes_the_initial_values_of_the_innermost_model(tmp_path: Path) -> None:
     tiny_model("T5ForConditionalGeneration").save_pretrained(tmp_path)
-    model = dsub.load_frozen(tmp_path, storage="fp32", task="classification", notice=lambda sentence: None)
+    model = dsub.load_frozen(tmp_path, storage="fp32", task="classification")
     head = model.classification_head
     assert 0 < head.out_proj.dense().std() < 1 and not head.out_proj.bias.any()
     assert FAMILIES["T5ForConditionalGeneration"][1] == "seq2seq-lm"
@@ -166,7 +167,8 @@ def test_a_fresh_head_takes_the_initial_values_of_the_innermost_model(tmp_path: 
 def heard_with_engine(folder: str, stage: int) -> list[str]:
     sentences: list[str] = []
     settings = {"train_micro_batch_size_per_gpu": 1, "fp16": {"enabled": True}, "zero_optimization": {"stage": stage}}
-    dsub.load_frozen(folder, storage="fp16", task="seq2seq-lm", deepspeed=settings, notice=sentences.append)
+    with heard(sentences.append):
+        dsub.load_frozen(folder, storage="fp16", task="seq2seq-lm", deepspeed=settings)
     return sentences
 
 
