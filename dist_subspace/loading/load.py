@@ -86,9 +86,8 @@ def load_frozen(
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
-        model.config._name_or_path = (
-            config._name_or_path
-        )  # a text model of a larger family has a part of it that names nothing
+        # A text model of a larger family has a part of the configuration, which names nothing.
+        model.config._name_or_path = config._name_or_path  # type: ignore[union-attr]
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
