@@ -15,6 +15,7 @@ from dist_subspace.interchange.adapter import save_adapter as write_own
 from dist_subspace.interchange.base_copies import check_copies
 from dist_subspace.interchange.base_model import find_base
 from dist_subspace.interchange.fitting import check_fits
+from dist_subspace.interchange.for_class import named_by
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
@@ -95,7 +96,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
         adapter = AdapterFolder(folder)
-        check_fits(model, config, tensors, adapter.described, adapter.ours.get("shapes") or {})
+        known = dict.fromkeys(adapter.layers) | (adapter.ours.get("shapes") or {})  # of an import not both sides may be
+        config, tensors, shapes = named_by(model, config, tensors, known)
+        shapes = {layer: shape for layer, shape in shapes.items() if shape is not None}
+        check_fits(model, config, tensors, adapter.described, shapes)
         factors, trained = split_factors(tensors)
     check_copies(model, adapter.ours.get("base_copies") or {})
     attach(model, config, factors=factors)
@@ -144,7 +148,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             The model is untouched then.
     """
     with agreed("reading PEFT's adapter"):
-        imported = read_peft(folder)
+        imported = read_peft(folder).named_by(model)
         imported.check(model)
     check_copies(model, imported.copies)
     attach(model, imported.config)
