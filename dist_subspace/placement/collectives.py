@@ -144,7 +144,7 @@ def meet() -> None:
         PeerFailed: a rank that is waited for is gone.
     """
     global _meetings, _store_is_lost
-    if not is_distributed() or dist.get_world_size() == 1:
+    if not is_distributed() or dist.get_world_size() == 1 or _store_is_lost:
         return
     store, _meetings = _store(), _meetings + 1
     key, looked = f"dist_subspace/meet/{_meetings}", time.monotonic()
