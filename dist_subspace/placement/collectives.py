@@ -129,8 +129,8 @@ _store_is_lost = False
 @contextmanager
 def known_peers(peers: Peers | None) -> Iterator[None]:
     """Within the block, who waits for another rank (`meet`) also looks whether its process lives."""
-    global _peers
-    before, _peers = _peers, peers
+    global _peers, _store_is_lost
+    before, _peers, _store_is_lost = _peers, peers, False
     try:
         yield
     finally:
