@@ -29,6 +29,8 @@ class Passage:
     ended: bool = False
     """The end of sequence follows the text, and is trained: the template closes its turns with no token of its own."""
     remarks: tuple[str, ...] = field(default=())
+    contents: list[int] = field(default_factory=list)
+    """Where contents begin, as far as that is known."""
 
 
 @dataclass
