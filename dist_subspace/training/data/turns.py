@@ -62,7 +62,7 @@ def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
     whole = template.text(talk)
     turns = [_turn(i, talk, template, whole) for i in wanted]
     whole_turns = [_is_whole(talk, turn) for turn in turns]
-    remarks = () if all(whole_turns) else (NOT_WHOLE,)
+    remarks: tuple[str, ...] = () if all(whole_turns) else (NOT_WHOLE,)
     if all(turn.in_whole for turn in turns):
         found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
     else:
