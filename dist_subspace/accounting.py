@@ -119,7 +119,7 @@ def _own_counts(module: nn.Module, seen: set[int]) -> tuple[int, int, int, int]:
 
 def _weights_in(module: nn.Module, name: str, parameter: nn.Parameter) -> int:
     if isinstance(module, FrozenLinear) and name != "bias":
-        return module.in_features * module.out_features if name == "weight" else 0
+        return module.in_features * module.out_features if name in ("weight", "codes") else 0
     return full_numel(parameter)
 
 

@@ -12,20 +12,21 @@ from dist_subspace.atomic_files import whole_folder
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
 from dist_subspace.interchange.adapter import save_adapter as write_own
+from dist_subspace.interchange.base_copies import check_copies
 from dist_subspace.interchange.base_model import find_base
-from dist_subspace.interchange.fitting import check_layers
+from dist_subspace.interchange.fitting import check_fits
 from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.model_card import TASKS
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
+from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.optimizer_state import watch_optimizers
 from dist_subspace.placement.zero import gathered, mark_leaf_blocks
 from dist_subspace.statistics import settle
-from dist_subspace.storage import adopt_all, storage_info
+from dist_subspace.storage import adopt_all, left_alone, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached
 
 
@@ -41,8 +42,9 @@ def attach(
 
     Takes a model of `load_frozen`, or one that transformers loaded itself: plain, with GPT-2's Conv1D, or with a
     `BitsAndBytesConfig` in 4 or 8 bits. Its linear layers become frozen operators (no weight is copied), everything else is
-    frozen as it is. Call it before `deepspeed.initialize` or the Trainer; nothing is created later. Collective where there
-    is a process group.
+    frozen as it is; so is a layer whose weight the model reads instead of calling it, and what else a default target cannot
+    have is left out and said (`dist_subspace` logs it). Call it before `deepspeed.initialize` or the Trainer; nothing is created
+    later. Collective where there is a process group.
 
     Arguments:
         cache: a folder where statistics of the frozen matrices (SVDs) are kept and found again; rank 0 alone uses it.
@@ -54,12 +56,13 @@ def attach(
             dimensions, a constraint that the method cannot have.
     """
     adopt_all(model)
-    attach_method(model, config or SubspaceConfig(), gathered, known=factors or ())
+    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model))
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
     mark_leaf_blocks(model)
+    keep_ranks_together(model)
     return model
 
 
@@ -91,8 +94,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
-        check_layers(model, AdapterFolder(folder).ours.get("shapes") or {})
+        adapter = AdapterFolder(folder)
+        check_fits(model, config, tensors, adapter.described, adapter.ours.get("shapes") or {})
         factors, trained = split_factors(tensors)
+    check_copies(model, adapter.ours.get("base_copies") or {})
     attach(model, config, factors=factors)
     fill_adapter(model, trained)
     return model
@@ -141,6 +146,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     with agreed("reading PEFT's adapter"):
         imported = read_peft(folder)
         imported.check(model)
+    check_copies(model, imported.copies)
     attach(model, imported.config)
     fill_adapter(model, imported.tensors)
     return model
@@ -153,8 +159,7 @@ def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path)
         UsageError: as `import_peft` and `load_frozen`. StorageError: the disk refuses. Nothing half-written is left behind.
     """
     imported = read_peft(folder)
-    task = {peft: ours for peft, (_, _, ours) in TASKS.items()}.get(str(imported.described.get("task_type")), "base")
-    model = import_peft(load_frozen(base_model, storage="fp32", task=task), folder)
+    model = import_peft(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), folder)
     tokenizer = folder if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
         save_adapter(model, hidden, base_model, tokenizer=tokenizer)

@@ -22,14 +22,17 @@ class StorageError(OSError):
     """A file or checkpoint could not be written (a full disk, a lost mount); nothing half-written is left behind."""
 
 
-def write_text_atomic(path: str | Path, text: str) -> None:
+def write_text_atomic(path: str | Path, text: str, writer: str = "") -> None:
     """Replace the file by one rename after the text is on disk: a reader sees the old text or the new, never a part.
+
+    Arguments:
+        writer: of several that may write the file at the same moment, each has a name of its own.
 
     Raises:
         StorageError: the disk is full or refuses; the old file stays.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{PARTIAL}")
+    partial = target.with_name(f".{target.name}{writer}.{PARTIAL}")
     try:
         with partial.open("w", encoding="utf-8") as handle:
             handle.write(text)
@@ -43,9 +46,9 @@ def write_text_atomic(path: str | Path, text: str) -> None:
         raise storage_error(target, error) from error
 
 
-def write_json_atomic(path: str | Path, value: Any) -> None:
+def write_json_atomic(path: str | Path, value: Any, writer: str = "") -> None:
     """`write_text_atomic` of indented JSON; see `json_ready` for numbers that JSON has no word for."""
-    write_text_atomic(path, json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n", writer)
 
 
 def json_ready(value: Any) -> Any:

@@ -157,6 +157,12 @@ def export(
     approximate_rank: Annotated[
         int | None, typer.Option(help="Where nothing is exact: a LoRA of this rank, with its error.")
     ] = None,
+    for_class: Annotated[
+        str,
+        typer.Option(
+            help="Of a text model from a vision-language checkpoint: names of the checkpoint's class, or trained."
+        ),
+    ] = "checkpoint",
     base_model: BaseModel = None,
     as_json: AsJson = False,
 ) -> None:
@@ -170,7 +176,7 @@ def export(
 
     folder = _adapter_folder(adapter)
     source = folder if base_model is None else load_adapted(folder, base_model)
-    made = export_peft(source, out, form, approximate_rank=approximate_rank, report=None)
+    made = export_peft(source, out, form, for_class=for_class, approximate_rank=approximate_rank, report=None)
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dist_subspace.torch_internals import cpu_multiplies
+from dist_subspace.torch_internals import cpu_multiplies, reshaped
 
 
 class LinearMap(Protocol):
@@ -43,7 +43,7 @@ def through(linear_map: LinearMap, x: Tensor) -> Tensor:
 def on_rows(product: Any, x: Tensor) -> Tensor:
     """Run a two-dimensional product on `(..., features)`."""
     y = product(x.reshape(-1, x.shape[-1]))
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return reshaped(y, (*x.shape[:-1], y.shape[-1]))
 
 
 class _Product(torch.autograd.Function):
@@ -103,7 +103,7 @@ class _Gated(torch.autograd.Function):
         ctx.save_for_backward(inner, *factors)
         ctx.linear_map, ctx.gate, ctx.shape, ctx.apart = linear_map, gate, x.shape, branch is not None
         y = linear_map.gated_product(rows, inner, gate)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return reshaped(y, (*x.shape[:-1], y.shape[-1]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable

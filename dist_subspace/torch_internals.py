@@ -1,4 +1,4 @@
-"""What is asked of torch below its public surface: which matrix products its CPU library has.
+"""What is asked of torch below its public surface: which matrix products its CPU library has, and a shape without a view.
 
 Tried on torch 2.13 alone; tests/test_torch_internals.py fails when an operator moves.
 """
@@ -6,8 +6,17 @@ Tried on torch 2.13 alone; tests/test_torch_internals.py fails when an operator 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+
+
+def reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:
+    """A new, contiguous tensor in another shape, as a tensor of its own and not a view (`aten::_unsafe_view`), for who gives
+    `fresh` away with it: what leaves an autograd function as a view must not be changed in place, and models do that."""
+    own: Tensor = torch.ops.aten._unsafe_view(fresh, shape)
+    return own
 
 
 @functools.cache

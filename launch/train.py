@@ -18,4 +18,9 @@ def arguments(given: list[str]) -> list[str]:
 if __name__ == "__main__":
     from dist_subspace.cli import main
 
-    sys.exit(main(["train", *arguments(sys.argv[1:])]))
+    status = main(["train", *arguments(sys.argv[1:])])
+    if status:  # everything is written and said; a library that cleans up would wait for ranks that are gone
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -41,6 +41,9 @@ def join_group() -> None:
     import deepspeed
     import torch
 
+    from dist_subspace.placement.helpers import without_cpu_helper
+
+    without_cpu_helper()
     torch.set_num_threads(1)
     deepspeed.init_distributed(dist_backend="gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
 

@@ -15,6 +15,7 @@ PACKAGE = ROOT / "dist_subspace"
 AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
+    "notices",
     "stopping",
 }
 ALLOWED: dict[str, set[str]] = {
@@ -22,13 +23,17 @@ ALLOWED: dict[str, set[str]] = {
     "launcher": set(),
     "stopping": {"launcher"},
     "torch_internals": set(),
+    "input_embeddings": set(),
+    "notices": set(),
+    "class_source": set(),
+    "unread_weight": {"errors"},
     "linear_map": {"torch_internals"},
     "atomic_files": {"errors"},
     "config": {"errors"},
-    "storage": {"errors", "linear_map"},
-    "placement": {"errors", "launcher", "stopping"},
-    "subspace": {"errors", "linear_map"},
-    "loading": {"errors", "storage", "placement"},
+    "storage": {"errors", "linear_map", "class_source", "unread_weight"},
+    "placement": {"errors", "class_source", "launcher", "stopping"},
+    "subspace": {"errors", "input_embeddings", "linear_map", "notices", "torch_internals", "unread_weight"},
+    "loading": {"errors", "input_embeddings", "notices", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
     "interchange": {"errors", "atomic_files", "loading"} | AXES,
     "accounting": {"errors"} | AXES,

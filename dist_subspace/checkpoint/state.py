@@ -49,8 +49,10 @@ class TrainerState:
 
     samples, tokens: consumed so far. fingerprints: of the base model, the method and the data, by name. best: the metric,
     step and checkpoint of the best evaluation. method: the state of the method's own schedule. loss_scaler:
-    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field). unevaluated:
-    an evaluation was due after this step and was not made, because the run was interrupted.
+    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field). skipped,
+    overflowed: steps that were not applied, as not finite or as beyond fp16's range. training: the configuration's section
+    (empty: the checkpoint is older than this field). unevaluated: an evaluation was due after this step and was not made,
+    because the run was interrupted. begun: the subspace of a run that began with another adapter's weights (empty: it did not).
     """
 
     step: int
@@ -65,6 +67,9 @@ class TrainerState:
     method: dict[str, Any] = field(default_factory=dict)
     loss_scaler: dict[str, float] = field(default_factory=dict)
     unevaluated: bool = False
+    overflowed: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
+    begun: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:

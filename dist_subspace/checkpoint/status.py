@@ -28,11 +28,20 @@ EXIT_STATUS: dict[str, int] = {
 
 
 def write_status(
-    run_dir: str | Path, state: State, message: str = "", step: int | None = None, rank: int | None = None
+    run_dir: str | Path,
+    state: State,
+    message: str = "",
+    step: int | None = None,
+    rank: int | None = None,
+    **more: Any,
 ) -> None:
     """Replace RUN/status.json in one rename. `rank` is the rank at fault; `time` is the present, in UTC.
 
     A state of `running` that is found with no process behind it means a run that was killed.
+
+    Arguments:
+        more: what else is known: `host`, `pid` and `heartbeat` (the time when it was last alive) of the process that writes;
+            `warning`, a sentence about a run that finished; `skipped`, how many of its steps were not applied.
 
     Raises:
         StorageError: the file cannot be written.
@@ -42,7 +51,9 @@ def write_status(
     now = datetime.now(UTC).isoformat(timespec="seconds")
     folder = Path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(folder / STATUS, {"state": state, "message": message, "step": step, "rank": rank, "time": now})
+    known = {"state": state, "message": message, "step": step, "rank": rank, "time": now}
+    # The rank that fails and the heartbeat of rank 0 may write at the same moment.
+    write_json_atomic(folder / STATUS, known | more, writer=".heartbeat" if "heartbeat" in more else "")
 
 
 def read_status(run_dir: str | Path) -> dict[str, Any] | None:

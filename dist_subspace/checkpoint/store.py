@@ -137,17 +137,6 @@ def purge(run_dir: str | Path, limit: int | None, keep: Collection[Path] = ()) -
     return spare[:excess]
 
 
-def remove_after(run_dir: str | Path, step: int) -> list[Path]:
-    """Delete the checkpoints beyond `step`, the one that a run continues after (0: a new beginning); returns them.
-
-    Left there, they would be "the newest" of a history that this run is not part of.
-    """
-    beyond = [path for number, path in checkpoints(run_dir).items() if number > step]
-    for path in reversed(beyond):
-        _delete(Path(run_dir), path)
-    return beyond
-
-
 def remove_leftovers(run_dir: str | Path) -> list[str]:
     """At the start of a run: settle what a killed one left; returns a sentence for each thing that was done."""
     run = Path(run_dir)

@@ -61,6 +61,9 @@ def _place(
             model = next(_models(field.annotation), None)
         elif isinstance(part, int) and field is not None:
             path.append(part)
+        elif field is not None and get_origin(field.annotation) is dict and part != "[key]":
+            path.append(part)
+            field = FieldInfo.from_annotation(get_args(field.annotation)[1])
     return tuple(path), field, model
 
 
@@ -127,7 +130,7 @@ def describe(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin in (tuple, list):
         return f"a list of {describe(arguments[0])}"
     if origin is dict:
-        return "a mapping"
+        return "a mapping" if arguments[1] is Any else f"a mapping from names to {describe(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "{" + ", ".join(annotation.model_fields) + "}"
     words = _PLAIN.get(annotation, "text")

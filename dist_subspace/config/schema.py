@@ -61,6 +61,14 @@ class SubspaceSection(Section):
     )
     constraint_weight: float = Field(default=0.1, ge=0, description="Weight of the constraint's penalty in the loss.")
     options: dict[str, Any] = Field(default={}, description="The method's own further options.")
+    rank_pattern: dict[Text, Count] = Field(default={}, description="Ranks of single layers, by name ending.")
+    alpha_pattern: dict[Text, Annotated[float, Field(gt=0)]] = Field(
+        default={}, description="Alphas of single layers, by name ending."
+    )
+    init_from: Text | None = Field(
+        default=None,
+        description="An adapter's folder (ours or PEFT's) whose weights a new run begins with; null: anew.",
+    )
 
 
 class DataSource(Section):
@@ -132,7 +140,10 @@ class TrainingSection(Section):
 
     max_steps: Count | None = Field(default=1000, description="Optimizer steps; null where num_train_epochs is given.")
     num_train_epochs: float | None = Field(default=None, gt=0, description="Epochs, in the place of max_steps.")
-    global_batch_size: Count = Field(default=64, description="Samples (packed rows) of a step, over all ranks.")
+    global_batch_size: Count | None = Field(
+        default=64,
+        description="Samples (packed rows) of a step, over all ranks; null: all of an epoch, in whole micro-batches.",
+    )
     per_device_train_batch_size: Count = Field(default=1, description="Samples (packed rows) of a micro-batch.")
     per_device_eval_batch_size: Count | None = Field(
         default=None, description="The same in evaluation; null: as in training."
@@ -195,7 +206,7 @@ class TrainingSection(Section):
 
     @model_validator(mode="after")
     def _values_agree(self) -> TrainingSection:
-        if self.global_batch_size % self.per_device_train_batch_size:
+        if self.global_batch_size is not None and self.global_batch_size % self.per_device_train_batch_size:
             raise UsageError(
                 f"training.global_batch_size is {self.global_batch_size}; accepted: a multiple of "
                 f"training.per_device_train_batch_size, which is {self.per_device_train_batch_size}"

@@ -168,22 +168,39 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     try:
         with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
             tensors = {current_key(key): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
+        check_finite(path, tensors)
         return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
 
 
+def check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UsageError for a value that is no number."""
+    for key, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise UsageError(
+                f"{str(folder)!r} holds values that are NaN or infinite, the first in {key}: its training diverged, or the file "
+                "is damaged; accepted: an earlier checkpoint of it, or a new copy"
+            )
+
+
 def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """The frozen factors that a run's checkpoint names: they lie once in the run's folder, beside the checkpoints."""
+    """The frozen factors that a run's checkpoint names: they lie once in the run's folder."""
     tensors: dict[str, Tensor] = {}
     for layer, entry in kept.items():
-        file = folder.resolve().parent / "factors" / entry["file"]
+        file = factor_file(folder, entry)
         if not file.exists():
             raise UsageError(f"{str(folder)!r} is a checkpoint whose factors are in {file}, and there is no such file")
         with safe_open(file, framework="pt", device="cpu") as handle:
             found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         tensors |= {f"{PREFIX}{layer}.{FACTOR}{name}": tensor for name, tensor in found.items()}
     return tensors
+
+
+def factor_file(folder: Path, entry: Mapping[str, str]) -> Path:
+    """Where a checkpoint's factors lie: beside it, or beside the folder that it was set aside in."""
+    near, far = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
+    return far if far.exists() and not near.exists() else near
 
 
 def complete_adapter(checkpoint: Path, folder: Path) -> None:

@@ -1,17 +1,89 @@
-"""Whether an adapter's layers are those of a model, which is only looked at. Local."""
+"""Whether an adapter fits a model, which is only looked at: one list of checks for every way in. Local."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import PREFIX
 from dist_subspace.storage import is_linear
 from dist_subspace.storage.adopt import linear_shape
-from dist_subspace.subspace import Operator
+from dist_subspace.subspace import Operator, SubspaceConfig
+from dist_subspace.subspace.targets import ends_with
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 Shapes = dict[str, tuple[int | None, int | None]]
+
+
+def check_fits(
+    model: nn.Module,
+    config: SubspaceConfig,
+    tensors: Mapping[str, Tensor],
+    described: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int | None]],
+) -> None:
+    """Raises UsageError for a model that the adapter is not for.
+
+    Arguments:
+        tensors: by our file's keys. described: the adapter's description. shapes: as for `check_layers`.
+    """
+    check_layers(model, shapes)
+    _check_saved(model, config.modules_to_save, tensors)
+    _check_tokens(model, config.method, tensors, described)
+
+
+def _check_saved(model: nn.Module, endings: Iterable[str], tensors: Mapping[str, Tensor]) -> None:
+    """PEFT trains a copy of a tied module apart from the module that it is tied to; ours stay tied: two tensors that differ are
+    never put into one parameter, of which the last would stay."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for ending in endings:
+        named = [name for name in modules if name and ends_with(name, ending)]
+        if not named:
+            raise UsageError(f"the adapter holds {ending} trained in full, which is no module of this model")
+        for saved in named:
+            for own, other in _tied(modules, saved):
+                first, second = (tensors.get(f"{PREFIX}{key}") for key in (own, other))
+                if first is None or second is None or not torch.equal(first, second):
+                    raise UsageError(
+                        f"the adapter holds {saved} trained apart from {other.rpartition('.')[0]}, to which this model ties it; "
+                        "accepted: a base model with tie_word_embeddings: false"
+                    )
+
+
+def _tied(modules: Mapping[str, nn.Module], saved: str) -> Iterator[tuple[str, str]]:
+    """Keys of a saved module's parameters, each with the key of the same parameter in another module."""
+    inside = {name: module for name, module in modules.items() if name == saved or name.startswith(f"{saved}.")}
+    places = {id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in module._parameters.items()}
+    for name, module in modules.items():
+        for own, parameter in module._parameters.items():
+            around = saved.startswith(
+                f"{name}."
+            )  # a module that holds the bias of an output layer inside it, as BERT's does
+            if parameter is not None and name not in inside and not around and id(parameter) in places:
+                yield places[id(parameter)], f"{name}.{_key(own)}"
+
+
+def _key(parameter: str) -> str:
+    """What a file calls a module's parameter, whatever the storage of a frozen weight calls it."""
+    return "bias" if parameter == "bias" else "weight"
+
+
+def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
+    if EMBEDDINGS not in tensors:
+        return
+    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    wanted: Any
+    what, wanted, found = "width", tensors[EMBEDDINGS].shape[1], config.hidden_size
+    if method == "prefix":
+        what, wanted, found = "number of layers", described.get("num_layers"), config.num_hidden_layers
+    if wanted is not None and wanted != found:
+        raise UsageError(
+            f"the adapter is for a {what} of {wanted}, but this model's is {found}: it belongs to another base model"
+        )
 
 
 def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import FACTOR, PREFIX, WEIGHTS, current_key, file_key
+from dist_subspace.interchange.adapter import FACTOR, PREFIX, WEIGHTS, current_key, factor_file, file_key
 from dist_subspace.interchange.description import CONFIG, OWN, own_entries, read_description
 from dist_subspace.subspace import SubspaceConfig, SubspacePart, resolve
 from dist_subspace.subspace.attach import settings_of
@@ -68,7 +68,7 @@ class AdapterFolder:
         entry = (self.ours.get("factors") or {}).get(layer)
         if entry is None:
             return found
-        file = self.path.resolve().parent / "factors" / entry["file"]
+        file = factor_file(self.path, entry)
         if not file.exists():
             raise UsageError(f"{self.path} is a checkpoint whose factors are in {file}, and there is no such file")
         with safe_open(file, framework="pt", device="cpu") as handle:

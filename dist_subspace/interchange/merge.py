@@ -25,7 +25,13 @@ from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entri
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
 from dist_subspace.loading.load import local_folder
-from dist_subspace.loading.transformers_internals import expected_parameters, expected_ties, say_untied, written_keys
+from dist_subspace.loading.transformers_internals import (
+    expected_parameters,
+    expected_ties,
+    misread,
+    say_untied,
+    written_keys,
+)
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import attached
@@ -118,7 +124,7 @@ def merge(
         entries = plain_entries(model, drift, kind)
         config, zeros, ties = _plain_config(model, entries, kind)
         entries = each_once(entries, ties)
-    keys = written_keys(model, [entry.name for entry in (*entries, *zeros)])
+        keys = _keys(model, config, [entry.name for entry in (*entries, *zeros)])
     plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
     hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
@@ -208,6 +214,22 @@ def _plain_config(
         )
     zeros = [_zeros(n, p, dtype) for n, p in expected.items() if n.endswith(".bias") and n not in held]
     return config, zeros, ties
+
+
+def _keys(model: nn.Module, config: Any, names: Sequence[str]) -> dict[str, str]:
+    """Parameter -> the key that it is written under, and read back from.
+
+    Raises:
+        UsageError: transformers would make something else of a key.
+    """
+    keys = written_keys(model, names)
+    wrong = misread(model, config, keys)
+    if wrong:
+        raise UsageError(
+            f"{type(model).__name__} cannot be merged: transformers would not read {wrong[0]} back as it is written "
+            f"({keys[wrong[0]]}); accepted for it: save_adapter, and load_adapter on the base"
+        )
+    return keys
 
 
 def _zeros(name: str, like: nn.Parameter, dtype: torch.dtype) -> Entry:

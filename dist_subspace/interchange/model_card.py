@@ -21,13 +21,14 @@ TASKS = {
 _UNKNOWN = (None, "AutoModel", "base")
 
 
-def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any], model_class: str | None = None) -> str:
     """The card of an adapter, in Markdown with a YAML head that the Hub reads.
 
     Args:
         adapter_config: the adapter's description. With a `peft_type` the card shows how PEFT loads it too.
         facts: rows of the training table in their order, name to value (`eval_loss` is shown as "eval loss"); None is
             left out. `name` is the card's heading instead of a row.
+        model_class: transformers' class that the adapter's names are of, where its task's auto class is another.
     """
     ours = adapter_config.get("dist_subspace") or {}
     method = str(ours.get("method") or adapter_config.get("peft_type") or "subspace").lower()
@@ -36,7 +37,7 @@ def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any]) -> s
         _front_matter(adapter_config, method, base),
         f"# {facts.get('name') or f'{Path(base).name} with {method}'}",
         f"A `{method}` adapter for `{base}`: the frozen base model is not part of this folder.",
-        _use(adapter_config, base),
+        _use(adapter_config, base, model_class),
         _table("The adapter", _adapter_facts(adapter_config, ours, method)),
         _table("Its training", {name: value for name, value in facts.items() if name != "name"}),
     ]
@@ -55,8 +56,9 @@ def _front_matter(config: Mapping[str, Any], method: str, base: str) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---"
 
 
-def _use(config: Mapping[str, Any], base: str) -> str:
+def _use(config: Mapping[str, Any], base: str, model_class: str | None) -> str:
     _, auto_class, task = TASKS.get(str(config.get("task_type")), _UNKNOWN)
+    auto_class = model_class or auto_class
     other_task = f", task={task!r}" if task != "causal-lm" else ""
     load = "load_adapter" if config.get("dist_subspace") else "import_peft"
     ours = [

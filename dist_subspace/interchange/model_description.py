@@ -10,6 +10,7 @@ from torch import nn
 
 from dist_subspace.interchange.base_model import base_name
 from dist_subspace.interchange.description import FORMAT, OWN
+from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached
 from dist_subspace.subspace.targets import ends_with
@@ -57,8 +58,15 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "biased": biased,
         "conv1d": _transposed(parts),
         "base": _base(model),
+        **_own_class(model, [*parts, *attachment.saved_modules]),
     }
     return described | {OWN: {"format": FORMAT, **about, **ours}}
+
+
+def _own_class(model: nn.Module, modules: list[str]) -> dict[str, Any]:
+    """For a text model of a larger family: the class that the checkpoint names, and how that calls these modules."""
+    own = own_class(model)
+    return {} if own is None else {"own_class": {"name": own.name, "names": own.of(modules)}}
 
 
 def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
@@ -101,7 +109,9 @@ def _base(model: nn.Module) -> dict[str, Any]:
     """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
     operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
     held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
-    task = next((task for ending, task in _TASKS.items() if type(model).__name__.endswith(ending)), "base")
+    task = task_of_class(type(model).__name__)
+    if task == "seq2seq-lm" and not _has_encoder(model):
+        task = "causal-lm"
     return {
         "storage": getattr(held, "storage", None),
         "double_quant": bool(getattr(held, "double_quant", False)),
@@ -109,6 +119,11 @@ def _base(model: nn.Module) -> dict[str, Any]:
         "task": task,
         **(_labels(model) if "classification" in task else {}),
     }
+
+
+def task_of_class(name: str) -> str:
+    """Our name of the task of a transformers class."""
+    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), "base")
 
 
 def _labels(model: Any) -> dict[str, Any]:
@@ -149,4 +164,11 @@ def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
     }
     if saved_modules:
         kinds |= {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-    return next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)
+    task = next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)
+    return "CAUSAL_LM" if task == "SEQ_2_SEQ_LM" and not _has_encoder(model) else task
+
+
+def _has_encoder(model: Any) -> bool:
+    """Vision and language models generate conditionally too, and most have a decoder alone."""
+    config = model.config
+    return bool(config.is_encoder_decoder or config.get_text_config().is_encoder_decoder)

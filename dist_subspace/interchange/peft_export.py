@@ -33,6 +33,7 @@ from dist_subspace.interchange.adapter import (
     split_factors,
 )
 from dist_subspace.interchange.description import config_texts
+from dist_subspace.interchange.for_class import named_for
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft_forms import Forms, Lora, forms_of, lora_of, pays
@@ -43,6 +44,7 @@ from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, att
 
 FORMS = ("auto", "direct", "lora", "scaling")
 MADE = ("lora", "approximate")  # of one LoRA a layer
+FOR = ("checkpoint", "trained")
 T = TypeVar("T")
 Described = Mapping[str, Any]
 Written = tuple[dict[str, Any], dict[str, Tensor]]  # entries of adapter_config.json, and tensors
@@ -51,7 +53,8 @@ Written = tuple[dict[str, Any], dict[str, Tensor]]  # entries of adapter_config.
 @dataclass(frozen=True)
 class ExportReport:
     """What was written. form: direct, lora, scaling, or approximate; error: of an approximation, `‖ΔW - B A‖ / ‖ΔW‖` (Frobenius)
-    over all layers as one; errors: the same by layer; notes: who cannot read it."""
+    over all layers as one; errors: the same by layer; notes: who cannot read it; model_class: whose module names it has, where
+    a text model belongs to a larger family."""
 
     folder: str
     method: str
@@ -62,6 +65,7 @@ class ExportReport:
     error: float | None
     errors: Mapping[str, float]
     notes: tuple[str, ...]
+    model_class: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -86,6 +90,7 @@ def export_peft(
     out: str | Path,
     form: str = "auto",
     *,
+    for_class: str = "checkpoint",
     approximate_rank: int | None = None,
     patience: float = 60.0,
     report: Callable[[str], None] | None = print,
@@ -97,6 +102,8 @@ def export_peft(
             tokenizer goes with it.
         out: the folder to write, which must not exist or be empty.
         form: `direct`, `lora` or `scaling`, or `auto`: the first of them that is exact.
+        for_class: whose module names are written where a text model was loaded from a checkpoint of a larger family (vision and
+            language): those of the class that the checkpoint names (`checkpoint`), or of the one that was trained (`trained`).
         approximate_rank: where none is, write a LoRA of this rank, each layer's update cut to its largest singular values; the
             error is measured and reported.
         patience: seconds to wait for ranks that have not called it.
@@ -109,9 +116,11 @@ def export_peft(
     all_here("export_peft", patience)
     if form not in FORMS:
         raise unknown_name("form", form, FORMS)
+    if for_class not in FOR:
+        raise unknown_name("for_class", for_class, FOR)
     if approximate_rank is not None and approximate_rank < 1:
         raise UsageError(f"approximate_rank is {approximate_rank!r}; accepted: a whole number of at least 1")
-    wish = _Wish(Path(out), form, approximate_rank)
+    wish = _Wish(Path(out), form, approximate_rank, for_class)
     if isinstance(model_or_folder, nn.Module):
         made = _export_model(model_or_folder, replace(wish, tokenizer=base_tokenizer(model_or_folder)))
     else:
@@ -127,6 +136,7 @@ class _Wish:
     out: Path
     form: str
     rank: int | None
+    for_class: str = "checkpoint"
     tokenizer: Any = None  # which is written beside it, or a folder that holds one
 
 
@@ -223,7 +233,11 @@ def _write_form(
         kept = _OF_EVERY_KIND
     errors = {n: (lost, size) for n, (_, lost, size) in loras.items()} if kind == "approximate" else {}
     config = {key: value for key, value in described.items() if key in kept} | entries
-    _write(wish, config, tensors)
+    own = described["dist_subspace"].get("own_class") if wish.for_class == "checkpoint" else None
+    own = own if own and own["names"] else None
+    if own is not None:
+        config, tensors = named_for(config, tensors, described["dist_subspace"]["layers"], own["names"])
+    _write(wish, config, tensors, own and own["name"])
     return ExportReport(
         folder=str(wish.out),
         method=info.name,
@@ -233,7 +247,8 @@ def _write_form(
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         error=_overall(errors) if errors else None,
         errors={name: (lost / max(size, 1e-30)) ** 0.5 for name, (lost, size) in errors.items()},
-        notes=_notes(config),
+        notes=(*_class_note(described, own), *_notes(config)),
+        model_class=own and own["name"],
     )
 
 
@@ -325,6 +340,14 @@ def _overall(errors: Mapping[str, tuple[float, float]]) -> float:
     return float((lost / max(size, 1e-30)) ** 0.5)
 
 
+def _class_note(described: Described, own: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """Which of the classes of a larger family it is for, where there are two."""
+    if own is not None:
+        return (f"for {own['name']}, the class that the base's config.json names (for_class trained: its text model)",)
+    other = described["dist_subspace"].get("own_class")
+    return () if other is None else (f"for the text model that was trained, not for the base's own {other['name']}",)
+
+
 def _notes(config: Described) -> tuple[str, ...]:
     notes = []
     if config["peft_type"] != "LORA":
@@ -336,12 +359,12 @@ def _notes(config: Described) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _write(wish: _Wish, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _write(wish: _Wish, config: dict[str, Any], tensors: dict[str, Tensor], model_class: str | None) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with whole_folder(wish.out, size) as folder:
         save_file({key: t.contiguous() for key, t in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         if wish.tokenizer is not None:
             write_tokenizer(wish.tokenizer, folder)
-        (folder / "README.md").write_text(model_card(config, {}), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(config, {}, model_class), encoding="utf-8")
         for name, text in config_texts(config).items():
             (folder / name).write_text(text, encoding="utf-8")

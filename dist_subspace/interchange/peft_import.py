@@ -7,6 +7,7 @@ the field's name: an adapter that is read must compute what PEFT computes from i
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, write_adapter
+from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, check_finite, write_adapter
+from dist_subspace.interchange.base_copies import split_copies
 from dist_subspace.interchange.base_model import base_name, identify_base
 from dist_subspace.interchange.description import FORMAT, OWN, read_description
-from dist_subspace.interchange.model_card import TASKS, model_card
+from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft_files import Imported, split_saved
 from dist_subspace.interchange.peft_kinds import KINDS
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
@@ -67,6 +69,16 @@ WITHOUT_EFFECT = {
 }
 
 
+# What PEFT takes for an entry that a configuration lacks.
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "LORA": {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"},
+    "ADALORA": {"init_r": 12, "target_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "orth_reg_weight": 0.5},
+    "VERA": {"r": 256, "d_initial": 0.1, "vera_dropout": 0.0, "projection_prng_key": 0, "save_projection": True},
+}
+# The heads that PEFT trains in full for a task, whatever modules_to_save says.
+HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+
+
 def read_peft(folder: str | Path) -> Imported:
     """An adapter folder that PEFT wrote.
 
@@ -75,6 +87,7 @@ def read_peft(folder: str | Path) -> Imported:
             not fit together.
     """
     described, tensors = _read(Path(folder))
+    check_finite(Path(folder), tensors)
     kind = described.get("peft_type")
     if kind not in KINDS:
         raise unknown_name("peft_type", kind, KINDS)
@@ -83,8 +96,11 @@ def read_peft(folder: str | Path) -> Imported:
             raise UsageError(f"{name} is {value!r}, which is not known here; accepted: a {kind} adapter without it")
     if described.get("bias", "none") != "none":
         raise UsageError(f"bias is {described['bias']!r}, and trained biases are not read; accepted: none")
-    tensors, saved = split_saved(tensors, described.get("modules_to_save") or ())
-    return KINDS[kind](described, tensors, saved)
+    described = DEFAULTS.get(kind, {}) | described
+    heads = HEADS.get(str(described.get("task_type")), ())
+    tensors, saved = split_saved(tensors, (*(described.get("modules_to_save") or ()), *heads))
+    tensors, copies = split_copies(tensors)
+    return replace(KINDS[kind](described, tensors, saved), copies=copies)
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -125,7 +141,8 @@ def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path],
     about = {"layers": list(shapes), "shapes": known, "conv1d": bool(imported.described.get("fan_in_fan_out"))}
     if EMBEDDINGS in imported.tensors:
         about["layers"] = [method_class(config.method).attribute]  # type: ignore[attr-defined]
-    base = {"task": _TASKS.get(str(imported.described.get("task_type")), "base")}
+    about |= {"base_copies": imported.copies} if imported.copies else {}
+    base = {"task": imported.task}
     theirs = {key: value for key, value in imported.described.items() if key != "peft_version"}
     theirs["base_model_name_or_path"] = base_name(theirs.get("base_model_name_or_path"))
     described = {**theirs, OWN: {"format": FORMAT, **about, "base": base, **config.as_dict()}}
@@ -135,6 +152,3 @@ def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path],
         write_adapter(hidden, imported.tensors, described, tokenizer)
         (hidden / "README.md").write_text(model_card(described, {}))
     return imported
-
-
-_TASKS = {peft: ours for peft, (_, _, ours) in TASKS.items()}

@@ -82,22 +82,13 @@ def _lora_method(described: Described) -> tuple[str, dict[str, Any]]:
 
 
 def _patterns(described: Described, names: Iterable[str]) -> tuple[dict[str, int], dict[str, float]]:
-    """Each layer's rank and alpha, by PEFT's patterns: the first key that the whole of a name, or its end, matches.
-
-    Raises:
-        UsageError: a pattern that names no layer.
-    """
+    """Each layer's rank and alpha, by PEFT's patterns: the first key that the whole of a name, or its end, matches. A key that
+    matches none means nothing, as in PEFT."""
     layers = list(names)
 
     def resolved(what: str, usual: Any) -> dict[str, Any]:
         pattern = described.get(what) or {}
         found = {n: pattern_key(pattern, n) for n in layers}
-        for key in pattern:
-            if key not in found.values():
-                raise UsageError(
-                    f"{what} has {key!r}, which names no layer of the adapter; layers in it are for example: "
-                    f"{', '.join(layers[:4])}"
-                )
         return {name: usual if key is None else pattern[key] for name, key in found.items()}
 
     return resolved("rank_pattern", described["r"]), resolved("alpha_pattern", described["lora_alpha"])
@@ -157,9 +148,8 @@ def _filled_up(name: str, held: Mapping[str, Tensor], rows: int, mask: list[bool
 
 def _ia3(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
     layers = by_layer(tensors, {"ia3_l": "ia3_l"}, "IA3")
-    inputs = [
-        name for name, held in layers.items() if _is_feedforward(name, described.get("feedforward_modules") or ())
-    ]
+    feedforward = described.get("feedforward_modules")
+    inputs = [name for name, held in layers.items() if _scales_input(name, held["ia3_l"], feedforward)]
     shapes: Shapes = {}
     for name, held in layers.items():
         size = held["ia3_l"].numel()
@@ -173,8 +163,11 @@ def _ia3(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imp
     return Imported(config, flat(layers, saved), described, shapes)
 
 
-def _is_feedforward(name: str, feedforward: str | Iterable[str]) -> bool:
-    """As PEFT decides it: a whole pattern, or any text that the name ends in."""
+def _scales_input(name: str, scales: Tensor, feedforward: str | Iterable[str] | None) -> bool:
+    """As PEFT decides it: a whole pattern, or any text that the name ends in; without either PEFT knows the family, and the
+    tensor's shape says the same."""
+    if feedforward is None:
+        return scales.shape[0] == 1
     if isinstance(feedforward, str):
         return re.fullmatch(feedforward, name) is not None
     return name.endswith(tuple(feedforward))

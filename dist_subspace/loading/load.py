@@ -14,10 +14,12 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.notices import held_dense, tell
+from dist_subspace.loading.notices import cast_by_the_engine, held_dense, tell
+from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
 from dist_subspace.placement.zero import (
@@ -99,6 +101,9 @@ def load_frozen(
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
+        model.config._name_or_path = (
+            config._name_or_path
+        )  # a text model of a larger family has a part of it that names nothing
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
@@ -108,12 +113,14 @@ def load_frozen(
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
     with together("reading the model's weights"):
         stream.run(target, partitioner, progress)
-    for sentence in (*stream.sources.notes, *held_dense(model, storage)):
+    said = [*stream.sources.notes, *held_dense(model, storage, kind), *cast_by_the_engine(model, stage_config, kind)]
+    for sentence in said:
         tell(sentence, notice)
     if partitioner is not None:
         remember_partitioner(model, partitioner)
     if stage_config is not None:
         mark_leaf_blocks(model)
+        keep_ranks_together(model)
     return model.eval()
 
 
@@ -219,6 +226,16 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             "give the 16-bit model"
         )
     return config
+
+
+def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: bool = False) -> Positions:
+    """How long a row of a local model may be, and where its positions begin; no weight is read.
+
+    `wanted`: tokens of the longest row that is needed.
+    """
+    kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    config = model_config(folder, trust_remote_code)
+    return positions_of(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config, wanted)
 
 
 def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:

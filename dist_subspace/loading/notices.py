@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import torch
 from torch import nn
 
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
+
+WORTH = 0.02  # of the model's bytes: what is less needs no word
+MUCH = 0.1  # the same for convolutions and other things that nobody expects to be packed
 
 
 def tell(sentence: str, notice: Callable[[str], None] | None) -> None:
@@ -20,30 +25,73 @@ def tell(sentence: str, notice: Callable[[str], None] | None) -> None:
         warnings.warn(sentence, UserWarning, stacklevel=4)
 
 
-def held_dense(model: nn.Module, storage: str) -> list[str]:
-    """What a packed storage leaves in floating point although it is large: experts, which are one stack of matrices and no
-    linear layers, and layers that the family keeps in float32. One sentence each."""
+def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
+    """What a packed storage leaves in floating point although it is large, one sentence each: stacks of experts, which are no
+    linear layers; other matrices that are none; layers that the family keeps in float32."""
     if storage_info(storage).dtype is not None:
         return []
-    stacks = {
-        f"{name}.{own}" if name else own: parameter
+    experts, others = {}, {}
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLinear | nn.Embedding) or "Embedding" in type(module).__name__:
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            full_name = f"{name}.{own}".lstrip(".")
+            if len(full_shape(parameter)) >= 2:
+                (experts if _is_expert(full_name, module, parameter) else others)[full_name] = parameter
+    kept = {
+        name: module.weight
         for name, module in model.named_modules()
-        if not isinstance(module, FrozenLinear | nn.Embedding)
-        for own, parameter in module.named_parameters(recurse=False)
-        if len(full_shape(parameter)) == 3 and min(full_shape(parameter)[1:]) > 1
+        if isinstance(module, FrozenLinear) and module.storage == "fp32" and dtype != torch.float32
     }
-    experts = {name: parameter for name, parameter in stacks.items() if _is_expert(name)}
-    if not experts:
+    total = sum(map(_bytes, model.parameters()))
+    sentences = []
+    if experts:
+        sentences.append(
+            f"{_listed(experts, 'stack')} of experts, not held in {storage}: only linear layers are packed"
+        )
+    if sum(map(_bytes, others.values())) > MUCH * total:
+        sentences.append(f"{_listed(others, 'tensor')} outside linear layers, not held in {storage}")
+    if sum(map(_bytes, kept.values())) > WORTH * total:
+        sentences.append(
+            f"{_listed(kept, 'layer')}, not held in {storage}: {type(model).__name__} keeps them in float32, because they "
+            f"overflow or lose too much in {str(dtype).removeprefix('torch.')}"
+        )
+    return sentences
+
+
+def cast_by_the_engine(model: nn.Module, stage_config: Mapping[str, Any] | None, dtype: torch.dtype) -> list[str]:
+    """DeepSpeed's own 16-bit engines cast every parameter that is not split, those too that the family keeps in float32."""
+    section = stage_config or {}
+    stage = int(section.get("zero_optimization", {}).get("stage", 0))
+    kinds = [kind for kind in ("fp16", "bf16") if section.get(kind, {}).get("enabled") is True]
+    kept = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32]
+    if stage == 3 or not kinds or not kept or dtype == torch.float32:
         return []
-    held = sum(full_numel(p) * p.element_size() for p in experts.values())
-    first = next(iter(experts.values()))
-    kind = str(first.dtype).removeprefix("torch.")
     return [
-        f"{len(experts)} stacks of experts are not held in {storage} but in {kind}, {held / 2**20:,.1f} MiB over all ranks "
-        f"({', '.join(list(experts)[:2])}{', ...' if len(experts) > 2 else ''}): only linear layers are packed"
+        f"{type(model).__name__} keeps {kept[0]}{f' and {len(kept) - 1} more' if kept[1:] else ''} in float32, but DeepSpeed "
+        f"casts them with {kinds[0]}.enabled at stage {stage}; one of the presets, or stage 3, leaves them as they are"
     ]
 
 
-def _is_expert(name: str) -> bool:
-    """Convolutions have three dimensions too; they are small, and are no experts."""
-    return "conv" not in name
+def _is_expert(name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
+    """A stack of matrices of a mixture of experts, however its family writes it."""
+    stack = len(full_shape(parameter)) == 3 and any(
+        part in f"{name} {type(module).__name__}".lower() for part in _MIXTURE
+    )
+    return stack or ".experts." in name
+
+
+_MIXTURE = ("expert", "moe")
+
+
+def _bytes(parameter: Any) -> int:
+    return full_numel(parameter) * int(parameter.element_size())
+
+
+def _listed(held: Mapping[str, Any], noun: str) -> str:
+    """How many, in which types, how large over all ranks, and the first names."""
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in held.values()})
+    size = sum(map(_bytes, held.values()))
+    text = f"{size / 2**20:,.1f} MiB" if size >= 2**20 else f"{size / 2**10:,.1f} KiB"
+    names = ", ".join(list(held)[:2]) + (", ..." if len(held) > 2 else "")
+    return f"{text} are {' and '.join(kinds)}: {len(held)} {noun}{'s' if len(held) > 1 else ''} ({names})"

@@ -7,7 +7,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.loading.sources import ConvertedOrigin
+from dist_subspace.storage import FrozenLinear, Origin
 
 
 def original_of(operator: FrozenLinear) -> Tensor:
@@ -22,8 +23,7 @@ def original_of(operator: FrozenLinear) -> Tensor:
             "accepted: a model of load_frozen, or a setting that does not need it"
         )
     try:
-        with safe_open(operator.origin.file, framework="pt", device="cpu") as handle:
-            stored = handle.get_tensor(operator.origin.key)
+        stored = _stored(operator.origin)
     except (OSError, SafetensorError) as error:
         raise UsageError(
             f"the original of a frozen weight is asked for, but {operator.origin.file} no longer holds {operator.origin.key}"
@@ -36,3 +36,10 @@ def original_of(operator: FrozenLinear) -> Tensor:
     logical = stored.t() if operator.conv1d else stored
     device = next(operator.parameters()).device
     return logical.to(device=device, dtype=torch.float32).contiguous()
+
+
+def _stored(origin: Origin) -> Tensor:
+    if isinstance(origin, ConvertedOrigin):
+        return origin.read()
+    with safe_open(origin.file, framework="pt", device="cpu") as handle:
+        return handle.get_tensor(origin.key)

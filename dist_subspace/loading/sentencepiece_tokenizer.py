@@ -61,10 +61,10 @@ class SentencePieceTokenizer(SentencePieceBackend):
         if not given.get("add_prefix_space", True) and not legacy:
             self._beginning = self.sp_model
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
         first = self.tokens_trie.split(text)[0] if text else ""
         self._first = None if first in self._added_tokens_encoder else first
-        return super().tokenize(text, **kwargs)
+        return super().tokenize(text, *args, **kwargs)
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         begins, self._first = self._first is not None, None
@@ -186,4 +186,5 @@ def _has_more(model: Any, given: dict[str, Any], added: dict[int, AddedToken]) -
 def _model_type(model: Any) -> int:
     from sentencepiece import sentencepiece_model_pb2
 
-    return int(sentencepiece_model_pb2.ModelProto.FromString(model.serialized_model_proto()).trainer_spec.model_type)
+    messages: Any = sentencepiece_model_pb2  # protobuf makes its classes at run time
+    return int(messages.ModelProto.FromString(model.serialized_model_proto()).trainer_spec.model_type)

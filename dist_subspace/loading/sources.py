@@ -16,8 +16,17 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.transformers_internals import Conversion, key_plan, minded, tie, tied_pairs
 from dist_subspace.loading.unused import examine
+from dist_subspace.storage import Origin
 
 _META_TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class ConvertedOrigin(Origin):
+    """A matrix that transformers makes of several tensors, or of a part of one; file and key are the first's. read: makes it
+    again, on the CPU, in the checkpoint's type."""
+
+    read: Callable[[], Tensor]
 
 
 @dataclass
@@ -36,6 +45,16 @@ class Sources:
     def has(self, name: str) -> bool:
         return name in self.keys or name in self.conversions
 
+    def origin(self, model: nn.Module, name: str) -> Origin | None:
+        """Where a matrix can be read again."""
+        if name in self.keys:
+            return Origin(str(self.index.files[self.keys[name]]), self.keys[name])
+        if name not in self.conversions:
+            return None
+        conversion, made = self.conversions[name], self._first_names.get(name, name)
+        key, config, read = conversion.sources[0][1], model.config, self.index.read
+        return ConvertedOrigin(str(self.index.files[key]), key, lambda: conversion.tensors(read, config)[made])
+
     def share(self, name: str, others: Iterable[str]) -> None:
         """Parameters that are tied to one that has a source have the same."""
         for other in others:
@@ -50,7 +69,7 @@ class Sources:
         if name in self.keys:
             return self.index.read(self.keys[name])
         conversion, name = self.conversions[name], self._first_names.get(name, name)
-        made = self._made.pop(id(conversion), None) or conversion.tensors(model, self.index.read)
+        made = self._made.pop(id(conversion), None) or conversion.tensors(self.index.read, model.config, model)
         tensor = made.pop(name)
         if made:
             self._made[id(conversion)] = made
@@ -107,7 +126,7 @@ def _dry_run(model: nn.Module, index: CheckpointIndex, conversion: Conversion) -
         return torch.empty(index.shapes[key], dtype=_META_TYPES.get(index.types[key], torch.float32), device="meta")
 
     try:
-        return conversion.tensors(model, shape_of)
+        return conversion.tensors(shape_of, model.config, model)
     except Exception as error:  # whatever an operation of transformers makes of tensors that do not fit together
         keys = [key for _, key in conversion.sources]
         raise UsageError(

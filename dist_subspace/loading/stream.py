@@ -13,13 +13,29 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
+from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
+from dist_subspace.notices import say
 from dist_subspace.placement.zero import Partitioner
-from dist_subspace.storage import FrozenLinear, Origin, adopt, is_conv1d, is_linear, pack, replace
+from dist_subspace.storage import (
+    FrozenLinear,
+    Origin,
+    PackedLinear,
+    adopt,
+    is_conv1d,
+    is_linear,
+    left_alone,
+    pack,
+    replace,
+    storage_info,
+)
 
 HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
+QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
+WIDER = (torch.float32, torch.bfloat16, torch.float64)  # than float16: types whose values it may not hold
 
 
 class Stream:
@@ -33,6 +49,12 @@ class Stream:
         self.dtype, self.seed = dtype, seed
         self.sources = find_sources(model, index, self._is_head)
         self.kept = kept_type(model, dtype)
+        self.apart = left_alone(model)
+        if storage_info(storage).dtype is None:
+            packed = [name for name, module in model.named_modules() if self._packs(name, module)]
+            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
+            for sentence in check_packed(model, storage, dtype, packed, apart):
+                say(sentence)
 
     def run(
         self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
@@ -74,7 +96,7 @@ class Stream:
         partitioner: Partitioner | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
-        if is_linear(module):
+        if is_linear(module) and name not in self.apart:
             loaded: nn.Module = self._linear(name, module, device, done)
             replace(self.model, name, loaded)
         else:
@@ -91,20 +113,42 @@ class Stream:
         bias = getattr(module, "bias", None)
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
-        key = self.sources.keys.get(full_name)
-        origin = None if key is None else Origin(str(self.index.files[key]), key)
-        if not self.sources.has(full_name) or self._is_output(name, weight) or self.kept(full_name) is not None:
+        origin = self.sources.origin(self.model, full_name)
+        if not self._packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
-        full = self.sources.read(self.model, full_name).to(device)
+        full = self.sources.read(self.model, full_name)
         if not full.dtype.is_floating_point:
             raise UsageError(
-                f"{self.index.folder} holds {key or full_name} as {full.dtype}; accepted: a floating-point weight"
+                f"{self.index.folder} holds {full_name} as {full.dtype}; accepted: a floating-point weight"
             )
-        return pack(
-            full, self.storage, transposed=is_conv1d(module), double_quant=self.double_quant, bias=ready, origin=origin
+        if full.dtype not in QUANTISABLE:
+            full = full.float()
+        self._refuse_overflow(full_name, full, self.dtype)
+        packed = pack(
+            full.to(device),
+            self.storage,
+            transposed=is_conv1d(module),
+            double_quant=self.double_quant,
+            bias=ready,
+            origin=origin,
         )
+        if isinstance(packed, PackedLinear):
+            packed.name, packed.compute_dtype = name, self.dtype
+        return packed
+
+    def _packs(self, name: str, module: nn.Module) -> bool:
+        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
+        of its own (a router made in float32)."""
+        full_name = f"{name}.weight"
+        if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
+            return False
+        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype
+        return not own_type and not self._is_output_layer(name)
+
+    def _is_output_layer(self, name: str) -> bool:
+        return self._is_output(name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
 
     @staticmethod
     def _as_it_is(module: nn.Module, origin: Origin | None) -> FrozenLinear:
@@ -116,7 +160,7 @@ class Stream:
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
         head = _output_embeddings(self.model)
-        inputs = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None  # type: ignore[operator]
+        inputs = input_embeddings(self.model)
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
         return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
 
@@ -138,11 +182,24 @@ class Stream:
             old.requires_grad_(False)
             return old
         value = self.sources.read(self.model, name) if self.sources.has(name) else self._fresh(name, old)
-        parameter = nn.Parameter(value.to(device=device, dtype=self.kept(name) or old.dtype), requires_grad=False)
+        kind = self.kept(name) or old.dtype
+        self._refuse_overflow(name, value, kind)
+        parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
         # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
         done[old] = parameter
         done[parameter] = parameter
         return parameter
+
+    def _refuse_overflow(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
+        """float16 ends at 65,504: a larger weight would be infinite, and everything after it no number."""
+        if dtype != torch.float16 or value.dtype not in WIDER or not value.numel():
+            return
+        largest = value.abs().amax()
+        if bool(largest.isfinite()) and float(largest) > torch.finfo(dtype).max:
+            raise UsageError(
+                f"model.path is {str(self.index.folder)!r}, whose {name} has values up to {float(largest):,.0f}, which float16 "
+                "cannot hold; accepted for this model: model.dtype bfloat16 or float32"
+            )
 
     def _fresh(self, name: str, old: nn.Parameter) -> torch.Tensor:
         """Initial values of a parameter that the checkpoint lacks: the family's own, a function of (seed, name)."""

@@ -82,6 +82,8 @@ def extend_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
 
 
 def _from_file(path: Path, place: str) -> Any:
+    if path.name == "tokenizer.model" and _tokenizer_config(path.parent).get("tokenizer_class") in PLAIN_SENTENCEPIECE:
+        return _sentencepiece(path, path.parent)  # what lies beside it belongs to it
     if path.suffix == ".model":
         return _sentencepiece(path, path)
     if path.name == "tokenizer.json":

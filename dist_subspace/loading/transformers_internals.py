@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,12 +82,13 @@ class Conversion:
     converter: Any
     sources: list[tuple[str, str]] = field(default_factory=list)
 
-    def tensors(self, model: nn.Module, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-        """name in the model -> tensor; all sources are read. On meta tensors it says the shapes."""
+    def tensors(self, read: Callable[[str], Tensor], config: Any, model: nn.Module | None = None) -> dict[str, Tensor]:
+        """name in the model -> tensor; all sources are read. On meta tensors it says the shapes. A few operations ask the empty
+        model for the shapes that it has."""
         converter = copy.deepcopy(self.converter)
         for pattern, key in self.sources:
             converter.add_tensor(self.name, key, pattern, read(key))
-        made = converter.convert(self.name, model=model, config=model.config)
+        made = converter.convert(self.name, model=model, config=config)
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
@@ -227,6 +228,21 @@ def expected_ties(model: nn.Module, config: PretrainedConfig) -> dict[str, str]:
 def _empty_like(model: nn.Module, config: PretrainedConfig) -> nn.Module:
     with no_init_weights(), no_tie_weights(), _no_zero_init(), init_empty_weights(include_buffers=False):
         return type(model)(copy.deepcopy(config))
+
+
+def empty_model(model_class: Any, config: PretrainedConfig) -> nn.Module:
+    """A model of a class whose parameters have a shape and no values."""
+    with no_init_weights(), _no_zero_init(), init_empty_weights():
+        model: nn.Module = model_class(config)
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def misread(model: nn.Module, config: PretrainedConfig, keys: Mapping[str, str]) -> list[str]:
+    """Of parameters that are written under these keys those that transformers would not read back as themselves: a family whose
+    conversion takes the key for something else."""
+    plan = key_plan(_empty_like(model, config), keys.values())
+    return [name for name, key in keys.items() if plan.direct.get(name) != [key]]
 
 
 def base_prefix(model: nn.Module) -> str:

@@ -120,8 +120,10 @@ def _store() -> Any:
 
 _LOOKS = 1.0  # seconds that one request to the store waits; in between, signals are heard and the others are looked at
 _PEER_LOOKS = 3.0  # seconds between two looks at the others
+_MOMENT = 3.0  # seconds in which a process whose connections broke has ended
 _peers: Peers | None = None
 _meetings = 0
+_store_is_lost = False
 
 
 @contextmanager
@@ -141,7 +143,7 @@ def meet() -> None:
     Raises:
         PeerFailed: a rank that is waited for is gone.
     """
-    global _meetings
+    global _meetings, _store_is_lost
     if not is_distributed() or dist.get_world_size() == 1:
         return
     store, _meetings = _store(), _meetings + 1
@@ -155,8 +157,11 @@ def meet() -> None:
             if _peers is not None and time.monotonic() - looked > _PEER_LOOKS:
                 looked = time.monotonic()
                 _refuse_gone(_peers.gone(), lambda: bool(store.check([f"{key}/all"])))
-    except dist.DistNetworkError:
-        return  # the store has ended with its host; the collective that follows says more
+    except dist.DistNetworkError:  # the store has ended with its host, a rank or the launcher
+        gone = _peers.gone_within(_MOMENT) if _peers is not None and not _store_is_lost else []
+        _store_is_lost = True
+        if gone:
+            raise PeerGone(gone) from None
 
 
 def _comes(store: Any, key: str) -> bool:

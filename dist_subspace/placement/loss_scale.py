@@ -11,6 +11,25 @@ def loss_scale(engine: Any) -> float:
     return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0
 
 
+def missing_scale(engine: Any) -> float:
+    """What a loss must be multiplied by before `engine.backward`, because DeepSpeed does not: its engine scales for ZeRO's
+    optimizers alone, while the unsplit fp16 optimizer (`fp32_groups`) divides by the scale all the same."""
+    return loss_scale(engine) if hasattr(engine.optimizer, "fp32_groups") else 1.0
+
+
+def global_norm(engine: Any, scale: float) -> float | None:
+    """Local, alike on every rank: the norm of the last step's gradient before clipping, as DeepSpeed's optimizer kept it
+    (`get_global_grad_norm`); None where it kept none.
+
+    Arguments:
+        scale: the loss scale before that step. The unsplit 16-bit optimizer (`fp32_groups`) leaves it in the norm.
+    """
+    norm = engine.get_global_grad_norm()
+    if norm is None:
+        return None
+    return float(norm) / scale if hasattr(engine.optimizer, "fp32_groups") else float(norm)
+
+
 _SCALING = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 

@@ -32,7 +32,9 @@ from dist_subspace.placement.collectives import any_rank, max_over_ranks
 from dist_subspace.placement.zero import (
     full_shape,
     is_partitioned,
+    link_masters,
     link_moments,
+    linked_master,
     master_fragments,
     optimized_tensor,
     own_shard,
@@ -77,9 +79,12 @@ def read_state(engine: Any, trainables: Mapping[str, nn.Parameter]) -> dict[str,
 def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor], steps: int) -> None:
     """Collective: the inverse of `read_state`, after a first step has made the moments. Every rank gives the same tensors.
 
-    Moments that were not stored are zero: every step before that checkpoint was skipped, and there were none.
+    Moments that were not stored are zero, and their steps are counted from here on: every step before that checkpoint was
+    skipped, or another optimizer made them.
     """
     keys = state_keys(engine)
+    if keys and not any(f"{name}.{key}" in tensors for name in trainables for key in keys):
+        steps = 0
     for name, parameter in trainables.items():
         link_moments(parameter, plain_optimizer(engine).state)
         master = tensors[f"{name}.{MASTER}"]
@@ -93,6 +98,19 @@ def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Ma
             _set_step(state, steps)
 
 
+def settle_masters(engine: Any) -> None:
+    """Local, after `deepspeed.initialize`: find the masters of a 16-bit engine at stage 0, and count its steps from the first.
+
+    `FP16_UnfusedOptimizer` makes a step with zero gradients when it is made, so that the moments exist; Adam's bias correction
+    would then begin with the second step, and the run's first update would be a quarter too small.
+    """
+    link_masters(engine)
+    if hasattr(engine.optimizer, "fp32_groups"):
+        for state in plain_optimizer(engine).state.values():
+            if "step" in state:
+                _set_step(state, 0)
+
+
 def _is_split(parameter: nn.Parameter) -> bool:
     """Whether ZeRO keeps a master copy apart from the parameter (`_hp_mapping` at stages 1 and 2, `ds_id` at 3)."""
     return is_partitioned(parameter) or hasattr(parameter, "_hp_mapping")
@@ -100,17 +118,24 @@ def _is_split(parameter: nn.Parameter) -> bool:
 
 def _read(engine: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
     if not _is_split(parameter):
-        return parameter.detach() if key is None else plain_optimizer(engine).state[parameter][key]
+        known = _known_by_optimizer(parameter)
+        return known.detach() if key is None else plain_optimizer(engine).state[known][key]
     found = safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
     if found is None:
         raise RuntimeError(f"DeepSpeed has no {key or MASTER} for a trained parameter; its ZeRO interface has changed")
     return found
 
 
+def _known_by_optimizer(parameter: nn.Parameter) -> Tensor:
+    """Where nothing is split: the parameter, or its float32 master in a 16-bit engine."""
+    master = linked_master(parameter)
+    return parameter if master is None else master
+
+
 def _write(engine: Any, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
     if not _is_split(parameter):
-        if key is not None:
-            plain_optimizer(engine).state[parameter][key].copy_(value)
+        known = _known_by_optimizer(parameter)
+        (known.data if key is None else plain_optimizer(engine).state[known][key]).copy_(value)
         return
     on_device = value.to(parameter.device)
     if is_partitioned(parameter):
@@ -184,9 +209,12 @@ def check_editable(parameter: nn.Parameter) -> None:
     """Local: refuse an optimizer that keeps a master copy where nobody else finds it, once it has made a step.
 
     Raises:
-        UsageError: a 16-bit parameter that is not split and that no optimizer knows (DeepSpeed's 16-bit engine at stage 0).
+        UsageError: a 16-bit parameter that is not split and that no optimizer knows (DeepSpeed's 16-bit engine at stage 0,
+            unless `link_masters` was called).
     """
     if parameter.dtype == torch.float32 or is_partitioned(parameter) or hasattr(parameter, "_hp_mapping"):
+        return
+    if linked_master(parameter) is not None:
         return
     if not any(parameter in optimizer.state for optimizer in _STEPPED):
         raise UsageError(

@@ -84,12 +84,15 @@ class Peers:
         self._known: dict[int, Peer] = {}
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._beaten = self._looked = 0.0
-        self._said = False
+        self._said = self._lost = False
         self._set(f"peer/{rank}", json.dumps(asdict(Peer.of_this_process(rank))))
 
     def look(self) -> None:
         """Give a sign of life; pass a stop on, or hear of one. A store that has ended with its host has nothing to say."""
         now = time.monotonic()
+        if self._lost:
+            return
+        self._lost = True
         with suppress(RuntimeError):
             if now - self._beaten > _BEAT:
                 self._beaten = now
@@ -103,6 +106,7 @@ class Peers:
                 if self._has("stop"):
                     self._stop.tell(self._get("stop").decode())
             self._learn()
+            self._lost = False
 
     def gone(self) -> list[Peer]:
         """The ranks whose process has ended, or that have given no sign of life for long."""
@@ -114,6 +118,13 @@ class Peers:
             if ended or (ended is None and self._is_silent(peer)):
                 found.append(peer)
         return sorted(found, key=lambda peer: peer.rank)
+
+    def gone_within(self, seconds: float) -> list[Peer]:
+        """As `gone`, where a connection has just broken: the process at its other end may take a moment to end."""
+        deadline = time.monotonic() + seconds
+        while not (found := self.gone()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return found
 
     def heard(self, peer: Peer) -> bool:
         """Whether that rank knew that it shall stop."""

@@ -30,6 +30,8 @@ def check_supported(config: Mapping[str, Any], *, storage: str, dtype: str, quan
 
 def _reasons(config: Mapping[str, Any], storage: str, dtype: str, quant_storage: str | None) -> Iterator[str]:
     yield from _precision(config, dtype)
+    yield from _no_fp16_engine(config)
+    yield from _unsplit_accumulation(config)
     yield from _packed_as_floats(config, quant_storage)
     yield from _quantised_by_zero(config, storage, dtype)
     yield from _offload(config)
@@ -55,6 +57,35 @@ def _precision(config: Mapping[str, Any], dtype: str) -> Iterator[str]:
         yield (
             f"deepspeed.config {engine[0]}.enabled is true, but model.dtype is {dtype}: the engine would cast the model to "
             f"{engine[1]}; accepted: model.dtype {engine[1]}, or {engine[0]}.enabled false"
+        )
+
+
+_NAMES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
+
+
+def _unsplit_accumulation(config: Mapping[str, Any]) -> Iterator[str]:
+    """At stage 0 DeepSpeed accumulates gradients in the engine's own type or not at all (NotImplementedError)."""
+    given = (config.get("data_types") or {}).get("grad_accum_dtype")
+    if given is None or zero_stage(config) > 0:
+        return
+    own = (_engine_type(config) or ("", "float32"))[1]
+    name = str(given).removeprefix("torch.")
+    if _NAMES.get(name, name) != own:
+        yield (
+            f"deepspeed.config data_types.grad_accum_dtype is {given!r} at ZeRO stage 0, where gradients have the engine's "
+            f"type; accepted: {own}, or a stage above 0"
+        )
+
+
+def _no_fp16_engine(config: Mapping[str, Any]) -> Iterator[str]:
+    """DeepSpeed asks its accelerator (`is_fp16_supported`), once the model is there."""
+    from deepspeed.accelerator import get_accelerator
+
+    if _enabled(config, "fp16") and not get_accelerator().is_fp16_supported():
+        yield (
+            f"deepspeed.config fp16.enabled is true, but DeepSpeed has no fp16 engine on this device "
+            f"({get_accelerator().device_name()}); accepted: fp16.enabled false, with which the computation is in model.dtype "
+            "all the same"
         )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
 from dist_subspace.placement.helpers import without_cpu_helper
+from dist_subspace.placement.reuse import block_lists, blocks, called_once
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
@@ -126,9 +128,12 @@ def ensure_process_group() -> None:
 
 
 def leave_process_group() -> None:
-    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it."""
+    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it. Where
+    they are not, it is given a few seconds."""
     if is_distributed():
-        torch.distributed.destroy_process_group()
+        ending = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
+        ending.start()
+        ending.join(5.0)
 
 
 @contextmanager
@@ -140,6 +145,17 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     split = [p for p in parameters if is_partitioned(p) and not _is_whole(p)]
     with deepspeed.zero.GatheredParameters(split) if split else nullcontext():
         yield
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether the model's forward needs other ranks: a parameter is split over several, and is not whole here now."""
+    split = (p for p in model.parameters() if is_partitioned(p) and not _is_whole(p))
+    return any(torch.distributed.get_world_size(p.ds_process_group) > 1 for p in split)  # type: ignore[attr-defined]
+
+
+def is_registered(model: nn.Module) -> bool:
+    """Whether an engine gathers the model's parameters when its modules are called (`ds_id` of a module)."""
+    return hasattr(model, "ds_id")
 
 
 def _is_whole(parameter: Any) -> bool:
@@ -162,16 +178,18 @@ def rewritten(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 def mark_leaf_blocks(model: nn.Module) -> list[str]:
     """Let ZeRO-3 gather a decoder block at once (`_z3_leaf`): half the gathers under activation checkpointing.
 
-    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another. Returns their class names.
+    Blocks are the entries of the model's `nn.ModuleList`s that are not inside another; those that a forward does not call
+    exactly once are no leaves. Returns the leaves' class names.
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for block in blocks(model):
+    leaves = [block for name, stack in block_lists(model).items() if called_once(model, name) for block in stack]
+    for block in leaves:
         if not hasattr(block, _INPUT_HOOK):
             hook = block.register_forward_pre_hook(_ask_for_input_gradients, with_kwargs=True, prepend=True)
             setattr(block, _INPUT_HOOK, hook)
         set_z3_leaf_module(block, True)
-    return sorted({type(block).__name__ for block in blocks(model)})
+    return sorted({type(block).__name__ for block in leaves})
 
 
 _INPUT_HOOK = "_dist_subspace_input_hook"
@@ -193,13 +211,6 @@ def unmark_leaf_blocks(model: nn.Module) -> None:
 
     for block in blocks(model):
         set_z3_leaf_module(block, False)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's transformer blocks: entries of its outermost module lists."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    outer = [name for name in lists if not any(name.startswith(other + ".") for other in lists)]
-    return [block for name in outer for block in lists[name]]
 
 
 def largest_block_numel(model: nn.Module) -> int:
@@ -330,14 +341,16 @@ def places(parameter: Any) -> list[tuple[Tensor, int]]:
 
 
 def master_fragments(parameter: Any) -> tuple[dict[str | None, Tensor], int]:
-    """Local, stages 1 and 2: what this rank's optimizer holds of the parameter, flat, by the name of the moment (None: the
-    fp32 master), and the place of the first element in the whole; nothing where other ranks hold it all.
+    """Local, below stage 3: what this rank's optimizer holds of the parameter, flat, by the name of the moment (None: the
+    fp32 master), and the place of the first element in the whole; nothing where other ranks hold it all. At stage 0 that is
+    the master of a 16-bit engine alone (`link_masters`).
 
     Uses `_hp_mapping`, whose fragments are views of what the optimizer works on.
     """
     mapping = getattr(parameter, "_hp_mapping", None)
     if mapping is None:
-        return {}, 0
+        master = linked_master(parameter)
+        return ({} if master is None else {None: master.data.view(-1)}), 0
     return {None: mapping.hp_fragment, **(mapping.optim_fragment or {})}, mapping.lp_fragment_address.start
 
 
@@ -369,7 +382,31 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
         return flat
     if hasattr(parameter, "_hp_mapping"):
         return master_fragments(parameter)[0].get(None)
-    return parameter  # type: ignore[no-any-return]
+    master = linked_master(parameter)
+    return parameter if master is None else master  # type: ignore[no-any-return]
+
+
+_MASTER = "_dist_subspace_master"
+
+
+def link_masters(engine: Any) -> None:
+    """Local: let a trained parameter know its float32 master where a 16-bit engine keeps it apart at stage 0.
+
+    There DeepSpeed takes `FP16_UnfusedOptimizer`, for bf16 as for fp16 (`fp32_groups` beside `fp16_groups`), whose inner
+    optimizer knows the masters alone. `safe_get_full_*` finds nothing of it.
+    """
+    optimizer = engine.optimizer
+    if not hasattr(optimizer, "fp32_groups"):
+        return
+    for held, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        for parameter, master in zip(held, masters, strict=True):
+            setattr(parameter, _MASTER, master)
+
+
+def linked_master(parameter: Any) -> Tensor | None:
+    """Local: what `link_masters` found."""
+    master: Tensor | None = getattr(parameter, _MASTER, None)
+    return master
 
 
 def checksums(groups: Sequence[Sequence[Any]]) -> list[int]:

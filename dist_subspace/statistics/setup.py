@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import broadcast_object, broadcast_tensors, on_main
 from dist_subspace.placement.zero import checksums, overwrite, split_like
 from dist_subspace.statistics.cache import FactorCache, key_of
@@ -54,6 +55,8 @@ def settle(
     keys = _keys(parts, seed) if store is not None else {}
     attached(model).factor_keys.update(keys)
     stored = set(on_main(_stored, store, {n: k for n, k in keys.items() if n not in known}))
+    if store is not None:
+        on_main(_keep, store, {keys[name]: (name, dict(factors)) for name, factors in known.items() if name in keys})
     settled = 0
 
     def take(name: str, factors: Factors) -> None:
@@ -86,6 +89,24 @@ def settle(
         if rest[name].rebases:
             _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
         take(name, factors)
+
+
+def _keep(store: FactorCache, given: Mapping[str, tuple[str, dict[str, Tensor]]]) -> None:
+    """Local, rank 0: factors that came with an adapter lie beside those that were made: checkpoints name their files.
+
+    Raises:
+        UsageError: the folder holds others under that name, which checkpoints may have been trained with.
+    """
+    for key, (name, factors) in given.items():
+        if not store.has(key):
+            store.write(key, name, factors)
+            continue
+        held = store.read(key)
+        if held.keys() != factors.keys() or not all(torch.equal(held[k], factors[k].to(held[k].dtype)) for k in held):
+            raise UsageError(
+                f"{store.path(key)} holds other factors of {name} than the adapter that the run begins with; choose another "
+                "run.output_dir"
+            )
 
 
 def _as_sent(factors: Factors) -> dict[str, Tensor]:

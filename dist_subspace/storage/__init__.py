@@ -1,18 +1,21 @@
 """In which bytes a frozen matrix is held. Knows torch and bitsandbytes; knows neither methods nor ZeRO."""
 
 from dist_subspace.storage import dense, four_bit, int8
-from dist_subspace.storage.adopt import adopt, adopt_all, is_conv1d, is_linear, replace
+from dist_subspace.storage.adopt import adopt, adopt_all, is_conv1d, is_linear, left_alone, replace
 from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.registry import StorageInfo, pack, storage_info, storages
 
 __all__ = [
     "FrozenLinear",
     "Origin",
+    "PackedLinear",
     "StorageInfo",
     "adopt",
     "adopt_all",
     "is_conv1d",
     "is_linear",
+    "left_alone",
     "pack",
     "replace",
     "storage_info",

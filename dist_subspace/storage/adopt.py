@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from dist_subspace.storage import bnb
@@ -16,6 +17,8 @@ from dist_subspace.storage.dense import DenseLinear
 from dist_subspace.storage.four_bit import FourBitLinear
 from dist_subspace.storage.int8 import Int8Linear
 from dist_subspace.storage.operator import FrozenLinear
+from dist_subspace.storage.packed import PackedLinear
+from dist_subspace.storage.reads import read_layers
 
 
 def adopt(module: nn.Module) -> FrozenLinear | None:
@@ -34,8 +37,9 @@ def adopt(module: nn.Module) -> FrozenLinear | None:
 
 
 def adopt_all(model: nn.Module, *, except_for: Iterable[str] = ()) -> list[str]:
-    """Replace every linear layer of the model in place; returns the names replaced. Shared modules stay shared."""
-    skipped = set(except_for)
+    """Replace every linear layer of the model in place; returns the names replaced. Shared modules stay shared, and layers
+    that cannot be operators (`left_alone`) stay what they are."""
+    skipped = {*except_for, *left_alone(model)}
     made: dict[int, FrozenLinear] = {}
     names = []
     for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -45,10 +49,25 @@ def adopt_all(model: nn.Module, *, except_for: Iterable[str] = ()) -> list[str]:
         if operator is None:
             continue
         made[id(module)] = operator
+        if isinstance(operator, PackedLinear):
+            operator.name, operator.compute_dtype = name, getattr(model, "dtype", torch.float32)
         operator.train(module.training)
         replace(model, name, operator)
         names.append(name)
     return names
+
+
+def left_alone(model: nn.Module) -> dict[str, str]:
+    """The model's linear layers that can be no operators, by every name that they have, and why; alike on every rank."""
+    linear = {m: n for n, m in model.named_modules() if n and (isinstance(m, nn.Linear) or is_conv1d(m))}
+    read = {model.get_submodule(name): where for name, where in read_layers(model, linear).items()}
+    reasons = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in read:
+            reasons[name] = f"{read[module]} reads its weight, and does not only call it"
+        elif module in linear and not (bnb.is_4bit(module) or bnb.is_8bit(module) or is_linear(module)):
+            reasons[name] = f"its class, {type(module).__name__}, computes something else than a product and a bias"
+    return reasons
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -58,8 +77,38 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """An exact `nn.Linear` or `Conv1D`: a subclass may compute something else."""
-    return type(module) is nn.Linear or type(module).__name__ == "NonDynamicallyQuantizableLinear" or is_conv1d(module)
+    """An `nn.Linear`, a subclass of it that computes the same, or a `Conv1D`."""
+    return type(module) is nn.Linear or is_conv1d(module) or (isinstance(module, nn.Linear) and _is_the_same(module))
+
+
+def _is_the_same(module: nn.Linear) -> bool:
+    """Whether a subclass of `nn.Linear` holds the same as that and computes the same: tried on a small one of its class, with the
+    module's own settings. Falcon's adds the bias apart; others scale, round or gate."""
+    kind = type(module)
+    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+        return False
+    if kind.__call__ is not nn.Module.__call__ or nn.parameter.is_lazy(module.weight):
+        return False
+    if kind.forward is nn.Linear.forward:
+        return True
+    plain = nn.Linear(6, 5, bias=module.bias is not None, device="cpu", dtype=torch.float32)
+    small = kind.__new__(kind)
+    nn.Module.__init__(small)
+    small.__dict__ |= {key: value for key, value in module.__dict__.items() if key not in small.__dict__}
+    small.in_features, small.out_features = 6, 5
+    small.weight, small.bias = plain.weight, plain.bias
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for parameter in plain.parameters():
+            parameter.normal_()
+        inputs = [torch.randn(shape, device="cpu") for shape in ((3, 6), (2, 3, 6))]
+        try:
+            for mode in (True, False):
+                if not all(torch.allclose(small.train(mode)(x), plain(x), rtol=1e-5, atol=1e-6) for x in inputs):
+                    return False
+        except Exception:  # whatever a layer of that class needs that a linear layer does not have
+            return False
+    return True
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -74,9 +74,16 @@ def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
 
 
 def quantize_8bit(weight: Tensor) -> Packed8bit:
-    """bitsandbytes' row-wise int8 quantiser; it works on float16, as `Int8Params` does when a layer is moved."""
-    codes, scale, _ = bnb_functional.int8_vectorwise_quant(weight.to(torch.float16).contiguous())
-    return Packed8bit(codes, scale.float())
+    """bitsandbytes' row-wise int8 quantiser; it works on float16, as `Int8Params` does when a layer is moved. Rows that float16
+    cannot hold (a bfloat16 weight above 65,504) are quantised divided by a power of two, and their scale is multiplied."""
+    half = weight.to(torch.float16)
+    exponents = torch.zeros(weight.shape[0], 1, device=weight.device)
+    if not bool(half.isfinite().all()):
+        largest = weight.abs().amax(dim=1, keepdim=True).float()
+        exponents = (torch.frexp(largest)[1] - 15).clamp(min=0).float()
+        half = (weight.float() * torch.exp2(-exponents)).to(torch.float16)
+    codes, scale, _ = bnb_functional.int8_vectorwise_quant(half.contiguous())
+    return Packed8bit(codes, scale.float() * torch.exp2(exponents.view_as(scale)))
 
 
 def is_4bit(module: nn.Module) -> bool:

@@ -7,21 +7,21 @@ from torch import Tensor, nn
 
 from dist_subspace.storage.bnb import Packed4bit, dequantize_4bit, quantize_4bit
 from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.raw import from_bytes, to_bytes
 from dist_subspace.storage.registry import register
 
 
-class FourBitLinear(FrozenLinear):
-    """Parameters, all int8: `weight` the packed codes; `absmax` one float32 (or, double-quantised, one byte) a block;
+class FourBitLinear(PackedLinear):
+    """Parameters, all int8: `codes` the packed matrix; `absmax` one float32 (or, double-quantised, one byte) a block;
     `nested_absmax` the float32 statistics of the statistics. Only the double quantisation's mean is a plain number."""
 
-    weight: nn.Parameter
     absmax: nn.Parameter
     nested_absmax: nn.Parameter
 
     def __init__(self, packed: Packed4bit, *, bias: Tensor | None, origin: Origin | None) -> None:
         nested = packed.nested
-        tensors = {"weight": to_bytes(packed.codes), "absmax": to_bytes(packed.absmax)}
+        tensors = {"codes": to_bytes(packed.codes), "absmax": to_bytes(packed.absmax)}
         if nested is not None:
             tensors["nested_absmax"] = to_bytes(nested)
         super().__init__(packed.shape[1], packed.shape[0], tensors, bias=bias, origin=origin)
@@ -35,7 +35,7 @@ class FourBitLinear(FrozenLinear):
         nested = from_bytes(self.nested_absmax, torch.float32) if self.double_quant else None
         absmax = from_bytes(self.absmax, torch.uint8 if self.double_quant else torch.float32)
         return Packed4bit(
-            from_bytes(self.weight, torch.uint8), absmax, nested, self.offset, self.blocksize, self.storage, self.shape
+            from_bytes(self.codes, torch.uint8), absmax, nested, self.offset, self.blocksize, self.storage, self.shape
         )
 
     def decode(self, dtype: torch.dtype) -> Tensor:

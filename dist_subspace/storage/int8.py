@@ -10,28 +10,28 @@ from torch import Tensor, nn
 
 from dist_subspace.storage.bnb import Packed8bit, quantize_8bit
 from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.raw import from_bytes, to_bytes
 from dist_subspace.storage.registry import register
 
 
-class Int8Linear(FrozenLinear):
-    """Parameters, both int8: `weight` the codes `(d_out, d_in)`, `scale` the bytes of one float32 a row."""
+class Int8Linear(PackedLinear):
+    """Parameters, both int8: `codes` `(d_out, d_in)`, `scale` the bytes of one float32 a row."""
 
-    weight: nn.Parameter
     scale: nn.Parameter
 
     storage = "int8"
 
     def __init__(self, packed: Packed8bit, *, bias: Tensor | None, origin: Origin | None) -> None:
         rows, columns = packed.codes.shape
-        tensors = {"weight": packed.codes.contiguous(), "scale": to_bytes(packed.scale)}
+        tensors = {"codes": packed.codes.contiguous(), "scale": to_bytes(packed.scale)}
         super().__init__(columns, rows, tensors, bias=bias, origin=origin)
 
     def _row_scale(self) -> Tensor:
         return from_bytes(self.scale, torch.float32) / 127
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        return (self.weight.float() * self._row_scale()[:, None]).to(dtype)
+        return (self.codes.float() * self._row_scale()[:, None]).to(dtype)
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         return Int8Linear(quantize_8bit(matrix), bias=None, origin=None)
@@ -42,7 +42,7 @@ class Int8Linear(FrozenLinear):
     def entries(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         if dtype == torch.float16:
             return super().entries(dtype)
-        return self.weight.to(dtype), self._row_scale().to(dtype)
+        return self.codes.to(dtype), self._row_scale().to(dtype)
 
 
 @register("int8", bits=8)

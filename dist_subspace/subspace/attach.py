@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.notices import say
 from dist_subspace.subspace.accumulation import Accumulation, watch_loss
 from dist_subspace.subspace.collect import GradientCollector
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, layer_settings, resolve
@@ -21,6 +23,9 @@ from dist_subspace.subspace.new_tokens import NewTokens, check_new_tokens
 from dist_subspace.subspace.schedule import Schedule
 from dist_subspace.subspace.targets import Choice, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
+
+# Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
+ONE_FUNCTION = ("ReformerEncoder",)
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,11 @@ class Attachment:
 
 
 def attach_method(
-    model: nn.Module, config: SubspaceConfig, gathered: Gathered, known: Container[str] = ()
+    model: nn.Module,
+    config: SubspaceConfig,
+    gathered: Gathered,
+    known: Container[str] = (),
+    apart: Mapping[str, str] | None = None,
 ) -> nn.Module:
     """Put the configured method on the model; its linear layers are frozen operators already.
 
@@ -65,6 +74,7 @@ def attach_method(
     Arguments:
         gathered: a context in which the given parameters are whole (collective where they are split over ranks).
         known: the sites whose statistics need not be made.
+        apart: linear layers of the model that are no operators, and why.
 
     Raises:
         UsageError: for a model that has a method already, a target that matches nothing, a rank above a layer's
@@ -77,7 +87,8 @@ def attach_method(
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
-    sites = resolved.method.sites(Choice(model, resolved.targets, given, exclude, _head_names(model), options))
+    choice = Choice(model, resolved.targets, given, exclude, _head_names(model), options, apart or {})
+    sites = resolved.method.sites(choice)
     largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
@@ -112,6 +123,8 @@ def attach_method(
         schedule=None if schedule is None else schedule(parts, resolved.settings, config.seed),
         collector=_collect(parts, resolved),
     )
+    for sentence in choice.left_out.sentences(resolved.targets):
+        say(sentence)
     watch_loss(model, accumulation)
     _let_gradients_start_at_the_embeddings(model)
     return model
@@ -147,7 +160,7 @@ def _put_parts(
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
         part = resolved.method.on(site, settings[name], generator, shared)
-        part.compute_dtype = dtype
+        part.compute_dtype, part.name = dtype, name
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for own, parameter in part.trainables().items():
             setattr(part, own, nn.Parameter(parameter.data.to(device)))
@@ -245,7 +258,7 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
             )
         wanted += [name for name in found if name not in wanted]
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
-    inside = [name for name in names if any(name.startswith(w + ".") for w in wanted)]
+    inside = [n for n in names if any(n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in wanted)]  # or around one
     tied = [n for n in names if any(id(p) in owned for p in model.get_submodule(n).parameters(recurse=False))]
     return wanted + [name for name in tied if name not in wanted and name not in inside]
 
@@ -257,13 +270,15 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
     """Reentrant checkpointing passes gradients only where an input of the block asks for one; with frozen embeddings none
-    does, and training fails with "element 0 of tensors does not require grad" (pains.md row 15)."""
-    embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
+    does, and training fails with "element 0 of tensors does not require grad" (pains.md row 15). Blocks that are one autograd
+    function with a backward of its own do the same."""
+    embeddings = input_embeddings(model)
     if embeddings is None:
         return
+    one_function = any(type(module).__name__ in ONE_FUNCTION for module in model.modules())
 
     def require(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if torch.is_grad_enabled() and module.training and _is_checkpointing(model):
+        if torch.is_grad_enabled() and module.training and (one_function or _is_checkpointing(model)):
             output.requires_grad_(True)
 
     embeddings.register_forward_hook(require)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.torch_internals import reshaped
 
 # A0 (r, d_in), B0 (d_out, r), and the weights w of the r terms: one number, or (r,).
 FrozenPair = tuple[Tensor, Tensor, Tensor | float]
@@ -41,7 +42,7 @@ class DeviationUpdate(torch.autograd.Function):
         hidden = right @ drop(rows).t()
         ctx.save_for_backward(rows, a, b, hidden)
         ctx.part, ctx.absolute, ctx.drop, ctx.shape = part, absolute, drop, x.shape
-        return torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), left.t()).view(z.shape)
+        return reshaped(torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), left.t()), z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -67,7 +68,7 @@ class PinnedUpdate(torch.autograd.Function):
         ctx.pair, ctx.factor, ctx.shape = pair, factor, x.shape
         hidden = weighted(a, weights).to(x.dtype) @ x.reshape(-1, x.shape[-1]).t()
         flat = z.reshape(-1, z.shape[-1])
-        return torch.addmm(flat, hidden.t(), b.to(x.dtype).t(), alpha=factor).view(z.shape)
+        return reshaped(torch.addmm(flat, hidden.t(), b.to(x.dtype).t(), alpha=factor), z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

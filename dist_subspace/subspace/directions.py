@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.torch_internals import reshaped
 
 
 class DirectedUpdate(torch.autograd.Function):
@@ -35,7 +36,7 @@ class DirectedUpdate(torch.autograd.Function):
         hidden = _down(a, v, scale, x.dtype) @ drop(rows).t()
         ctx.save_for_backward(rows, a, b, delta, u, v, hidden)
         ctx.scale, ctx.drop, ctx.shape = scale, drop, x.shape
-        return torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), _up(b, delta, u, x.dtype).t()).view(z.shape)
+        return reshaped(torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), _up(b, delta, u, x.dtype).t()), z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -14,6 +14,7 @@ from torch.nn import functional
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.dropout import Dropout
 from dist_subspace.subspace.method import Settings, SubspaceLinear
+from dist_subspace.torch_internals import reshaped
 
 
 class LowRankUpdate(torch.autograd.Function):
@@ -34,7 +35,7 @@ class LowRankUpdate(torch.autograd.Function):
         ctx.save_for_backward(rows, a, b, hidden)
         ctx.scale, ctx.drop, ctx.shape = scale, drop, x.shape
         flat = z.reshape(-1, z.shape[-1])
-        return torch.addmm(flat, hidden.t(), b.to(x.dtype).t()).view(z.shape)
+        return reshaped(torch.addmm(flat, hidden.t(), b.to(x.dtype).t()), z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -78,7 +79,7 @@ class Up(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, hidden: Tensor, b: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, b)
-        return torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), b.to(z.dtype).t()).view(z.shape)
+        return reshaped(torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), b.to(z.dtype).t()), z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_subspace.subspace.dropout import Dropout
 from dist_subspace.subspace.sums import summed_product
+from dist_subspace.torch_internals import reshaped
 
 SMALLEST = 1e-12  # of n² over the frozen row's own: where γ B A cancels W, rounding is all that is left of n
 
@@ -60,7 +61,7 @@ class ScaledUpdate(torch.autograd.Function):
             y = torch.addcmul(u, u, near)
         ctx.save_for_backward(rows, a, b, delta, hidden, u)
         ctx.scale, ctx.drop, ctx.out_rows, ctx.shape = scale, drop, len(out), x.shape
-        return y.view(shape)
+        return reshaped(y, shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

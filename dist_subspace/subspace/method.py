@@ -19,6 +19,7 @@ from dist_subspace.linear_map import Gate, product_type
 from dist_subspace.subspace.constraints import Constraint, Penalty
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.options import Option
+from dist_subspace.unread_weight import passed_by
 
 if TYPE_CHECKING:
     from dist_subspace.subspace.config import SubspaceConfig
@@ -137,6 +138,7 @@ class SubspacePart(nn.Module):
 
     settings: Settings
     enabled: bool
+    name: str = "a layer"  # of its site in the model, set by attach: for messages
     penalty: Penalty | None = None
     # The type that the model computes in, set by attach: frozen factors are held in it.
     compute_dtype: torch.dtype = torch.float32
@@ -387,8 +389,10 @@ class SubspaceLinear(SubspacePart):
 
     @property
     def weight(self) -> Tensor | None:
-        """The frozen parameter of that name. Some models ask their layers for its type (T5: `wo.weight.dtype`)."""
-        return getattr(self.base, "weight", None)
+        """What a model may ask about the frozen weight: its type (T5: `wo.weight.dtype`), shape, device. Reading is refused."""
+        held = getattr(self.base, "weight", None)
+        shape = (self.out_features, self.in_features)
+        return None if held is None else passed_by(held, shape, self.name, self.info.name)
 
     def extra_repr(self) -> str:
         return (

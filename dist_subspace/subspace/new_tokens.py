@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.subspace.trained_copy import Gathered
 
 ROWS = 4096  # of a table, summed at a time in float32
@@ -182,9 +183,10 @@ def check_new_tokens(model: Any, ids: Sequence[int], saved: Sequence[str]) -> No
 
 
 def _vocabulary(model: Any) -> int:
-    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    table, head = input_embeddings(model), model.get_output_embeddings()
     if not isinstance(table, nn.Embedding):
-        raise UsageError(f"new tokens need an embedding table, and {type(model).__name__} has {type(table).__name__}")
+        found = "none" if table is None else type(table).__name__
+        raise UsageError(f"new tokens need an embedding table, and {type(model).__name__} has {found}")
     outputs = getattr(head, "out_features", table.num_embeddings)
     if outputs != table.num_embeddings:
         raise UsageError(f"new tokens need a head of the embedding's {table.num_embeddings} tokens, not of {outputs}")
@@ -194,8 +196,8 @@ def _vocabulary(model: Any) -> int:
 def _mean_row(module: Any, gathered: Gathered) -> Tensor:
     """Collective where the module is split: `(d,)` float32, the mean over the rows of an embedding or a head."""
     with gathered(list(module.parameters())), torch.no_grad():
-        weight = getattr(module, "weight", None)
-        if weight is None or not weight.is_floating_point() or getattr(module, "transposed", False):
+        weight = getattr(module, "weight", None) if getattr(module, "is_float", True) else None
+        if weight is None or getattr(module, "transposed", False):
             weight = module.dense(torch.float32)
         sums = [part.float().sum(0, dtype=torch.float64) for part in weight.split(ROWS)]
         return (torch.stack(sums).sum(0) / len(weight)).float()

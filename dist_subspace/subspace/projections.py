@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.torch_internals import reshaped
 
 
 class Projections(nn.Module):
@@ -57,7 +58,7 @@ class _Between(torch.autograd.Function):
         ctx.save_for_backward(down, d, l)
         hidden = d.to(x.dtype)[:, None] * down
         left = l.to(x.dtype)[:, None] * b
-        return torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), left.t()).view(z.shape)
+        return reshaped(torch.addmm(z.reshape(-1, z.shape[-1]), hidden.t(), left.t()), z.shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.notices import named
 from dist_subspace.subspace.method import Operator
 
 ALL_LINEAR = "all-linear"
@@ -54,7 +55,13 @@ POST_NORMS = {
 
 
 def choose(
-    model: nn.Module, targets: str | Sequence[str], exclude: Sequence[str], head: Sequence[str]
+    model: nn.Module,
+    targets: str | Sequence[str],
+    exclude: Sequence[str],
+    head: Sequence[str],
+    apart: Mapping[str, str] | None = None,
+    given: bool = True,
+    left_out: LeftOut | None = None,
 ) -> dict[str, Operator]:
     """The frozen operators that are targets, by name, in the model's order.
 
@@ -63,13 +70,23 @@ def choose(
             matches a whole name.
         exclude: name endings that are left out.
         head: names of the output layers, which `all-linear` leaves out.
+        apart: linear layers that are no operators, and why.
+        given: whether the user named the targets. What a default means and cannot have is left out.
+        left_out: gets the names that were left out.
 
     Raises:
-        UsageError: if nothing matches; some of the model's names are shown.
+        UsageError: if nothing matches (names of the model are shown), or the user named layers that cannot have a method.
     """
     operators = {name: module for name, module in model.named_modules() if isinstance(module, Operator)}
-    wanted = _in_blocks(model, operators, head) if targets == ALL_LINEAR else filter(naming(targets), operators)
-    chosen = {name: operators[name] for name in wanted if not any(ends_with(name, ending) for ending in exclude)}
+    among = {**dict.fromkeys(operators), **(apart or {})}
+    wanted = _in_blocks(model, among, head) if targets == ALL_LINEAR else list(filter(naming(targets), among))
+    wanted = [name for name in wanted if not any(ends_with(name, ending) for ending in exclude)]
+    chosen = {name: operators[name] for name in wanted if name in operators}
+    lost = {name: apart[name] for name in wanted if apart and name not in operators}
+    if given and targets != ALL_LINEAR:
+        _check_named(targets, chosen, lost)
+    if left_out is not None:
+        left_out.add(lost)
     if not chosen:
         raise UsageError(
             f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"
@@ -79,13 +96,44 @@ def choose(
     return chosen
 
 
+def _check_named(targets: str | Sequence[str], chosen: Collection[str], lost: Mapping[str, str]) -> None:
+    """Refuse what the user named where all that it names are layers that cannot have a method."""
+    for entry in [targets] if isinstance(targets, str) else targets:
+        means = naming(entry if isinstance(targets, str) else [entry])
+        found = [name for name in lost if means(name)]
+        if found and not any(means(name) for name in chosen):
+            raise UsageError(
+                f"subspace.target_modules has {entry!r}, which names {found[0]}: no method can be put on it, because "
+                f"{lost[found[0]]}; accepted: other layers"
+                + (f", for example {', '.join(_examples(list(chosen)))}" if chosen else "")
+            )
+
+
+class LeftOut:
+    """What a default target means and does not get: names by reason, for one sentence each."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, list[str]] = {}
+
+    def add(self, lost: Mapping[str, str]) -> None:
+        for name, reason in lost.items():
+            names = self.reasons.setdefault(reason, [])
+            if name not in names:
+                names.append(name)
+
+    def sentences(self, targets: str | Sequence[str]) -> list[str]:
+        what = ALL_LINEAR if targets == ALL_LINEAR else "the targets"
+        return [f"left out of {what}: {named(names)}; {reason}" for reason, names in self.reasons.items()]
+
+
 @dataclass(frozen=True)
 class Choice:
     """What a method chooses its sites from: the model, and what the configuration says about targets.
 
     targets: `all-linear`, name endings, or a regular expression; given: whether the user named them; head: the names of the
     output layers; exclude: name endings that are left out, those of modules trained in full among them; options: the
-    method's own, every one with a value.
+    method's own, every one with a value; apart: linear layers that can have no method, and why; left_out: collects what a
+    default means and does not get.
     """
 
     model: nn.Module
@@ -94,10 +142,19 @@ class Choice:
     exclude: Sequence[str]
     head: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def operators(self) -> dict[str, nn.Module]:
         """The linear operators that are targets, by name."""
-        return choose(self.model, self.targets, self.exclude, self.head)  # type: ignore[return-value]
+        return self._chosen(self.targets, self.given)
+
+    def all_linear(self) -> dict[str, nn.Module]:
+        """Every linear operator of the blocks, whatever the targets are."""
+        return self._chosen(ALL_LINEAR, False)
+
+    def _chosen(self, targets: str | Sequence[str], given: bool) -> dict[str, nn.Module]:
+        return choose(self.model, targets, self.exclude, self.head, self.apart, given, self.left_out)  # type: ignore[return-value]
 
     def excluded(self, name: str) -> bool:
         return any(ends_with(name, ending) for ending in self.exclude)
@@ -128,8 +185,9 @@ class Choice:
         return {name: module for name, module in self.model.named_modules() if name in names}
 
     def _outputs(self, what: str, has_role: Callable[[str], bool]) -> dict[str, nn.Module]:
-        linear = choose(self.model, ALL_LINEAR, self.exclude, self.head)
+        linear = choose(self.model, ALL_LINEAR, self.exclude, self.head, self.apart, False)
         found: dict[str, nn.Module] = {name: m for name, m in linear.items() if has_role(name)}  # type: ignore[misc]
+        self.left_out.add({name: reason for name, reason in self.apart.items() if has_role(name)})
         if not found:
             raise UsageError(
                 f"subspace.target_modules is not given, and no layer of this model has a known name of an {what} output; "
@@ -174,7 +232,7 @@ def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
     return lambda name: any(ends_with(name, ending) for ending in targets)
 
 
-def _in_blocks(model: nn.Module, operators: dict[str, Operator], head: Sequence[str]) -> list[str]:
+def _in_blocks(model: nn.Module, operators: Collection[str], head: Sequence[str]) -> list[str]:
     stacks = _stacks(model)
     return [name for name in [n for n in operators if n.startswith(stacks)] or operators if name not in head]
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_subspace.placement.loss_scale import loss_scale
+from dist_subspace.placement.collectives import sum_over_ranks
+from dist_subspace.placement.loss_scale import global_norm, loss_scale, missing_scale
+from dist_subspace.placement.optimizer_state import settle_masters
 from dist_subspace.placement.zero import keep_trainables_whole
 from dist_subspace.subspace import Accumulation, attachment
 from dist_subspace.training.data import GlobalBatch, MicroBatch
@@ -23,8 +25,14 @@ def start_engine(model: nn.Module, optimizer: torch.optim.Optimizer, config: dic
     import deepspeed
 
     be_quiet()
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # some engines make a step of their own, with zero gradients: weights shall not decay in it
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
     keep_trainables_whole(engine)
+    settle_masters(engine)
     return engine
 
 
@@ -48,6 +56,7 @@ class Stepper:
         attached = attachment(engine.module)
         self.accumulation = attached.accumulation if attached is not None else Accumulation()
         self.seed, self.world_size = seed, world_size
+        self._norm: float | None = None
 
     def accumulate(self, batch: GlobalBatch, stopped: Callable[[], bool] = lambda: False) -> float | None:
         """Collective: forward and backward of every round; returns this rank's summed loss.
@@ -69,19 +78,31 @@ class Stepper:
         return total
 
     def apply(self, finite: bool) -> bool:
-        """Collective: the optimizer step; returns whether it changed anything. ZeRO discards gradients that are not finite
-        by itself; where nothing is split they are dropped here, before the optimizer sees them."""
-        if not self.engine.zero_optimization() and not (finite and self._gradients_are_finite()):
-            self.engine.zero_grad()
-            self.engine.micro_steps += 1  # what engine.step would have counted
-            return False
+        """Collective: the optimizer step; returns whether it changed anything. DeepSpeed's own optimizers (`overflow`: ZeRO's,
+        and a 16-bit engine's, which lowers its loss scale by that) discard gradients that are not finite by themselves; where
+        there is a plain one they are dropped here, before it sees them."""
+        self._norm, scale = None, loss_scale(self.engine)
+        if not hasattr(self.engine.optimizer, "overflow"):
+            self._norm = self._plain_norm()
+            if not (finite and self._gradients_are_finite()):
+                self.engine.zero_grad()
+                self.engine.micro_steps += 1  # what engine.step would have counted
+                return False
         self.engine.step()
+        if self._norm is None:
+            self._norm = global_norm(self.engine, scale)
         return finite and bool(self.engine.was_step_applied())
 
     def _gradients_are_finite(self) -> bool:
         """Local, but alike on all ranks: unsplit gradients have been averaged over them."""
-        found = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in found)
+        return all(bool(gradient.isfinite().all()) for gradient in self._gradients())
+
+    def _plain_norm(self) -> float:
+        """Local, but alike on all ranks, before the engine clips: DeepSpeed keeps no norm where its engine is plain."""
+        return float(torch.nn.utils.get_total_norm(self._gradients()))
+
+    def _gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self.engine.module.parameters() if p.grad is not None]
 
     def prime(self, batch: GlobalBatch, between: Callable[[], object] = lambda: None) -> None:
         """Collective: a step with zero gradients and rate zero, which makes the optimizer's moments exist. `between` is called
@@ -99,13 +120,26 @@ class Stepper:
         for group, rate in zip(self.engine.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
+    @torch.no_grad()
+    def measure(self, batch: GlobalBatch) -> float:
+        """Collective: the mean loss of the first round's micro-batches, without dropout. Nothing changes."""
+        micro = batch.rounds[0]
+        used = batch.filler if micro is None else micro
+        self.engine.eval()
+        loss = float(summed_loss(forward(self.engine, used, self.device), used.labels))
+        self.engine.train()
+        total, targets = sum_over_ranks(
+            [0.0 if micro is None else loss, 0.0 if micro is None else micro.targets], self.device
+        )
+        return total / max(1.0, targets)
+
     def grad_norm(self) -> float | None:
-        norm = self.engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        """Of the last step's global gradient, as it was before clipping, without the loss scale; None before a step."""
+        return self._norm
 
     def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> float:
         seed_micro_batch(self.seed, micro.number)
         loss = summed_loss(forward(self.engine, micro, self.device), micro.labels)
         weight = self.world_size / max(1, targets) if counts else 0.0
-        self.engine.backward(loss * weight, scale_wrt_gas=False)
+        self.engine.backward(loss * (weight * missing_scale(self.engine)), scale_wrt_gas=False)
         return float(loss.detach()) if counts else 0.0

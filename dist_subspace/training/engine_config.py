@@ -24,8 +24,7 @@ def engine_config(plan: Plan, model: nn.Module | None) -> dict[str, Any]:
         UsageError: a stock JSON that contradicts the YAML, or a combination that is known to be broken.
     """
     config, training = plan.config, plan.config.training
-    micro_batches = training.global_batch_size // training.per_device_train_batch_size
-    rounds = math.ceil(micro_batches / world().size)
+    rounds = math.ceil(plan.batches.micro_per_step / world().size)
     trained = sum(p.numel() for p in trainable_parameters(model)) if model is not None else 0
     block = largest_block_numel(model) if model is not None else 0
     if config.deepspeed.config is None:
@@ -49,7 +48,7 @@ def _facts(plan: Plan, rounds: int, trained: int, block: int) -> Facts:
     training = plan.config.training
     return Facts(
         micro_batch=training.per_device_train_batch_size,
-        global_batch=training.global_batch_size,
+        global_batch=plan.batches.global_batch_size,
         rounds=rounds,
         world_size=world().size,
         max_grad_norm=training.max_grad_norm,

@@ -29,6 +29,7 @@ class Observer:
         self.display, self.metrics, self.trackers, self.device = display, metrics, trackers, device
         self._losses: list[float] = []
         self._tokens, self._seconds = 0, 0.0
+        self.reached: Callable[[int], None] = lambda step: None  # told the number of each step that is made
 
     def start(self, step: int) -> None:
         self.display.start(step)
@@ -51,6 +52,7 @@ class Observer:
         self._tokens += tokens
         self._seconds += tokens / record["tokens_per_second"] if record["tokens_per_second"] else 0.0
         self.display.advance(record["step"])
+        self.reached(record["step"])
         if not logged:
             return
         record = record | {

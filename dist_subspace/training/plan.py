@@ -16,14 +16,16 @@ from dist_subspace.checkpoint.store import check_writable, remove_leftovers
 from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.load import download, model_config, resolve_dtype, resolve_folder
+from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
 from dist_subspace.placement.zero import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.announce import announced
+from dist_subspace.training.beginning import Beginning, find_beginning
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
+from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.trackers import check_trackers
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
 
@@ -45,9 +47,12 @@ class Plan:
     tokenizer: Any
     data: Prepared
     batches: Batches
+    first_position: int
+    """The position id of a sample's first token, as the model counts."""
     total_steps: int
     fingerprints: dict[str, str]
     checkpoint: tuple[Path, TrainerState] | None
+    beginning: Beginning | None = None
 
     @property
     def pad_id(self) -> int:
@@ -68,31 +73,36 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     run_dir = Path(config.run.output_dir)
     device = agreed_device()
     with agreed("checking the configuration"):
-        subspace = subspace_config(config)
-        resolved = resolve(subspace)
+        if config.subspace.init_from is None:  # else the adapter has the first word
+            resolve(subspace_config(config))
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
         check_optimizer(config.training.optim, device)
         check_trackers(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
+    beginning = on_main(_find_beginning, config, run_dir, notice)
     with announced("looking for the model's files", notice):
         download(config.model.path)
     with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
         rows = embedding_rows(folder, config.model.trust_remote_code)
-        subspace = with_tokens(subspace, resolved, tokenizer, config, rows, notice)
+        subspace = subspace_config(config) if beginning is None else beginning.config
+        subspace = with_tokens(subspace, resolve(subspace), tokenizer, config, rows, notice)
+        if beginning is not None:
+            beginning.check_tokens(tuple(subspace.new_tokens))
         resolved = resolve(subspace)
-        check_fits(folder, config, resolved)
+        first_position = check_fits(folder, config, resolved)
     with announced("reading and tokenising the data", notice):
         data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
         sources = [path for path, _ in data_settings(config).sources()]
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
-        pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
-        batches = make_batches(config, data, pad_id)
+        batches = make_batches(config, data, usable_pad_id(tokenizer, rows, subspace.new_tokens, notice))
+        config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
+        schedule_of(config.training, total_steps)
     with announced("comparing the model's files and looking for a checkpoint", notice):
         fingerprints = on_main(_fingerprints, folder, resolved, data)
         checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
@@ -107,9 +117,11 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         tokenizer=tokenizer,
         data=data,
         batches=batches,
+        first_position=first_position,
         total_steps=total_steps,
         fingerprints=fingerprints,
         checkpoint=checkpoint,
+        beginning=beginning,
     )
 
 
@@ -162,21 +174,32 @@ def check_hardware(dtype: torch.dtype, device: torch.device) -> None:
         )
 
 
-def check_fits(folder: Path, config: Config, resolved: Resolved) -> None:
+def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
     """A row must be within the model's positions, with the virtual tokens of a method that has some.
 
+    Returns:
+        The position id of a row's first token, as the model counts.
+
     Raises:
-        UsageError: naming what is too large.
+        UsageError: naming what is too large, and packing where positions that begin anew are not those of the model.
     """
     open_checkpoint(folder)
-    model = model_config(folder, config.model.trust_remote_code).get_text_config()
-    positions = getattr(model, "max_position_embeddings", None)
     virtual = resolved.method.added_positions(resolved.settings)
-    if positions and config.data.max_length + virtual > positions:
+    trusted = config.model.trust_remote_code
+    wanted = config.data.max_length + virtual
+    positions = model_positions(folder, config.model.task, wanted, trusted)
+    if positions.longest is not None and wanted > positions.longest:
         less = f" less the {virtual} virtual tokens of method {resolved.info.name}" if virtual else ""
         raise UsageError(
-            f"data.max_length is {config.data.max_length}; accepted: at most {positions - virtual}, the model's positions{less}"
+            f"data.max_length is {config.data.max_length}; accepted: at most {positions.longest - virtual}, the model's "
+            f"positions{less}"
         )
+    if positions.first and config.data.packing and config.model.task == "causal-lm":
+        raise UsageError(
+            f"data.packing is true, but the positions of this model begin at {positions.first}, which packed samples do not; "
+            "accepted: false"
+        )
+    return positions.first
 
 
 def make_batches(config: Config, data: Prepared, pad_id: int) -> Batches:
@@ -195,6 +218,11 @@ def make_batches(config: Config, data: Prepared, pad_id: int) -> Batches:
         pad_to_multiple=config.data.max_length if packing else padding(config),
         segment_lengths="flash" in (config.model.attn_implementation or ""),
     )
+
+
+def with_batch_size(config: Config, size: int) -> Config:
+    """The configuration with the number of rows that null stands for, which config.yaml then holds."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
 
 
 def padding(config: Config) -> int:
@@ -253,6 +281,16 @@ def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str,
     }
 
 
+def _find_beginning(config: Config, run_dir: Path, notice: Callable[[str], None]) -> Beginning | None:
+    """Local, rank 0: what `subspace.init_from` comes to, if it is given."""
+    if config.subspace.init_from is None:
+        return None
+    found = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
+    resumed = None if found is None else (found[0], found[1].begun)
+    beginning = find_beginning(config.subspace.init_from, resumed, notice)
+    return None if beginning is None else beginning.joined(config.subspace)
+
+
 def _find_checkpoint(
     config: Config, run_dir: Path, fingerprints: dict[str, str], notice: Callable[[str], None]
 ) -> tuple[Path, TrainerState] | None:
@@ -264,10 +302,9 @@ def _find_checkpoint(
 
 def steps_text(plan: Plan) -> str:
     """One sentence about the size of the run."""
-    training = plan.config.training
-    micro = training.global_batch_size // training.per_device_train_batch_size
+    micro, batches = plan.batches.micro_per_step, plan.batches
     rounds = math.ceil(micro / world().size)
     return (
-        f"{plan.total_steps:,} steps of {training.global_batch_size} {'rows' if plan.config.data.packing else 'samples'} "
+        f"{plan.total_steps:,} steps of {batches.global_batch_size} {'rows' if batches.packing else 'samples'} "
         f"({micro} micro-batches in {rounds} rounds on {world().size} ranks)"
     )

@@ -17,13 +17,16 @@ from dist_subspace.checkpoint.state import TrainerState, check_factors, method_s
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import fresh_modules, load_frozen
+from dist_subspace.loading.positions import count_from
+from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
-from dist_subspace.placement.optimizer_state import step_count
+from dist_subspace.placement.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
 from dist_subspace.stopping import STOP
-from dist_subspace.subspace import SubspaceConfig, attached, parameter_groups
+from dist_subspace.subspace import SubspaceConfig, attached, named_trainables, parameter_groups
 from dist_subspace.training.announce import announced
+from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
@@ -32,7 +35,7 @@ from dist_subspace.training.observer import Observer
 from dist_subspace.training.optimizers import AdamSettings, make_optimizer
 from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import HEADS, Plan, padding
-from dist_subspace.training.schedule import Schedule
+from dist_subspace.training.schedule import schedule_of
 
 
 @dataclass
@@ -43,6 +46,7 @@ class Progress:
     samples: int = 0
     tokens: int = 0
     skipped: int = 0
+    overflowed: int = 0
     elapsed_before: float = 0.0
     best: dict[str, Any] | None = None
     began: float = field(default_factory=time.monotonic)
@@ -51,6 +55,11 @@ class Progress:
     def elapsed(self) -> float:
         return self.elapsed_before + time.monotonic() - self.began
 
+    @property
+    def not_applied(self) -> int:
+        """Steps that changed nothing: not finite, or beyond fp16's range at its loss scale."""
+        return self.skipped + self.overflowed
+
 
 class Trainer:
     """One run. Every method that is not said to be local is collective."""
@@ -58,6 +67,8 @@ class Trainer:
     def __init__(self, plan: Plan, observer: Observer) -> None:
         self.plan, self.config, self.observer = plan, plan.config, observer
         self.progress = Progress()
+        self._savable = False
+        self.losses: list[float] = []  # of each step that this process has made
         self.pause = Pause(STOP, plan.config.training.max_time, plan.device)
         self.unevaluated = plan.data.eval is not None  # the evaluation that is due at this step has not been made
         self.saved: tuple[int, dict[str, Any] | None, bool] | None = None  # step, best, unevaluated of the checkpoint
@@ -66,15 +77,9 @@ class Trainer:
         self.model = self._make_model()
         with announced("starting DeepSpeed's engine", observer.notice):
             self.engine = self._make_engine()
-        training = self.config.training
-        self.stepper = Stepper(self.engine, plan.device, training.seed, world().size)
-        self.schedule = Schedule(
-            training.lr_scheduler_type,
-            [float(group["lr"]) for group in self.engine.optimizer.param_groups],
-            training.warmup_steps,
-            plan.total_steps,
-            training.lr_scheduler_kwargs,
-        )
+        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
+        rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
+        self.schedule = schedule_of(self.config.training, plan.total_steps, rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
         with announced("taking up the checkpoint", observer.notice):
@@ -96,7 +101,17 @@ class Trainer:
             return False
         return True
 
+    def last_loss(self) -> float | None:
+        """The trained model's loss on micro-batches of the last batch; None where an earlier state becomes the adapter."""
+        if self.progress.best is not None or self.progress.step == 0:
+            return None
+        return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
+
     def _make_model(self) -> torch.nn.Module:
+        with heard(self.observer.notice):
+            return self._load_and_attach()
+
+    def _load_and_attach(self) -> torch.nn.Module:
         config, plan = self.config, self.plan
         with self.observer.loading("reading the model") as progress:
             model = load_frozen(
@@ -117,12 +132,21 @@ class Trainer:
             plan.resolved.method.schedule_class is not None
         )  # then decompositions come in the middle of training
         with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
-            model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
-        if config.training.gradient_checkpointing:
+            subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
+            if plan.beginning is None:
+                model = attach(model, subspace, cache=cache, progress=progress)
+            else:
+                model = attach_beginning(model, subspace, plan.beginning, cache, progress)
+        if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
+            self.observer.notice(
+                f"training.gradient_checkpointing is true, but transformers has none for {type(model).__name__}: not used"
+            )
+        elif config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
         if plan.batches.packing:
             enable_packing(model)
+        count_from(model, plan.first_position)
         self.observer.model_ready(model)
         return model.train()
 
@@ -154,13 +178,14 @@ class Trainer:
         self.stepper.prime(self.plan.batches.batch(state.step), self._leave_if_told)
         restore(self.engine, self.model, folder, state)
         discard(self.model)
-        self.schedule.restore(state.schedule)
+        self.schedule.restore(state.schedule, state.step)
         best = on_main(best_in_run, self.plan.run_dir, folder, state.best)
         if best is None and state.best is not None:
             self.observer.notice(
                 f"the best so far, checkpoint-{state.best['step']}, is not in {self.plan.run_dir}: chosen anew from here on"
             )
-        self.progress = Progress(state.step, state.samples, state.tokens, state.skipped, state.elapsed_seconds, best)
+        counts = (state.step, state.samples, state.tokens, state.skipped, state.overflowed)
+        self.progress = Progress(*counts, state.elapsed_seconds, best)
         self.unevaluated = state.unevaluated and self.plan.data.eval is not None
         self.saved = (state.step, best, state.unevaluated)
 
@@ -185,11 +210,13 @@ class Trainer:
         loss = total / max(1, batch.targets)
         applied = self.stepper.apply(math.isfinite(loss))
         self.schedule.advance()
+        self.losses.append(loss)
         self.progress.step += 1
         self.progress.samples += batch.samples
         self.progress.tokens += batch.tokens
         self.unevaluated = self.plan.data.eval is not None and (self._due(self.config.run.eval_steps) or self._last())
         if applied:
+            self._prove_savable()
             self._advance_method()
         else:
             discard(self.model)
@@ -214,8 +241,22 @@ class Trainer:
         with STOP.leavable():  # the step before is saved
             advance(self.model, step, total)
 
+    def _prove_savable(self) -> None:
+        """After the first step, and not after hours: the optimizer's state is where a checkpoint will look for it."""
+        if self._savable:
+            return
+        try:
+            read_state(self.engine, named_trainables(self.model))
+        except (KeyError, AttributeError, RuntimeError) as error:
+            raise RuntimeError(
+                f"no checkpoint of this run could be written: the state of training.optim {self.config.training.optim!r} in "
+                f"this DeepSpeed engine cannot be read ({type(error).__name__}: {error})"
+            ) from error
+        self._savable = True
+
     def _not_applied(self, loss: float) -> None:
         if math.isfinite(loss) and self.engine.fp16_enabled():
+            self.progress.overflowed += 1
             self.observer.notice(f"step {self.progress.step} skipped: DeepSpeed lowers the fp16 loss scale")
             return
         self.progress.skipped += 1
@@ -317,6 +358,9 @@ class Trainer:
             fingerprints=self.plan.fingerprints,
             best=progress.best,
             skipped=progress.skipped,
+            overflowed=progress.overflowed,
+            training=self.config.training.model_dump(mode="json"),
+            begun=self.plan.beginning.config.as_dict() if self.plan.beginning else {},
             method=method_state(self.model),
             loss_scaler=scaler_state(self.engine),
             unevaluated=self.unevaluated,

@@ -14,6 +14,7 @@ import numpy as np
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import model_config
+from dist_subspace.loading.positions import text_config
 from dist_subspace.training.data import Prepared, TokenTable
 
 MOST_FILLED = 1024  # rows that are made for tokens which nobody asked for; more is another model's tokenizer
@@ -21,7 +22,7 @@ MOST_FILLED = 1024  # rows that are made for tokens which nobody asked for; more
 
 def embedding_rows(folder: Path, trust_remote_code: bool = False) -> int | None:
     """How many token ids the model has a row for; None where its configuration does not say."""
-    return getattr(model_config(folder, trust_remote_code).get_text_config(), "vocab_size", None)
+    return getattr(text_config(model_config(folder, trust_remote_code)), "vocab_size", None)
 
 
 def without_gap(ids: Sequence[int], rows: int | None, tokenizer: Any, notice: Callable[[str], None]) -> tuple[int, ...]:

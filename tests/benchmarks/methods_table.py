@@ -85,7 +85,6 @@ def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Traine
     recorder = Recorder(plan.device)
     trainer = Trainer(plan, recorder)
     trainer.run()
-    trainer.stop.close()
     return trainer, recorder, plan.run_dir
 
 

@@ -23,7 +23,6 @@ from dist_subspace.checkpoint.store import (
     json_ready,
     newest_whole,
     purge,
-    remove_after,
     remove_leftovers,
     verify,
     write_checkpoint,
@@ -217,13 +216,6 @@ def test_purge_keeps_the_newest_the_named_and_the_only_whole_one(tmp_path: Path)
     assert purge(tmp_path, 1) == [folders[1], folders[5]]
     assert newest_whole(tmp_path, no_report) == folders[4]
     assert purge(tmp_path, 0) == [] and list(checkpoints(tmp_path)) == [4]
-
-
-def test_checkpoints_of_an_abandoned_history_are_removed(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        write_checkpoint(tmp_path, step, fill)
-    assert [path.name for path in remove_after(tmp_path, 1)] == ["checkpoint-2", "checkpoint-3"]
-    assert list(checkpoints(tmp_path)) == [1]
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, get_args
 
 import pytest
@@ -9,8 +10,10 @@ from pydantic import BaseModel, ValidationError
 
 from dist_subspace.config import load_config, resolved_dtype
 from dist_subspace.config.names import Storage
-from dist_subspace.config.schema import Config
+from dist_subspace.config.schema import Config, SubspaceSection
 from dist_subspace.errors import UsageError
+from dist_subspace.subspace import SubspaceConfig
+from dist_subspace.training.plan import subspace_config
 
 BASE: dict[str, Any] = {"model": {"path": "a-model"}, "data": {"train": "a.jsonl"}}
 
@@ -42,6 +45,30 @@ def test_only_a_model_and_data_are_required() -> None:
 def test_every_key_is_described_in_one_line(section: type[BaseModel]) -> None:
     for name, field in section.model_fields.items():
         assert field.description and "\n" not in field.description and field.description.endswith("."), name
+
+
+def test_what_python_can_say_of_a_subspace_yaml_can_say_too() -> None:
+    elsewhere = {"seed", "new_tokens"}  # training.seed, and the ids of model.new_tokens
+    of_a_run = {"init_from"}
+    assert set(SubspaceSection.model_fields) - of_a_run == {field.name for field in fields(SubspaceConfig)} - elsewhere
+    given = ["subspace.rank_pattern={q_proj: 2, layers.1.mlp.up_proj: 5}", "subspace.alpha_pattern={v_proj: 9}"]
+    found = subspace_config(load_config(BASE, given))
+    assert found.rank_pattern == {"q_proj": 2, "layers.1.mlp.up_proj": 5} and found.alpha_pattern == {"v_proj": 9.0}
+    assert subspace_config(load_config(BASE)).as_dict() == SubspaceConfig().as_dict()  # fingerprints are made of it
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "subspace.rank_pattern={q_proj: 0}",
+            "subspace.rank_pattern.q_proj is 0; accepted: a whole number of at least 1",
+        ),
+        ("subspace.alpha_pattern={q_proj: -1}", "subspace.alpha_pattern.q_proj is -1; accepted: a number above 0"),
+    ],
+)
+def test_a_pattern_names_the_layer_whose_value_is_wrong(override: str, message: str) -> None:
+    assert message in refusal(override)
 
 
 def test_a_configuration_is_frozen() -> None:

@@ -267,11 +267,6 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
             "init_lora_weights is 'corda', whose base is not the base model alone; accepted: True",
         ),
         ({"init_lora_weights": "loftq"}, "init_lora_weights is 'loftq', whose base is not the base model alone"),
-        (
-            {"rank_pattern": {"layers.9.q_proj": 2}},
-            "rank_pattern has 'layers.9.q_proj', which names no layer of the adapter",
-        ),
-        ({"alpha_pattern": {"nothing": 2}}, "alpha_pattern has 'nothing', which names no layer of the adapter"),
         ({"r": 4}, "holds rank 3 for .*, but its configuration says 4; it is damaged"),
     ],
 )

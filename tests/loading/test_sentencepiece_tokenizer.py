@@ -108,7 +108,8 @@ def facts(tokenizer: Any) -> dict[str, Any]:
 def test_special_tokens_beside_a_model_file_are_those_of_auto_tokenizer(name: str, tmp_path: Path) -> None:
     place = folder(tmp_path, *FOLDERS[name])
     ours, theirs = load_tokenizer(str(place)), AutoTokenizer.from_pretrained(str(place))
-    assert facts(ours) == facts(theirs)
+    by_file = load_tokenizer("nowhere", tokenizer=str(place / "tokenizer.model"))
+    assert facts(ours) == facts(theirs) == facts(by_file)
     if theirs.pad_token is not None:
         assert (ours.pad_token, ours.pad_token_id) == (theirs.pad_token, theirs.pad_token_id)
 

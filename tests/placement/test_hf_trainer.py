@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ from torch import nn
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.zero import is_partitioned, resident_bytes
+from dist_subspace.placement.zero import gathered, is_partitioned, resident_bytes
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 
 ROWS = 32
-# Who loads the model; `early`: TrainingArguments exist before, so that transformers itself splits it at ZeRO-3.
-LOADERS = ("load_frozen", "transformers", "transformers early", "bitsandbytes", "bitsandbytes early")
+# Who loads the model; `early`: TrainingArguments exist before, so that transformers itself splits its models at ZeRO-3.
+LOADERS = (
+    "load_frozen",
+    "load_frozen early",
+    "transformers",
+    "transformers early",
+    "bitsandbytes",
+    "bitsandbytes early",
+)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +78,7 @@ def rows() -> list[dict[str, torch.Tensor]]:
 def load(loader: str, model: str, stage: int | None) -> nn.Module:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    if loader == "load_frozen":
+    if loader.startswith("load_frozen"):
         return load_frozen(model, storage="nf4", dtype="float32", deepspeed=None if stage is None else stock(stage))
     quantised = {}
     if loader.startswith("bitsandbytes"):
@@ -103,8 +111,9 @@ def trained(model_folder: str, out: str, loader: str, stage: int | None, checkpo
     engine.eval()
     with torch.no_grad():
         facts["logits"] = engine(input_ids=ids, use_cache=False).logits
-    forget_earlier_trainers()
-    plain = load("load_frozen" if loader == "load_frozen" else loader, model_folder, None)
+    if loader != "load_frozen early":  # there the second load comes while the Trainer and its settings live
+        forget_earlier_trainers()
+    plain = load(loader, model_folder, None)
     with torch.no_grad():
         facts["base"] = plain.eval()(input_ids=ids, use_cache=False).logits if "bits" not in loader else None
         fresh = load_adapter(plain, f"{out}/adapter").eval()
@@ -135,6 +144,37 @@ def test_trainer_with_zero3_and_gradient_checkpointing_trains_conv1d_layers(
     models: dict[str, str], tmp_path: Path, loader: str
 ) -> None:
     check(run_on_ranks(2, trained, models["gpt2"], str(tmp_path), loader, 3, True), 3)
+
+
+def inside(model_folder: str, whose: str) -> tuple[bool, bool, torch.Tensor, torch.Tensor]:
+    """Two loads while transformers or the caller splits every new module."""
+    import deepspeed
+    from transformers.integrations import HfDeepSpeedConfig
+
+    forget_earlier_trainers()
+    settings = stock(3) | {"train_micro_batch_size_per_gpu": 1, "train_batch_size": world().size}
+    settings["gradient_accumulation_steps"] = 1
+    alive = HfDeepSpeedConfig(settings) if whose == "HfDeepSpeedConfig" else None
+    context = nullcontext() if alive else deepspeed.zero.Init(config_dict_or_path=settings)
+    with context:
+        whole = load_frozen(model_folder, storage="nf4", dtype="float32")
+        split = load_frozen(model_folder, storage="nf4", dtype="float32", deepspeed=settings)
+        mine = nn.Linear(4, 4)
+    ids = tiny.global_batch(4)
+    with torch.no_grad(), gathered(list(split.parameters())):
+        logits = split(input_ids=ids, use_cache=False).logits
+        expected = whole(input_ids=ids, use_cache=False).logits
+    forget_earlier_trainers()
+    ours = not any(map(is_partitioned, whole.parameters())) and all(map(is_partitioned, split.parameters()))
+    return ours, is_partitioned(mine.weight), logits, expected
+
+
+@pytest.mark.parametrize("whose", ["HfDeepSpeedConfig", "zero.Init"])
+def test_loading_while_others_split_every_new_module(models: dict[str, str], whose: str) -> None:
+    for ours, mine, logits, expected in run_on_ranks(2, inside, models["llama"], whose):
+        assert ours
+        assert mine == (whose == "zero.Init"), "the caller's own modules are split as before"
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("loader", ["transformers", "bitsandbytes"])

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from dist_subspace.errors import UsageError
-from dist_subspace.storage import FrozenLinear, adopt, adopt_all
+from dist_subspace.storage import FrozenLinear, adopt, adopt_all, left_alone
 
 WIDTHS = (172, 64)  # (out, in)
 
@@ -76,7 +76,7 @@ def test_a_bitsandbytes_8bit_layer_keeps_its_bytes_and_its_output(forwards: int)
         layer(x)
     frozen = adopt(layer)
     assert frozen is not None and frozen.storage == "int8" and frozen.shape == WIDTHS
-    assert torch.equal(frozen.weight.view(torch.int8), codes)
+    assert torch.equal(frozen.codes, codes)
     # bitsandbytes quantises the activations too: near, not equal.
     torch.testing.assert_close(frozen(x), layer(x), rtol=0, atol=0.03)
 
@@ -126,3 +126,60 @@ def test_adoption_keeps_the_mode_of_training() -> None:
 def test_a_weight_of_another_type_is_refused() -> None:
     with pytest.raises(UsageError, match="float64"):
         adopt(nn.Linear(3, 3, dtype=torch.float64))
+
+
+class Apart(nn.Linear):
+    """Falcon's form: the bias is added apart."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = x @ self.weight.T
+        return hidden if self.bias is None else hidden + self.bias
+
+
+class Plain(nn.Linear):
+    """A subclass for its name alone."""
+
+
+class Scaled(nn.Linear):
+    factor = 1.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.factor
+
+
+class OfEvaluation(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y if self.training else y.round()
+
+
+class WithMore(Plain):
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.scale = nn.Parameter(torch.ones(()))
+
+
+class NeedsMore(nn.Linear):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * mask
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kind", [Apart, Plain, Scaled])
+def test_a_subclass_that_computes_the_same_is_adopted(kind: type[nn.Linear], bias: bool) -> None:
+    layer, x = kind(6, 4, bias=bias), torch.randn(2, 3, 6)
+    frozen, before = adopt(layer), torch.random.get_rng_state()
+    assert frozen is not None and frozen.weight is layer.weight
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.testing.assert_close(frozen(x), layer(x))
+
+
+def test_a_subclass_that_computes_something_else_stays_what_it_is() -> None:
+    doubled = Scaled(3, 3)
+    doubled.factor = 2.0
+    layers = {"doubled": doubled, "rounds": OfEvaluation(3, 3), "more": WithMore(3, 3), "needs": NeedsMore(3, 3)}
+    parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    model = nn.ModuleDict({**layers, "normed": parametrized, "plain": nn.Linear(3, 3)})
+    assert adopt_all(model) == ["plain"]
+    reasons = left_alone(model)
+    assert set(reasons) == {*layers, "normed"} and "Scaled, computes something else" in reasons["doubled"]

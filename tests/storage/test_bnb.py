@@ -69,7 +69,7 @@ def test_int8_bytes_and_scales_are_those_of_bitsandbytes(shape: tuple[int, int],
     if layer.weight.CB is None:  # some versions quantise on the CPU only when asked
         layer.weight._quantize("cpu")
     held = pack(weight, "int8")
-    assert torch.equal(held.get_parameter("weight").view(torch.int8), layer.weight.CB)
+    assert torch.equal(held.codes.view(torch.int8), layer.weight.CB)
     assert torch.equal(from_bytes(held.get_parameter("scale"), torch.float32), layer.weight.SCB.float())
 
 

@@ -153,3 +153,16 @@ def test_the_origin_is_remembered(storage: str) -> None:
 def test_an_unknown_storage_is_refused_with_the_nearest_and_all_accepted() -> None:
     with pytest.raises(UsageError, match=r"storage is 'nf5' \(did you mean 'nf4'\?\); accepted: .*fp32.*int8"):
         pack(torch.randn(4, 4), "nf5")
+
+
+@each_storage
+@pytest.mark.parametrize("shape", [(5, 40), (2, 3, 40), (2, 1, 3, 40), (40,)])
+def test_the_output_is_a_tensor_of_its_own_that_may_be_changed_in_place(storage: str, shape: tuple[int, ...]) -> None:
+    frozen, grads = operator((24, 40), storage, bias=False), []
+    for in_place in (True, False):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        y = frozen(x)
+        assert not y._is_view() and y.shape == (*shape[:-1], 24)
+        z = y.clamp_(-1, 1) if in_place else y.clamp(-1, 1)
+        grads.append(torch.autograd.grad(z.square().sum(), x)[0])
+    assert torch.equal(*grads)

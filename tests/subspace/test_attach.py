@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from dist_subspace import SubspaceConfig, advance, attach, disabled, methods, trainable_parameters
@@ -204,9 +207,9 @@ def test_a_module_to_save_is_trained_in_full(name: str, module: str, expected: s
     assert set(saved_copies(model)) == expected
     torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
     model.train()(**tiny_inputs(model, labels=True)).loss.backward()
-    for copy in saved_copies(model).values():
-        assert copy.trainables() and all(
-            p.grad is not None and p.grad.abs().sum() > 0 for p in copy.trainables().values()
+    for trained in saved_copies(model).values():
+        assert trained.trainables() and all(
+            p.grad is not None and p.grad.abs().sum() > 0 for p in trained.trainables().values()
         )
         assert not any(p.requires_grad for p in copy.original.parameters())
     randomise(model)
@@ -248,3 +251,30 @@ def test_an_unknown_module_to_save_shows_names_that_exist() -> None:
 def no_gradient_left_disabled() -> Iterator[None]:
     yield
     assert torch.is_grad_enabled()
+
+
+def test_olmos_clamp_of_its_projections_in_place_trains_as_in_peft() -> None:
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 32,
+    }
+    config = transformers.OlmoConfig(**sizes, clip_qkv=0.02)
+    torch.manual_seed(0)
+    plain = transformers.OlmoForCausalLM(config)
+    theirs = peft.get_peft_model(
+        copy.deepcopy(plain), peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "k_proj", "v_proj"])
+    )
+    ours = attach(plain, SubspaceConfig(rank=2, alpha=4, target_modules=["q_proj", "k_proj", "v_proj"]))
+    mine = {name.replace(".default", ""): p for name, p in ours.named_parameters() if p.requires_grad}
+    other = {n.removeprefix("base_model.model."): p for n, p in theirs.named_parameters() if p.requires_grad}
+    ids = torch.arange(3, 20)[None]
+    for name, parameter in other.items():
+        parameter.data.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        mine[name.replace(".default.weight", "")].data.copy_(parameter.data)
+    for model in (ours, theirs):
+        model(input_ids=ids, labels=ids).loss.backward()
+    for name, parameter in other.items():
+        torch.testing.assert_close(mine[name.replace(".default.weight", "")].grad, parameter.grad)

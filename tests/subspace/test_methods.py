@@ -172,3 +172,34 @@ def test_a_module_moves_and_is_counted_as_one(method: str) -> None:
 def test_an_unknown_method_is_refused_with_the_nearest_and_all_accepted() -> None:
     with pytest.raises(UsageError, match=r"subspace\.method is 'lorra' \(did you mean 'lora'\?\); accepted: .*ssb"):
         resolve(SubspaceConfig(method="lorra"))
+
+
+def in_place(y: Tensor) -> Tensor:
+    y.clamp_(-2.0, 2.0)
+    y[..., :2] = 0.25
+    y *= 1.5
+    y += 0.5
+    return y
+
+
+def out_of_place(y: Tensor) -> Tensor:
+    y = y.clamp(-2.0, 2.0)
+    return torch.cat([torch.full_like(y[..., :2], 0.25), y[..., 2:]], -1) * 1.5 + 0.5
+
+
+@each_method
+@each_storage
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_model_may_change_the_output_in_place(method: str, storage: str, enabled: bool) -> None:
+    """As OLMo's `clamp_` and Llama 4's `*=` do; with a bias, which makes a new tensor, nothing would show."""
+    module = randomise(layer(method, storage=storage))
+    module.bias, module.enabled = None, enabled
+    found = []
+    for change in (in_place, out_of_place):
+        x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(3)).requires_grad_()
+        trained = list(module.trainables().values()) if enabled else []
+        y = change(module(x))
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *trained], allow_unused=True)])
+    assert len(found[0]) == len(found[1]) and all(
+        torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None
+    )

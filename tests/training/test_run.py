@@ -199,8 +199,9 @@ def test_steps_that_are_not_finite_are_skipped_or_stop_the_run(preset: str, fold
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     config = configuration(folder, tmp_path / "skip", max_steps=2) | {"deepspeed": {"preset": preset}}
     config["model"]["path"] = str(broken)
-    assert run_on_ranks(2, run_here, config) == [EXIT_OK] * 2
-    adapter = load_file(tmp_path / "skip" / "adapter" / "adapter_model.safetensors")
+    assert run_on_ranks(2, run_here, config) == [EXIT_FAILED] * 2
+    assert "2 of 2 steps were skipped" in read_status(tmp_path / "skip")["message"]  # type: ignore[index]
+    adapter = load_file(tmp_path / "skip" / "checkpoint-2" / "adapter_model.safetensors")
     assert all(tensor.isfinite().all() for tensor in adapter.values())
     assert all(not tensor.any() for name, tensor in adapter.items() if "lora_B" in name)  # nothing was applied
     config["run"]["output_dir"] = str(tmp_path / "stop")

@@ -73,7 +73,7 @@ class BitfitNorm(NormPart):
 def _candidates(choice: Choice) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """The linear layers and the norms that are meant: all of them, or those that the user's targets name."""
     if not choice.given:
-        return Choice(choice.model, ALL_LINEAR, False, choice.exclude, choice.head).operators(), choice.norms()
+        return choice.all_linear(), choice.norms()
     if choice.targets == ALL_LINEAR:
         return choice.operators(), {}
     means = naming(choice.targets)

@@ -79,7 +79,7 @@ class Arrive(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, slots: list[Slot], *tokens: Tensor) -> Tensor:
         ctx.slots = slots
-        return x.view_as(x)
+        return x.clone()  # a view could not be changed in place by the model
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.subspace.virtual_tokens.segments import segments
 
 
@@ -23,7 +24,7 @@ def stacks(model: Any) -> list[nn.Module]:
         raise UsageError(f"virtual tokens need a transformers model, and {type(model).__name__} is none")
     if getattr(model.config, "is_encoder_decoder", False):
         return [model.get_encoder(), model.get_decoder()]
-    embeddings = model.get_input_embeddings()
+    embeddings = input_embeddings(model)
     around = [
         m for m in model.modules() if isinstance(m, PreTrainedModel) and any(e is embeddings for e in m.modules())
     ]

@@ -46,7 +46,7 @@ class Batches:
         self,
         table: TokenTable,
         *,
-        global_batch_size: int,
+        global_batch_size: int | None,
         micro_batch_size: int,
         seed: int,
         rank: int,
@@ -61,27 +61,42 @@ class Batches:
     ) -> None:
         """With packing, `global_batch_size` and `micro_batch_size` count packed rows.
 
+        `global_batch_size` None: all rows of the first epoch, less those that no whole micro-batch is left for (they come in
+        the next step, as at every size).
+
         Raises:
             UsageError: the global batch is no multiple of the batch per device, or an epoch has fewer rows than it.
         """
-        if global_batch_size % micro_batch_size:
+        if global_batch_size is not None and global_batch_size % micro_batch_size:
             raise UsageError(
                 f"training.global_batch_size is {global_batch_size}; accepted: a multiple of "
                 f"training.per_device_train_batch_size ({micro_batch_size})"
             )
         self.table, self.seed, self.rank, self.world_size = table, seed, rank, world_size
-        self.global_batch_size, self.micro_batch_size, self.max_length = global_batch_size, micro_batch_size, max_length
+        self.micro_batch_size, self.max_length = micro_batch_size, max_length
         self.packing = packing and task == "causal-lm"
         self.collate = Collator(table, pad_id, self.packing, padding_side, pad_to_multiple, segment_lengths)
-        self.micro_per_step = global_batch_size // micro_batch_size
         self._counts: list[int] = []
         self._epochs: OrderedDict[int, list[Row]] = OrderedDict()
-        if self.rows_per_epoch(0) < global_batch_size:
-            kind = "packed rows" if self.packing else "samples"
+        self.global_batch_size = self._whole_batch(global_batch_size)
+        self.micro_per_step = self.global_batch_size // micro_batch_size
+
+    def _whole_batch(self, given: int | None) -> int:
+        """The global batch as given, or the largest that an epoch fills."""
+        rows = self.rows_per_epoch(0)
+        most = rows // self.micro_batch_size * self.micro_batch_size
+        if most >= (given or 1):
+            return given or most
+        kind = "packed rows" if self.packing else "samples"
+        if most == 0:
             raise UsageError(
-                f"training.global_batch_size is {global_batch_size}, but the data has {self.rows_per_epoch(0)} {kind}; "
-                f"accepted: at most that many"
+                f"training.per_device_train_batch_size is {self.micro_batch_size}, but the data has {rows} {kind}; "
+                "accepted: at most that many"
             )
+        raise UsageError(
+            f"training.global_batch_size is {given}, but the data has {rows} {kind}; accepted: at most {most}, or null for all "
+            "of them"
+        )
 
     def rows_per_epoch(self, epoch: int) -> int:
         """Rows of an epoch: samples, or packed rows (whose number differs a little between epochs)."""

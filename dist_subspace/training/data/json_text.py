@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from dist_subspace.training.data.values import shown
 
 Record = dict[str, Any]
 BLANKS = " \t\r\n"
+LONGEST = 1 << 22  # characters of a record that is spread over lines
+SMALL = 1 << 14  # of these, so many are read again at every line that may be the last
 
 
 def read_json(file: Path) -> Iterator[Record]:
@@ -33,41 +36,63 @@ def read_json(file: Path) -> Iterator[Record]:
 
 
 def read_json_lines(file: Path) -> Iterator[Record]:
-    """An object a line; one that is spread over lines is taken as well."""
+    """An object a line; one that is spread over lines is taken as well. Holds one record at a time."""
+    spread: _Spread | None = None
     with file.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
-            if not line.strip(BLANKS):
+            text = line.rstrip(BLANKS)
+            if spread is not None:
+                spread.add(text, file)
+                if not spread.may_end(text):
+                    continue
+            elif not text:
                 continue
+            begins, whole = (number, text) if spread is None else (spread.line, spread.text)
             try:
-                row = _DECODER.decode(line.rstrip(BLANKS))
+                row = _DECODER.decode(whole)
             except json.JSONDecodeError as error:
-                yield from _spread((line + lines.read()).rstrip(BLANKS), error, file, number)
-                return
+                if error.pos < len(whole):  # broken, whatever comes
+                    raise _fault(error, file, begins) from error
+                spread = spread or _Spread(whole, begins, error)
+                continue
             except (ValueError, RecursionError) as error:
-                raise _fault(error, file, number) from error
-            yield _object(row, file, number)
+                raise _fault(error, file, begins) from error
+            spread = None
+            yield _object(row, file, begins)
+    if spread is not None:
+        raise spread.broken(file)
 
 
-def _spread(text: str, fault: json.JSONDecodeError, file: Path, line: int) -> Iterator[Record]:
-    """Objects one after the other, from the given line of the file on, whose first line alone has the given fault.
+@dataclass
+class _Spread:
+    """An object that its first line does not close: its text so far, where it begins, and what is wrong with that line alone."""
 
-    A line that only opens an object is no broken line: what is wrong is said of the place where the object breaks.
-    """
-    opens = text.partition("\n")[0].strip(BLANKS) in ("{", "[")
-    place = _next(text, 0)
-    while place < len(text):
-        begins = line + text.count("\n", 0, place)
+    text: str
+    line: int
+    fault: json.JSONDecodeError
+
+    def add(self, text: str, file: Path) -> None:
+        # A whole object at the beginning of a line is the next record: then the line before is broken, and nothing is spread.
+        next_record = not self.opens and text.startswith("{") and text.endswith("}")
+        if next_record or len(self.text) > LONGEST:
+            raise self.broken(file)
+        self.text += f"\n{text}"
+
+    def may_end(self, text: str) -> bool:
+        """Whether it is worth while to read it: a writer that indents closes at the beginning of a line."""
+        return text.endswith(("}", "]")) and (text[0] in "}]" or len(self.text) < SMALL)
+
+    @property
+    def opens(self) -> bool:
+        return self.text.partition("\n")[0].strip(BLANKS) in ("{", "[")
+
+    def broken(self, file: Path) -> UsageError:
+        """The place where it breaks; a line that holds more than a bracket was meant to be whole."""
         try:
-            row, end = _DECODER.raw_decode(text, place)
+            _DECODER.decode(self.text)
         except (ValueError, RecursionError) as error:
-            first = begins == line and not opens and isinstance(error, json.JSONDecodeError)
-            raise _fault(fault if first else error, file, line) from error
-        yield _object(row, file, begins)
-        place = _next(text, end)
-
-
-def _next(text: str, place: int) -> int:
-    return len(text) - len(text[place:].lstrip(BLANKS))
+            return _fault(error if self.opens else self.fault, file, self.line)
+        return _fault(self.fault, file, self.line)
 
 
 def _object(row: Any, file: Path, line: int) -> Record:

@@ -183,3 +183,28 @@ def test_classification_gives_class_ids_and_counts_samples_also_with_packing_on(
     )
     assert micro is not None and micro.inputs.keys() == {"input_ids", "attention_mask"}
     assert micro.labels.shape == (4,) and sorted(micro.labels.tolist()) == [0, 0, 1, 1] and micro.targets == 4
+
+
+@pytest.mark.parametrize(("packing", "micro_batch_size"), [(False, 1), (False, 4), (True, 1), (True, 2)])
+def test_a_batch_of_all_rows_is_the_largest_that_works_and_loses_no_sample(
+    table: TokenTable, packing: bool, micro_batch_size: int
+) -> None:
+    options = {"packing": packing, "max_length": 32, "micro_batch_size": micro_batch_size}
+    every = batches(table, global_batch_size=None, **options)
+    size, rows = every.global_batch_size, every.rows_per_epoch(0)
+    assert rows - micro_batch_size < size <= rows and size % micro_batch_size == 0
+    with pytest.raises(UsageError, match=f"accepted: at most {size}, or null for all of them"):
+        batches(table, global_batch_size=size + micro_batch_size, **options)
+    same = batches(table, global_batch_size=size, **options)
+    assert [m.inputs["input_ids"].tolist() for m in every.batch(0).rounds if m is not None] == [
+        m.inputs["input_ids"].tolist() for m in same.batch(0).rounds if m is not None
+    ]
+    steps = every.total_steps(1)
+    assert sum(every.batch(step).samples for step in range(steps)) >= len(table)
+
+
+def test_fewer_rows_than_a_micro_batch_are_refused(table: TokenTable) -> None:
+    with pytest.raises(
+        UsageError, match="per_device_train_batch_size is 24, but the data has 23 samples; accepted: at most"
+    ):
+        batches(table, global_batch_size=None, micro_batch_size=24)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,10 @@ def test_utf_16_is_named(tmp_path: Path) -> None:
         ("a.jsonl", '{"a": 1}\r\n{"a": 1}\r\n{"a": \r\n', "is not JSON at line 3"),
         ("a.jsonl", '{"a": 1}\n7\n', "line 2 is int"),
         ("a.jsonl", '{\n "a": 1,\n "b": oops\n}\n', "is not JSON at line 3"),
+        ("a.jsonl", '{"a": 1}\n{"a": \n{"a": 2}\n{"a": 3}\n', "is not JSON at line 2"),
+        ("a.jsonl", '{"a": 1}\n{"a": "cut\n{"a": 2}\n', "is not JSON at line 2"),
+        ("a.jsonl", '{"a": 1}\n{\n "a": 2,\n "b": {\n', "is not JSON at line 4"),
+        ("a.jsonl", '{"a": 1} {"a": 2}\n', "is not JSON at line 1: Extra data"),
         ("a.json", '{\n "a": 1\n}\n{\n "b": 1,\n}\n', "is not JSON at line 6"),
         ("a.json", '[\n{"a": 1},\n\n{"a" 1}\n]', "is not JSON at line 4"),
         ("a.json", '[{"a": 1},\n', "is not JSON at line 1"),
@@ -188,6 +193,14 @@ def test_an_object_over_several_lines_is_a_record(tmp_path: Path) -> None:
         for name in ("a.json", "a.jsonl"):
             (tmp_path / name).write_text(body)
             assert read(tmp_path / name) == expected
+
+
+def test_a_large_object_over_many_lines_is_read_in_time(tmp_path: Path) -> None:
+    rows = [{"messages": [{"role": "user", "content": f"{n} {m}"} for m in range(3000)]} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, indent=2) for row in rows))
+    began = time.monotonic()
+    assert read(tmp_path / "a.jsonl") == rows
+    assert time.monotonic() - began < 5
 
 
 def test_lines_with_every_kind_of_end_are_rows_of_a_csv(tmp_path: Path) -> None:

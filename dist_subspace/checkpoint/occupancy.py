@@ -1,0 +1,169 @@
+"""One run at a time in a run's folder. Local: rank 0 alone.
+
+RUN/.lock is locked by the operating system for as long as rank 0's process lives, however it ends. The lock is POSIX's
+(`fcntl.lockf`), which no child process inherits: workers that outlive a killed run do not keep the folder. It goes when this
+process closes any descriptor of the file, so nothing else here opens it once it is held.
+
+Where locks do not reach another host, RUN/status.json tells: a run writes its host, its process and, every few seconds, the
+time into it (its heartbeat).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dist_subspace.checkpoint.status import STATUS, State, read_status, write_status
+from dist_subspace.errors import UsageError
+
+LOCK = ".lock"
+BEAT = 10.0  # seconds between two heartbeats
+ALIVE = 60.0  # seconds after which a run whose heartbeat has stopped counts as dead
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class Occupancy:
+    """This process's hold on a run's folder: the lock, and the status file that is kept young while it lasts."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        """Take the folder, which must be there.
+
+        Raises:
+            UsageError: another run has it. Nothing in the folder was changed then.
+        """
+        self.run_dir = Path(run_dir)
+        self._descriptor = _locked(self.run_dir)
+        _HELD.add(self.run_dir.resolve())
+        try:
+            _refuse_living(self.run_dir, locked=self._descriptor is not None)
+        except BaseException:
+            self._unlock()
+            raise
+        self._writing = threading.Lock()
+        self._said: dict[str, Any] = {}
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def write(
+        self, state: State, message: str = "", step: int | None = None, rank: int | None = None, **more: Any
+    ) -> None:
+        """RUN/status.json; while the state is `running`, its heartbeat is renewed from now on.
+
+        Raises:
+            StorageError: the file cannot be written.
+        """
+        with self._writing:
+            self._said = {"state": state, "message": message, "step": step, "rank": rank, **more}
+            self._write()
+        if state == "running" and self._thread is None:
+            self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+            self._thread.start()
+
+    def reached(self, step: int) -> None:
+        """The run has made `step` steps; the next heartbeat says so."""
+        self._said["step"] = step
+
+    def release(self) -> None:
+        """End of the run: another one may come."""
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        self._unlock()
+
+    def _beat(self) -> None:
+        while not self._over.wait(BEAT):
+            with self._writing:
+                if self._said["state"] != "running" or not self._is_ours():
+                    return
+                try:
+                    self._write()
+                except OSError:
+                    continue  # a full disk is for the next checkpoint to report
+
+    def _is_ours(self) -> bool:
+        """Not where another rank has said meanwhile why it failed."""
+        found = read_status(self.run_dir) or {}
+        return found.get("state") == "running" and found.get("pid") == os.getpid()
+
+    def _write(self) -> None:
+        write_status(self.run_dir, **self._said, host=socket.gethostname(), pid=os.getpid(), heartbeat=_now())
+
+    def _unlock(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+        _HELD.discard(self.run_dir.resolve())
+
+
+_HELD: set[Path] = set()  # by this process, which its own lock does not keep out
+
+
+def _locked(run: Path) -> int | None:
+    """The descriptor that holds the lock; None where the file system has no locks."""
+    if run.resolve() in _HELD:
+        raise _occupied(run, "this process", "choose another folder, or wait for its end")
+    try:
+        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise UsageError(f"run.output_dir is {str(run)!r}, whose {LOCK} cannot be opened ({error.strerror})") from error
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        if error.errno in _NO_LOCKS:
+            return None
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise _occupied(run, holder or "another process", "choose another folder, or wait for its end") from error
+        raise
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+    return descriptor
+
+
+def _refuse_living(run: Path, locked: bool) -> None:
+    """A run on another host whose heartbeat is young; on this host the lock has told already, where there are locks."""
+    status = read_status(run) or {}
+    host, pid, age = status.get("host"), status.get("pid"), _age(status.get("heartbeat"))
+    if status.get("state") != "running" or host is None or age is None or age > ALIVE:
+        return
+    if host == socket.gethostname() and (locked or pid == os.getpid() or not _is_alive(pid)):
+        return
+    raise _occupied(
+        run,
+        f"process {pid} on {host}, whose last sign of life is {max(0, round(age))} s old,",
+        f"choose another folder, or wait for its end; if it is dead, delete {run / STATUS}, or wait {ALIVE:.0f} s",
+    )
+
+
+def _occupied(run: Path, holder: str, accepted: str) -> UsageError:
+    return UsageError(f"run.output_dir is {str(run)!r}, where {holder} is at work; {accepted}")
+
+
+def _is_alive(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, TypeError, ValueError):
+        return True
+    return True
+
+
+def _age(heartbeat: Any) -> float | None:
+    """Seconds since then; a clock that is ahead counts by how far it is."""
+    try:
+        return abs(time.time() - datetime.fromisoformat(heartbeat).timestamp())
+    except (TypeError, ValueError):
+        return None
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

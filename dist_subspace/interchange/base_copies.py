@@ -1,0 +1,84 @@
+"""Weights of the base that PEFT wrote into an adapter's file beside it: those of embeddings and output layers, "to be safe".
+
+They are copies if the base's vocabulary was not changed, and PEFT puts them over the base's own when it reads them. Here they are
+compared with the base's, by a sample, and left out; where they differ, another base was trained beside, and nothing is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import PREFIX
+from dist_subspace.placement.collectives import agreed
+from dist_subspace.placement.zero import full_shape, gathered
+from dist_subspace.storage import FrozenLinear
+
+SAMPLES = 256
+ROUNDING = 2.0**-7  # of bfloat16, in which a base may be held
+_OF_A_METHOD = re.compile(r"(^|\.)(lora|vera|ia3)_|prompt_embeddings")
+Copies = Mapping[str, Mapping[str, Any]]  # the base's parameter -> its shape, and values evenly spaced over it
+
+
+def split_copies(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Copies]:
+    """The tensors of the method, and what the file says of the base's own parameters."""
+    own: dict[str, Tensor] = {}
+    copies: dict[str, Mapping[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
+        if key.startswith(PREFIX) and name.endswith((".weight", ".bias")) and not _OF_A_METHOD.search(name):
+            copies[name] = {"shape": list(tensor.shape), "sample": _sample(tensor)}
+        else:
+            own[key] = tensor
+    return own, copies
+
+
+def check_copies(model: nn.Module, copies: Copies) -> None:
+    """Collective where parameters are split. Raises UsageError for a model whose own weights are others."""
+    if not copies:
+        return
+    with agreed("finding the base's own weights"):
+        found = {name: _parameter(model, name) for name in copies}
+    with gathered([parameter for parameter, _ in found.values()]), agreed("comparing the base's own weights"):
+        for name, (parameter, module) in found.items():
+            if isinstance(module, FrozenLinear) and not module.is_float and name.endswith(".weight"):
+                continue  # it is held with an error of its own
+            wanted, held = torch.tensor(copies[name]["sample"]), torch.tensor(_sample(parameter))
+            if list(parameter.shape) != copies[name]["shape"] or not torch.allclose(
+                held, wanted, rtol=ROUNDING, atol=1e-6
+            ):
+                raise _other(name)
+
+
+def _parameter(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Module]:
+    place, _, own = name.rpartition(".")
+    module = dict(model.named_modules()).get(place)
+    if module is None or (isinstance(module, FrozenLinear) and own == "bias" and module.bias is None):
+        raise _other(name)
+    parameter = (
+        next(module.parameters())
+        if own == "weight" and isinstance(module, FrozenLinear)
+        else getattr(module, own, None)
+    )
+    if parameter is None or len(full_shape(parameter)) == 0:
+        raise _other(name)
+    return parameter, module
+
+
+def _other(name: str) -> UsageError:
+    return UsageError(
+        f"the adapter holds {PREFIX}{name}, which is not known here: it is no copy of this model's own, so that it was trained, "
+        "or the vocabulary was changed; accepted: a base model that has it, or modules_to_save"
+    )
+
+
+def _sample(tensor: Tensor) -> list[float]:
+    flat = tensor.detach().reshape(-1)
+    places = torch.linspace(0, flat.numel() - 1, min(SAMPLES, flat.numel()), dtype=torch.float64).long()
+    values: list[float] = flat[places.to(flat.device)].float().cpu().tolist()
+    return values

@@ -1,0 +1,45 @@
+"""Sentences for the user that no return value carries: what stayed dense, what a default left out.
+
+In a run they go to its screen (`heard`), from whichever part of the package they come; elsewhere to Python's logging, as warnings
+of `dist_subspace`. With several ranks, rank 0 alone speaks.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+_log = logging.getLogger("dist_subspace")
+_listeners: list[Callable[[str], None]] = []
+
+
+def say(sentence: str) -> None:
+    """Tell the user, once: the innermost listener, or the log."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
+        return
+    if _listeners:
+        _listeners[-1](sentence)
+    else:
+        _log.warning(sentence)
+
+
+@contextmanager
+def heard(listener: Callable[[str], None]) -> Iterator[None]:
+    """Within the block the sentences are the listener's."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def named(names: list[str], shown: int = 4) -> str:
+    """Layers for a sentence: one name of each kind (a layer's number apart), and how many there are."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(".".join(part for part in name.split(".") if not part.isdigit()), []).append(name)
+    words = [own[0] if len(own) == 1 else f"{own[0]} and {len(own) - 1} like it" for own in kinds.values()]
+    return ", ".join(words[:shown]) + (f" and {len(words) - shown} other kinds" if len(words) > shown else "")

@@ -1,0 +1,159 @@
+"""Where the adapter of a run begins that does not begin at its method's own start: at an adapter that there is already
+(`subspace.init_from`). Its weights are taken, its optimizer state is not; and once the run has a checkpoint, that one is read
+in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dist_subspace.api import attach
+from dist_subspace.checkpoint.state import on_rank_zero_only
+from dist_subspace.config.schema import SubspaceSection
+from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import CONFIG, fill_adapter, read_adapter, split_factors
+from dist_subspace.interchange.fitting import check_layers
+from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.peft_files import Imported
+from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main
+from dist_subspace.subspace import SubspaceConfig, resolve
+
+# Fields that say how it is trained, and nothing about what it computes: they are the configuration's.
+_OF_TRAINING = ("dropout", "constraint", "constraint_weight")
+# Fields that name layers in many ways: where they name others than the adapter has, the tensors do not fit.
+_OF_LAYERS = ("target_modules", "exclude_modules", "modules_to_save")
+_OPTIONS_OF_TRAINING = {
+    *("lr_ratio", "warmup_steps", "final_steps", "interval", "budget", "beta1", "beta2", "power", "reduction"),
+}
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """folder: an adapter or a checkpoint; config: what is trained from it; named: what an error calls it; tokens: the ids of
+    the new tokens whose rows it holds."""
+
+    folder: Path
+    config: SubspaceConfig
+    named: str
+    tokens: tuple[int, ...] = ()
+
+    def joined(self, section: SubspaceSection) -> Beginning:
+        """The same with what the configuration's section says about training.
+
+        Raises:
+            UsageError: the section contradicts the adapter; both values are named.
+        """
+        found, given = self.config, section.model_fields_set
+        for name in ("method", "rank", "alpha", "rank_pattern", "alpha_pattern"):
+            own, theirs = getattr(section, name), getattr(found, name)
+            if name in given and own is not None and own != theirs:
+                raise self._contradiction(f"subspace.{name}", own, theirs)
+        self._check_options(section.options)
+        taken = [*_OF_TRAINING, *(name for name in _OF_LAYERS if name in given)]
+        kept = {name: getattr(section, name) for name in taken}
+        config = replace(found, **kept, options={**found.options, **section.options})
+        return replace(self, config=config, tokens=tuple(found.new_tokens))
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        held = resolve(self.config).settings.options
+        for name, value in options.items():
+            if name in held and name not in _OPTIONS_OF_TRAINING and value != held[name]:
+                raise self._contradiction(f"subspace.options.{name}", value, held[name])
+
+    def _contradiction(self, field: str, own: Any, theirs: Any) -> UsageError:
+        return UsageError(
+            f"{field} is {own!r}, but the adapter of {self.named} has {theirs!r}; accepted: the same, or leave it out"
+        )
+
+    def check_tokens(self, ids: tuple[int, ...]) -> None:
+        """Raises UsageError where model.new_tokens, which have these ids, are others than the adapter's."""
+        if ids != self.tokens:
+            raise UsageError(
+                f"model.new_tokens get the ids {list(ids)}, but the adapter of {self.named} has rows for the new tokens "
+                f"{list(self.tokens)}; accepted: the same tokens in the same order"
+            )
+
+
+def find_beginning(
+    named: str, checkpoint: tuple[Path, dict[str, Any]] | None, notice: Callable[[str], None]
+) -> Beginning | None:
+    """Local, rank 0: the adapter that a run begins with, or goes on with.
+
+    Arguments:
+        named: `subspace.init_from`.
+        checkpoint: the one that the run goes on from, and what it says about how the run began: then `named` is not read, and
+            may be gone. None for a new run.
+
+    Raises:
+        UsageError: the folder holds no adapter.
+    """
+    if checkpoint is None:
+        folder = _adapter_in(Path(named))
+        return Beginning(folder, _config_of(folder), f"subspace.init_from ({named})")
+    folder, begun = checkpoint
+    notice(f"subspace.init_from is not read: the run goes on from {folder.name}")
+    if not begun:  # it began at its method's own start
+        return None
+    known = {field.name for field in fields(SubspaceConfig)}
+    return Beginning(folder, SubspaceConfig(**{k: v for k, v in begun.items() if k in known}), folder.name)
+
+
+def attach_beginning(
+    model: nn.Module,
+    config: SubspaceConfig,
+    beginning: Beginning,
+    cache: Path,
+    progress: Callable[[int, int], None] | None,
+) -> nn.Module:
+    """Collective: `attach`, and the adapter's weights in the place of the method's own start. Rank 0 reads the folder.
+
+    Raises:
+        UsageError: the adapter does not fit the model or the configuration; names subspace.init_from and what does not fit.
+    """
+    imported, shapes = on_main(_about, beginning.folder)
+    try:
+        with agreed("comparing the adapter with the model"):
+            imported.check(model) if imported is not None else check_layers(model, shapes)
+        if imported is not None:
+            tensors: dict[str, Tensor] = imported.tensors
+        else:
+            tensors = broadcast_tensors(on_rank_zero_only(_tensors_of, beginning.folder))
+        factors, trained = split_factors(tensors)
+        attach(model, config, cache=cache, factors=factors, progress=progress)
+        fill_adapter(model, trained)
+    except UsageError as error:
+        raise UsageError(f"the adapter of {beginning.named} does not fit: {error}") from error
+    return model
+
+
+def _adapter_in(folder: Path) -> Path:
+    """The folder, or a run's final adapter."""
+    inner = folder / "adapter"
+    if (folder / CONFIG).is_file() or not (inner / CONFIG).is_file():
+        if not (folder / CONFIG).is_file():
+            raise UsageError(
+                f"subspace.init_from is {str(folder)!r}, which holds no adapter; accepted: a folder with {CONFIG}, ours or "
+                "PEFT's, a checkpoint, or a run with an adapter"
+            )
+        return folder
+    return inner
+
+
+def _config_of(folder: Path) -> SubspaceConfig:
+    found = AdapterFolder(folder)
+    return found.config if found.ours else read_peft(folder).config
+
+
+def _about(folder: Path) -> tuple[Imported | None, dict[str, Any]]:
+    """Local, rank 0: an adapter that PEFT wrote, or the shapes of the layers of one of ours."""
+    found = AdapterFolder(folder)
+    return (None, found.ours.get("shapes") or {}) if found.ours else (read_peft(folder), {})
+
+
+def _tensors_of(folder: Path) -> dict[str, Tensor]:
+    return read_adapter(folder)[1]

@@ -1,0 +1,53 @@
+"""What the configuration says otherwise than it did when the checkpoint was made. Local, rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dist_subspace.checkpoint.state import TrainerState
+from dist_subspace.config import Config, load_config
+from dist_subspace.errors import UsageError
+
+_FOLLOWED = "the steps that come follow the new value"
+_LENGTH = "the learning rate's schedule, and the method's where it has one, are those of the new length"
+# Keys of the training section that change what comes, and what becomes of them; the others change nothing that is computed.
+_EFFECT = {
+    "max_steps": _LENGTH,
+    "num_train_epochs": _LENGTH,
+    "global_batch_size": "the data goes on at sample (or packed row) {place:,}, which is the step times the new size",
+    "optim": "its moments begin at zero",
+    "adam_beta1": _FOLLOWED,
+    "adam_beta2": _FOLLOWED,
+    "adam_epsilon": _FOLLOWED,
+    "learning_rate": _FOLLOWED,
+    "lr_scheduler_type": "the steps that come follow the new schedule from their number on",
+    "lr_scheduler_kwargs": _FOLLOWED,
+    "warmup_steps": _FOLLOWED,
+    "weight_decay": _FOLLOWED,
+    "max_grad_norm": _FOLLOWED,
+}
+
+
+def changed_settings(config: Config, folder: Path, state: TrainerState) -> list[str]:
+    """A sentence for each.
+
+    Arguments:
+        folder: the checkpoint; one that is older than its field for the settings lies beside its run's config.yaml.
+    """
+    before = state.training or _beside(folder)
+    now = config.training.model_dump(mode="json")
+    place = state.step * (config.training.global_batch_size or 0)  # a plan's configuration has the number
+    return [
+        f"training.{key} is {now[key]}, and was {before[key]} when {folder.name} was made: {effect.format(place=place)}"
+        for key, effect in _EFFECT.items()
+        if key in before and before[key] != now[key] and now[key] is not None  # of steps and epochs one is null
+    ]
+
+
+def _beside(folder: Path) -> Mapping[str, Any]:
+    try:
+        return load_config(folder.resolve().parent / "config.yaml").training.model_dump(mode="json")
+    except UsageError:  # none, or of another version
+        return {}

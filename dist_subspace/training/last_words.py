@@ -1,0 +1,127 @@
+"""How a run ends: one sentence on the screen, RUN/status.json, and the exit status; whoever it is that can still speak."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+
+from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, State
+from dist_subspace.config import Config
+from dist_subspace.placement.collectives import PeerFailed, meet, tell_peers, wait_until_told, world
+from dist_subspace.placement.peers import Peer, Peers
+from dist_subspace.stopping import STOP
+from dist_subspace.training.plan import Plan
+from dist_subspace.training.run_status import RunStatus
+from dist_subspace.training.trainer import Trainer
+
+_FEW = 5.0  # seconds in which a rank that was killed shows as ended, after its neighbour's connection broke
+
+
+@dataclass
+class Run:
+    """What is known of a run so far."""
+
+    config: Config | None = None
+    status: RunStatus | None = None
+    plan: Plan | None = None
+    trainer: Trainer | None = None
+    peers: Peers | None = None
+
+    @property
+    def saved(self) -> int:
+        """The step that the same command goes on after; 0: it begins anew."""
+        if self.trainer is not None and self.trainer.saved is not None:
+            return self.trainer.saved[0]
+        return self.plan.checkpoint[1].step if self.plan is not None and self.plan.checkpoint else 0
+
+    @property
+    def step(self) -> int | None:
+        """The last whole step."""
+        if self.trainer is not None and self.trainer.progress.step:
+            return self.trainer.progress.step
+        return None if self.plan is None else self.saved
+
+
+def end(run: Run, state: State, message: str, code: int, step: int | None = None, everywhere: bool = False) -> int:
+    """Say how it ended: one sentence from rank 0, or from the rank where it happened."""
+    rank = world().rank
+    if rank == 0 or everywhere:
+        print(message if state == "interrupted" else f"error: {message}", file=sys.stderr, flush=True)
+    if run.status is not None:
+        run.status.write(state, message, step, rank, anyone=everywhere)
+    if everywhere:
+        tell_peers()
+    if state in ("refused", "interrupted"):
+        with suppress(PeerFailed):
+            meet()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
+    return code
+
+
+def interrupted_text(run: Run, reason: str) -> str:
+    after = f"after step {run.saved}" if run.saved else "before the first step was saved"
+    return f"interrupted by {reason} {after}; {_to_continue(run)}"
+
+
+def left_at_once(run: Run, reason: str) -> int:
+    """Local: the last words of a process that does not wait for the others."""
+    if world().is_main and is_first():
+        message = interrupted_text(run, reason)
+        print(message, file=sys.stderr, flush=True)
+        if run.status is not None:
+            run.status.write("interrupted", message, run.saved)
+    return EXIT_INTERRUPTED
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 by the launcher's environment, before there is a process group."""
+    return os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
+
+
+def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
+    """The ranks whose end this error may come from; [] where they have said why themselves; None where it is this rank's own."""
+    if run.peers is None or not _may_come_from_a_peer(error):
+        return None
+    gone = run.peers.gone_within(_FEW)
+    return gone if gone or wait_until_told(0.2) else None
+
+
+def end_without(run: Run, gone: list[Peer]) -> int:
+    """Another rank ended, without a word or with one: the first of those that are left speaks for it."""
+    if not gone or wait_until_told(0.1):
+        return EXIT_FAILED
+    left = min(rank for rank in range(world().size) if rank not in {peer.rank for peer in gone})
+    who = ", ".join(map(str, gone))
+    if run.peers is not None and STOP and all(map(run.peers.heard, gone)):
+        state: State = "interrupted"
+        message, status = f"interrupted by {STOP.reason}; {who} was ended before it had saved", EXIT_INTERRUPTED
+    else:
+        state, message, status = "failed", f"{who} was killed, or crashed", EXIT_FAILED
+    goes_on = f"from checkpoint-{run.saved}" if run.saved else "from the beginning"
+    message = f"{message}, after step {run.step or 0}; {_to_continue(run)} {goes_on}"
+    if world().rank == left:
+        print(f"error: {message}" if state == "failed" else message, file=sys.stderr, flush=True)
+        if run.status is not None:
+            run.status.write(state, message, run.step, gone[0].rank, anyone=True)
+        tell_peers()
+    else:
+        wait_until_told(_FEW)
+    return status
+
+
+def _to_continue(run: Run) -> str:
+    auto = run.config is None or run.config.checkpoint.resume == "auto"
+    return f"run the same command{'' if auto else ' with checkpoint.resume=auto'} to continue"
+
+
+_OF_CONNECTIONS = ("gloo", "nccl", "connection", "broken pipe")
+
+
+def _may_come_from_a_peer(error: Exception) -> bool:
+    """Whether this is what a rank sees when another one ends: gloo raises a plain RuntimeError."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OF_CONNECTIONS)

@@ -1,0 +1,70 @@
+"""What a run that is through leaves in its folder: RUN/adapter and the picture, or neither. Local: rank 0 alone."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from typing import Any
+
+from dist_subspace.atomic_files import whole_folder, write_json_atomic, write_text_atomic
+from dist_subspace.checkpoint.set_aside import move_aside
+from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter import complete_adapter
+from dist_subspace.interchange.description import read_description
+from dist_subspace.interchange.model_card import model_card
+from dist_subspace.placement.collectives import world
+from dist_subspace.report.curve import loss_curve
+from dist_subspace.report.history import read_lines
+from dist_subspace.training.observer import Observer
+from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
+from dist_subspace.training.plan import Plan
+from dist_subspace.training.trainer import Progress, Trainer, final_checkpoint
+
+
+def hide_adapter(plan: Plan, progress: Progress) -> None:
+    """What an earlier end of the run has left must not pass for this one's."""
+    adapter = plan.run_dir / "adapter"
+    if adapter.is_dir():
+        folder = move_aside(plan.run_dir, progress.step, [adapter])
+        print(f"the adapter of an earlier end of the run was set aside in {folder}", file=sys.stderr, flush=True)
+
+
+def doubts(plan: Plan, trainer: Trainer) -> str | None:
+    """What whoever takes the adapter should know; None for nothing."""
+    own, step = trainer.losses, trainer.progress.step
+    losses = losses_by_step(read_lines(plan.run_dir), own, step - len(own))
+    said = [skipped_text(trainer.progress.not_applied, step), divergence(losses)]
+    return "; ".join(filter(None, said)) or None
+
+
+def write_results(plan: Plan, progress: Progress, observer: Observer, warning: str | None) -> None:
+    """RUN/adapter, complete in itself, and the picture."""
+    source, folder = final_checkpoint(plan, progress), plan.run_dir / "adapter"
+    with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
+        complete_adapter(source, hidden)
+        plan.tokenizer.save_pretrained(hidden)
+        write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))
+        if plan.data.labels is not None:
+            write_json_atomic(hidden / "labels.json", plan.data.labels)
+    curve = None
+    with suppress(UsageError):  # a checkpoint of another run, and no step left to make: there is nothing to draw
+        curve = loss_curve(plan.run_dir)
+    if warning is not None:
+        observer.display.warning(warning)
+    observer.display.finish(f"finished after step {progress.step:,}", adapter=folder, curve=curve)
+
+
+def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
+    config = plan.config
+    return {
+        "steps": progress.step,
+        "samples": progress.samples,
+        "tokens": progress.tokens,
+        "global batch size": config.training.global_batch_size,
+        "learning rate": config.training.learning_rate,
+        "schedule": config.training.lr_scheduler_type,
+        "storage of the frozen weights": config.model.storage,
+        "DeepSpeed": config.deepspeed.config or config.deepspeed.preset,
+        "ranks": world().size,
+        "seed": config.training.seed,
+    }

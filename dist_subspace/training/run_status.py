@@ -1,0 +1,70 @@
+"""RUN/status.json as the ranks of a run write it: rank 0 while it lasts, and where one rank failed, that one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from dist_subspace.checkpoint.occupancy import Occupancy
+from dist_subspace.checkpoint.status import State, write_status
+from dist_subspace.checkpoint.store import check_writable
+from dist_subspace.placement.collectives import on_main, world
+
+_TIMES, _BETWEEN = 2, 0.2  # a heartbeat of rank 0 may have been on its way; it stops at what another rank has written
+
+
+class RunStatus:
+    """The state of one run. Until `take` has returned the folder may be another run's, and nothing is written."""
+
+    def __init__(self, run_dir: str | Path) -> None:
+        self.run_dir = Path(run_dir)
+        self.taken = False
+        self._occupancy: Occupancy | None = None  # rank 0's
+
+    def take(self) -> None:
+        """Collective: rank 0 makes the folder its own, and says that it is at work there.
+
+        Raises:
+            UsageError: another run is at work there, or it cannot be written to.
+        """
+        on_main(self._occupy)
+        self.taken = True
+
+    def _occupy(self) -> None:
+        check_writable(self.run_dir)
+        self._occupancy = Occupancy(self.run_dir)
+        self._occupancy.write("running")
+
+    def write(
+        self,
+        state: State,
+        message: str = "",
+        step: int | None = None,
+        rank: int | None = None,
+        anyone: bool = False,
+        warning: str | None = None,
+        skipped: int = 0,
+    ) -> None:
+        """Local: rank 0's word, or with `anyone` that of any rank. Where the disk refuses, the screen must do."""
+        if not self.taken or not (world().is_main or anyone):
+            return
+        more = {"warning": warning, "skipped": skipped} if state == "finished" else {}
+        try:
+            if self._occupancy is not None:
+                self._occupancy.write(state, message, step, rank, **more)
+            else:
+                for _ in range(_TIMES):
+                    write_status(self.run_dir, state, message, step, rank, **more)
+                    time.sleep(_BETWEEN)
+        except OSError:
+            return
+
+    def reached(self, step: int) -> None:
+        """Local, rank 0: for the next heartbeat."""
+        if self._occupancy is not None:
+            self._occupancy.reached(step)
+
+    def release(self) -> None:
+        """Local: the run is over, and has said so."""
+        if self._occupancy is not None:
+            self._occupancy.release()

@@ -1,0 +1,96 @@
+"""A weight that may be asked about, but not computed with: what a layer shows in the place of a matrix that it has not.
+
+Models ask their layers for `weight.dtype` or `weight.device` (T5 does, of `wo`), and some compute with `weight` and never call
+the layer. The bytes of a packed matrix, or the matrix of a layer with a method, would give them a wrong result without an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_subspace.errors import UsageError
+
+# What says something about a tensor and reads none of its values.
+_HARMLESS = frozenset(
+    f"torch.Tensor.{name}"
+    for name in (
+        *(
+            "dtype.__get__",
+            "device.__get__",
+            "shape.__get__",
+            "layout.__get__",
+            "ndim.__get__",
+            "requires_grad.__get__",
+        ),
+        *("is_meta.__get__", "is_cuda.__get__", "is_cpu.__get__", "is_sparse.__get__", "is_quantized.__get__"),
+        *("is_xpu.__get__", "is_mps.__get__", "is_leaf.__get__", "grad.__get__", "grad_fn.__get__", "itemsize.__get__"),
+        *("size", "dim", "ndimension", "numel", "nelement", "element_size", "is_floating_point", "is_complex"),
+        *("get_device", "__hash__", "__len__", "data.__get__", "detach", "names.__get__", "nbytes.__get__"),
+    )
+)
+
+
+class UnreadWeight(Tensor):
+    """Of a real weight the type, the shape and the device. Whatever would read its values is refused (UsageError)."""
+
+    reason: str
+    held: Any
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = torch.overrides.resolve_name(func)
+        own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
+        if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):
+            return own  # whose type or device is asked next
+        with torch._C.DisableTorchFunctionSubclass():
+            if name in _HARMLESS:
+                return func(*args, **(kwargs or {}))
+            raise UsageError("a weight is read that cannot be" if own is None else own.reason)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
+        raise UsageError("a weight is read that cannot be" if own is None else own.reason)
+
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override]
+        return f"UnreadWeight({self.reason!r})"
+
+    def __getattr__(self, name: str) -> Any:
+        """What a library has put on the real parameter (a sharding engine's marks)."""
+        if name in ("held", "reason"):
+            raise AttributeError(name)
+        return getattr(self.held, name)
+
+
+def unread(held: Tensor, shape: Sequence[int], dtype: torch.dtype, reason: str) -> Tensor:
+    """Something to ask about a weight `(d_out, d_in)` of type `dtype`, which is held in `held` somehow.
+
+    Arguments:
+        reason: the sentence of the error that reading its values raises.
+    """
+    weight: Any = Tensor._make_wrapper_subclass(UnreadWeight, tuple(shape), dtype=dtype, device=held.device)  # type: ignore[attr-defined]
+    weight.held, weight.reason = held, reason
+    return weight  # type: ignore[no-any-return]
+
+
+def passed_by(held: Tensor, shape: Sequence[int], layer: str, method: str) -> Tensor:
+    """What a layer with a method on it shows as its weight: who computed with that would pass the method by."""
+    reason = (
+        f"the model reads the weight of {layer}, which has method {method} on it, instead of calling the layer: what is trained "
+        "there would be passed by; accepted: subspace.exclude_modules with that layer"
+    )
+    return unread(held, shape, held.dtype, reason)
+
+
+def _flat(value: Any) -> Any:
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    if isinstance(value, tuple | list):
+        for item in value:
+            yield from _flat(item)
+    else:
+        yield value

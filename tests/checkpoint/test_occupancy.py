@@ -1,0 +1,125 @@
+"""A run's folder has one run at a time, and a dead one does not keep it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dist_subspace.checkpoint import occupancy
+from dist_subspace.checkpoint.occupancy import ALIVE, Occupancy
+from dist_subspace.checkpoint.status import read_status, write_status
+from dist_subspace.errors import UsageError
+from tests.ranks import ROOT
+
+HOLD = """
+import os, sys, time
+from dist_subspace.checkpoint.occupancy import Occupancy
+held = Occupancy(sys.argv[1])
+held.write("running", step=7)
+if sys.argv[2] == "fork" and os.fork() == 0:  # a worker that outlives its parent
+    time.sleep(60)
+    os._exit(0)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+def hold_elsewhere(run: Path, how: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run), how], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_a_second_process_is_refused_and_changes_nothing_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    for how in ("alone", "fork"):
+        process = hold_elsewhere(tmp_path, how)
+        try:
+            before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+            said = rf"run.output_dir is .*, where process {process.pid} on .* is at work"
+            with pytest.raises(UsageError, match=said):
+                Occupancy(tmp_path)
+            assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+            process.kill()
+            process.wait()
+            assert (read_status(tmp_path) or {})["state"] == "running"  # as a killed run leaves it
+            Occupancy(tmp_path).release()
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_it_is_refused_within_a_process_too_and_given_back(tmp_path: Path) -> None:
+    first = Occupancy(tmp_path)
+    with pytest.raises(UsageError, match="this process is at work"):
+        Occupancy(tmp_path)
+    first.release()
+    Occupancy(tmp_path).release()
+
+
+def running(run: Path, **more: Any) -> None:
+    known = {"host": "elsewhere", "pid": 1, "heartbeat": datetime.now(UTC).isoformat()}
+    write_status(run, "running", "", 3, **known | more)
+
+
+def test_a_young_heartbeat_of_another_host_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    running(tmp_path)
+    with pytest.raises(UsageError, match=r"process 1 on elsewhere.* is at work; .*delete .*status.json"):
+        Occupancy(tmp_path)
+    assert (read_status(tmp_path) or {})["host"] == "elsewhere"
+    old = datetime.now(UTC) - timedelta(seconds=ALIVE + 5)
+    for more in ({"heartbeat": old.isoformat()}, {"heartbeat": "soon"}, {"host": None}, {"host": socket.gethostname()}):
+        running(tmp_path, **more)
+        Occupancy(tmp_path).release()
+    write_status(tmp_path, "finished", host="elsewhere", pid=1, heartbeat=datetime.now(UTC).isoformat())
+    Occupancy(tmp_path).release()
+
+
+def test_without_locks_the_process_of_this_host_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(occupancy.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(occupancy.fcntl, "lockf", refuse)
+    running(tmp_path, host=socket.gethostname(), pid=os.getppid())
+    with pytest.raises(UsageError, match="is at work"):
+        Occupancy(tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for pid in (gone.pid, os.getpid()):
+        running(tmp_path, host=socket.gethostname(), pid=pid)
+        Occupancy(tmp_path).release()
+
+
+def test_the_heartbeat_goes_on_with_the_step_until_the_state_or_another_rank_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(occupancy, "BEAT", 0.05)
+    monkeypatch.setattr(occupancy, "_now", lambda: str(time.monotonic()))
+    held = Occupancy(tmp_path)
+    held.write("running", step=3)
+    first = read_status(tmp_path) or {}
+    held.reached(4)
+    deadline = time.monotonic() + 20
+    while (found := read_status(tmp_path) or {})["step"] != 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert found["heartbeat"] != first["heartbeat"] and found["step"] == 4
+    assert (found["host"], found["pid"]) == (socket.gethostname(), os.getpid())
+    for _ in range(2):  # as another rank does, for a heartbeat may be on its way
+        write_status(tmp_path, "failed", "out of memory", rank=1)
+        time.sleep(0.2)
+    assert (read_status(tmp_path) or {})["rank"] == 1
+    held.write("failed", "out of memory", 4, 1)
+    held.release()
+    assert (read_status(tmp_path) or {})["state"] == "failed"

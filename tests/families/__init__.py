@@ -1,0 +1,1 @@
+"""Every model family of transformers, small and odd, against transformers itself: `python -m tests.families --help`."""

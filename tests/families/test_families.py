@@ -1,0 +1,38 @@
+"""Families of transformers against transformers: what they compute is computed, or refused in one true sentence."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.families.cases import all_cases, chosen
+from tests.families.runner import check, run
+
+# One of each kind of difficulty.
+HANDFUL = {
+    "causal-lm/llama": "the plain case",
+    "causal-lm/gpt2": "Conv1D",
+    "classification/canine": "no table of embeddings",
+    "masked-lm/perceiver": "input embeddings that are no module",
+    "causal-lm/reformer": "reversible blocks",
+    "causal-lm/zamba": "blocks that share their weights by configuration",
+    "masked-lm/luke": "a head tied to another table than the tokens'",
+}
+
+
+@pytest.mark.parametrize("name", HANDFUL)
+def test_a_family_computes_trains_and_merges_as_transformers_does(name: str) -> None:
+    (case,) = chosen([name])
+    result = check(case)
+    assert result.verdict == "right", f"{name} ({HANDFUL[name]}): {result.text}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_no_family_is_wrong() -> None:
+    results = run(all_cases(), workers=min(2, os.cpu_count() or 1))
+    wrong = [f"{result.name}: {result.text}" for result in results if result.verdict == "wrong"]
+    counted = [result for result in results if result.verdict in ("right", "refused")]
+    assert not wrong, "\n".join(wrong)
+    assert len(counted) >= 200
