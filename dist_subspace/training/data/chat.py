@@ -66,7 +66,7 @@ def _unread(template: ChatTemplate) -> Callable[[Conversation], set[str]]:
 
 
 def _drafts(parts: list[tuple[Conversation, Passage]], encoder: Encoder) -> list[_Draft]:
-    tokens = encoder.masked.tokens([(passage.text, passage.spans) for _, passage in parts])
+    tokens = encoder.masked.tokens([(passage.text, passage.spans, passage.contents) for _, passage in parts])
     return [_Draft(talk, passage, *_ended(passage, found, encoder)) for (talk, passage), found in zip(parts, tokens)]
 
 
@@ -132,7 +132,7 @@ def _head(draft: _Draft, encoder: Encoder) -> int:
         text = encoder.chat_template.maybe(part, prompt)
         start = _question(part, text, prompt, encoder.chat_template) if text is not None else None
         if text is not None and start is not None and shown.startswith(text[: start + 1]):
-            _, behind = encoder.masked.tokens([(shown, [(start, len(shown))])])[0]
+            _, behind = encoder.masked.tokens([(shown, [(start, len(shown))], [])])[0]
             return max(least, int(np.argmax(behind))) if behind.any() else least
     return least
 

@@ -1,22 +1,21 @@
 """Texts with marked spans to token ids with a mask, by the tokenizer's own positions of tokens in the text.
 
-A text is tokenised in pieces that begin at special tokens, where tokenizers part a text anyway: the same turn in many
-texts is tokenised once. Only tokens at which that is sure part a text (see `_borders`).
+A text is tokenised in pieces where it may be parted (parting.py): the same turn in many texts is tokenised once.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from dist_subspace.training.data.parting import Parting
+
 Span = tuple[int, int]
-Marked = tuple[str, list[Span]]
+Marked = tuple[str, list[Span], list[int]]
 
 
 class MaskedEncoder:
@@ -26,18 +25,17 @@ class MaskedEncoder:
         self.tokenizer = tokenizer
 
     def tokens(self, texts: list[Marked]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """((n,) int32 ids, (n,) bool: the token has characters of a span) of each (text, spans in characters)."""
+        """((n,) int32 ids, (n,) bool: the token has characters of a span) of each (text, spans in characters, places where
+        contents begin: the same content stands in several texts)."""
         if not self.tokenizer.is_fast:
-            return [self._by_beginnings(text, spans) for text, spans in texts]
-        parted = [list(self._pieces(text, spans)) for text, spans in texts]
+            return [self._by_beginnings(text, spans) for text, spans, _ in texts]
+        parted = [list(self._pieces(*marked)) for marked in texts]
         found = self._encoded({piece for pieces in parted for piece in pieces})
         return [_joined([found[piece] for piece in pieces]) for pieces in parted]
 
-    def _pieces(self, text: str, spans: list[Span]) -> Any:
+    def _pieces(self, text: str, spans: list[Span], contents: list[int]) -> Any:
         """(piece, spans in it): () where there are none, the whole piece as (0, its length)."""
-        starts = [match.start() for match in self._borders.finditer(text)] if self._borders else []
-        edges = [0, *(start for start in starts if start), len(text)]
-        for start, end in pairwise(edges):
+        for start, end in pairwise(self._parting.edges(text, [*contents, *(span[0] for span in spans)])):
             inside = tuple((max(a, start) - start, min(b, end) - start) for a, b in spans if a < end and b > start)
             yield text[start:end], inside
 
@@ -82,25 +80,8 @@ class MaskedEncoder:
         return [one.ids for one in called] == [one.ids for one in direct]
 
     @cached_property
-    def _borders(self) -> re.Pattern[str] | None:
-        """Special tokens before which a text may be parted without a change of its ids.
-
-        They are found before the text is normalised, and take no blanks from their left; no other token overlaps them.
-        Behind such a token nothing is the begin of a text any more, so it stays with what follows.
-        """
-        body = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        tokens = [token for token in body.get("added_tokens", []) if token["content"]]
-        used = str(getattr(self.tokenizer, "chat_template", "")) + "".join(self.tokenizer.all_special_tokens)
-        sure = [
-            token["content"]
-            for token in tokens
-            if token["content"] in used
-            and token.get("special")
-            and not (token.get("normalized", True) or token.get("lstrip") or token.get("single_word"))
-            and not token["content"].isspace()
-            and not any(_overlaps(token["content"], other["content"]) for other in tokens if other is not token)
-        ]
-        return re.compile("|".join(map(re.escape, sure))) if sure else None
+    def _parting(self) -> Parting:
+        return Parting(self.tokenizer)
 
     def _by_beginnings(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
         """For a tokenizer without positions: a token lies before a place if the text up to there begins with it."""
@@ -120,12 +101,6 @@ class MaskedEncoder:
             end += end < len(beginnings[2 * number + 1])
             flags[start:end] = True
         return np.asarray(ids, np.int32), flags
-
-
-def _overlaps(token: str, other: str) -> bool:
-    if token in other or other in token:
-        return True
-    return any(other.endswith(token[:n]) or token.endswith(other[:n]) for n in range(1, min(len(token), len(other))))
 
 
 def _tokens_of(encoding: Any, span: Span) -> tuple[int, int]:

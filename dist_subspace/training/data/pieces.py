@@ -48,7 +48,7 @@ def _packed(outcomes: list[tuple[int, Outcome]]) -> bytes:
     samples = [sample for _, _, sample in kept]
     remarks = Counter(remark for _, outcome in outcomes for remark in outcome.remarks)
     facts = {"labels": [sample.label for sample in samples], "remarks": dict(sorted(remarks.items()))}
-    arrays = {
+    arrays: dict[str, Any] = {
         "ids": np.concatenate([np.asarray(s.ids, np.int32) for s in samples]) if samples else np.zeros(0, np.int32),
         "trained": np.concatenate([np.asarray(s.trained, bool) for s in samples]) if samples else np.zeros(0, bool),
         "lengths": np.asarray([len(s.ids) for s in samples], np.int64),

@@ -37,11 +37,16 @@ class _Text:
             parts += (contents[number], literal)
         return "".join(parts)
 
-    def places(self, contents: list[str]) -> list[Span]:
+    def places(self, contents: list[str]) -> tuple[list[Span], list[int]]:
+        """(the spans, where the contents begin) in the text that is filled in."""
         ends = [0]
         for number in self.numbers:
             ends.append(ends[-1] + len(contents[number]))
-        return [(ends[a] + x, ends[b] + y) for (a, x), (b, y) in self.spans]
+        starts, literal = [], 0
+        for filled, text in zip(ends, self.literals[:-1]):
+            literal += len(text)
+            starts.append(filled + literal)
+        return [(ends[a] + x, ends[b] + y) for (a, x), (b, y) in self.spans], starts
 
 
 @dataclass(frozen=True)
@@ -74,10 +79,7 @@ class Recipes:
         contents = [message["content"] for message in talk.messages]
         if not recipe.passages or recipe.whole.filled(contents) != self.template.text(talk):
             return passages(talk, self.template)
-        return [
-            replace(passage, text=text.filled(contents), spans=text.places(contents))
-            for text, passage in recipe.passages
-        ]
+        return [_filled(text, passage, contents) for text, passage in recipe.passages]
 
     def _shape(self, talk: Conversation) -> str | None:
         """What the rendering depends on beside the contents; None where it may depend on the contents."""
@@ -103,6 +105,11 @@ class Recipes:
         whole = _parted(self.template.text(symbolic), [])
         found = passages(symbolic, self.template)
         return _Recipe(whole, [(_parted(passage.text, passage.spans), passage) for passage in found])
+
+
+def _filled(text: _Text, passage: Passage, contents: list[str]) -> Passage:
+    spans, starts = text.places(contents)
+    return Passage(text.filled(contents), spans, passage.through, passage.ended, passage.remarks, starts)
 
 
 def _parted(text: str, spans: list[Span]) -> _Text:

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import replace
 from functools import cache, cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -87,7 +87,7 @@ class ChatTemplate:
     def marks(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span] | None:
         """The spans of the template's own marks in `text`, its rendering; None where they cannot be had."""
         try:
-            texts, spans = render_jinja_template(
+            found: Any = render_jinja_template(  # (texts, spans of each), whatever its signature says
                 conversations=[talk.messages],
                 tools=talk.tools,
                 documents=talk.documents,
@@ -98,7 +98,8 @@ class ChatTemplate:
             )
         except Exception:  # as in `maybe`
             return None
-        return [tuple(span) for span in spans[0]] if texts[0] == text else None
+        (rendered,), (spans,) = found
+        return [(start, end) for start, end in spans] if rendered == text else None
 
     def places(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span | None]:
         """Where each message's content stands in `text`, its rendering: found by marks set into the contents, and proven:
@@ -182,7 +183,7 @@ def parsed(template: str) -> Any:
     from jinja2.ext import Extension
 
     class Marks(Extension):
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (jinja declares it on the instance)
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

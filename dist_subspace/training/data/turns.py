@@ -29,6 +29,8 @@ class Passage:
     ended: bool = False
     """The end of sequence follows the text, and is trained: the template closes its turns with no token of its own."""
     remarks: tuple[str, ...] = field(default=())
+    contents: list[int] = field(default_factory=list)
+    """Where contents begin, as far as that is known."""
 
 
 @dataclass
@@ -60,7 +62,7 @@ def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
     whole = template.text(talk)
     turns = [_turn(i, talk, template, whole) for i in wanted]
     whole_turns = [_is_whole(talk, turn) for turn in turns]
-    remarks = () if all(whole_turns) else (NOT_WHOLE,)
+    remarks: tuple[str, ...] = () if all(whole_turns) else (NOT_WHOLE,)
     if all(turn.in_whole for turn in turns):
         found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
     else:
