@@ -155,3 +155,18 @@ def test_trained_parameters_are_as_many_as_published(method: str, size: str) -> 
         model = transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SHAPES[size]))
     attach(model, SubspaceConfig(method=method, rank=2))
     assert sum(p.numel() for p in trainable_parameters(model)) == COUNTS[method, size]
+
+
+@pytest.mark.parametrize("family", ["SqueezeBert", "IBert"])
+def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 20,
+        "vocab_size": 40,
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes, embedding_size=16)
+    model = attach(getattr(transformers, f"{family}ForMaskedLM")(config), SubspaceConfig(method="lora", rank=2))
+    assert not any(".layer" in name for name in attached(model).layers)
+    assert "left out of all-linear" in caplog.text and "is no linear layer" in caplog.text
