@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.errors import Notice
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
@@ -18,11 +19,11 @@ MUCH = 0.1  # the same for convolutions and other things that nobody expects to 
 
 
 def tell(sentence: str, notice: Callable[[str], None] | None) -> None:
-    """By the caller's own means, or as a Python warning of rank 0."""
+    """By the caller's own means, or as a Python warning (`Notice`) of rank 0."""
     if notice is not None:
         notice(sentence)
     elif world().is_main:
-        warnings.warn(sentence, UserWarning, stacklevel=4)
+        warnings.warn(sentence, Notice, stacklevel=4)
 
 
 def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
@@ -30,7 +31,8 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
     linear layers; other matrices that are none; layers that the family keeps in float32."""
     if storage_info(storage).dtype is not None:
         return []
-    experts, others = {}, {}
+    experts: dict[str, nn.Parameter] = {}
+    others: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, FrozenLinear | nn.Embedding) or "Embedding" in type(module).__name__:
             continue
@@ -39,7 +41,7 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
             if len(full_shape(parameter)) >= 2:
                 (experts if _is_expert(full_name, module, parameter) else others)[full_name] = parameter
     kept = {
-        name: module.weight
+        name: next(module.parameters())
         for name, module in model.named_modules()
         if isinstance(module, FrozenLinear) and module.storage == "fp32" and dtype != torch.float32
     }
