@@ -18,6 +18,7 @@ from dist_subspace.interchange.peft_import import read_peft
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
+from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.optimizer_state import watch_optimizers
 from dist_subspace.placement.zero import gathered, mark_leaf_blocks
 from dist_subspace.statistics import settle
@@ -57,6 +58,7 @@ def attach(
     settle(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
     mark_leaf_blocks(model)
+    keep_ranks_together(model)
     return model
 
 

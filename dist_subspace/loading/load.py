@@ -18,6 +18,7 @@ from dist_subspace.loading.notices import cast_by_the_engine, held_dense, tell
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.json_file import read_deepspeed
 from dist_subspace.placement.zero import (
     Partitioner,
@@ -113,6 +114,7 @@ def load_frozen(
         remember_partitioner(model, partitioner)
     if stage_config is not None:
         mark_leaf_blocks(model)
+        keep_ranks_together(model)
     return model.eval()
 
 

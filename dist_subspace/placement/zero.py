@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
-from dist_subspace.placement.reuse import called_once
+from dist_subspace.placement.reuse import block_lists, blocks, called_once
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -142,6 +142,17 @@ def gathered(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+def is_split(model: nn.Module) -> bool:
+    """Whether the model's forward needs other ranks: a parameter is split over several, and is not whole here now."""
+    split = (p for p in model.parameters() if is_partitioned(p) and not _is_whole(p))
+    return any(torch.distributed.get_world_size(p.ds_process_group) > 1 for p in split)  # type: ignore[attr-defined]
+
+
+def is_registered(model: nn.Module) -> bool:
+    """Whether an engine gathers the model's parameters when its modules are called (`ds_id` of a module)."""
+    return hasattr(model, "ds_id")
+
+
 def _is_whole(parameter: Any) -> bool:
     """Whether a split parameter is gathered on every rank at this moment (`ds_status`)."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
@@ -195,17 +206,6 @@ def unmark_leaf_blocks(model: nn.Module) -> None:
 
     for block in blocks(model):
         set_z3_leaf_module(block, False)
-
-
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's transformer blocks: entries of its outermost module lists."""
-    return [block for stack in block_lists(model).values() for block in stack]
-
-
-def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The module lists that are not inside another, by name."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    return {name: found for name, found in lists.items() if not any(name.startswith(other + ".") for other in lists)}
 
 
 def largest_block_numel(model: nn.Module) -> int:

@@ -146,7 +146,7 @@ class Trainer:
             model = attach(model, with_head(plan, model), cache=plan.run_dir / FACTORS, progress=progress)
         if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
             self.observer.notice(
-                f"training.gradient_checkpointing is true, but transformers has none for a {type(model).__name__}: activations are kept"
+                f"training.gradient_checkpointing is true, but transformers has none for {type(model).__name__}: not used"
             )
         elif config.training.gradient_checkpointing:
             enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
