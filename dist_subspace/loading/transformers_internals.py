@@ -58,7 +58,7 @@ def _compute_buffers(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     if hasattr(model, "initialize_weights"):
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             model.initialize_weights()  # type: ignore[operator]
 
 
