@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ def attach(
     cache: str | Path | None = None,
     factors: Mapping[str, Mapping[str, Tensor]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    only: Collection[str] = (),
 ) -> nn.Module:
     """Put a subspace method on a transformers model; returns the same model.
 
@@ -46,13 +47,14 @@ def attach(
         cache: a folder where statistics of the frozen matrices (SVDs) are kept and found again; rank 0 alone uses it.
         factors: statistics by layer name that are known already, the same on every rank.
         progress: called with (layers done, layers in all) while statistics are made.
+        only: of the layers that a method's own target names mean, those that an adapter has which was made before; unset: all.
 
     Raises:
         UsageError (a ValueError): for an unknown method or option, a target that matches nothing, a rank above a layer's
             dimensions, a constraint that the method cannot have.
     """
     adopt_all(model)
-    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model))
+    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)
@@ -70,9 +72,10 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
-        check_layers(model, AdapterFolder(folder).ours.get("shapes") or {})
+        ours = AdapterFolder(folder).ours
+        check_layers(model, ours.get("shapes") or {})
         factors, trained = split_factors(tensors)
-    attach(model, config, factors=factors)
+    attach(model, config, factors=factors, only=ours.get("layers") or ())
     fill_adapter(model, trained)
     return model
 

@@ -1,0 +1,42 @@
+"""Parts of a model of several inputs that text never reaches: vision and audio towers, and what joins them to the text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+UNREACHED = "text never reaches it; accepted for who trains with other inputs: subspace.target_modules with its name"
+
+
+def unreached(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """How the names of what text reaches begin, and how those of towers inside or beside it do; both empty where the
+    configuration has no other input than text.
+
+    The language model is the module whose configuration is the one for text (`get_text_config`); a tower is one whose
+    configuration is another part of the model's.
+    """
+    config = getattr(model, "config", None)
+    text = _text_config(config)
+    if text is None or getattr(config, "is_encoder_decoder", False):
+        return (), ()
+    parts = {type(part) for part in vars(config).values() if hasattr(part, "model_type")} - {type(text), type(config)}
+    inside = [(f"{name}.", type(getattr(m, "config", None))) for name, m in model.named_modules() if name]
+    towers = tuple(name for name, kind in inside if kind in parts)
+    return () if text is config else tuple(name for name, kind in inside if kind is type(text)), towers
+
+
+def is_unreached(name: str, parts: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:
+    """Whether a module of that name is one of them, for what `unreached` found."""
+    reached, towers = parts
+    return name.startswith(towers) or (bool(reached) and not name.startswith(reached))
+
+
+def _text_config(config: Any) -> Any:
+    """The part of the configuration that is for text; None where there is no one such part."""
+    if not hasattr(config, "get_text_config"):
+        return None
+    try:
+        return config.get_text_config()
+    except ValueError:  # several, as an encoder and a decoder have
+        return None
