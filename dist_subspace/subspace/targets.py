@@ -99,7 +99,7 @@ def choose(
         lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
         chosen = {name: module for name, module in chosen.items() if name not in lost} or chosen
     if left_out is not None:
-        left_out.add(lost)
+        left_out.add(lost | (_matrices_of_other_blocks(model, among) if targets == ALL_LINEAR else {}))
     if not chosen:
         raise UsageError(
             f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"
@@ -284,6 +284,19 @@ def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
 def _in_blocks(model: nn.Module, operators: Collection[str], head: Sequence[str]) -> list[str]:
     stacks = _stacks(model)
     return [name for name in [n for n in operators if n.startswith(stacks)] or operators if name not in head]
+
+
+def _matrices_of_other_blocks(model: nn.Module, linear: Collection[str]) -> dict[str, str]:
+    """What holds the weights of blocks without a linear layer (SqueezeBERT's convolutions, I-BERT's own classes), and why a
+    default cannot have it: only what stands beside the blocks is adapted then."""
+    stacks = _stacks(model)
+    if any(name.startswith(stacks) for name in linear):
+        return {}
+    return {
+        name: f"a {type(module).__name__} is no linear layer"
+        for name, module in model.named_modules()
+        if name.startswith(stacks) and any(p.dim() > 1 for p in module.parameters(recurse=False))
+    }
 
 
 def _stacks(model: nn.Module) -> tuple[str, ...]:

@@ -157,6 +157,21 @@ def test_trained_parameters_are_as_many_as_published(method: str, size: str) -> 
     assert sum(p.numel() for p in trainable_parameters(model)) == COUNTS[method, size]
 
 
+@pytest.mark.parametrize("family", ["SqueezeBert", "IBert"])
+def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 20,
+        "vocab_size": 40,
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes, embedding_size=16)
+    model = attach(getattr(transformers, f"{family}ForMaskedLM")(config), SubspaceConfig(method="lora", rank=2))
+    assert not any(".layer" in name for name in attached(model).layers)
+    assert "left out of all-linear" in caplog.text and "is no linear layer" in caplog.text
+
+
 # What a default means and a family cannot have.
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
@@ -306,3 +321,46 @@ def test_an_adapter_of_fewer_layers_than_the_names_mean_now_is_loaded(tmp_path: 
     save_adapter(older, tmp_path / "adapter")
     assert attached(load_adapter(newer, tmp_path / "adapter")).layers == attached(older).layers
     assert len(attached(older).layers) == 2
+
+
+def bart(auto: str) -> Any:
+    stacks = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 20))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    return getattr(transformers, auto)(transformers.BartConfig(**stacks, **heads, d_model=16, vocab_size=40))
+
+
+def gpt2_that_may_look_elsewhere() -> Any:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, add_cross_attention=True))
+
+
+def luke() -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    config = transformers.LukeConfig(**sizes, vocab_size=40, entity_vocab_size=9, entity_emb_size=8)
+    return transformers.LukeForMaskedLM(config)
+
+
+@pytest.mark.parametrize(
+    "make, part",
+    [
+        (lambda: bart("BartForCausalLM"), "encoder_attn"),
+        (gpt2_that_may_look_elsewhere, "crossattention"),
+        (luke, "e2w_query"),
+    ],
+)
+def test_layers_for_inputs_other_than_text_have_no_method_unless_named(
+    make: Any, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = attach(make(), SubspaceConfig(method="lora", rank=2))
+    assert f".{part}" in said(caplog) and "text never reaches it" in said(caplog)
+    assert not any(f".{part}" in name for name in attached(model).layers)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in trainable_parameters(model))
+    named = attach(make(), SubspaceConfig(method="lora", rank=2, target_modules=rf".*\.{part}(\..*)?"))
+    assert all(f".{part}" in name for name in attached(named).layers)
+
+
+def test_the_cross_attention_of_two_stacks_is_reached() -> None:
+    model = attach(bart("BartForConditionalGeneration"), SubspaceConfig(method="lora", rank=2))
+    assert any(".encoder_attn.k_proj" in name for name in attached(model).layers)
