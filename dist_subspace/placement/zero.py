@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
 from dist_subspace.placement.helpers import without_cpu_helper
+from dist_subspace.placement.masters import linked_master
 from dist_subspace.placement.reuse import block_lists, blocks, called_once
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
@@ -383,29 +384,6 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
         return master_fragments(parameter)[0].get(None)
     master = linked_master(parameter)
     return parameter if master is None else master  # type: ignore[no-any-return]
-
-
-_MASTER = "_dist_subspace_master"
-
-
-def link_masters(engine: Any) -> None:
-    """Local: let a trained parameter know its float32 master where a 16-bit engine keeps it apart at stage 0.
-
-    There DeepSpeed takes `FP16_UnfusedOptimizer`, for bf16 as for fp16 (`fp32_groups` beside `fp16_groups`), whose inner
-    optimizer knows the masters alone. `safe_get_full_*` finds nothing of it.
-    """
-    optimizer = engine.optimizer
-    if not hasattr(optimizer, "fp32_groups"):
-        return
-    for held, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for parameter, master in zip(held, masters, strict=True):
-            setattr(parameter, _MASTER, master)
-
-
-def linked_master(parameter: Any) -> Tensor | None:
-    """Local: what `link_masters` found."""
-    master: Tensor | None = getattr(parameter, _MASTER, None)
-    return master
 
 
 def checksums(groups: Sequence[Sequence[Any]]) -> list[int]:
