@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from dist_subspace.interchange.adapter import save_adapter as write_own
 from dist_subspace.interchange.base_copies import check_copies
 from dist_subspace.interchange.base_model import find_base
 from dist_subspace.interchange.fitting import check_fits
+from dist_subspace.interchange.for_class import named_by
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
@@ -37,6 +38,7 @@ def attach(
     cache: str | Path | None = None,
     factors: Mapping[str, Mapping[str, Tensor]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    only: Collection[str] = (),
 ) -> nn.Module:
     """Put a subspace method on a transformers model; returns the same model.
 
@@ -50,13 +52,14 @@ def attach(
         cache: a folder where statistics of the frozen matrices (SVDs) are kept and found again; rank 0 alone uses it.
         factors: statistics by layer name that are known already, the same on every rank.
         progress: called with (layers done, layers in all) while statistics are made.
+        only: of the layers that a method's own target names mean, those that an adapter has which was made before; unset: all.
 
     Raises:
         UsageError (a ValueError): for an unknown method or option, a target that matches nothing, a rank above a layer's
             dimensions, a constraint that the method cannot have.
     """
     adopt_all(model)
-    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model))
+    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)
@@ -95,10 +98,14 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
         adapter = AdapterFolder(folder)
-        check_fits(model, config, tensors, adapter.described, adapter.ours.get("shapes") or {})
+        known = dict.fromkeys(adapter.layers) | (adapter.ours.get("shapes") or {})  # of an import not both sides may be
+        config, tensors, shapes = named_by(model, config, tensors, known)
+        layers = tuple(shapes)
+        shapes = {layer: shape for layer, shape in shapes.items() if shape is not None}
+        check_fits(model, config, tensors, adapter.described, shapes)
         factors, trained = split_factors(tensors)
     check_copies(model, adapter.ours.get("base_copies") or {})
-    attach(model, config, factors=factors)
+    attach(model, config, factors=factors, only=layers)
     fill_adapter(model, trained)
     return model
 
@@ -144,7 +151,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             The model is untouched then.
     """
     with agreed("reading PEFT's adapter"):
-        imported = read_peft(folder)
+        imported = read_peft(folder).named_by(model)
         imported.check(model)
     check_copies(model, imported.copies)
     attach(model, imported.config)

@@ -7,14 +7,16 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from dist_subspace.atomic_files import StorageError
-from dist_subspace.errors import UsageError
+from dist_subspace.errors import Notice, UsageError
 from dist_subspace.stopping import Interrupted, listening
 
 app = typer.Typer(
@@ -227,7 +229,8 @@ def schema() -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UsageError` is one sentence on standard error, and status 2."""
     try:
-        result = app(args=sys.argv[1:] if arguments is None else arguments, standalone_mode=False)
+        with _plain_notices():
+            result = app(args=sys.argv[1:] if arguments is None else arguments, standalone_mode=False)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -245,6 +248,22 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {shown()}", file=sys.stderr)
         return int(getattr(error, "exit_code", 2))
     return int(result) if isinstance(result, int) else 0
+
+
+@contextmanager
+def _plain_notices() -> Iterator[None]:
+    """Our own notices are one line of standard error each, without the place in the code that gave them."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, Notice):
+            print(f"notice: {message}", file=sys.stderr)
+        else:
+            before(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        before = warnings.showwarning
+        warnings.showwarning = show
+        yield
 
 
 def _choose_accelerator() -> None:

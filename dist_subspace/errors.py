@@ -14,6 +14,10 @@ class UsageError(ValueError):
     """
 
 
+class Notice(UserWarning):
+    """Something worth reading about what was just done; the result stands. The command line shows its sentence alone."""
+
+
 def unknown_name(field: str, value: object, accepted: Iterable[str]) -> UsageError:
     """The error for a name that is not in a closed list; names the nearest one where there is one."""
     names = list(accepted)

@@ -1,29 +1,30 @@
 """Sentences for the user that no return value carries: what stayed dense, what a default left out.
 
-In a run they go to its screen (`heard`), from whichever part of the package they come; elsewhere to Python's logging, as warnings
-of `dist_subspace`. With several ranks, rank 0 alone speaks.
+In a run they go to its screen (`heard`), from whichever part of the package they come; elsewhere they are Python warnings
+(`Notice`), which the command line shows as sentences. With several ranks, rank 0 alone speaks.
 """
 
 from __future__ import annotations
 
-import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-_log = logging.getLogger("dist_subspace")
+from dist_subspace.errors import Notice
+
 _listeners: list[Callable[[str], None]] = []
 
 
 def say(sentence: str) -> None:
-    """Tell the user, once: the innermost listener, or the log."""
+    """Tell the user, once: the innermost listener, or by a warning."""
     if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank() != 0:
         return
     if _listeners:
         _listeners[-1](sentence)
     else:
-        _log.warning(sentence)
+        warnings.warn(sentence, Notice, stacklevel=3)
 
 
 @contextmanager

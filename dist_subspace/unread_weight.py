@@ -52,7 +52,7 @@ class UnreadWeight(Tensor):
             raise UsageError("a weight is read that cannot be" if own is None else own.reason)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
         raise UsageError("a weight is read that cannot be" if own is None else own.reason)
 

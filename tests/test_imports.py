@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "stopping": {"launcher"},
     "torch_internals": set(),
     "input_embeddings": set(),
-    "notices": set(),
+    "notices": {"errors"},
     "class_source": set(),
     "unread_weight": {"errors"},
     "linear_map": {"torch_internals"},

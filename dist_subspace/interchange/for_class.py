@@ -1,13 +1,16 @@
-"""An export's entries and tensors with the names that another class gives to the same modules. Local."""
+"""An adapter's entries and tensors with the names that another class gives to the same modules. Local."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_subspace.interchange.adapter import PREFIX
+from dist_subspace.loading.own_class import own_class
+from dist_subspace.subspace import SubspaceConfig
 
 LISTS, BY_NAME = ("target_modules", "modules_to_save", "feedforward_modules"), ("rank_pattern", "alpha_pattern")
 
@@ -31,6 +34,41 @@ def named_for(
         if renamed.get(entry):
             renamed[entry] = {names.get(name, name): value for name, value in renamed[entry].items()}
     return renamed, {renamed_key(key, names): tensor for key, tensor in tensors.items()}
+
+
+def named_by(
+    model: nn.Module, config: SubspaceConfig, tensors: Mapping[str, Tensor], shapes: Mapping[str, Any]
+) -> tuple[SubspaceConfig, dict[str, Tensor], dict[str, Any]]:
+    """An adapter as its layers are called in a text model, where it has the names of the checkpoint's own class; else as it is.
+
+    Arguments:
+        shapes: of its layers, by name.
+    """
+    names = set(dict(model.named_modules()))
+    own = own_class(model) if shapes and not names.issuperset(shapes) else None
+    ours = {} if own is None else {theirs: name for name, theirs in own.names.items()}
+    if not ours or not ours.keys() >= shapes.keys():
+        return config, dict(tensors), dict(shapes)
+
+    def name(module: str) -> str:
+        return ours.get(module, module)
+
+    options, targets = dict(config.options), config.target_modules
+    if isinstance(options.get("input_scaled_modules"), list | tuple):
+        options["input_scaled_modules"] = [name(module) for module in options["input_scaled_modules"]]
+    renamed = replace(
+        config,
+        target_modules=targets if targets is None or isinstance(targets, str) else tuple(map(name, targets)),
+        modules_to_save=tuple(map(name, config.modules_to_save)),
+        rank_pattern={name(module): rank for module, rank in config.rank_pattern.items()},
+        alpha_pattern={name(module): alpha for module, alpha in config.alpha_pattern.items()},
+        options=options,
+    )
+    return (
+        renamed,
+        {renamed_key(key, ours): tensor for key, tensor in tensors.items()},
+        {name(module): shape for module, shape in shapes.items()},
+    )
 
 
 def renamed_key(key: str, names: Mapping[str, str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import PREFIX, file_key
 from dist_subspace.interchange.base_copies import Copies
 from dist_subspace.interchange.fitting import Shapes, check_fits
+from dist_subspace.interchange.for_class import named_by
 from dist_subspace.interchange.model_card import TASKS
 from dist_subspace.interchange.model_description import task_of_class
 from dist_subspace.subspace import SubspaceConfig
@@ -39,6 +40,11 @@ class Imported:
         if task is not None:
             return next((ours for theirs, (_, _, ours) in TASKS.items() if theirs == task), "base")
         return task_of_class(str(mapping["base_model_class"])) if mapping.get("base_model_class") else None
+
+    def named_by(self, model: nn.Module) -> Imported:
+        """With the names that a text model of a larger family has, where it has those of the whole."""
+        config, tensors, shapes = named_by(model, self.config, self.tensors, self.shapes)
+        return replace(self, config=config, tensors=tensors, shapes=shapes)
 
     def check(self, model: nn.Module) -> None:
         """Raises UsageError for a model that the adapter does not fit; the model is only looked at."""

@@ -14,10 +14,11 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.notices import cast_by_the_engine, held_dense, tell
+from dist_subspace.loading.notices import cast_by_the_engine, held_dense
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
+from dist_subspace.notices import say
 from dist_subspace.placement.collectives import agreed, once_per_node
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.helpers import check_nvme_helpers
@@ -56,13 +57,13 @@ def load_frozen(
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-    notice: Callable[[str], None] | None = None,
     **config_changes: Any,
 ) -> nn.Module:
     """A transformers model whose large linear weights are frozen in `storage`; collective where `deepspeed` is given.
 
     Each tensor is read, quantised and placed before the next is read; at ZeRO stage 3 a rank keeps its shard only, and every
-    parameter comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`.
+    parameter comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`. What is worth reading about the load (tensors
+    that the model has no place for, weights that stay in 16 bits) is a warning of class `Notice`, on rank 0.
 
     Arguments:
         path: a transformers model folder with safetensors, or a hub name (downloaded once a node).
@@ -76,8 +77,6 @@ def load_frozen(
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (tensors read, tensors in all).
-        notice: called with each sentence that is worth reading about this load (tensors that the model has no place for, weights
-            that stay in 16 bits); unset: Python warnings, on rank 0.
         config_changes: entries of the model's configuration to change (`num_labels=3`).
 
     Raises:
@@ -101,9 +100,8 @@ def load_frozen(
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
-        model.config._name_or_path = (
-            config._name_or_path
-        )  # a text model of a larger family has a part of it that names nothing
+        # A text model of a larger family has a part of the configuration, which names nothing.
+        model.config._name_or_path = config._name_or_path  # type: ignore[union-attr]
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, double_quant, kind, seed)
@@ -113,9 +111,12 @@ def load_frozen(
     target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
     with together("reading the model's weights"):
         stream.run(target, partitioner, progress)
-    said = [*stream.sources.notes, *held_dense(model, storage, kind), *cast_by_the_engine(model, stage_config, kind)]
-    for sentence in said:
-        tell(sentence, notice)
+    for sentence in (
+        *stream.sources.notes,
+        *held_dense(model, storage, kind),
+        *cast_by_the_engine(model, stage_config, kind),
+    ):
+        say(sentence)
     if partitioner is not None:
         remember_partitioner(model, partitioner)
     if stage_config is not None:

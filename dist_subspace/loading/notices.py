@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
@@ -17,20 +15,13 @@ WORTH = 0.02  # of the model's bytes: what is less needs no word
 MUCH = 0.1  # the same for convolutions and other things that nobody expects to be packed
 
 
-def tell(sentence: str, notice: Callable[[str], None] | None) -> None:
-    """By the caller's own means, or as a Python warning of rank 0."""
-    if notice is not None:
-        notice(sentence)
-    elif world().is_main:
-        warnings.warn(sentence, UserWarning, stacklevel=4)
-
-
 def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
     """What a packed storage leaves in floating point although it is large, one sentence each: stacks of experts, which are no
     linear layers; other matrices that are none; layers that the family keeps in float32."""
     if storage_info(storage).dtype is not None:
         return []
-    experts, others = {}, {}
+    experts: dict[str, nn.Parameter] = {}
+    others: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
         if isinstance(module, FrozenLinear | nn.Embedding) or "Embedding" in type(module).__name__:
             continue
@@ -39,7 +30,7 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
             if len(full_shape(parameter)) >= 2:
                 (experts if _is_expert(full_name, module, parameter) else others)[full_name] = parameter
     kept = {
-        name: module.weight
+        name: next(module.parameters())
         for name, module in model.named_modules()
         if isinstance(module, FrozenLinear) and module.storage == "fp32" and dtype != torch.float32
     }

@@ -58,7 +58,7 @@ def _compute_buffers(model: nn.Module) -> None:
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]
     if hasattr(model, "initialize_weights"):
-        with torch.random.fork_rng(), torch.no_grad():
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
             model.initialize_weights()  # type: ignore[operator]
 
 
@@ -111,7 +111,8 @@ def key_plan(model: nn.Module, keys: Iterable[str]) -> KeyPlan:
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     prefix = base_prefix(model)
-    plan, conversions = KeyPlan(), {}
+    plan = KeyPlan()
+    conversions: dict[str, Conversion] = {}
     for key in sorted(keys, key=dot_natural_key):  # type: ignore[arg-type]
         name, pattern = rename_source_key(key, renamings, converters, prefix, held)
         if name not in held and key in held:
@@ -160,6 +161,8 @@ def tie(model: nn.Module, missing: set[str]) -> None:
     one; where it holds both, which `missing` says, they stay two. Then nothing ties these later: neither the family's list
     nor, where no pair is left, `tie_word_embeddings` says so (unless the forward reads it: T5's relatives scale by it)."""
     pairs = tied_pairs(model)
+    if not pairs:
+        return
     model.tie_weights(missing_keys=set(missing), recompute_mapping=False)  # type: ignore[operator]
     every = dict(model.named_parameters(remove_duplicate=False))
     apart = {target for target, source in pairs.items() if every.get(target) is not every.get(source)}
@@ -173,7 +176,7 @@ def tie(model: nn.Module, missing: set[str]) -> None:
 def _keep_apart(part: Any, prefix: str, apart: set[str]) -> None:
     for name, pairs in (
         ("_tied_weights_keys", part.get_expanded_tied_weights_keys(all_submodels=False)),
-        ("all_tied_weights_keys", part.all_tied_weights_keys),
+        ("all_tied_weights_keys", tied_pairs(part)),
     ):
         left = {target: source for target, source in pairs.items() if prefix + target not in apart}
         if len(left) < len(pairs):

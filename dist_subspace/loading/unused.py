@@ -23,8 +23,8 @@ WRAPPERS = (
     *("base_layer", "original_module", "module"),
 )
 ADAPTERS = re.compile(
-    r"(^|\.)(lora_\w+|loha_\w+|lokr_\w+|hada_\w+|ia3_\w+|vera_\w+|oft_\w+|boft_\w+|ranknum|modules_to_save|adapter\w*|"
-    r"trainable_tokens_\w+)(\.|$)"
+    r"(^|\.)(lora_\w+|loha_\w+|lokr_\w+|hada_\w+|ia3_\w+|vera_\w+|oft_\w+|boft_\w+|ranknum|modules_to_save|trainable_tokens_\w+)"
+    r"(\.|$)"
 )
 SCALES = re.compile(
     r"^(weight_scale\w*|weight_(packed|shape|zero_point|g_idx|format)|\w*_scale|scales?|scale_inv|zero_point|qweight|qzeros|"

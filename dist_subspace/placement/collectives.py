@@ -129,8 +129,8 @@ _store_is_lost = False
 @contextmanager
 def known_peers(peers: Peers | None) -> Iterator[None]:
     """Within the block, who waits for another rank (`meet`) also looks whether its process lives."""
-    global _peers
-    before, _peers = _peers, peers
+    global _peers, _store_is_lost
+    before, _peers, _store_is_lost = _peers, peers, False
     try:
         yield
     finally:
@@ -144,7 +144,7 @@ def meet() -> None:
         PeerFailed: a rank that is waited for is gone.
     """
     global _meetings, _store_is_lost
-    if not is_distributed() or dist.get_world_size() == 1:
+    if not is_distributed() or dist.get_world_size() == 1 or _store_is_lost:
         return
     store, _meetings = _store(), _meetings + 1
     key, looked = f"dist_subspace/meet/{_meetings}", time.monotonic()

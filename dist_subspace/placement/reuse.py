@@ -108,7 +108,7 @@ class _Uses:
 def _head(loop: ast.AST) -> tuple[ast.expr | None, ast.expr | None]:
     if isinstance(loop, ast.For):
         return loop.iter, loop.target
-    generators = getattr(loop, "generators", ())
+    generators: list[ast.comprehension] = getattr(loop, "generators", [])
     return (generators[0].iter, generators[0].target) if len(generators) == 1 else (None, None)
 
 

@@ -261,8 +261,7 @@ def release_gathered(engine: Any) -> None:
 
 def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
     """A section of a stock JSON without the values that only a trainer can resolve."""
-    kept = copy.deepcopy(section)
-    return {key: value for key, value in kept.items() if value != "auto"}
+    return {key: value for key, value in copy.deepcopy(section).items() if value != "auto"}
 
 
 def agreed_device() -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,7 +21,7 @@ from dist_subspace.subspace.constraints import PENALTIES, Penalties, Penalty
 from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart
 from dist_subspace.subspace.new_tokens import NewTokens, check_new_tokens
 from dist_subspace.subspace.schedule import Schedule
-from dist_subspace.subspace.targets import Choice, ends_with
+from dist_subspace.subspace.targets import ALL_LINEAR, Choice, LeftOut, ends_with
 from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
 
 # Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
@@ -66,6 +66,7 @@ def attach_method(
     gathered: Gathered,
     known: Container[str] = (),
     apart: Mapping[str, str] | None = None,
+    only: Collection[str] = (),
 ) -> nn.Module:
     """Put the configured method on the model; its linear layers are frozen operators already.
 
@@ -75,6 +76,7 @@ def attach_method(
         gathered: a context in which the given parameters are whole (collective where they are split over ranks).
         known: the sites whose statistics need not be made.
         apart: linear layers of the model that are no operators, and why.
+        only: where a method's own target names mean more layers than these, these alone (an adapter's, made earlier).
 
     Raises:
         UsageError: for a model that has a method already, a target that matches nothing, a rank above a layer's
@@ -87,8 +89,10 @@ def attach_method(
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
-    choice = Choice(model, resolved.targets, given, exclude, _head_names(model), options, apart or {})
+    choice = Choice(model, resolved.targets, given, exclude, _head_names(model), options, apart or {}, only=only)
     sites = resolved.method.sites(choice)
+    if config.target_modules in (None, ALL_LINEAR):
+        sites = _with_room(sites, resolved, choice.left_out)
     largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
@@ -128,6 +132,22 @@ def attach_method(
     watch_loss(model, accumulation)
     _let_gradients_start_at_the_embeddings(model)
     return model
+
+
+def _with_room(sites: dict[str, nn.Module], resolved: Resolved, left_out: LeftOut) -> dict[str, nn.Module]:
+    """Of the sites of a default target those that can have the rank. Where an unset rank is cut to the smallest site
+    (`info.capped`), one of less than a sixteenth of the largest does not set it: a gate of one row would cut all to 1."""
+    config, bounds = resolved.config, {name: resolved.method.largest_rank(site) for name, site in sites.items()}
+    known = [bound for bound in bounds.values() if bound is not None]
+    least = resolved.settings.rank
+    if resolved.info.capped and config.rank is None and known:
+        least = min(least, max(known) // 16)
+    named = [name for name in sites if any(ends_with(name, ending) for ending in config.rank_pattern)]
+    small = {n: bound for n, bound in bounds.items() if bound is not None and bound < least and n not in named}
+    if len(small) == len(sites):
+        return sites  # which is refused
+    left_out.add({name: f"rank {least} is above its smaller side, {bound}" for name, bound in small.items()})
+    return {name: site for name, site in sites.items() if name not in small}
 
 
 def settings_of(sites: dict[str, nn.Module], resolved: Resolved, largest: dict[str, int | None]) -> dict[str, Settings]:

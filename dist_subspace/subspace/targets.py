@@ -12,6 +12,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.notices import named
 from dist_subspace.subspace.method import Operator
+from dist_subspace.subspace.towers import UNREACHED, is_unreached, unreached
 
 ALL_LINEAR = "all-linear"
 
@@ -31,9 +32,17 @@ KEY_VALUE_UP = (
         "SelfAttention.v",
     ),
     *("EncDecAttention.k", "EncDecAttention.v", "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv"),
-    *("attn.k", "attn.v", "self.in_proj", "crossattention.c_attn"),
+    *("attn.k", "attn.v", "self.in_proj", "crossattention.c_attn", "key_global", "value_global", "k_head", "v_head"),
+    *("k_proj.linear", "v_proj.linear", "v_proj_current", "v_proj_delayed", "Wk", "Wv", "project_k", "project_v"),
+    *("kv_b_proj", "self_attn.kv_proj", "self_attention.kv_proj", "query_key"),
     *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in", "ffn"),
+    *("ffn.0", "w_in.w_1", "feed_forward.w3", "ff.layer_1", "mlp.dense1", "ffn.linear_1", "feed_forward.intermediate"),
+    *("feed_forward.dense.dense",),
 )
+# Where a family has none of them (Mamba has neither an attention nor an FFN): what widens the input.
+INPUTS = ("in_proj",)
+# Gate and up in one matrix: half of it is a gate.
+FUSED_GATES = ("gate_up_proj", "mlp.Wi", "shared_mlp.input_linear")
 
 # The last linear layer of an attention, and of an FFN. Where a name ends like both, it is the attention's.
 ATTENTION_OUTPUT = (
@@ -85,8 +94,12 @@ def choose(
     lost = {name: apart[name] for name in wanted if apart and name not in operators}
     if given and targets != ALL_LINEAR:
         _check_named(targets, chosen, lost)
+    else:
+        parts = unreached(model)
+        lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
+        chosen = {name: module for name, module in chosen.items() if name not in lost} or chosen
     if left_out is not None:
-        left_out.add(lost)
+        left_out.add(lost | (_matrices_of_other_blocks(model, among) if targets == ALL_LINEAR else {}))
     if not chosen:
         raise UsageError(
             f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"
@@ -114,6 +127,7 @@ class LeftOut:
 
     def __init__(self) -> None:
         self.reasons: dict[str, list[str]] = {}
+        self.notes: list[str] = []
 
     def add(self, lost: Mapping[str, str]) -> None:
         for name, reason in lost.items():
@@ -121,9 +135,15 @@ class LeftOut:
             if name not in names:
                 names.append(name)
 
+    def note(self, sentence: str) -> None:
+        """Something else to say about a default."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
     def sentences(self, targets: str | Sequence[str]) -> list[str]:
         what = ALL_LINEAR if targets == ALL_LINEAR else "the targets"
-        return [f"left out of {what}: {named(names)}; {reason}" for reason, names in self.reasons.items()]
+        lost = [f"left out of {what}: {named(names)}; {reason}" for reason, names in self.reasons.items()]
+        return [*self.notes, *lost]
 
 
 @dataclass(frozen=True)
@@ -133,7 +153,7 @@ class Choice:
     targets: `all-linear`, name endings, or a regular expression; given: whether the user named them; head: the names of the
     output layers; exclude: name endings that are left out, those of modules trained in full among them; options: the
     method's own, every one with a value; apart: linear layers that can have no method, and why; left_out: collects what a
-    default means and does not get.
+    default means and does not get; only: the layers of an adapter that is loaded, which a method's own names may exceed.
     """
 
     model: nn.Module
@@ -144,10 +164,37 @@ class Choice:
     options: Mapping[str, Any] = field(default_factory=dict)
     apart: Mapping[str, str] = field(default_factory=dict)
     left_out: LeftOut = field(default_factory=LeftOut)
+    only: Collection[str] = ()
 
     def operators(self) -> dict[str, nn.Module]:
         """The linear operators that are targets, by name."""
-        return self._chosen(self.targets, self.given)
+        if self.given or isinstance(self.targets, str):
+            return self._chosen(self.targets, self.given)
+        chosen = self._chosen(self._known(), False)
+        return {name: module for name, module in chosen.items() if not self.only or name in self.only}
+
+    def _known(self) -> Sequence[str]:
+        """The method's own names, or what stands for them in a family that has none; what is near them is said."""
+        names = [
+            n
+            for n, m in self.model.named_modules()
+            if (isinstance(m, Operator) or n in self.apart) and n not in self.head
+        ]
+        if any(map(naming(self.targets), names)):
+            fused = [n for n in names if any(ends_with(n, f) for f in FUSED_GATES) and not naming(self.targets)(n)]
+            self.left_out.add(dict.fromkeys(fused, "it holds a gate too, and a gate is not scaled"))
+            return self.targets
+        found = [n for n in names if any(ends_with(n, ending) for ending in INPUTS)]
+        if found:
+            self.left_out.note(
+                f"no layer of a {type(self.model).__name__} is known as a key, value or FFN-up projection: the targets are its "
+                f"input projections, {named(found)}"
+            )
+            return INPUTS
+        raise UsageError(
+            "subspace.target_modules is not given, and no layer of this model has a known name of a key, value or FFN-up "
+            f"projection; accepted: a list of name endings; layers here are for example: {', '.join(_examples(names)) or 'none'}"
+        )
 
     def all_linear(self) -> dict[str, nn.Module]:
         """Every linear operator of the blocks, whatever the targets are."""
@@ -172,7 +219,9 @@ class Choice:
         base = getattr(self.model, "base_model_prefix", "")
         inside = f"{base}." if base and hasattr(self.model, base) else ""
         found = {name: module for name, module in self.model.named_modules() if is_norm(module)}
-        return {name: m for name, m in found.items() if name.startswith(inside) and not self.excluded(name)}
+        parts = ((), ()) if self.given else unreached(self.model)
+        here = {name: m for name, m in found.items() if name.startswith(inside) and not is_unreached(name, parts)}
+        return {name: m for name, m in here.items() if not self.excluded(name)}
 
     def block_norms(self) -> dict[str, nn.Module]:
         """The norms of the blocks that are as wide as the model: those of queries and keys are not."""
@@ -235,6 +284,19 @@ def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
 def _in_blocks(model: nn.Module, operators: Collection[str], head: Sequence[str]) -> list[str]:
     stacks = _stacks(model)
     return [name for name in [n for n in operators if n.startswith(stacks)] or operators if name not in head]
+
+
+def _matrices_of_other_blocks(model: nn.Module, linear: Collection[str]) -> dict[str, str]:
+    """What holds the weights of blocks without a linear layer (SqueezeBERT's convolutions, I-BERT's own classes), and why a
+    default cannot have it: only what stands beside the blocks is adapted then."""
+    stacks = _stacks(model)
+    if any(name.startswith(stacks) for name in linear):
+        return {}
+    return {
+        name: f"a {type(module).__name__} is no linear layer"
+        for name, module in model.named_modules()
+        if name.startswith(stacks) and any(p.dim() > 1 for p in module.parameters(recurse=False))
+    }
 
 
 def _stacks(model: nn.Module) -> tuple[str, ...]:

@@ -125,7 +125,6 @@ class Trainer:
                 trust_remote_code=config.model.trust_remote_code,
                 seed=config.training.seed,
                 progress=progress,
-                notice=self.observer.notice,
                 **_head_settings(plan),
             )
         scheduled = (

@@ -61,5 +61,7 @@ def all_cases() -> list[Case]:
 
 
 def chosen(names: list[str]) -> list[Case]:
-    """The cases whose name, task or model type is among `names`; all of them where there is none."""
-    return [c for c in all_cases() if not names or {c.name, c.task, c.model_type} & set(names)]
+    """The cases whose name, task or model type is among `names`, in the order of these; all of them where there is none."""
+    cases = all_cases()
+    found = [case for name in names for case in cases if name in (case.name, case.task, case.model_type)]
+    return list({case.name: case for case in found}.values()) if names else cases

@@ -173,7 +173,7 @@ def blocks(model: nn.Module) -> tuple[str, ...]:
 
 def check_adapter(session: Session, work: Path) -> None:
     """LoRA with a B that acts: its output and gradients by the definition, its files, and the merged model."""
-    model = adapted(session)
+    model, words = adapted(session)
     names = list(model.subspace.layers)
     with torch.no_grad():
         logits, _ = reference.run(model, session.given)
@@ -185,7 +185,7 @@ def check_adapter(session: Session, work: Path) -> None:
     if reference.relative(right_logits, session.logits) < 1e-5:
         raise Wrong(f"LoRA on {len(names)} layers does not act")
     close("LoRA logits", logits, right_logits, 3 * LOGITS)
-    check_left_out(session, model, names)
+    check_left_out(session, names, words)
     trains = check_gradients(session, model, right, names)
     again = dsub.load_adapter(session.load("fp32"), work / "adapter")
     with torch.no_grad():
@@ -201,18 +201,18 @@ def check_adapter(session: Session, work: Path) -> None:
         raise Wrong(f"{len(never)} of {len(names)} adapted layers are never reached by text ({never[0]}): no gradient")
 
 
-def adapted(session: Session) -> nn.Module:
-    """Ours in float32 with LoRA on every linear layer, B random."""
+def adapted(session: Session) -> tuple[nn.Module, Words]:
+    """Ours in float32 with LoRA on every linear layer, B random; and what was said meanwhile."""
     config = dsub.SubspaceConfig(method="lora", rank=RANK, alpha=ALPHA)
     with listening() as words:
         model = dsub.attach(session.load("fp32"), config)
-    session.notes += [f"said: {line[:200]}" for line in words.lines if "target" in line or "left out" in line]
+    session.notes += [f"said: {line[:200]}" for line in words.lines if "left out" in line]
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in dsub.trainable_parameters(model):
             if not parameter.any():
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return model, words
 
 
 def adapter_file(folder: Path) -> dict[str, Tensor]:
@@ -232,15 +232,18 @@ def changed(right: nn.Module, tensors: dict[str, Tensor], names: list[str]) -> d
     return weights
 
 
-def check_left_out(session: Session, model: nn.Module, names: list[str]) -> None:
-    """What all-linear leaves out besides output layers is noted; leaving everything out is no adapter."""
+def check_left_out(session: Session, names: list[str], words: Words) -> None:
+    """Linear layers of the blocks that all-linear leaves out are spoken of, and so are blocks of which nothing is adapted."""
+    inside = blocks(session.right)
     left = [n for n in reference.linear_names(session.right) if n not in names]
     if left:
-        session.notes.append(
-            f"not adapted ({len(left)}): {', '.join(dict.fromkeys(n.rpartition('.')[2] for n in left))}"
-        )
-    if not names:
-        raise Wrong("LoRA adapts nothing")
+        kinds = ", ".join(dict.fromkeys(n.rpartition(".")[2] for n in left))
+        session.notes.append(f"not adapted ({len(left)}): {kinds}")
+    unsaid = [n for n in left if n.startswith(inside)]
+    if unsaid and not words.mention("left out"):
+        raise Wrong(f"{len(unsaid)} linear layers of the blocks are not adapted ({unsaid[0]}), and nothing is said")
+    if inside and not any(n.startswith(inside) for n in names) and not words.lines:
+        raise Wrong(f"nothing of the blocks is adapted, only {', '.join(names[:3])}, and nothing is said")
 
 
 def check_gradients(session: Session, model: nn.Module, right: nn.Module, names: list[str]) -> bool:

@@ -69,7 +69,6 @@ def check(case: Case) -> Result:
         notes = session.notes
     finally:
         shutil.rmtree(work, ignore_errors=True)
-        gc.collect()
     worst = min(verdicts, key=lambda v: ("wrong", "refused").index(v[0]), default=("right", "", ""))
     text = " | ".join(f"[{stage}] {said}" for verdict, stage, said in verdicts if verdict == worst[0])
     notes += [f"{verdict} [{stage}] {said}" for verdict, stage, said in verdicts if verdict != worst[0]]
@@ -144,3 +143,4 @@ def warm_up() -> None:
         importlib.import_module(module)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    gc.freeze()  # what is here now is never collected in a fork, nor copied for it

@@ -38,7 +38,7 @@ def command(name: str, ranks: int = 2) -> list[str]:
 
 
 def write_config(folder: Path, records: int = 400, **sections: dict[str, Any]) -> Path:
-    """A model, records, and a configuration of long steps: 400 micro-batches of one sample each."""
+    """A model, records, and a configuration of long steps: 200 micro-batches of one sample each."""
     make_model(folder / "model")
     make_records(folder / "train.jsonl", records)
     values: dict[str, dict[str, Any]] = {
@@ -47,7 +47,7 @@ def write_config(folder: Path, records: int = 400, **sections: dict[str, Any]) -
         "data": {"train": "train.jsonl", "max_length": 48, "packing": False},
         "training": {
             "max_steps": 3,
-            "global_batch_size": 400,
+            "global_batch_size": 200,
             "per_device_train_batch_size": 1,
             "learning_rate": 0.01,
             "gradient_checkpointing": False,

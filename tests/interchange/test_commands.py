@@ -15,6 +15,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
@@ -64,6 +65,19 @@ def test_merge_takes_another_base_type_and_place(tmp_path: Path, capsys: pytest.
     told = json.loads(capsys.readouterr().out)
     assert told["base"] == "original" and told["dtype"] == "bfloat16" and 0 < told["total_drift"] < 0.2
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == {"of": "adapter"}
+
+
+def test_what_loading_the_base_has_to_say_is_one_line_of_standard_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = saved_base(tmp_path / "base", "LlamaForCausalLM")
+    tensors = load_file(base / "model.safetensors") | {"vision_tower.weight": torch.ones(2)}
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    folder = dsub.save_adapter(trained(frozen(base, "LlamaForCausalLM", "nf4"), "lora"), tmp_path / "adapter")
+    capsys.readouterr()
+    assert main(["merge", str(folder), str(tmp_path / "out")]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "vision_tower" in line]
+    assert len(said) == 1 and said[0].startswith("notice: ") and said[0].endswith("not read: vision_tower (1 tensor)")
 
 
 def test_a_classifier_is_merged_with_its_head(tmp_path: Path) -> None:

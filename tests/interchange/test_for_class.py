@@ -14,9 +14,11 @@ import transformers
 
 import dist_subspace as dsub
 from dist_subspace.api import load_adapted
+from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG
 from dist_subspace.interchange.for_class import renamed_key
+from dist_subspace.interchange.peft_import import rewrite_peft
 from tests.interchange.trained import trained
 from tests.interchange.vision_models import vision_model
 from tests.tiny_models import tiny_model
@@ -74,6 +76,11 @@ def test_an_export_from_the_text_model_acts_on_the_checkpoints_own_class(
         theirs.load_adapter(str(out))
         assert_near(text_logits(theirs.eval()), text_logits(model))
         assert f"{name}.from_pretrained(" in (out / "README.md").read_text()
+    again = dsub.import_peft(dsub.load_frozen(base, storage="fp32"), tmp_path / "out-PosixPath")
+    assert_near(text_logits(again), text_logits(model))
+    rewrite_peft(tmp_path / "out-PosixPath", tmp_path / "rewritten", base_fingerprint)
+    again = dsub.load_adapter(dsub.load_frozen(base, storage="fp32"), tmp_path / "rewritten")
+    assert_near(text_logits(again), text_logits(model))
     trained_class = dsub.export_peft(own, tmp_path / "text", for_class="trained", report=None)
     assert trained_class.model_class is None and f"not for the base's own {name}" in str(trained_class)
     text = transformers.AutoModelForCausalLM.from_pretrained(base)

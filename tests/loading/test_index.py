@@ -14,6 +14,7 @@ import dist_subspace as dsub
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import open_checkpoint, weight_files
+from dist_subspace.notices import heard
 from tests.tiny_models import logits, tiny_model
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -55,7 +56,7 @@ def test_the_files_are_those_that_transformers_reads(situation: str, tmp_path: P
             (tmp_path / name).write_text(text)
         (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
     expected = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    model = dsub.load_frozen(tmp_path, storage="fp32", notice=lambda sentence: None)
+    model = dsub.load_frozen(tmp_path, storage="fp32")
     torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -66,9 +67,10 @@ def test_a_second_set_of_weights_is_said(tmp_path: Path) -> None:
     listed = json.loads((tmp_path / INDEX).read_text())
     del listed["weight_map"]["model.norm.weight"]
     (tmp_path / INDEX).write_text(json.dumps(listed))
-    heard: list[str] = []
-    dsub.load_frozen(tmp_path, storage="bf16", notice=heard.append)
-    assert len(heard) == 1 and "whose tensors are others: it is stale" in heard[0]
+    told: list[str] = []
+    with heard(told.append):
+        dsub.load_frozen(tmp_path, storage="bf16")
+    assert len(told) == 1 and "whose tensors are others: it is stale" in told[0]
     with pytest.warns(UserWarning, match="it is stale"):
         dsub.load_frozen(tmp_path, storage="bf16")
 

@@ -14,7 +14,9 @@ from torch import Tensor
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
+from dist_subspace.notices import heard
 from dist_subspace.storage import FrozenLinear, pack
+from tests.ranks import run_on_ranks
 from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_model
 
 STORAGES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,7 +46,6 @@ MADE: dict[str, tuple[str, Any]] = {
     "marian": ("seq2seq-lm", transformers.MarianConfig(**_BART, decoder_start_token_id=0)),
     "m2m100": ("seq2seq-lm", transformers.M2M100Config(**_BART)),
     "t5": ("seq2seq-lm", tiny_config("T5Config")),
-    "umt5": ("seq2seq-lm", transformers.UMT5Config(**tiny_config("T5Config").to_dict() | {"model_type": "umt5"})),
 }
 AUTO = {"causal-lm": transformers.AutoModelForCausalLM, "seq2seq-lm": transformers.AutoModelForSeq2SeqLM}
 
@@ -157,7 +158,24 @@ def test_the_rows_that_float16_holds_keep_their_bytes_in_int8() -> None:
 
 def test_a_fresh_head_takes_the_initial_values_of_the_innermost_model(tmp_path: Path) -> None:
     tiny_model("T5ForConditionalGeneration").save_pretrained(tmp_path)
-    model = dsub.load_frozen(tmp_path, storage="fp32", task="classification", notice=lambda sentence: None)
+    model = dsub.load_frozen(tmp_path, storage="fp32", task="classification")
     head = model.classification_head
     assert 0 < head.out_proj.dense().std() < 1 and not head.out_proj.bias.any()
     assert FAMILIES["T5ForConditionalGeneration"][1] == "seq2seq-lm"
+
+
+def heard_with_engine(folder: str, stage: int) -> list[str]:
+    sentences: list[str] = []
+    settings = {"train_micro_batch_size_per_gpu": 1, "fp16": {"enabled": True}, "zero_optimization": {"stage": stage}}
+    with heard(sentences.append):
+        dsub.load_frozen(folder, storage="fp16", task="seq2seq-lm", deepspeed=settings)
+    return sentences
+
+
+def test_an_engine_that_will_cast_what_a_family_keeps_in_float32_is_said(tmp_path: Path) -> None:
+    tiny_model("T5ForConditionalGeneration").save_pretrained(tmp_path)
+    ((said,),) = run_on_ranks(1, heard_with_engine, str(tmp_path), 2)
+    assert (
+        "DenseReluDense.wo.weight and 3 more in float32, but DeepSpeed casts them with fp16.enabled at stage 2" in said
+    )
+    assert run_on_ranks(1, heard_with_engine, str(tmp_path), 3) == [[]]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
+from dist_subspace.notices import heard
 from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_model
 
 Tensors = dict[str, Tensor]
@@ -177,19 +178,20 @@ def deepseek(path: Path, **extra: Tensor) -> Path:
     return path
 
 
-def heard(path: Path, **arguments: Any) -> list[str]:
+def told(path: Path, **arguments: Any) -> list[str]:
     sentences: list[str] = []
-    dsub.load_frozen(path, storage="bf16", notice=sentences.append, **arguments)
+    with heard(sentences.append):
+        dsub.load_frozen(path, storage="bf16", **arguments)
     return sentences
 
 
 def test_layers_that_a_familys_list_or_its_configuration_leaves_out_are_not_refused(tmp_path: Path) -> None:
     deepseek(tmp_path / "a", **{"model.layers.61.eh_proj.weight": V})
-    assert heard(tmp_path / "a") == []
+    assert told(tmp_path / "a") == []
     deepseek(tmp_path / "b", **{"model.layers.2.eh_proj.weight": V})
     with pytest.raises(UsageError, match=r"model\.layers\.2\.eh_proj\.weight: layers beyond"):
-        heard(tmp_path / "b")
-    (said,) = heard(tmp_path / "b", num_nextn_predict_layers=1)
+        told(tmp_path / "b")
+    (said,) = told(tmp_path / "b", num_nextn_predict_layers=1)
     assert said.endswith("which are not read: model.layers.2 (1 tensor)")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from dist_subspace import SubspaceConfig, attach
+from dist_subspace import SubspaceConfig, attach, load_adapter, save_adapter
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import attached, trainable_parameters
 from tests.tiny_models import FAMILIES, tiny_model
@@ -155,3 +155,212 @@ def test_trained_parameters_are_as_many_as_published(method: str, size: str) -> 
         model = transformers.RobertaForSequenceClassification(transformers.RobertaConfig(**SHAPES[size]))
     attach(model, SubspaceConfig(method=method, rank=2))
     assert sum(p.numel() for p in trainable_parameters(model)) == COUNTS[method, size]
+
+
+@pytest.mark.parametrize("family", ["SqueezeBert", "IBert"])
+def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 20,
+        "vocab_size": 40,
+    }
+    config = getattr(transformers, f"{family}Config")(**sizes, embedding_size=16)
+    model = attach(getattr(transformers, f"{family}ForMaskedLM")(config), SubspaceConfig(method="lora", rank=2))
+    assert not any(".layer" in name for name in attached(model).layers)
+    assert "left out of all-linear" in caplog.text and "is no linear layer" in caplog.text
+
+
+# What a default means and a family cannot have.
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
+
+
+def family(name: str, auto: str = "CausalLM", **sizes: Any) -> Any:
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, "pad_token_id": 0, **sizes})
+    torch.manual_seed(0)
+    return getattr(transformers, f"AutoModelFor{auto}").from_config(config)
+
+
+def said(caplog: pytest.LogCaptureFixture) -> str:
+    return "\n".join(record.message for record in caplog.records)
+
+
+QWEN_MOE = {
+    "num_key_value_heads": 2,
+    "num_experts": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+GATE = "model.layers.0.mlp.shared_expert_gate"
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear"])
+@pytest.mark.parametrize("method", ["lora", "pissa", "vera"])
+def test_a_layer_too_small_for_the_rank_is_left_out_of_a_default_and_said(
+    method: str, targets: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rank = None if method == "vera" else 8
+    model = attach(family("Qwen2Moe", **QWEN_MOE), SubspaceConfig(method=method, rank=rank, target_modules=targets))
+    chosen = attached(model).layers
+    assert GATE not in chosen and "model.layers.0.mlp.shared_expert.up_proj" in chosen
+    assert f"left out of all-linear: {GATE} and 1 like it; rank" in said(caplog)
+    assert attached(model).settings.rank > 1
+
+
+def test_a_layer_too_small_for_the_rank_is_refused_where_the_user_named_it() -> None:
+    for named in ({"target_modules": ["shared_expert_gate", "q_proj"]}, {"rank_pattern": {"shared_expert_gate": 4}}):
+        with pytest.raises(UsageError, match=r"rank is \d, but .*shared_expert_gate is 1 x 32; accepted: at most 1"):
+            attach(family("Qwen2Moe", **QWEN_MOE), SubspaceConfig(**{"rank": 8, **named}))
+    with pytest.raises(UsageError, match="rank is 100, but"):
+        attach(tiny_model(), SubspaceConfig(rank=100))
+
+
+TEXT = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 8,
+    "patch_size": 4,
+}
+
+
+def vision_language(name: str) -> Any:
+    torch.manual_seed(0)
+    if name == "Llava":
+        config = transformers.LlavaConfig(
+            vision_config=transformers.CLIPVisionConfig(**VISION),
+            text_config=transformers.LlamaConfig(**TEXT),
+            image_token_index=63,
+        )
+    elif name == "Gemma3":
+        config = transformers.Gemma3Config(
+            text_config=TEXT, vision_config=VISION, image_token_index=63, mm_tokens_per_image=4, boi_token_index=62
+        )
+    else:
+        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+        config = transformers.Qwen2VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision)
+    return transformers.AutoModelForImageTextToText.from_config(config)
+
+
+@pytest.mark.parametrize("method", ["lora", "ssl", "bitfit"])
+@pytest.mark.parametrize("name", ["Llava", "Gemma3", "Qwen2VL"])
+def test_towers_that_text_never_reaches_are_left_out_and_every_tensor_gets_a_gradient(
+    name: str, method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = vision_language(name)
+    tower = "visual" if name == "Qwen2VL" else "vision_tower"
+    attach(model, SubspaceConfig(method=method, rank=None if method != "lora" else 2))
+    assert attached(model).layers and not any(
+        tower in layer or "projector" in layer for layer in attached(model).layers
+    )
+    assert method == "bitfit" or (tower in said(caplog) and "text never reaches it" in said(caplog))
+    ids = torch.arange(3, 20)[None]
+    model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    assert all(p.grad is not None for p in trainable_parameters(model))
+
+
+def test_a_tower_can_be_named() -> None:
+    model = attach(vision_language("Llava"), SubspaceConfig(rank=2, target_modules=r".*vision_tower.*q_proj"))
+    assert all("vision_tower" in layer for layer in attached(model).layers)
+
+
+MAMBA2 = {"num_heads": 8, "head_dim": 8, "n_groups": 1}
+OWN_NAMES: dict[str, tuple[dict[str, Any], str, set[str]]] = {
+    "Falcon": ({}, "CausalLM", {"query_key_value", "dense_h_to_4h"}),
+    "Mpt": ({"d_model": 32, "n_heads": 4, "n_layers": 2}, "CausalLM", {"Wqkv", "up_proj"}),
+    "GPTBigCode": ({}, "CausalLM", {"attn.c_attn", "c_fc"}),
+    "CTRL": ({"n_embd": 32, "n_layer": 2, "n_head": 4, "dff": 48}, "CausalLM", {"Wk", "Wv", "ffn.0"}),
+    "Phi3": ({"num_key_value_heads": 2}, "CausalLM", {"qkv_proj"}),
+    "DeepseekV3": ({"q_lora_rank": 16, "kv_lora_rank": 16}, "CausalLM", {"kv_b_proj", "up_proj"}),
+    "Lfm2": ({"layer_types": ["conv", "full_attention"]}, "CausalLM", {"k_proj", "v_proj", "w3"}),
+    "XLNet": ({"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "d_head": 8}, "CausalLM", {"layer_1"}),
+    "Mamba2": (MAMBA2, "CausalLM", {"in_proj"}),
+    "Longformer": (
+        {"attention_window": 8},
+        "MaskedLM",
+        {"key", "value", "key_global", "value_global", "intermediate.dense"},
+    ),
+    "DebertaV2": ({}, "MaskedLM", {"key_proj", "value_proj", "intermediate.dense"}),
+}
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_the_scalings_know_the_names_of_every_family(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    sizes, auto, wanted = OWN_NAMES[name]
+    for method in ("ssl", "ssb", "ia3"):
+        chosen = attached(attach(family(name, auto, **sizes), SubspaceConfig(method=method))).layers
+        assert endings(chosen, wanted) == wanted
+    words = {
+        "Phi3": "gate_up_proj and 1 like it; it holds a gate too",
+        "Mamba2": "the targets are its input projections",
+    }
+    assert words.get(name, "") in said(caplog)
+
+
+def test_a_family_without_any_such_name_is_refused_in_one_sentence() -> None:
+    class Strange(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.ModuleList(torch.nn.ModuleDict({"mix": torch.nn.Linear(4, 4)}) for _ in range(2))
+
+    with pytest.raises(UsageError, match=r"is not given, and no layer .* key, value or FFN-up .*layers\.0\.mix"):
+        attach(Strange(), SubspaceConfig(method="ssl"))
+
+
+def test_an_adapter_of_fewer_layers_than_the_names_mean_now_is_loaded(tmp_path: Any) -> None:
+    older, newer = (
+        family("Lfm2", layer_types=["conv", "full_attention"]),
+        family("Lfm2", layer_types=["conv", "full_attention"]),
+    )
+    attach(older, SubspaceConfig(method="ssl"), only=[f"model.layers.1.self_attn.{n}_proj" for n in "kv"])
+    save_adapter(older, tmp_path / "adapter")
+    assert attached(load_adapter(newer, tmp_path / "adapter")).layers == attached(older).layers
+    assert len(attached(older).layers) == 2
+
+
+def bart(auto: str) -> Any:
+    stacks = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 20))}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    return getattr(transformers, auto)(transformers.BartConfig(**stacks, **heads, d_model=16, vocab_size=40))
+
+
+def gpt2_that_may_look_elsewhere() -> Any:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, add_cross_attention=True))
+
+
+def luke() -> Any:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    config = transformers.LukeConfig(**sizes, vocab_size=40, entity_vocab_size=9, entity_emb_size=8)
+    return transformers.LukeForMaskedLM(config)
+
+
+@pytest.mark.parametrize(
+    "make, part",
+    [
+        (lambda: bart("BartForCausalLM"), "encoder_attn"),
+        (gpt2_that_may_look_elsewhere, "crossattention"),
+        (luke, "e2w_query"),
+    ],
+)
+def test_layers_for_inputs_other_than_text_have_no_method_unless_named(
+    make: Any, part: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = attach(make(), SubspaceConfig(method="lora", rank=2))
+    assert f".{part}" in said(caplog) and "text never reaches it" in said(caplog)
+    assert not any(f".{part}" in name for name in attached(model).layers)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    model(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None for p in trainable_parameters(model))
+    named = attach(make(), SubspaceConfig(method="lora", rank=2, target_modules=rf".*\.{part}(\..*)?"))
+    assert all(f".{part}" in name for name in attached(named).layers)
+
+
+def test_the_cross_attention_of_two_stacks_is_reached() -> None:
+    model = attach(bart("BartForConditionalGeneration"), SubspaceConfig(method="lora", rank=2))
+    assert any(".encoder_attn.k_proj" in name for name in attached(model).layers)
