@@ -71,7 +71,9 @@ class Tokenising:
 
     def _workers(self) -> Workers:
         count = min(free_cores(), MOST)
-        return Workers(self.settings, self.tokenizer, self.digest, self.source.name, count, self.pieces.put)
+        # Their files lie with the pieces: what a killed run leaves goes with these.
+        put, folder = self.pieces.put, self.pieces.folder
+        return Workers(self.settings, self.tokenizer, self.digest, self.source.name, count, put, folder)
 
 
 def _batches(records: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -42,13 +42,15 @@ class Workers:
         source: str,
         count: int,
         put: Callable[[int, bytes], None],
+        folder: Path | None = None,
     ) -> None:
+        """`folder`: where the tokenizer's files are put for the workers; a temporary one if None."""
         self._put, self._source = put, source
         self._tasks: queue.Queue[tuple[int, bytes] | None] = queue.Queue(maxsize=2 * count)
         self._lock, self._ready, self._left = threading.Lock(), 0, count
         self._busy: set[int] = set()
         self._failures: dict[int, str] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="dist-subspace-tokenizer-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="dist-subspace-tokenizer-", dir=folder))
         tokenizer.save_pretrained(self._folder)
         task = {"settings": asdict(settings), "tokenizer": digest, "source": source}
         (self._folder / "task.json").write_text(json.dumps(task), "utf-8")
