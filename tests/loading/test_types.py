@@ -45,7 +45,6 @@ MADE: dict[str, tuple[str, Any]] = {
     "marian": ("seq2seq-lm", transformers.MarianConfig(**_BART, decoder_start_token_id=0)),
     "m2m100": ("seq2seq-lm", transformers.M2M100Config(**_BART)),
     "t5": ("seq2seq-lm", tiny_config("T5Config")),
-    "umt5": ("seq2seq-lm", transformers.UMT5Config(**tiny_config("T5Config").to_dict() | {"model_type": "umt5"})),
 }
 AUTO = {"causal-lm": transformers.AutoModelForCausalLM, "seq2seq-lm": transformers.AutoModelForSeq2SeqLM}
 

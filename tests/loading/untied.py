@@ -22,13 +22,11 @@ _T5 |= {"decoder_start_token_id": 0}
 # name of the case -> class, task of load_frozen, configuration. "flan" is what google/flan-t5's config.json says.
 CASES: dict[str, tuple[str, str, Any]] = {
     "llama": ("LlamaForCausalLM", "causal-lm", tiny_config("LlamaConfig")),
-    "qwen2": ("Qwen2ForCausalLM", "causal-lm", tiny_config("Qwen2Config", tie_word_embeddings=True)),
     "gpt2": ("GPT2LMHeadModel", "causal-lm", tiny_config("GPT2Config")),
     "bert": ("BertForMaskedLM", "masked-lm", tiny_config("BertConfig")),
     "roberta": ("RobertaForMaskedLM", "masked-lm", tiny_config("RobertaConfig")),
     "t5": ("T5ForConditionalGeneration", "seq2seq-lm", transformers.T5Config(**_T5)),
     "flan": ("T5ForConditionalGeneration", "seq2seq-lm", transformers.T5Config(**_T5, tie_word_embeddings=False)),
-    "mt5": ("MT5ForConditionalGeneration", "seq2seq-lm", transformers.MT5Config(**_T5, tie_word_embeddings=False)),
     "umt5": ("UMT5ForConditionalGeneration", "seq2seq-lm", transformers.UMT5Config(**_T5)),
     "bart": ("BartForConditionalGeneration", "seq2seq-lm", transformers.BartConfig(**_BART)),
     "marian": ("MarianMTModel", "seq2seq-lm", transformers.MarianConfig(**_BART)),
