@@ -364,3 +364,13 @@ def test_layers_for_inputs_other_than_text_have_no_method_unless_named(
 def test_the_cross_attention_of_two_stacks_is_reached() -> None:
     model = attach(bart("BartForConditionalGeneration"), SubspaceConfig(method="lora", rank=2))
     assert any(".encoder_attn.k_proj" in name for name in attached(model).layers)
+
+
+def test_a_router_that_is_called_as_heads_are_is_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "num_experts": 2, "vocab_size": 40}
+    sparse = {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_decoder_layers": 2}
+    model = transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(**sizes, **sparse)
+    )
+    attach(model, SubspaceConfig(method="lora", rank=2))
+    assert "router.classifier" in said(caplog) and "it has the name of an output layer" in said(caplog)
