@@ -215,12 +215,20 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
     if not (folder / "config.json").exists():
         raise UsageError(f"model.path is {str(folder)!r}, which is no model folder: it has no config.json")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **changes)
+        config, unused = transformers.AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, return_unused_kwargs=True, **changes
+        )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {first}"
         ) from error
+    if unused:  # transformers drops them without a word
+        name = next(iter(unused))
+        raise UsageError(
+            f"{name} is no argument of load_frozen and no entry of a {config.model_type} configuration; accepted: the arguments "
+            "of load_frozen, and entries of the model's config.json"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(
             f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "
