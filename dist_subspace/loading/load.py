@@ -23,13 +23,8 @@ from dist_subspace.placement.collectives import agreed, once_per_node
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
-from dist_subspace.placement.zero import (
-    Partitioner,
-    ensure_process_group,
-    mark_leaf_blocks,
-    outside_zero_init,
-    remember_partitioner,
-)
+from dist_subspace.placement.process_group import ensure_process_group
+from dist_subspace.placement.zero import Partitioner, mark_leaf_blocks, outside_zero_init, remember_partitioner
 from dist_subspace.storage import storage_info
 
 TASKS: Mapping[str, str] = {
@@ -257,7 +252,7 @@ def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]
 
 def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
     if stage_config is not None:
-        from dist_subspace.placement.zero import agreed_device
+        from dist_subspace.placement.process_group import agreed_device
 
         return agreed_device()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -16,9 +16,9 @@ from tests.ranks import ROOT
 
 NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}}
 ORDERS = {
-    "ours first": "import dist_subspace.placement.zero\nimport deepspeed",
-    "DeepSpeed first": "import deepspeed\nimport dist_subspace.placement.zero",
-    "asked for between": "import dist_subspace.placement.zero\nimport importlib.util\nimportlib.util.find_spec('deepspeed')\n"
+    "ours first": "import dist_subspace.placement.process_group\nimport deepspeed",
+    "DeepSpeed first": "import deepspeed\nimport dist_subspace.placement.process_group",
+    "asked for between": "import dist_subspace.placement.process_group\nimport importlib.util\nimportlib.util.find_spec('deepspeed')\n"
     "import deepspeed",
 }
 GROUP = """
