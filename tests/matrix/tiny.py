@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
+from dist_subspace.placement.loss_scale import missing_scale
 from dist_subspace.placement.presets import deepspeed_config
 from dist_subspace.placement.zero import full_numel, resident_bytes
 from dist_subspace.storage import FrozenLinear
@@ -110,9 +111,9 @@ def adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
 
 
 def train_step(engine: Any, ids: Tensor) -> float:
-    """One step of a DeepSpeed engine; the loss of this rank's rows."""
+    """One step of a DeepSpeed engine, as our loop makes it; the loss of this rank's rows."""
     loss = engine(input_ids=ids, labels=ids, use_cache=False).loss
-    engine.backward(loss)
+    engine.backward(loss * missing_scale(engine))
     engine.step()
     return float(loss.detach())
 

@@ -52,7 +52,8 @@ def assert_same_gradients(module: Any, actual: Tensor, expected: Tensor, x: Tens
     for mine, reference in zip(
         torch.autograd.grad(actual, inputs, g), torch.autograd.grad(expected, inputs, g), strict=True
     ):
-        torch.testing.assert_close(mine, reference)
+        # Sums of float32 in two orders: their last bits differ with the machine's instructions.
+        torch.testing.assert_close(mine, reference, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("transposed", [False, True])
