@@ -52,7 +52,8 @@ class Workers:
         self._failures: dict[int, str] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="dist-subspace-tokenizer-", dir=folder))
         tokenizer.save_pretrained(self._folder)
-        task = {"settings": asdict(settings), "tokenizer": digest, "source": source}
+        kind = [type(tokenizer).__module__, type(tokenizer).__qualname__]
+        task = {"settings": asdict(settings), "tokenizer": digest, "class": kind, "source": source}
         (self._folder / "task.json").write_text(json.dumps(task), "utf-8")
         started = [self._started() for _ in range(count)]
         self.processes = [process for process, _ in started]
