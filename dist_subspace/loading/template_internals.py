@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import BuiltinMethodType
 from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -17,6 +18,8 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 
 Message = dict[str, Any]
 OF_DICTIONARIES = frozenset(dir(dict))
+SCALARS = frozenset((str, int, float, bool, type(None)))
+FORMATS = ("format", "format_map")  # methods of texts that the sandbox wraps
 
 
 class _Quick(ImmutableSandboxedEnvironment):
@@ -25,8 +28,16 @@ class _Quick(ImmutableSandboxedEnvironment):
     safe: dict[tuple[type, str], bool]
 
     def getattr(self, obj: Any, attribute: str) -> Any:
-        if type(obj) is dict and attribute not in OF_DICTIONARIES:
+        kind = type(obj)
+        if kind is dict and attribute not in OF_DICTIONARIES:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        if self.safe.get((kind, attribute)):
+            try:
+                value = getattr(obj, attribute)
+            except AttributeError:
+                return super().getattr(obj, attribute)
+            if type(value) in SCALARS or (kind is str and attribute not in FORMATS):
+                return value
         return super().getattr(obj, attribute)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
@@ -35,6 +46,13 @@ class _Quick(ImmutableSandboxedEnvironment):
         if found is None:
             found = self.safe[key] = super().is_safe_attribute(obj, attr, value)
         return found
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        if type(__obj) is BuiltinMethodType and type(__obj.__self__) is str:
+            kwargs.pop("_loop_vars", None)  # what the compiled template passes for functions that ask for it
+            kwargs.pop("_block_vars", None)
+            return __obj(*args, **kwargs)
+        return super().call(__context, __obj, *args, **kwargs)
 
 
 @lru_cache(maxsize=16)

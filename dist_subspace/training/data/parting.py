@@ -33,6 +33,7 @@ class Parting:
         self._used = str(getattr(tokenizer, "chat_template", "")) + "".join(tokenizer.all_special_tokens)
         self._body = json.loads(self.backend.to_str())
         self._known: dict[tuple[str, str], bool] = {}
+        self._before: dict[tuple[str, str], bool] = {}
 
     def edges(self, text: str, hints: Iterable[int]) -> list[int]:
         """0, the places at which `text` is parted, its length. `hints`: where contents and spans begin."""
@@ -92,6 +93,15 @@ class Parting:
 
     def parts_before(self, head: str, rest: str) -> bool:
         """Whether a text is parted between `head`, which begins where it is parted in any case, and `rest`."""
+        key = (head, rest[:LOOKED_AT])
+        known = self._before.get(key)
+        if known is None:
+            if len(self._before) > MOST:
+                self._before.clear()
+            known = self._before[key] = self._decided(head, rest)
+        return known
+
+    def _decided(self, head: str, rest: str) -> bool:
         if not self._is_local or not head or len(head) > WINDOW or not rest[:1].isalnum():
             return False
         kind = rest[:LOOKED_AT].translate(KINDS)

@@ -66,6 +66,11 @@ class Workers:
         """Whether a worker has come up that has the same tokenizer."""
         return self._ready > 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether `give` takes a piece at once, for a worker that has come up."""
+        return self.ready and not self._tasks.full()
+
     def give(self, number: int, first: int, records: list[dict[str, Any]], poll: Callable[[], None]) -> bool:
         """Hand a piece over, waiting for room; False where it cannot be (a record that is no JSON, no worker).
 
