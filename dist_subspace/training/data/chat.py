@@ -15,7 +15,7 @@ from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.messages import Conversation, conversation
-from dist_subspace.training.data.samples import NOTHING, Outcome
+from dist_subspace.training.data.samples import NOTHING, Outcome, Sample
 from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, give_chat_template
 from dist_subspace.training.data.turns import Passage
 
@@ -85,8 +85,8 @@ def _ended(passage: Passage, tokens: Tokens, encoder: Encoder) -> Tokens:
 def _fitted(draft: _Draft, encoder: Encoder) -> Outcome:
     settings = draft.talk.row.settings
     limit = settings.max_length
-    if len(draft.ids) <= limit and (outcome := fit(draft.ids, draft.trained, limit)).sample is not None:
-        return outcome
+    if len(draft.ids) <= limit and draft.trained[1:].any():
+        return Outcome(Sample(draft.ids, draft.trained), len(draft.ids))
     whole, keep = draft.length, []
     if whole > limit and settings.truncation == "turns":
         draft = _with_fewer_turns(draft, encoder, limit)
