@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,6 @@ from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_
 from dist_subspace.interchange.adapter import save_adapter as write_own
 from dist_subspace.interchange.base_copies import check_copies
 from dist_subspace.interchange.base_model import find_base
-from dist_subspace.interchange.fitting import check_fits
-from dist_subspace.interchange.for_class import named_by
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
@@ -97,15 +96,25 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading the adapter"):
         config, tensors = read_adapter(folder)
-        adapter = AdapterFolder(folder)
-        known = dict.fromkeys(adapter.layers) | (adapter.ours.get("shapes") or {})  # of an import not both sides may be
-        config, tensors, shapes = named_by(model, config, tensors, known)
-        layers = tuple(shapes)
-        shapes = {layer: shape for layer, shape in shapes.items() if shape is not None}
-        check_fits(model, config, tensors, adapter.described, shapes)
-        factors, trained = split_factors(tensors)
-    check_copies(model, adapter.ours.get("base_copies") or {})
-    attach(model, config, factors=factors, only=layers)
+        adapter = replace(AdapterFolder(folder).without_tensors(), config=config, tensors=tensors)
+    return put_on(model, adapter)
+
+
+def put_on(model: nn.Module, adapter: Imported, **how: Any) -> nn.Module:
+    """Collective: attach the method of an adapter that was read, and give it the adapter's tensors; the same on every rank.
+
+    Arguments:
+        how: of `attach`, beside the configuration.
+
+    Raises:
+        UsageError: the adapter does not fit the model, which is untouched then.
+    """
+    with agreed("comparing the adapter with the model"):
+        adapter = adapter.named_by(model)
+        adapter.check(model)
+    check_copies(model, adapter.copies)
+    factors, trained = split_factors(adapter.tensors)
+    attach(model, adapter.config, factors=factors, only=adapter.layers, **how)
     fill_adapter(model, trained)
     return model
 
@@ -151,12 +160,8 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
             The model is untouched then.
     """
     with agreed("reading PEFT's adapter"):
-        imported = read_peft(folder).named_by(model)
-        imported.check(model)
-    check_copies(model, imported.copies)
-    attach(model, imported.config)
-    fill_adapter(model, imported.tensors)
-    return model
+        imported = read_peft(folder)
+    return put_on(model, imported)
 
 
 def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> Imported:

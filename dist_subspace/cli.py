@@ -64,7 +64,7 @@ def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
     if os.environ.get("RANK", "0") == "0":
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
-    from dist_subspace.placement.zero import leave_process_group
+    from dist_subspace.placement.process_group import leave_process_group
     from dist_subspace.training.run import train as run
 
     return run, leave_process_group

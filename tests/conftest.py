@@ -20,6 +20,7 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+from dist_subspace.notices import heard
 from tests.ranks import ROOT, close_pools
 
 LONGEST = ("matrix/test_matrix.py", "training/test_run.py", "launch/test_train.py", "training/test_schedules.py")
@@ -68,6 +69,14 @@ def stories260k(data_dir: Path) -> Path:
     if not (folder / "model.safetensors").is_file():
         pytest.skip(f"no model in {folder} (set DIST_SUBSPACE_DATA)")
     return folder
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The sentences that the package says to its user during the test (dist_subspace/notices.py)."""
+    sentences: list[str] = []
+    with heard(sentences.append):
+        yield sentences
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import FACTOR, PREFIX, WEIGHTS, current_key, factor_file, file_key
 from dist_subspace.interchange.description import CONFIG, OWN, own_entries, read_description
+from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.subspace import SubspaceConfig, SubspacePart, resolve
 from dist_subspace.subspace.attach import settings_of
 
@@ -42,6 +43,17 @@ class AdapterFolder:
         self.ours: dict[str, Any] = own_entries(self.path, self.described) if OWN in self.described else {}
         self.layers: list[str] = self.ours.get("layers") or []
         self.bytes = (self.path / WEIGHTS).stat().st_size
+
+    def without_tensors(self) -> Imported:
+        """An adapter of ours as what is compared with a model; its tensors are read apart (`read_adapter`)."""
+        return Imported(
+            self.config,
+            {},
+            self.described,
+            shapes=self.ours.get("shapes") or {},  # of an import not both sides may be known
+            copies=self.ours.get("base_copies") or {},
+            layers=tuple(self.layers),
+        )
 
     @property
     def config(self) -> SubspaceConfig:

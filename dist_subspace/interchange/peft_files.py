@@ -1,4 +1,4 @@
-"""What an import has read from PEFT's two files, and whether a model fits it. Local."""
+"""What has been read from the files of an adapter, PEFT's or ours, and whether a model fits it. Local."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Layers = dict[str, dict[str, Tensor]]
 class Imported:
     """config: of our method. tensors: by our file's keys. described: PEFT's adapter_config.json. shapes: `(d_out, d_in)` of the
     layers, None for a side that the tensors do not tell. needs_base: part of the adapter must be made from the base again.
-    copies: of the base's own parameters, which must be the model's."""
+    copies: of the base's own parameters, which must be the model's. layers: that an adapter of ours has, linear or not."""
 
     config: SubspaceConfig
     tensors: dict[str, Tensor]
@@ -32,6 +32,7 @@ class Imported:
     shapes: Shapes = field(default_factory=dict)
     needs_base: bool = False
     copies: Copies = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
 
     @property
     def task(self) -> str | None:
@@ -43,8 +44,9 @@ class Imported:
 
     def named_by(self, model: nn.Module) -> Imported:
         """With the names that a text model of a larger family has, where it has those of the whole."""
-        config, tensors, shapes = named_by(model, self.config, self.tensors, self.shapes)
-        return replace(self, config=config, tensors=tensors, shapes=shapes)
+        config, tensors, known = named_by(model, self.config, self.tensors, dict.fromkeys(self.layers) | self.shapes)
+        shapes = {layer: shape for layer, shape in known.items() if shape is not None}
+        return replace(self, config=config, tensors=tensors, shapes=shapes, layers=tuple(known) if self.layers else ())
 
     def check(self, model: nn.Module) -> None:
         """Raises UsageError for a model that the adapter does not fit; the model is only looked at."""

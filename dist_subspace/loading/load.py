@@ -23,13 +23,8 @@ from dist_subspace.placement.collectives import agreed, once_per_node
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
-from dist_subspace.placement.zero import (
-    Partitioner,
-    ensure_process_group,
-    mark_leaf_blocks,
-    outside_zero_init,
-    remember_partitioner,
-)
+from dist_subspace.placement.process_group import ensure_process_group
+from dist_subspace.placement.zero import Partitioner, mark_leaf_blocks, outside_zero_init, remember_partitioner
 from dist_subspace.storage import storage_info
 
 TASKS: Mapping[str, str] = {
@@ -215,12 +210,20 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
     if not (folder / "config.json").exists():
         raise UsageError(f"model.path is {str(folder)!r}, which is no model folder: it has no config.json")
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **changes)
+        config, unused = transformers.AutoConfig.from_pretrained(
+            str(folder), trust_remote_code=trust_remote_code, return_unused_kwargs=True, **changes
+        )
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {first}"
         ) from error
+    if unused:  # transformers drops them without a word
+        name = next(iter(unused))
+        raise UsageError(
+            f"{name} is no argument of load_frozen and no entry of a {config.model_type} configuration; accepted: the arguments "
+            "of load_frozen, and entries of the model's config.json"
+        )
     if getattr(config, "quantization_config", None) is not None:
         raise UsageError(
             f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "
@@ -249,7 +252,7 @@ def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]
 
 def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
     if stage_config is not None:
-        from dist_subspace.placement.zero import agreed_device
+        from dist_subspace.placement.process_group import agreed_device
 
         return agreed_device()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -23,8 +23,8 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
     experts: dict[str, nn.Parameter] = {}
     others: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
-        if isinstance(module, FrozenLinear | nn.Embedding) or "Embedding" in type(module).__name__:
-            continue
+        if isinstance(module, FrozenLinear | nn.Linear | nn.Embedding) or "Embedding" in type(module).__name__:
+            continue  # a linear layer that is no operator has its own reason, which was said (stays_dense.py)
         for own, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{own}".lstrip(".")
             if len(full_shape(parameter)) >= 2:

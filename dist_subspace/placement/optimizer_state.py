@@ -29,12 +29,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import any_rank, max_over_ranks
+from dist_subspace.placement.masters import link_masters, linked_master
 from dist_subspace.placement.zero import (
     full_shape,
     is_partitioned,
-    link_masters,
     link_moments,
-    linked_master,
     master_fragments,
     optimized_tensor,
     own_shard,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import os
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import is_distributed, message_device, world
-from dist_subspace.placement.helpers import without_cpu_helper
+from dist_subspace.placement.masters import linked_master
+from dist_subspace.placement.process_group import agreed_device
 from dist_subspace.placement.reuse import block_lists, blocks, called_once
-
-without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -109,31 +107,6 @@ def outside_zero_init() -> Iterator[None]:
     finally:
         if active:
             split.restore_init_context()
-
-
-def ensure_process_group() -> None:
-    """Collective: make the process group if there is none, from the launcher's environment, or for one process."""
-    if is_distributed():
-        return
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
-    by_mpi = "OMPI_COMM_WORLD_RANK" in os.environ
-    if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1" and not by_mpi:
-        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
-        backend = get_accelerator().communication_backend_name()
-        # There is nobody to meet, so there is no port either, which another program could hold.
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(auto_mpi_discovery=by_mpi, verbose=False)
-
-
-def leave_process_group() -> None:
-    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it. Where
-    they are not, it is given a few seconds."""
-    if is_distributed():
-        ending = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
-        ending.start()
-        ending.join(5.0)
 
 
 @contextmanager
@@ -264,13 +237,6 @@ def _without_auto(section: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in copy.deepcopy(section).items() if value != "auto"}
 
 
-def agreed_device() -> torch.device:
-    """Where this rank computes: DeepSpeed's accelerator, at the local rank."""
-    from deepspeed.accelerator import get_accelerator
-
-    return torch.device(get_accelerator().device_name(world().local_rank))
-
-
 _PARTITIONERS: WeakKeyDictionary[nn.Module, Partitioner] = WeakKeyDictionary()
 
 
@@ -383,29 +349,6 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
         return master_fragments(parameter)[0].get(None)
     master = linked_master(parameter)
     return parameter if master is None else master  # type: ignore[no-any-return]
-
-
-_MASTER = "_dist_subspace_master"
-
-
-def link_masters(engine: Any) -> None:
-    """Local: let a trained parameter know its float32 master where a 16-bit engine keeps it apart at stage 0.
-
-    There DeepSpeed takes `FP16_UnfusedOptimizer`, for bf16 as for fp16 (`fp32_groups` beside `fp16_groups`), whose inner
-    optimizer knows the masters alone. `safe_get_full_*` finds nothing of it.
-    """
-    optimizer = engine.optimizer
-    if not hasattr(optimizer, "fp32_groups"):
-        return
-    for held, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
-        for parameter, master in zip(held, masters, strict=True):
-            setattr(parameter, _MASTER, master)
-
-
-def linked_master(parameter: Any) -> Tensor | None:
-    """Local: what `link_masters` found."""
-    master: Tensor | None = getattr(parameter, _MASTER, None)
-    return master
 
 
 def checksums(groups: Sequence[Sequence[Any]]) -> list[int]:

@@ -43,7 +43,8 @@ def _state(status: dict[str, Any] | None) -> str:
     text += f" at step {status['step']:,}" if isinstance(status.get("step"), int) else ""
     text += f" on rank {status['rank']}" if status.get("rank") is not None else ""
     text += f" ({status.get('time')})"
-    return f"{text}: {status['message']}" if status.get("message") else text
+    said = status.get("message") or status.get("warning")
+    return f"{text}: {said}" if said else text
 
 
 def _training(lines: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -63,6 +63,11 @@ POST_NORMS = {
 }
 
 
+NAMED_AS_HEAD = (
+    "it has the name of an output layer; accepted for who wants it trained: subspace.target_modules with its name"
+)
+
+
 def choose(
     model: nn.Module,
     targets: str | Sequence[str],
@@ -99,7 +104,10 @@ def choose(
         lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
         chosen = {name: module for name, module in chosen.items() if name not in lost} or chosen
     if left_out is not None:
-        left_out.add(lost | (_matrices_of_other_blocks(model, among) if targets == ALL_LINEAR else {}))
+        left_out.add(lost)
+    if left_out is not None and targets == ALL_LINEAR:
+        left_out.add(_matrices_of_other_blocks(model, among))
+        left_out.add({name: NAMED_AS_HEAD for name in head if name in among and name.startswith(_stacks(model))})
     if not chosen:
         raise UsageError(
             f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"

@@ -10,6 +10,7 @@ from torch import nn
 # Modules by which a decoder reads another model's output, by the names that families use; and LUKE's layers for entities.
 CROSS_ATTENTION = ("encoder_attn", "cross_attn", "crossattention", "EncDecAttention")
 ENTITIES = ("w2e_query", "e2w_query", "e2e_query")
+TOWERS = ("vision_config", "audio_config")
 
 UNREACHED = "text never reaches it; accepted for who trains with other inputs: subspace.target_modules with its name"
 
@@ -22,7 +23,7 @@ def unreached(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
-        return (), ()
+        return (), _towers_of_stacks(model, config)
     alone = tuple(
         f"{name}." for name, _ in model.named_modules() if name.rpartition(".")[2] in (*CROSS_ATTENTION, *ENTITIES)
     )
@@ -33,6 +34,13 @@ def unreached(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     inside = [(f"{name}.", type(getattr(m, "config", None))) for name, m in model.named_modules() if name]
     towers = tuple(name for name, kind in inside if kind in parts)
     return () if text is config else tuple(name for name, kind in inside if kind is type(text)), (*towers, *alone)
+
+
+def _towers_of_stacks(model: nn.Module, config: Any) -> tuple[str, ...]:
+    """Of an encoder with eyes (T5Gemma 2): modules that have the configuration of a tower which is a part of a stack's."""
+    stacks = [part for part in vars(config).values() if hasattr(part, "model_type")]
+    kinds = {type(getattr(stack, name, None)) for stack in stacks for name in TOWERS} - {type(None)}
+    return tuple(f"{name}." for name, m in model.named_modules() if type(getattr(m, "config", None)) in kinds)
 
 
 def is_unreached(name: str, parts: tuple[tuple[str, ...], tuple[str, ...]]) -> bool:

@@ -11,16 +11,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_subspace.api import attach
+from dist_subspace.api import put_on
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, fill_adapter, read_adapter, split_factors
-from dist_subspace.interchange.fitting import check_layers
+from dist_subspace.interchange.adapter import CONFIG, read_adapter
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
-from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main
+from dist_subspace.placement.collectives import broadcast_tensors, on_main
 from dist_subspace.subspace import SubspaceConfig, resolve
 
 # Fields that say how it is trained, and nothing about what it computes: they are the configuration's.
@@ -115,20 +114,13 @@ def attach_beginning(
     Raises:
         UsageError: the adapter does not fit the model or the configuration; names subspace.init_from and what does not fit.
     """
-    imported, shapes = on_main(_about, beginning.folder)
+    adapter = replace(on_main(_about, beginning.folder), config=config)
+    if not adapter.tensors:
+        adapter = replace(adapter, tensors=broadcast_tensors(on_rank_zero_only(_tensors_of, beginning.folder)))
     try:
-        with agreed("comparing the adapter with the model"):
-            imported.check(model) if imported is not None else check_layers(model, shapes)
-        if imported is not None:
-            tensors: dict[str, Tensor] = imported.tensors
-        else:
-            tensors = broadcast_tensors(on_rank_zero_only(_tensors_of, beginning.folder))
-        factors, trained = split_factors(tensors)
-        attach(model, config, cache=cache, factors=factors, progress=progress)
-        fill_adapter(model, trained)
+        return put_on(model, adapter, cache=cache, progress=progress)
     except UsageError as error:
         raise UsageError(f"the adapter of {beginning.named} does not fit: {error}") from error
-    return model
 
 
 def _adapter_in(folder: Path) -> Path:
@@ -149,10 +141,10 @@ def _config_of(folder: Path) -> SubspaceConfig:
     return found.config if found.ours else read_peft(folder).config
 
 
-def _about(folder: Path) -> tuple[Imported | None, dict[str, Any]]:
-    """Local, rank 0: an adapter that PEFT wrote, or the shapes of the layers of one of ours."""
+def _about(folder: Path) -> Imported:
+    """Local, rank 0: an adapter that PEFT wrote, or one of ours without its tensors, which may be many."""
     found = AdapterFolder(folder)
-    return (None, found.ours.get("shapes") or {}) if found.ours else (read_peft(folder), {})
+    return found.without_tensors() if found.ours else read_peft(folder)
 
 
 def _tensors_of(folder: Path) -> dict[str, Tensor]:

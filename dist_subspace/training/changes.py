@@ -9,6 +9,7 @@ from typing import Any
 from dist_subspace.checkpoint.state import TrainerState
 from dist_subspace.config import Config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.training.data.cutting import Cutting
 
 _FOLLOWED = "the steps that come follow the new value"
 _LENGTH = "the learning rate's schedule, and the method's where it has one, are those of the new length"
@@ -44,6 +45,17 @@ def changed_settings(config: Config, folder: Path, state: TrainerState) -> list[
         for key, effect in _EFFECT.items()
         if key in before and before[key] != now[key] and now[key] is not None  # of steps and epochs one is null
     ]
+
+
+def earlier_tokens(config: Config, cutting: Cutting, folder: Path, state: TrainerState) -> str | None:
+    """A sentence where the checkpoint is of a version that made other tokens of the same records. Only whether it is as old as
+    that is known: conversations were marked, and long samples cut, in another way before the settings were kept in it."""
+    if state.training or (config.data.format != "chat" and not cutting.cut):
+        return None
+    return (
+        f"{folder.name} is of an earlier version, which marked conversations and cut long samples otherwise: the samples "
+        "that come may be other tokens than they would have been"
+    )
 
 
 def _beside(folder: Path) -> Mapping[str, Any]:

@@ -18,7 +18,8 @@ from dist_subspace.report.history import read_lines
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
 from dist_subspace.training.plan import Plan
-from dist_subspace.training.trainer import Progress, Trainer, final_checkpoint
+from dist_subspace.training.progress import Progress, final_checkpoint
+from dist_subspace.training.trainer import Trainer
 
 
 def hide_adapter(plan: Plan, progress: Progress) -> None:

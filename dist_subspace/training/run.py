@@ -23,10 +23,10 @@ from dist_subspace.placement.collectives import (
     world,
 )
 from dist_subspace.placement.peers import join
-from dist_subspace.placement.zero import ensure_process_group
+from dist_subspace.placement.process_group import ensure_process_group
 from dist_subspace.stopping import STOP, Interrupted, listening
 from dist_subspace.training.announce import announced
-from dist_subspace.training.changes import changed_settings
+from dist_subspace.training.changes import changed_settings, earlier_tokens
 from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine import be_quiet
@@ -155,7 +155,9 @@ def _say_first(plan: Plan, observer: Observer) -> None:
     if (warning := warmup_warning(rates, training.warmup_steps, done, plan.total_steps)) is not None:
         observer.warning(warning)
     if plan.checkpoint is not None and world().is_main:
-        for sentence in changed_settings(plan.config, *plan.checkpoint):
+        changed = changed_settings(plan.config, *plan.checkpoint)
+        older = earlier_tokens(plan.config, plan.data.cutting, *plan.checkpoint)
+        for sentence in (*changed, *([older] if older else [])):
             observer.notice(sentence)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +11,27 @@ import torch
 from transformers import enable_full_determinism
 
 from dist_subspace.advancing import advance, discard
-from dist_subspace.api import attach
 from dist_subspace.checkpoint.state import TrainerState, check_factors, method_state, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.load import fresh_modules, load_frozen
-from dist_subspace.loading.positions import count_from
-from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
 from dist_subspace.stopping import STOP
-from dist_subspace.subspace import SubspaceConfig, attached, named_trainables, parameter_groups
+from dist_subspace.subspace import attached, named_trainables, parameter_groups
 from dist_subspace.training.announce import announced
-from dist_subspace.training.beginning import attach_beginning
-from dist_subspace.training.data import LEAK_LIMIT, enable_packing, eval_batches, eval_filler, packing_leak
+from dist_subspace.training.data import LEAK_LIMIT, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
+from dist_subspace.training.model import make_model
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.optimizers import AdamSettings, make_optimizer
 from dist_subspace.training.pause import Pause
-from dist_subspace.training.plan import HEADS, Plan, padding
+from dist_subspace.training.plan import Plan, padding
+from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.schedule import schedule_of
-
-
-@dataclass
-class Progress:
-    """What changes as the run goes on."""
-
-    step: int = 0
-    samples: int = 0
-    tokens: int = 0
-    skipped: int = 0
-    overflowed: int = 0
-    elapsed_before: float = 0.0
-    best: dict[str, Any] | None = None
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def elapsed(self) -> float:
-        return self.elapsed_before + time.monotonic() - self.began
-
-    @property
-    def not_applied(self) -> int:
-        """Steps that changed nothing: not finite, or beyond fp16's range at its loss scale."""
-        return self.skipped + self.overflowed
 
 
 class Trainer:
@@ -74,7 +47,7 @@ class Trainer:
         self.saved: tuple[int, dict[str, Any] | None, bool] | None = None  # step, best, unevaluated of the checkpoint
         if plan.config.training.full_determinism:
             enable_full_determinism(plan.config.training.seed)
-        self.model = self._make_model()
+        self.model = make_model(plan, observer)
         with announced("starting DeepSpeed's engine", observer.notice):
             self.engine = self._make_engine()
         self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
@@ -106,48 +79,6 @@ class Trainer:
         if self.progress.best is not None or self.progress.step == 0:
             return None
         return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
-
-    def _make_model(self) -> torch.nn.Module:
-        with heard(self.observer.notice):
-            return self._load_and_attach()
-
-    def _load_and_attach(self) -> torch.nn.Module:
-        config, plan = self.config, self.plan
-        with self.observer.loading("reading the model") as progress:
-            model = load_frozen(
-                plan.model_folder,
-                storage=config.model.storage,
-                double_quant=config.model.double_quant,
-                deepspeed=engine_config(plan, model=None),
-                task=config.model.task,
-                dtype=plan.dtype,
-                attn_implementation=config.model.attn_implementation,
-                trust_remote_code=config.model.trust_remote_code,
-                seed=config.training.seed,
-                progress=progress,
-                **_head_settings(plan),
-            )
-        scheduled = (
-            plan.resolved.method.schedule_class is not None
-        )  # then decompositions come in the middle of training
-        with self.observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
-            subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
-            if plan.beginning is None:
-                model = attach(model, subspace, cache=cache, progress=progress)
-            else:
-                model = attach_beginning(model, subspace, plan.beginning, cache, progress)
-        if config.training.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", True):
-            self.observer.notice(
-                f"training.gradient_checkpointing is true, but transformers has none for {type(model).__name__}: not used"
-            )
-        elif config.training.gradient_checkpointing:
-            enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-            enable(config.training.gradient_checkpointing_kwargs.model_dump())  # the older name is on its way out
-        if plan.batches.packing:
-            enable_packing(model)
-        count_from(model, plan.first_position)
-        self.observer.model_ready(model)
-        return model.train()
 
     def _make_engine(self) -> Any:
         training = self.config.training
@@ -369,44 +300,3 @@ class Trainer:
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         self.saved = now
         self.observer.saved(folder)
-
-
-def with_head(plan: Plan, model: torch.nn.Module) -> SubspaceConfig:
-    """The subspace configuration; a classification head, and a pooler that the checkpoint lacks, are new: they are trained in
-    full and saved with the adapter."""
-    if plan.config.model.task != "classification":
-        return plan.subspace
-    heads = [name for name, _ in model.named_children() if name in HEADS]
-    poolers = [name for name in fresh_modules(model) if name.partition(".")[0] not in heads]
-    wanted = tuple(dict.fromkeys([*plan.subspace.modules_to_save, *heads, *poolers]))
-    return replace(plan.subspace, modules_to_save=wanted)
-
-
-def _head_settings(plan: Plan) -> dict[str, Any]:
-    """What a classification model is told: its labels, and which id pads (it looks for the last token that is none)."""
-    if plan.data.labels is None:
-        return {}
-    names = dict(enumerate(map(str, plan.data.labels)))
-    return {
-        "num_labels": len(names),
-        "id2label": names,
-        "label2id": {label: number for number, label in names.items()},
-        "pad_token_id": plan.pad_id,
-    }
-
-
-def best_in_run(run_dir: Path, resumed: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Local, rank 0: the best that the resumed checkpoint knew of, if it lies in this run. A named checkpoint may come from
-    another one, where it may be deleted, and whose numbers say nothing about the folders here."""
-    if best is None or resumed.resolve().parent != run_dir.resolve():
-        return None
-    return best if (run_dir / f"checkpoint-{best['step']}").is_dir() else None
-
-
-def final_checkpoint(plan: Plan, progress: Progress) -> Path:
-    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last, which is the one
-    that was resumed from, wherever it lies, if no step was left to make."""
-    step = progress.best["step"] if progress.best else progress.step
-    if plan.checkpoint is not None and plan.checkpoint[1].step == step:
-        return plan.checkpoint[0]
-    return plan.run_dir / f"checkpoint-{step}"

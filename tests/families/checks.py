@@ -18,6 +18,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.storage import FrozenLinear
 from tests.families import reference
 from tests.families.cases import Case
+from tests.families.exceptions import special
 
 RANK, ALPHA = 2, 6.0
 # Of the largest logit: float32 sums in another order, through a few layers; and of a gradient.
@@ -196,7 +197,8 @@ def check_adapter(session: Session, work: Path) -> None:
         close("logits of the merged model", reference.run(merged, session.given)[0], right_logits, MERGED)
     if trains:
         check_step(session, model)
-    never = [n for n in names if n not in session.called and "expert" not in n]
+    sometimes = special(session.case.task, session.case.model_type).sometimes
+    never = [n for n in names if n not in session.called and sometimes not in n]
     if never:
         raise Wrong(f"{len(never)} of {len(names)} adapted layers are never reached by text ({never[0]}): no gradient")
 

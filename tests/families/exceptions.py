@@ -11,11 +11,12 @@ ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 @dataclass(frozen=True)
 class Special:
-    """Changes of the shrunk configuration, and the length of the text."""
+    """Changes of the shrunk configuration, the length of the text, and names of layers that only some texts reach."""
 
     reason: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     length: int = 12
+    sometimes: str = "expert"
 
 
 _MAMBA_HEADS = "heads times head size is twice the width"
@@ -58,7 +59,9 @@ EXCEPTIONS: dict[str, Special] = {
     "layoutlmv3": Special(
         "box sizes add up to the width; text alone", {"coordinate_size": 8, "shape_size": 8, "visual_embed": False}
     ),
+    "led": Special("reached by tokens that the user marks as global", sometimes="_global"),
     "lfm2_moe": Special("the default has no kinds of layers", {"layer_types": ["conv", "full_attention"]}),
+    "longformer": Special("reached by tokens that the user marks as global", sometimes="_global"),
     "mamba2": Special(_MAMBA_HEADS, {"num_heads": 8, "head_dim": 12, "n_groups": 1}),
     "markuplm": Special(
         "pads have ids of their own",
@@ -100,6 +103,7 @@ EXCEPTIONS: dict[str, Special] = {
         {"num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "attention_head_dim": 24}
         | {"attention_hidden_size": 96, "num_key_value_heads": 4, "n_mamba_heads": 8, "mamba_headdim": 12}
         | {"hybrid_layer_ids": [1, 3]},
+        sometimes="adapter_list",  # a shared block holds one for each of its users, who are not the same block
     ),
 }
 

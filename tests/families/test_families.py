@@ -17,7 +17,13 @@ HANDFUL = {
     "masked-lm/perceiver": "input embeddings that are no module",
     "causal-lm/reformer": "reversible blocks",
     "causal-lm/zamba": "blocks that share their weights by configuration",
-    "masked-lm/luke": "a head tied to another table than the tokens'",
+    "masked-lm/luke": "a head tied to another table than the tokens', and layers for entities",
+    "causal-lm/bart": "a decoder that stands alone",
+    "causal-lm/mixtral": "experts that transformers joins when it loads",
+    "causal-lm/mamba": "layers whose weight is read instead of called",
+    "causal-lm/falcon": "a linear layer of the family's own class",
+    "causal-lm/olmo+clip": "outputs that are changed in place",
+    "masked-lm/squeezebert": "blocks of convolutions",
 }
 
 
@@ -35,4 +41,4 @@ def test_no_family_is_wrong() -> None:
     wrong = [f"{result.name}: {result.text}" for result in results if result.verdict == "wrong"]
     counted = [result for result in results if result.verdict in ("right", "refused")]
     assert not wrong, "\n".join(wrong)
-    assert len(counted) >= 200
+    assert len(counted) >= 400

@@ -107,6 +107,8 @@ def test_a_trainer_that_is_made_before_anything_of_ours_is_called_does_not_wait_
 
 
 SCRIPT = """
+import os
+
 os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29377"}
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from transformers import Trainer, TrainingArguments

@@ -356,3 +356,13 @@ def test_an_old_checkpoint_with_gamma_and_beta_loads(tmp_path: Path) -> None:
     assert old.keys() != tensors.keys()
     save_file(old, file, metadata={"format": "pt"})
     torch.testing.assert_close(logits(dsub.load_frozen(tmp_path, storage="fp32", task="masked-lm")), logits(original))
+
+
+def test_an_argument_that_nothing_takes_is_refused_and_one_of_the_configuration_taken(tmp_path: Path) -> None:
+    tiny_model("BertForSequenceClassification").save_pretrained(tmp_path)
+    for wrong in ({"storge": "nf4"}, {"load_in_4bit": True}, {"num_lables": 3}):
+        with pytest.raises(
+            UsageError, match=f"{next(iter(wrong))} is no argument of load_frozen and no entry of a bert"
+        ):
+            dsub.load_frozen(tmp_path, task="classification", **wrong)
+    assert dsub.load_frozen(tmp_path, task="classification", hidden_dropout_prob=0.3).config.hidden_dropout_prob == 0.3

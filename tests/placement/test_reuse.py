@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen, trainable_parameters
 from dist_subspace.placement.collectives import world
+from dist_subspace.placement.process_group import ensure_process_group
 from dist_subspace.placement.reuse import called_once
-from dist_subspace.placement.zero import block_lists, ensure_process_group, full_numel, mark_leaf_blocks
+from dist_subspace.placement.zero import block_lists, full_numel, mark_leaf_blocks
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks

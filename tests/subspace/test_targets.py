@@ -158,7 +158,7 @@ def test_trained_parameters_are_as_many_as_published(method: str, size: str) -> 
 
 
 @pytest.mark.parametrize("family", ["SqueezeBert", "IBert"])
-def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, said: list[str]) -> None:
     sizes = {
         "hidden_size": 16,
         "num_hidden_layers": 2,
@@ -169,7 +169,7 @@ def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, ca
     config = getattr(transformers, f"{family}Config")(**sizes, embedding_size=16)
     model = attach(getattr(transformers, f"{family}ForMaskedLM")(config), SubspaceConfig(method="lora", rank=2))
     assert not any(".layer" in name for name in attached(model).layers)
-    assert "left out of all-linear" in caplog.text and "is no linear layer" in caplog.text
+    assert "left out of all-linear" in " ".join(said) and "is no linear layer" in " ".join(said)
 
 
 # What a default means and a family cannot have.
@@ -181,10 +181,6 @@ def family(name: str, auto: str = "CausalLM", **sizes: Any) -> Any:
     config = getattr(transformers, f"{name}Config")(**{**SIZES, "pad_token_id": 0, **sizes})
     torch.manual_seed(0)
     return getattr(transformers, f"AutoModelFor{auto}").from_config(config)
-
-
-def said(caplog: pytest.LogCaptureFixture) -> str:
-    return "\n".join(record.message for record in caplog.records)
 
 
 QWEN_MOE = {
@@ -199,13 +195,13 @@ GATE = "model.layers.0.mlp.shared_expert_gate"
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 @pytest.mark.parametrize("method", ["lora", "pissa", "vera"])
 def test_a_layer_too_small_for_the_rank_is_left_out_of_a_default_and_said(
-    method: str, targets: str | None, caplog: pytest.LogCaptureFixture
+    method: str, targets: str | None, said: list[str]
 ) -> None:
     rank = None if method == "vera" else 8
     model = attach(family("Qwen2Moe", **QWEN_MOE), SubspaceConfig(method=method, rank=rank, target_modules=targets))
     chosen = attached(model).layers
     assert GATE not in chosen and "model.layers.0.mlp.shared_expert.up_proj" in chosen
-    assert f"left out of all-linear: {GATE} and 1 like it; rank" in said(caplog)
+    assert f"left out of all-linear: {GATE} and 1 like it; rank" in " ".join(said)
     assert attached(model).settings.rank > 1
 
 
@@ -250,7 +246,7 @@ def vision_language(name: str) -> Any:
 @pytest.mark.parametrize("method", ["lora", "ssl", "bitfit"])
 @pytest.mark.parametrize("name", ["Llava", "Gemma3", "Qwen2VL"])
 def test_towers_that_text_never_reaches_are_left_out_and_every_tensor_gets_a_gradient(
-    name: str, method: str, caplog: pytest.LogCaptureFixture
+    name: str, method: str, said: list[str]
 ) -> None:
     model = vision_language(name)
     tower = "visual" if name == "Qwen2VL" else "vision_tower"
@@ -258,7 +254,7 @@ def test_towers_that_text_never_reaches_are_left_out_and_every_tensor_gets_a_gra
     assert attached(model).layers and not any(
         tower in layer or "projector" in layer for layer in attached(model).layers
     )
-    assert method == "bitfit" or (tower in said(caplog) and "text never reaches it" in said(caplog))
+    assert method == "bitfit" or (tower in " ".join(said) and "text never reaches it" in " ".join(said))
     ids = torch.arange(3, 20)[None]
     model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
     assert all(p.grad is not None for p in trainable_parameters(model))
@@ -290,7 +286,7 @@ OWN_NAMES: dict[str, tuple[dict[str, Any], str, set[str]]] = {
 
 
 @pytest.mark.parametrize("name", OWN_NAMES)
-def test_the_scalings_know_the_names_of_every_family(name: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_scalings_know_the_names_of_every_family(name: str, said: list[str]) -> None:
     sizes, auto, wanted = OWN_NAMES[name]
     for method in ("ssl", "ssb", "ia3"):
         chosen = attached(attach(family(name, auto, **sizes), SubspaceConfig(method=method))).layers
@@ -299,7 +295,7 @@ def test_the_scalings_know_the_names_of_every_family(name: str, caplog: pytest.L
         "Phi3": "gate_up_proj and 1 like it; it holds a gate too",
         "Mamba2": "the targets are its input projections",
     }
-    assert words.get(name, "") in said(caplog)
+    assert words.get(name, "") in " ".join(said)
 
 
 def test_a_family_without_any_such_name_is_refused_in_one_sentence() -> None:
@@ -348,11 +344,9 @@ def luke() -> Any:
         (luke, "e2w_query"),
     ],
 )
-def test_layers_for_inputs_other_than_text_have_no_method_unless_named(
-    make: Any, part: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_layers_for_inputs_other_than_text_have_no_method_unless_named(make: Any, part: str, said: list[str]) -> None:
     model = attach(make(), SubspaceConfig(method="lora", rank=2))
-    assert f".{part}" in said(caplog) and "text never reaches it" in said(caplog)
+    assert f".{part}" in " ".join(said) and "text never reaches it" in " ".join(said)
     assert not any(f".{part}" in name for name in attached(model).layers)
     ids = torch.tensor([[5, 6, 7, 8]])
     model(input_ids=ids, labels=ids).loss.backward()
@@ -364,3 +358,13 @@ def test_layers_for_inputs_other_than_text_have_no_method_unless_named(
 def test_the_cross_attention_of_two_stacks_is_reached() -> None:
     model = attach(bart("BartForConditionalGeneration"), SubspaceConfig(method="lora", rank=2))
     assert any(".encoder_attn.k_proj" in name for name in attached(model).layers)
+
+
+def test_a_router_that_is_called_as_heads_are_is_spoken_of(said: list[str]) -> None:
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "num_experts": 2, "vocab_size": 40}
+    sparse = {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_decoder_layers": 2}
+    model = transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(**sizes, **sparse)
+    )
+    attach(model, SubspaceConfig(method="lora", rank=2))
+    assert "router.classifier" in " ".join(said) and "it has the name of an output layer" in " ".join(said)

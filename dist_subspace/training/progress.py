@@ -1,0 +1,50 @@
+"""How far a run has come, and which of its checkpoints counts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_subspace.training.plan import Plan
+
+
+@dataclass
+class Progress:
+    """What changes as the run goes on."""
+
+    step: int = 0
+    samples: int = 0
+    tokens: int = 0
+    skipped: int = 0
+    overflowed: int = 0
+    elapsed_before: float = 0.0
+    best: dict[str, Any] | None = None
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        return self.elapsed_before + time.monotonic() - self.began
+
+    @property
+    def not_applied(self) -> int:
+        """Steps that changed nothing: not finite, or beyond fp16's range at its loss scale."""
+        return self.skipped + self.overflowed
+
+
+def best_in_run(run_dir: Path, resumed: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Local, rank 0: the best that the resumed checkpoint knew of, if it lies in this run. A named checkpoint may come from
+    another one, where it may be deleted, and whose numbers say nothing about the folders here."""
+    if best is None or resumed.resolve().parent != run_dir.resolve():
+        return None
+    return best if (run_dir / f"checkpoint-{best['step']}").is_dir() else None
+
+
+def final_checkpoint(plan: Plan, progress: Progress) -> Path:
+    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last, which is the one
+    that was resumed from, wherever it lies, if no step was left to make."""
+    step = progress.best["step"] if progress.best else progress.step
+    if plan.checkpoint is not None and plan.checkpoint[1].step == step:
+        return plan.checkpoint[0]
+    return plan.run_dir / f"checkpoint-{step}"
