@@ -76,7 +76,18 @@ def _processor() -> float:
 
 def _measured_in(tree: Path, file: Path, folder: Path, cores: int) -> dict[str, float]:
     environment = os.environ | {"PYTHONPATH": str(tree), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(Path(__file__)), "--one", str(file), "--cache", str(folder), "--cores", str(cores)]
+    # -P: a file of this folder has the name of one of Python's own modules
+    command = [
+        sys.executable,
+        "-P",
+        str(Path(__file__)),
+        "--one",
+        str(file),
+        "--cache",
+        str(folder),
+        "--cores",
+        str(cores),
+    ]
     found = subprocess.run(command, env=environment, cwd=tree, stdout=subprocess.PIPE, check=True)
     return json.loads(found.stdout.decode().strip().splitlines()[-1])
 
