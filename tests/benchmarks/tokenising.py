@@ -1,7 +1,9 @@
-"""Conversations tokenised a second: `python -m tests.benchmarks.tokenising [--base FOLDER] [--conversations N]`.
+"""Conversations tokenised a second: `python -m tests.benchmarks.tokenising [--base FOLDER] [--words 8 30 60 250]`.
 
-Eight messages each, a template like Qwen3's, a byte-level tokenizer. `--base` is a checkout of an older tree, measured in the
-same minute by the same file. Prints conversations a second and the ratio, of elapsed time and of processor time.
+Eight messages each, a template like Qwen3's, a byte-level tokenizer. `--base` is a checkout of an older tree, measured in turns
+with this one by the same file. This tree is measured on one core, and on all that there are with its workers. Prints
+conversations a second of elapsed time and of processor time (workers and their start included), and both as multiples of
+the base's.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import json
 import os
 import random
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -71,43 +74,64 @@ def _processor() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in found)
 
 
-def _measured_in(tree: Path, file: Path, folder: Path) -> dict[str, float]:
+def _measured_in(tree: Path, file: Path, folder: Path, cores: int) -> dict[str, float]:
     environment = os.environ | {"PYTHONPATH": str(tree), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, str(Path(__file__)), "--one", str(file), "--cache", str(folder)]
+    # -P: a file of this folder has the name of one of Python's own modules
+    command = [
+        sys.executable,
+        "-P",
+        str(Path(__file__)),
+        "--one",
+        str(file),
+        "--cache",
+        str(folder),
+        "--cores",
+        str(cores),
+    ]
     found = subprocess.run(command, env=environment, cwd=tree, stdout=subprocess.PIPE, check=True)
     return json.loads(found.stdout.decode().strip().splitlines()[-1])
+
+
+def compared(words: int, count: int, base: Path | None, repeats: int) -> None:
+    """Print the medians for messages of so many words."""
+    cores = len(os.sched_getaffinity(0))
+    runs = [("base", base, max(100, count // 40), 1)] if base else []
+    runs += [("one core", ROOT, count, 1), (f"{cores} cores", ROOT, count, cores)]
+    speeds: dict[str, list[tuple[float, float]]] = {label: [] for label, *_ in runs}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for label, _, number, _ in runs:
+            write_talks(folder / f"{label}.jsonl", number, words)
+        for repeat in range(repeats):
+            for label, tree, number, used in runs:
+                assert tree is not None
+                found = _measured_in(tree, folder / f"{label}.jsonl", folder / f"{label} {repeat}", used)
+                speeds[label].append((number / found["seconds"], number / found["processor"]))
+    medians = {label: tuple(map(statistics.median, zip(*found))) for label, found in speeds.items()}
+    for label, _, number, _ in runs:
+        elapsed, processor = medians[label]
+        line = f"{words} words, {label}: {number:,} conversations, {elapsed:,.0f} a second, {processor:,.0f} a processor second"
+        if base and label != "base":
+            line += f"; {elapsed / medians['base'][0]:.1f} and {processor / medians['base'][1]:.1f} times the base's"
+        print(line, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--base", type=Path)
-    parser.add_argument("--conversations", type=int, default=20_000)
-    parser.add_argument("--base-conversations", type=int, default=500)
-    parser.add_argument("--words", type=int, default=60, help="words of a message")
+    parser.add_argument("--total", type=int, default=8_000_000, help="words of all conversations, at most")
+    parser.add_argument("--words", type=int, nargs="+", default=[8, 30, 60, 250], help="words of a message")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--one", type=Path)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--cores", type=int)
     given = parser.parse_args()
     if given.one:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
         print(json.dumps(measured(given.one, given.cache)))
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        trees = [("this tree", ROOT, given.conversations)] + (
-            [("base", given.base, given.base_conversations)] if given.base else []
-        )
-        speeds = []
-        for label, tree, count in trees:
-            file = folder / f"{label}.jsonl"
-            write_talks(file, count, given.words)
-            found = _measured_in(tree, file, folder / label)
-            speeds.append((count / found["seconds"], count / found["processor"]))
-            print(
-                f"{label}: {count:,} conversations, {speeds[-1][0]:,.0f} a second, {speeds[-1][1]:,.0f} a processor second"
-            )
-        if len(speeds) == 2:
-            print(
-                f"ratio: {speeds[0][0] / speeds[1][0]:.1f} in elapsed time, {speeds[0][1] / speeds[1][1]:.1f} in processor time"
-            )
+    for words in given.words:
+        compared(words, min(20_000, given.total // (8 * words)), given.base, given.repeats)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.messages import Conversation, conversation
-from dist_subspace.training.data.samples import NOTHING, Outcome
+from dist_subspace.training.data.samples import NOTHING, Outcome, Sample
 from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE, ChatTemplate, give_chat_template
 from dist_subspace.training.data.turns import Passage
 
@@ -51,7 +51,8 @@ def chat(rows: list[Row], encoder: Encoder) -> list[list[Outcome]]:
     for talk, some in zip(talks, found):
         outcomes = [_fitted(next(drafts), encoder) for _ in some] or [NOTHING]
         remarks = {remark for passage in some for remark in passage.remarks} | unread(talk)
-        outcomes[0] = replace(outcomes[0], remarks=tuple(sorted(remarks)))
+        if remarks:
+            outcomes[0] = replace(outcomes[0], remarks=tuple(sorted(remarks)))
         results.append(outcomes)
     return results
 
@@ -66,8 +67,13 @@ def _unread(template: ChatTemplate) -> Callable[[Conversation], set[str]]:
 
 
 def _drafts(parts: list[tuple[Conversation, Passage]], encoder: Encoder) -> list[_Draft]:
-    tokens = encoder.masked.tokens([(passage.text, passage.spans, passage.contents) for _, passage in parts])
-    return [_Draft(talk, passage, *_ended(passage, found, encoder)) for (talk, passage), found in zip(parts, tokens)]
+    fillings = [passage.filling for _, passage in parts]
+    filled = iter(encoder.patterns.tokens([filling for filling in fillings if filling is not None]))
+    found = [next(filled) if filling is not None else None for filling in fillings]
+    others = [passage for (_, passage), tokens in zip(parts, found) if tokens is None]
+    rest = iter(encoder.masked.tokens([(one.text, one.spans, one.contents) for one in others]))
+    tokens = [one if one is not None else next(rest) for one in found]
+    return [_Draft(talk, passage, *_ended(passage, one, encoder)) for (talk, passage), one in zip(parts, tokens)]
 
 
 def _ended(passage: Passage, tokens: Tokens, encoder: Encoder) -> Tokens:
@@ -78,8 +84,10 @@ def _ended(passage: Passage, tokens: Tokens, encoder: Encoder) -> Tokens:
 
 def _fitted(draft: _Draft, encoder: Encoder) -> Outcome:
     settings = draft.talk.row.settings
-    limit, whole = settings.max_length, draft.length
-    keep = []
+    limit = settings.max_length
+    if len(draft.ids) <= limit and draft.trained[1:].any():
+        return Outcome(Sample(draft.ids, draft.trained), len(draft.ids))
+    whole, keep = draft.length, []
     if whole > limit and settings.truncation == "turns":
         draft = _with_fewer_turns(draft, encoder, limit)
         keep = [_head(draft, encoder)] if draft.length > limit else []

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from dist_subspace.training.data.masked import MaskedEncoder
+from dist_subspace.training.data.patterns import PatternEncoder
 from dist_subspace.training.data.recipes import Recipes
 from dist_subspace.training.data.template import ChatTemplate
 
@@ -64,6 +65,10 @@ class Encoder:
     @cached_property
     def masked(self) -> MaskedEncoder:
         return MaskedEncoder(self.tokenizer)
+
+    @cached_property
+    def patterns(self) -> PatternEncoder:
+        return PatternEncoder(self.masked)
 
     def pairs(self, prompts: list[str], answers: list[str]) -> list[tuple[list[int], list[int]]]:
         """(prompt ids, answer ids with the end of sequence) for each prompt and its answer.

@@ -5,6 +5,7 @@ A text is tokenised in pieces where it may be parted (parting.py): the same turn
 
 from __future__ import annotations
 
+import json
 import os
 from functools import cached_property
 from itertools import pairwise
@@ -13,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from dist_subspace.training.data.parting import Parting
+from dist_subspace.training.data.words import Words, part_at_blanks
 
 Span = tuple[int, int]
 Marked = tuple[str, list[Span], list[int]]
+Tokens = tuple[np.ndarray, np.ndarray]
 
 
 class MaskedEncoder:
@@ -24,7 +27,7 @@ class MaskedEncoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
 
-    def tokens(self, texts: list[Marked]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def tokens(self, texts: list[Marked]) -> list[Tokens]:
         """((n,) int32 ids, (n,) bool: the token has characters of a span) of each (text, spans in characters, places where
         contents begin: the same content stands in several texts)."""
         if not self.tokenizer.is_fast:
@@ -35,7 +38,7 @@ class MaskedEncoder:
 
     def _pieces(self, text: str, spans: list[Span], contents: list[int]) -> Any:
         """(piece, spans in it): () where there are none, the whole piece as (0, its length)."""
-        for start, end in pairwise(self._parting.edges(text, [*contents, *(span[0] for span in spans)])):
+        for start, end in pairwise(self.parting.edges(text, [*contents, *(span[0] for span in spans)])):
             inside = tuple((max(a, start) - start, min(b, end) - start) for a, b in spans if a < end and b > start)
             yield text[start:end], inside
 
@@ -43,9 +46,9 @@ class MaskedEncoder:
         parts = [piece for piece in pieces if piece[1] and piece[1] != ((0, len(piece[0])),)]
         texts = list({text for text, _ in pieces} - {text for text, _ in parts})
         partial = list({text for text, _ in parts})
-        encodings = dict(zip(texts, self._encode(texts, positions=False)))
-        encodings |= zip(partial, self._encode(partial, positions=True))
+        encodings = dict(zip(partial, self._called(partial))) if partial else {}
         ids = {text: np.asarray(found.ids, np.int32) for text, found in encodings.items()}
+        ids |= zip(texts, self.ids(texts))
         result = {}
         for text, spans in pieces:
             flags = np.zeros(len(ids[text]), bool)
@@ -57,10 +60,16 @@ class MaskedEncoder:
             result[text, spans] = ids[text], flags
         return result
 
-    def _encode(self, texts: list[str], positions: bool) -> list[Any]:
+    def ids(self, texts: list[str]) -> list[np.ndarray]:
+        """(n,) int32 ids of each text, of a tokenizer that has positions."""
+        if texts and self._words is not None:
+            return self._words.ids(texts)
+        return [np.asarray(found.ids, np.int32) for found in self._encode(texts)]
+
+    def _encode(self, texts: list[str]) -> list[Any]:
         if not texts:
             return []
-        if not positions and self._is_plain:
+        if self._is_plain:
             return self.tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return self._called(texts)
 
@@ -80,7 +89,12 @@ class MaskedEncoder:
         return [one.ids for one in called] == [one.ids for one in direct]
 
     @cached_property
-    def _parting(self) -> Parting:
+    def _words(self) -> Words | None:
+        backend = self.tokenizer.backend_tokenizer
+        return Words(backend) if self._is_plain and part_at_blanks(json.loads(backend.to_str())) else None
+
+    @cached_property
+    def parting(self) -> Parting:
         return Parting(self.tokenizer)
 
     def _by_beginnings(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:

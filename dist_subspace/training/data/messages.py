@@ -214,7 +214,7 @@ def _decoded(row: Row, text: str, where: str) -> Any:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nulls(one) for key, one in value.items() if one is not None}
+        return {key: one if type(one) is str else _without_nulls(one) for key, one in value.items() if one is not None}
     if isinstance(value, list | tuple):
         return [_without_nulls(one) for one in value]
     return value

@@ -15,6 +15,8 @@ from functools import cached_property
 from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
 
+from dist_subspace.training.data.words import pre_tokenizers
+
 WINDOW = 48  # characters beside a place that are looked at
 LOOKED_AT = 4  # characters behind a place by whose kinds the rules decide on it
 KINDS = {ord(c): kind for kind, some in zip("Aa0", (ascii_uppercase, ascii_lowercase, digits)) for c in some}
@@ -31,6 +33,7 @@ class Parting:
         self._used = str(getattr(tokenizer, "chat_template", "")) + "".join(tokenizer.all_special_tokens)
         self._body = json.loads(self.backend.to_str())
         self._known: dict[tuple[str, str], bool] = {}
+        self._before: dict[tuple[str, str], bool] = {}
 
     def edges(self, text: str, hints: Iterable[int]) -> list[int]:
         """0, the places at which `text` is parted, its length. `hints`: where contents and spans begin."""
@@ -39,7 +42,7 @@ class Parting:
         if self._is_local:
             for place in hints:
                 start = starts[bisect_right(starts, place) - 1]
-                if start < place < len(text) and self._parts_at(text, start, place):
+                if start < place < len(text) and self.parts_before(text[start:place], text[place : place + WINDOW]):
                     found.add(place)
         return sorted(found)
 
@@ -76,7 +79,7 @@ class Parting:
         normalizer, model = self._body.get("normalizer"), self._body["model"]
         plain = normalizer is None or normalizer.get("type") == "NFC"
         longest = max((len(token["content"]) for token in self._tokens), default=0)
-        steps = _steps(self._body.get("pre_tokenizer"))
+        steps = pre_tokenizers(self._body)
         byte_level = any(step["type"] == "ByteLevel" for step in steps)
         return (
             plain
@@ -88,18 +91,27 @@ class Parting:
             and len(self._tokens) < 2000
         )
 
-    def _parts_at(self, text: str, start: int, place: int) -> bool:
-        """`start`: the last place before at which the text is parted in any case."""
-        if place - start > WINDOW or not text[place].isalnum():
+    def parts_before(self, head: str, rest: str) -> bool:
+        """Whether a text is parted between `head`, which begins where it is parted in any case, and `rest`."""
+        key = (head, rest[:LOOKED_AT])
+        known = self._before.get(key)
+        if known is None:
+            if len(self._before) > MOST:
+                self._before.clear()
+            known = self._before[key] = self._decided(head, rest)
+        return known
+
+    def _decided(self, head: str, rest: str) -> bool:
+        if not self._is_local or not head or len(head) > WINDOW or not rest[:1].isalnum():
             return False
-        kind = text[place : place + LOOKED_AT].translate(KINDS)
+        kind = rest[:LOOKED_AT].translate(KINDS)
         if not kind[0].isascii():  # a character that might be one with the one before
             return False
-        key = (text[start:place], kind)
+        key = (head, kind)
         if key not in self._known:
             if len(self._known) > MOST:
                 self._known.clear()
-            self._known[key] = self._parts_between(text[start:place], text[place : place + WINDOW])
+            self._known[key] = self._parts_between(head, rest[:WINDOW])
         return self._known[key]
 
     def _parts_between(self, head: str, rest: str) -> bool:
@@ -112,12 +124,6 @@ class Parting:
             return True
         window = head[before:] + rest
         return any(end == len(head) - before for _, (_, end) in self.backend.pre_tokenizer.pre_tokenize_str(window))
-
-
-def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if pre_tokenizer is None:
-        return []
-    return pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
 def _looks_ahead(step: dict[str, Any]) -> bool:

@@ -8,12 +8,18 @@ ends with blanks, is not filled in but told apart by itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import groupby
 
-from dist_subspace.training.data.messages import Conversation
+from dist_subspace.loading.template_internals import quick_rendering
+from dist_subspace.training.data.messages import Conversation, Message
+from dist_subspace.training.data.patterns import Pattern
 from dist_subspace.training.data.template import ChatTemplate, Span, parsed
 from dist_subspace.training.data.turns import Passage, passages
 
@@ -23,36 +29,11 @@ STRIPS = ("strip", "lstrip", "rstrip")
 
 
 @dataclass(frozen=True)
-class _Text:
-    """A text with places to fill in: literals[0], content number[0], literals[1], ..."""
-
-    literals: list[str]
-    numbers: list[int]
-    spans: list[tuple[tuple[int, int], tuple[int, int]]]
-    """Begin and end of each span: (fillings before it, characters of literals before it)."""
-
-    def filled(self, contents: list[str]) -> str:
-        parts = [self.literals[0]]
-        for number, literal in zip(self.numbers, self.literals[1:]):
-            parts += (contents[number], literal)
-        return "".join(parts)
-
-    def places(self, contents: list[str]) -> tuple[list[Span], list[int]]:
-        """(the spans, where the contents begin) in the text that is filled in."""
-        ends = [0]
-        for number in self.numbers:
-            ends.append(ends[-1] + len(contents[number]))
-        starts, literal = [], 0
-        for filled, text in zip(ends, self.literals[:-1]):
-            literal += len(text)
-            starts.append(filled + literal)
-        return [(ends[a] + x, ends[b] + y) for (a, x), (b, y) in self.spans], starts
-
-
-@dataclass(frozen=True)
 class _Recipe:
-    whole: _Text
-    passages: list[tuple[_Text, Passage]]
+    whole: Pattern
+    passages: list[tuple[Pattern, Passage]]
+    rendered: Callable[[list[Message]], str] | None
+    """Renders plain messages as the template does, sooner; None where it may not be used."""
 
 
 class Recipes:
@@ -60,7 +41,8 @@ class Recipes:
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
-        self._known: dict[str, _Recipe] = {}
+        self._known: dict[Hashable, _Recipe] = {}
+        self._looked_for: dict[str, _LookedFor] = {}
 
     def passages(self, talk: Conversation) -> list[Passage]:
         """As `turns.passages`.
@@ -77,42 +59,83 @@ class Recipes:
                 self._known.clear()
             recipe = self._known[key] = self._learned(talk)
         contents = [message["content"] for message in talk.messages]
-        if not recipe.passages or recipe.whole.filled(contents) != self.template.text(talk):
+        if not recipe.passages or recipe.whole.filled(contents) != self._text(talk, recipe):
             return passages(talk, self.template)
         return [_filled(text, passage, contents) for text, passage in recipe.passages]
 
-    def _shape(self, talk: Conversation) -> str | None:
+    def _text(self, talk: Conversation, recipe: _Recipe) -> str:
+        if recipe.rendered is not None:
+            # What a template raises here it raises there, in our words.
+            with contextlib.suppress(Exception):
+                return recipe.rendered(talk.messages)
+        return self.template.text(talk)
+
+    def _shape(self, talk: Conversation) -> Hashable | None:
         """What the rendering depends on beside the contents; None where it may depend on the contents."""
-        looks_for, names = _literals(self.template.source(talk))
-        special = self.template.any_special
+        source = self.template.source(talk)
         contents = [message.get("content") for message in talk.messages]
         if any(len(message) != 2 for message in talk.messages) or len(set(contents)) < len(contents):
             return None
-        for content in contents:
-            if content is None or not content or content != content.strip() or content in names:
-                return None
-            if looks_for.search(content) or special.search(content):
-                return None
-        roles = [message["role"] for message in talk.messages]
-        return json.dumps([roles, talk.trained, talk.tools, talk.documents, talk.options], sort_keys=True, default=str)
+        looked_for = self._looked_for.get(source)
+        if looked_for is None:
+            looked_for = self._looked_for[source] = _LookedFor(source, self.template.special_tokens)
+        if not all(content and content == content.strip() and not looked_for.in_(content) for content in contents):
+            return None
+        roles = tuple([message["role"] for message in talk.messages])
+        if _is_plain(talk):
+            return source, roles, tuple(talk.trained)
+        rest = [talk.tools, talk.documents, talk.options]
+        return source, roles, tuple(talk.trained), json.dumps(rest, sort_keys=True, default=str)
 
     def _learned(self, talk: Conversation) -> _Recipe:
         symbols = [chr(code) for code in SYMBOLS[: len(talk.messages)]]
         if len(symbols) < len(talk.messages):
-            return _Recipe(_Text([""], [], []), [])
+            return _Recipe(Pattern([""], [], []), [], None)
         messages = [message | {"content": symbol} for message, symbol in zip(talk.messages, symbols)]
         symbolic = replace(talk, messages=messages)
         whole = _parted(self.template.text(symbolic), [])
         found = passages(symbolic, self.template)
-        return _Recipe(whole, [(_parted(passage.text, passage.spans), passage) for passage in found])
+        rendered = quick_rendering(self.template.tokenizer) if _is_plain(talk) else None
+        if rendered is not None and rendered(talk.messages) != self.template.text(talk):
+            rendered = None
+        return _Recipe(whole, [(_parted(passage.text, passage.spans), passage) for passage in found], rendered)
 
 
-def _filled(text: _Text, passage: Passage, contents: list[str]) -> Passage:
+class _LookedFor:
+    """What a content may not hold, or be, so that the template makes of it what it makes of a symbol."""
+
+    def __init__(self, source: str, special: list[str]) -> None:
+        asked, self.names = _literals(source)
+        texts = [*sorted(asked), *special]
+        marks = [f"[{chr(SYMBOLS[0])}-{chr(SYMBOLS[-1])}]", *map(re.escape, texts)]
+        self._search = re.compile("|".join(marks)).search
+        # Most contents hold none of these, which is known sooner than by the expression.
+        groups = groupby(sorted(texts), key=lambda text: text[0])
+        self._beginnings = [os.path.commonprefix(list(group)) for _, group in groups]
+
+    def in_(self, content: str) -> bool:
+        if content in self.names:
+            return True
+        if content.isascii() and not any(beginning in content for beginning in self._beginnings):
+            return False
+        return self._search(content) is not None
+
+
+def _is_plain(talk: Conversation) -> bool:
+    """Whether there is nothing but roles and contents, of Python's own text."""
+    if talk.tools is not None or talk.documents is not None or talk.options:
+        return False
+    return all(type(value) is str for message in talk.messages for value in message.values())
+
+
+def _filled(text: Pattern, passage: Passage, contents: list[str]) -> Passage:
     spans, starts = text.places(contents)
-    return Passage(text.filled(contents), spans, passage.through, passage.ended, passage.remarks, starts)
+    return Passage(
+        text.filled(contents), spans, passage.through, passage.ended, passage.remarks, starts, (text, contents)
+    )
 
 
-def _parted(text: str, spans: list[Span]) -> _Text:
+def _parted(text: str, spans: list[Span]) -> Pattern:
     symbols = [(place, ord(c) - SYMBOLS[0]) for place, c in enumerate(text) if ord(c) in SYMBOLS]
     literals, start = [], 0
     for place, _ in symbols:
@@ -123,14 +146,14 @@ def _parted(text: str, spans: list[Span]) -> _Text:
         before = sum(1 for symbol, _ in symbols if symbol < place)
         return before, place - before
 
-    return _Text(
+    return Pattern(
         [*literals, text[start:]], [number for _, number in symbols], [(counted(a), counted(b)) for a, b in spans]
     )
 
 
 @cache
-def _literals(template: str) -> tuple[re.Pattern[str], frozenset[str]]:
-    """(what a content may not hold, what it may not be) so that the template makes of it what it makes of a symbol."""
+def _literals(template: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(texts that the template looks for in others, all of its texts), none of them empty."""
     from jinja2 import nodes
 
     tree = parsed(template)
@@ -143,8 +166,7 @@ def _literals(template: str) -> tuple[re.Pattern[str], frozenset[str]]:
         strips = isinstance(call, nodes.Call) and isinstance(call.node, nodes.Getattr) and call.node.attr in STRIPS
         found = {text for argument in call.args for text in _strings(argument)}
         asked |= {text for text in found if not (strips and not text.strip())}
-    marks = [f"[{chr(SYMBOLS[0])}-{chr(SYMBOLS[-1])}]", *(re.escape(text) for text in sorted(asked) if text)]
-    return re.compile("|".join(marks)), frozenset(everything)
+    return frozenset(filter(None, asked)), frozenset(filter(None, everything))
 
 
 def _strings(node: object) -> set[str]:

@@ -133,20 +133,20 @@ class ChatTemplate:
         return re.compile(rf"(?:{self._special})\s*\Z")
 
     @cached_property
-    def any_special(self) -> re.Pattern[str]:
-        """A special token anywhere."""
-        return re.compile(self._special)
-
-    @cached_property
     def follows(self) -> re.Pattern[str]:
         """A special token, perhaps after blanks."""
         return re.compile(rf"\s*(?:{self._special})")
 
     @cached_property
-    def _special(self) -> str:
+    def special_tokens(self) -> list[str]:
+        """The special tokens, the longest first."""
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         tokens = set(self.tokenizer.all_special_tokens) | {token.content for token in added if token.special}
-        return "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True) if token) or r"(?!)"
+        return [token for token in sorted(tokens, key=len, reverse=True) if token]
+
+    @cached_property
+    def _special(self) -> str:
+        return "|".join(map(re.escape, self.special_tokens)) or r"(?!)"
 
     def usual(self, talk: Conversation) -> tuple[str, str]:
         """(what stands before an answer and is the prompt's, what closes an answer), as a plain question shows them."""

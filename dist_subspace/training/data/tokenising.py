@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
+from dist_subspace.errors import UsageError
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.pieces import RECORDS, Pieces, tokenised
 from dist_subspace.training.data.settings import DataSettings
 from dist_subspace.training.data.sources import Source
 from dist_subspace.training.data.workers import MOST, Workers, free_cores
 
-PATIENCE = 3.0
-"""Seconds of tokenising here before other processes are started, which take as long to come up."""
+PATIENCE = 1.0
+"""Seconds of tokenising here before other processes are started, which take as long to come up (measured: 0.6 of processor time,
+and what the tokenizer's own files take)."""
 
 
 class Tokenising:
@@ -63,14 +65,21 @@ class Tokenising:
 
     def _do(self, number: int, records: list[dict[str, Any]], workers: Workers | None) -> None:
         first = number * RECORDS + 1
-        given = workers is not None and workers.ready and workers.give(number, first, records, self.poll)
+        given = workers is not None and workers.has_room and workers.give(number, first, records, self.poll)
         if not given:
-            piece = tokenised(records, first, self.source.name, self.settings, self.encoder)
-            self.pieces.put(number, piece)
+            self._do_here(number, first, records, workers)
         self.advance(len(records))
 
+    def _do_here(self, number: int, first: int, records: list[dict[str, Any]], workers: Workers | None) -> None:
+        try:
+            self.pieces.put(number, tokenised(records, first, self.source.name, self.settings, self.encoder))
+        except UsageError:
+            if workers is not None:
+                workers.finish(self.poll)  # a record before it may be refused as well: the first one is said
+            raise
+
     def _workers(self) -> Workers:
-        count = min(free_cores(), MOST)
+        count = min(free_cores() - 1, MOST)  # this process tokenises too, where they have enough to do
         # Their files lie with the pieces: what a killed run leaves goes with these.
         put, folder = self.pieces.put, self.pieces.folder
         return Workers(self.settings, self.tokenizer, self.digest, self.source.name, count, put, folder)

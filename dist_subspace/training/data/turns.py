@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.messages import Conversation
+from dist_subspace.training.data.patterns import Pattern
 from dist_subspace.training.data.template import ChatTemplate, Span
 
 
@@ -31,6 +32,8 @@ class Passage:
     remarks: tuple[str, ...] = field(default=())
     contents: list[int] = field(default_factory=list)
     """Where contents begin, as far as that is known."""
+    filling: tuple[Pattern, list[str]] | None = field(default=None, compare=False)
+    """The pattern that gives the text, and the contents, where they are known."""
 
 
 @dataclass

@@ -7,6 +7,7 @@ ends, which it does when the other process is gone, so does this one.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import struct
@@ -33,17 +34,24 @@ def receive(stream: BinaryIO) -> tuple[bytes, bytes] | None:
     return (kind, body) if len(body) == length else None
 
 
+def _tokenizer(folder: Path, module: str, name: str) -> Any:
+    """The tokenizer, by the class that it has in the other process: to find out by its files which one takes torch."""
+    try:
+        return getattr(importlib.import_module(module), name).from_pretrained(str(folder), local_files_only=True)
+    except Exception:  # a class that is not at home in a module, or does not read what it wrote
+        return None
+
+
 def main(folder: Path, tasks: BinaryIO, answers: BinaryIO) -> None:
     from dist_subspace.errors import UsageError
-    from dist_subspace.loading.tokenizer import load_tokenizer
     from dist_subspace.training.data.encoding import Encoder
     from dist_subspace.training.data.fingerprint import tokenizer_digest
     from dist_subspace.training.data.pieces import tokenised
     from dist_subspace.training.data.settings import DataSettings
 
     task: dict[str, Any] = json.loads((folder / "task.json").read_text("utf-8"))
-    tokenizer = load_tokenizer(str(folder))
-    if tokenizer_digest(tokenizer) != task["tokenizer"]:
+    tokenizer = _tokenizer(folder, *task["class"])
+    if tokenizer is None or tokenizer_digest(tokenizer) != task["tokenizer"]:
         return  # a tokenizer that does not come back from its files the same is used where it is
     settings, encoder = DataSettings(**task["settings"]), Encoder(tokenizer)
     send(answers, READY, b"")

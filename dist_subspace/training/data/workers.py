@@ -52,7 +52,8 @@ class Workers:
         self._failures: dict[int, str] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="dist-subspace-tokenizer-", dir=folder))
         tokenizer.save_pretrained(self._folder)
-        task = {"settings": asdict(settings), "tokenizer": digest, "source": source}
+        kind = [type(tokenizer).__module__, type(tokenizer).__qualname__]
+        task = {"settings": asdict(settings), "tokenizer": digest, "class": kind, "source": source}
         (self._folder / "task.json").write_text(json.dumps(task), "utf-8")
         started = [self._started() for _ in range(count)]
         self.processes = [process for process, _ in started]
@@ -64,6 +65,11 @@ class Workers:
     def ready(self) -> bool:
         """Whether a worker has come up that has the same tokenizer."""
         return self._ready > 0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether `give` takes a piece at once, for a worker that has come up."""
+        return self.ready and not self._tasks.full()
 
     def give(self, number: int, first: int, records: list[dict[str, Any]], poll: Callable[[], None]) -> bool:
         """Hand a piece over, waiting for room; False where it cannot be (a record that is no JSON, no worker).

@@ -74,12 +74,27 @@ def test_a_conversation_of_a_known_shape_is_rendered_once() -> None:
             return super()._rendered(one, prompt)
 
     recipes = Recipes(Counting(chat_tokenizer("byte-level", "qwen3")))
-    for number in range(10):
-        roles = ["user", "assistant"] * 4
-        recipes.passages(talk([{"role": r, "content": f"w{number} {n}"} for n, r in enumerate(roles)]))
-        if number == 0:
-            Counting.renderings = 0
-    assert Counting.renderings == 9
+    # One of roles and contents only is rendered by the template as it is compiled, any other one by the tokenizer.
+    for options, renderings in (({}, 0), ({"enable_thinking": True}, 9)):
+        for number in range(10):
+            messages = [{"role": r, "content": f"w{number} {n}"} for n, r in enumerate(["user", "assistant"] * 4)]
+            recipes.passages(replace(talk(messages), options=options))
+            if number == 0:
+                Counting.renderings = 0
+        assert Counting.renderings == renderings
+
+
+def test_a_content_that_a_template_refuses_is_refused_within_a_known_shape() -> None:
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.content|length > 9 %}{{ raise_exception('too long') }}{% endif %}"
+        "{{ m.role + ': ' + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    recipes = Recipes(ChatTemplate(tokenizer))
+    pair = ({"role": "user", "content": "why"}, {"role": "assistant", "content": "so"})
+    assert len(recipes.passages(talk(list(pair)))) == 1
+    with pytest.raises(UsageError, match="refuses these messages: too long"):
+        recipes.passages(talk([pair[0], pair[1] | {"content": "because of it"}]))
 
 
 def test_what_a_template_makes_of_the_contents_is_not_taken_from_another_conversation() -> None:

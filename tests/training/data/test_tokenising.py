@@ -75,21 +75,20 @@ def test_workers_give_the_bytes_that_this_process_gives_and_the_first_refusal(
 ) -> None:
     found: dict[int, bytes] = {}
     workers = started(found.__setitem__)
+    for process in workers.processes:  # torch takes longer to come up than most sources to tokenise
+        assert b"libtorch" not in Path(f"/proc/{process.pid}/maps").read_bytes()
     rows = talks(600)
     for number in range(6):
         assert workers.give(number, number * 100 + 1, rows[number * 100 :][:100], nothing)
-    workers.finish(nothing)
+    bad = [{"messages": [{"role": "user", "content": 5}]}]
+    with pytest.raises(UsageError, match=r"a\.jsonl: record 601 .*int"):
+        for number in range(6, 10):
+            workers.give(number, number * 100 + 1, bad, nothing)
+        workers.finish(nothing)
     encoder = Encoder(tokenizer)
     for number in range(6):
         expected = tokenised(rows[number * 100 :][:100], number * 100 + 1, "a.jsonl", SETTINGS, encoder)
         assert found[number] == expected
-
-    refusing = started(found.__setitem__)
-    bad = [{"messages": [{"role": "user", "content": 5}]}]
-    with pytest.raises(UsageError, match=r"a\.jsonl: record 201 .*int"):
-        for number in range(8):
-            refusing.give(number, number * 100 + 1, rows[:100] if number < 2 else bad, nothing)
-        refusing.finish(nothing)
 
 
 def test_a_worker_that_dies_is_one_sentence(started: Callable[..., Workers]) -> None:
@@ -105,7 +104,7 @@ PARENT = """
 import sys, time
 from tests.training.data.test_tokenising import *
 tokenizer = chat_tokenizer("byte-level", "qwen3")
-workers = Workers(SETTINGS, tokenizer, tokenizer_digest(tokenizer), "a.jsonl", 2, lambda number, piece: None)
+workers = Workers(SETTINGS, tokenizer, tokenizer_digest(tokenizer), "a.jsonl", 1, lambda number, piece: None)
 until(lambda: workers.ready)
 print(*[process.pid for process in workers.processes], flush=True)
 time.sleep(600)
@@ -117,7 +116,7 @@ def test_workers_end_with_the_process_that_started_them() -> None:
     assert parent.stdout is not None
     said = next(line for line in parent.stdout if line.strip())  # libraries print blank lines
     pids = [int(pid) for pid in said.split()]
-    assert len(pids) == 2
+    assert len(pids) == 1
     parent.kill()
     parent.wait()
     until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() and _runs(pid) for pid in pids), 60)
@@ -218,7 +217,39 @@ def test_a_large_source_is_tokenised_by_several_processes_into_the_same_columns(
     monkeypatch.setattr(tokenising, "free_cores", lambda: 2)
     monkeypatch.setattr(tokenising, "Workers", Watched)
     several = prepare(DataSettings(**settings), tokenizer, tmp_path / "b", 0, False, "causal-lm")
-    assert given == [0, 1, 2]
+    assert given[:2] == [0, 1]  # the third one too, or here, if they have enough to do
     for name in ("ids", "trained", "offsets", "records", "seen", "dropped"):
         one, other = (getattr(found.train.parts[0].columns, name) for found in (alone, several))
         assert np.array_equal(one, other)
+
+
+def test_the_first_record_that_is_refused_is_said_whoever_reads_it(
+    tmp_path: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dist_subspace.training.data import tokenising
+
+    class Few(Workers):
+        """A worker that is there before the source ends, and takes the first piece only."""
+
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            until(lambda: self.ready)
+            self.given = 0
+
+        @property
+        def has_room(self) -> bool:
+            return not self.given
+
+        def give(self, *arguments: Any) -> bool:
+            self.given += 1
+            return super().give(*arguments)
+
+    records = talks(2 * RECORDS)
+    records[RECORDS - 1] = records[RECORDS] = {"messages": [{"role": "user", "content": 5}]}
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)))
+    monkeypatch.setattr(tokenising, "PATIENCE", 0.0)
+    monkeypatch.setattr(tokenising, "free_cores", lambda: 2)
+    monkeypatch.setattr(tokenising, "Workers", Few)
+    with pytest.raises(UsageError, match=f"record {RECORDS} "):
+        prepared(tmp_path, tokenizer, train=str(file), format="chat", max_length=60)
