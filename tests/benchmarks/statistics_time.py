@@ -1,6 +1,6 @@
 """What set-up statistics cost: seconds, peak memory, and a second start that finds them.
 
-    DS_ACCELERATOR=cpu torchrun --nproc_per_node 2 -m tests.benchmarks.statistics_time [--methods pissa milora svdiff] [--hidden 1024]
+    DS_ACCELERATOR=cpu torchrun --nproc_per_node 2 -m tests.benchmarks.statistics_time [--methods pissa ...] [--hidden 1024]
 
 A random LLaMA in NF4, split by ZeRO-3 where there is more than one rank. "peak" is the largest rank's resident memory above
 what it held before and the factors that it keeps, in float32 copies of the largest decomposed matrix.
