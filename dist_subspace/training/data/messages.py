@@ -24,6 +24,7 @@ ROLES = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_call": "assistant",
 }
 """ShareGPT's names of who speaks, and the role that chat templates know."""
 OURS = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
@@ -104,9 +105,12 @@ def _message(row: Row, raw: Any) -> tuple[Message, bool]:
     calls = _calls(row, message.pop("tool_calls", None))
     if calls:
         message["tool_calls"] = calls
+    legacy = _calls(row, message.pop("function_call", None), "function_call")
+    if legacy:
+        message["function_call"] = legacy[0]
     if "content" in message:
         message["content"] = _text(row, message["content"])
-    elif not calls and not isinstance(message.get("function_call"), dict):
+    elif not calls and not legacy:
         raise UsageError(f"{row} has a message of {message['role']!r} with neither content nor tool_calls")
     return message, is_trained
 
@@ -115,8 +119,16 @@ def _from_sharegpt(row: Row, message: Message) -> Message:
     who = message["from"]
     if who not in ROLES:
         raise UsageError(f"{row} has a message from {who!r}; accepted: {', '.join(ROLES)}")
-    named = {key: value for key, value in message.items() if key not in ("from", "value")}
-    return {"role": ROLES[who]} | ({"content": message["value"]} if "value" in message else {}) | named
+    named = {key: value for key, value in message.items() if key not in ("from", "value")} | {"role": ROLES[who]}
+    if "value" not in message:
+        return named
+    if who != "function_call":
+        return named | {"content": message["value"]}
+    calls = message["value"]
+    if isinstance(calls, str):
+        calls = _decoded(row, calls, "a message from 'function_call'")
+    calls = calls if isinstance(calls, list) else [calls]
+    return named | {"tool_calls": [{"type": "function", "function": _call(row, call)} for call in calls]}
 
 
 def _weight(row: Row, message: Message) -> bool:
@@ -144,12 +156,14 @@ def _text(row: Row, content: Any) -> str:
     return "".join(texts)
 
 
-def _calls(row: Row, calls: Any) -> list[Any]:
-    """The tool calls with their arguments as objects."""
+def _calls(row: Row, calls: Any, name: str = "tool_calls") -> list[Any]:
+    """The tool calls with their arguments as objects; `function_call`, its older name, is a single one."""
     if isinstance(calls, str):
-        calls = _decoded(row, calls, "tool_calls") if calls.strip() else None
-    if calls is None:
+        calls = _decoded(row, calls, name) if calls.strip() else None
+    if not calls:
         return []
+    if name == "function_call":
+        calls = [calls]
     if not isinstance(calls, list):
         raise UsageError(f"{row} has {type(calls).__name__} as tool_calls; accepted: a list")
     return [_call(row, call) for call in calls]

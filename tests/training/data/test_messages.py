@@ -184,6 +184,17 @@ def test_sharegpt_is_read_by_name(tmp_path: Path) -> None:
         read(conversations=[{"from": "narrator", "value": "x"}])
 
 
+def test_function_calls_of_sharegpt_are_tool_calls() -> None:
+    call = {"name": "weather", "arguments": {"city": "Ulm"}}
+    for value in (json.dumps(call), json.dumps([call]), [call], call):
+        talk = [{"from": "human", "value": "rain?"}, {"from": "function_call", "value": value}]
+        found = read(
+            conversations=[*talk, {"from": "observation", "value": "wet"}, {"from": "gpt", "value": "It rains."}]
+        )
+        assert found.messages[1] == {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+        assert found.messages[2] == {"role": "tool", "content": "wet"} and found.trained == [False, True, False, True]
+
+
 @pytest.mark.parametrize(
     ("message", "named"),
     [
