@@ -48,7 +48,7 @@ def in_form(messages: list[Message], form: Form) -> list[Message]:
 def fitting(messages: list[Message], rendered: Callable[[list[Message]], str | None]) -> Form | None:
     """The first form in which the template (`rendered`: None where it refuses) shows some content, and no object of Python's;
     None where it shows none in any."""
-    return next((form for form in FORMS if _is_shown(messages, rendered(in_form(messages, form)))), None)
+    return next((form for form in FORMS if _is_shown(messages, in_form(messages, form), rendered)), None)
 
 
 def _with_text(call: dict[str, Any]) -> dict[str, Any]:
@@ -57,12 +57,15 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return call | {"function": inner} if "function" in call else inner
 
 
-def _is_shown(messages: list[Message], text: str | None) -> bool:
+def _is_shown(messages: list[Message], formed: list[Message], rendered: Callable[[list[Message]], str | None]) -> bool:
+    text = rendered(formed)
     if text is None:
         return False
-    calls = [call.get("function", call) for message in messages for call in message.get("tool_calls", [])]
-    if any(call["arguments"] and str(call["arguments"]) in text for call in calls):
-        return False  # {'city': 'Ulm'}, which is no JSON
+    calls = [call.get("function", call)["arguments"] for message in formed for call in message.get("tool_calls", [])]
+    for arguments in filter(None, calls):
+        # {'city': 'Ulm'} is no JSON, and \\"city\\" is JSON within JSON.
+        if (str(arguments) in text) != isinstance(arguments, str):
+            return False
     contents = [message["content"].strip() for message in messages if message.get("content", "").strip()]
     squeezed = "".join(text.split())
     return not contents or any(content in text or "".join(content.split()) in squeezed for content in contents)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.columns import Row
+from dist_subspace.training.data.values import half_of_a_pair
 
 Message = dict[str, Any]
 SHAREGPT = "conversations"
@@ -27,6 +28,10 @@ ROLES = {
     "function_call": "assistant",
 }
 """ShareGPT's names of who speaks, and the role that chat templates know."""
+SPEAKERS = {"user", "assistant", "system", "developer", "tool", "function", "ipython", "observation"}
+"""Roles that one template or another knows."""
+FLAGS = ("train", "training", "loss")
+"""Names under which tools of the trade say whether a turn is trained."""
 OURS = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
 OURS |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
 OURS |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
@@ -67,7 +72,20 @@ def conversation(row: Row) -> Conversation:
     Raises:
         UsageError: for what is no list of messages, a content that is no text, tool calls that cannot be read.
     """
+    try:
+        return _conversation(row)
+    except RecursionError as error:
+        raise UsageError(f"{row} is nested too deeply; accepted: messages of text") from error
+
+
+def _conversation(row: Row) -> Conversation:
     cleaned = [_message(row, message) for message in _listed_messages(row)]
+    roles = {message["role"] for message, _ in cleaned}
+    if "assistant" not in roles and (unknown := sorted(roles - SPEAKERS)):
+        raise UsageError(
+            f"{row} has a message of the role {unknown[0]!r} and none of 'assistant', whose turns are trained; accepted: role "
+            "and content (user, assistant, system, tool), or ShareGPT's from and value"
+        )
     return Conversation(
         row,
         [message for message, _ in cleaned],
@@ -132,13 +150,15 @@ def _from_sharegpt(row: Row, message: Message) -> Message:
 
 
 def _weight(row: Row, message: Message) -> bool:
-    """Takes `weight` and `train` out of the message: False where one of them masks it."""
-    weight, train = message.pop("weight", 1), message.pop("train", True)
+    """Takes `weight` and `train` (or what else it is called) out of the message: False where one of them masks it."""
+    weight = message.pop("weight", 1)
     if weight not in (0, 1):
         raise UsageError(f"{row} has a message with weight {weight!r}; accepted: 0 (not trained) or 1")
-    if not isinstance(train, bool):
-        raise UsageError(f"{row} has a message with train {train!r}; accepted: true or false")
-    return bool(weight) and train
+    flags = {name: message.pop(name) for name in FLAGS if name in message}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UsageError(f"{row} has a message with {name} {flag!r}; accepted: true or false")
+    return bool(weight) and all(flags.values())
 
 
 def _text(row: Row, content: Any) -> str:
@@ -221,7 +241,15 @@ def _options(row: Row) -> dict[str, Any]:
 
 def _decoded(row: Row, text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if "\\u" in text and (half := half_of_a_pair(json.dumps(found, ensure_ascii=False))):
+            raise UsageError(
+                f"{row} has half of a surrogate pair in {where}, {half}, which is no character; accepted: text that UTF-8 can "
+                "hold"
+            )
+        return found
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{row} has text that is not JSON in {where}: {str(error).splitlines()[0]}") from error
 
