@@ -136,7 +136,10 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return {}
-    return _readable(lambda: json.loads(file.read_text("utf-8")), f"{str(file)!r} is not JSON")
+    found = _readable(lambda: json.loads(file.read_text("utf-8")), f"{str(file)!r} is not JSON")
+    if not isinstance(found, dict):
+        raise UsageError(f"{str(file)!r} holds {type(found).__name__}; accepted: an object")
+    return found
 
 
 def _give_pad_token(tokenizer: Any) -> None:

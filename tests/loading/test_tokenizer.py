@@ -117,6 +117,13 @@ def test_a_file_that_is_no_sentencepiece_model_is_refused_in_one_sentence(tmp_pa
 
 
 @needs_data
+def test_settings_that_are_no_object_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    shutil.copy(DATA / "tokenizers" / f"{MODELS[0]}.model", tmp_path / "tokenizer.model")
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"tokenizer_config.json' holds list; accepted: an object"):
+        load_tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_new_tokens_follow_the_pieces_and_come_back_from_a_saved_tokenizer(name: str, tmp_path: Path) -> None:
     source = str(DATA / "tokenizers" / f"{name}.model")

@@ -21,6 +21,10 @@ from dist_subspace.training.data.turns import Passage
 
 __all__ = ["DEFAULT_CHAT_TEMPLATE", "chat", "give_chat_template"]
 SYSTEM = ("system", "developer")
+SYSTEM_BESIDE = (
+    "{count} records have a system prompt in the column 'system', which is no part of what is trained: put it into the "
+    "messages, as one of the role 'system'"
+)
 Tokens = tuple[np.ndarray, np.ndarray]
 
 
@@ -61,7 +65,11 @@ def _unread(template: ChatTemplate) -> Callable[[Conversation], set[str]]:
     def of(talk: Conversation) -> set[str]:
         given = {"tools": talk.tools, "documents": talk.documents} | talk.options
         names = [name for name, value in given.items() if value is not None and not template.reads(name, talk)]
-        return {f"{{count}} conversations have {name}, which the chat template does not read" for name in names}
+        said = {f"{{count}} conversations have {name}, which the chat template does not read" for name in names}
+        beside = talk.row.record.get("system")
+        if isinstance(beside, str) and beside.strip() and not any(m["role"] in SYSTEM for m in talk.messages):
+            said.add(SYSTEM_BESIDE)
+        return said
 
     return of
 

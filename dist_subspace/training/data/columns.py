@@ -51,4 +51,6 @@ class Row:
             raise UsageError(f"{self} has {value} in column {column!r}; accepted: text, or a number that is finite")
         if not isinstance(value, str | int | float):
             raise UsageError(f"{self} has {type(value).__name__} in column {column!r}; accepted: text")
+        if isinstance(value, bool):
+            return str(value).lower()  # as JSON writes it
         return value if isinstance(value, str) else str(value)

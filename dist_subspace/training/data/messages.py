@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.columns import Row
+from dist_subspace.training.data.values import half_of_a_pair
 
 Message = dict[str, Any]
 SHAREGPT = "conversations"
@@ -24,8 +25,13 @@ ROLES = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_call": "assistant",
 }
 """ShareGPT's names of who speaks, and the role that chat templates know."""
+SPEAKERS = {"user", "assistant", "system", "developer", "tool", "function", "ipython", "observation"}
+"""Roles that one template or another knows."""
+FLAGS = ("train", "training", "loss")
+"""Names under which tools of the trade say whether a turn is trained."""
 OURS = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
 OURS |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
 OURS |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
@@ -66,7 +72,20 @@ def conversation(row: Row) -> Conversation:
     Raises:
         UsageError: for what is no list of messages, a content that is no text, tool calls that cannot be read.
     """
+    try:
+        return _conversation(row)
+    except RecursionError as error:
+        raise UsageError(f"{row} is nested too deeply; accepted: messages of text") from error
+
+
+def _conversation(row: Row) -> Conversation:
     cleaned = [_message(row, message) for message in _listed_messages(row)]
+    roles = {message["role"] for message, _ in cleaned}
+    if "assistant" not in roles and (unknown := sorted(roles - SPEAKERS)):
+        raise UsageError(
+            f"{row} has a message of the role {unknown[0]!r} and none of 'assistant', whose turns are trained; accepted: role "
+            "and content (user, assistant, system, tool), or ShareGPT's from and value"
+        )
     return Conversation(
         row,
         [message for message, _ in cleaned],
@@ -104,9 +123,12 @@ def _message(row: Row, raw: Any) -> tuple[Message, bool]:
     calls = _calls(row, message.pop("tool_calls", None))
     if calls:
         message["tool_calls"] = calls
+    legacy = _calls(row, message.pop("function_call", None), "function_call")
+    if legacy:
+        message["function_call"] = legacy[0]
     if "content" in message:
         message["content"] = _text(row, message["content"])
-    elif not calls and not isinstance(message.get("function_call"), dict):
+    elif not calls and not legacy:
         raise UsageError(f"{row} has a message of {message['role']!r} with neither content nor tool_calls")
     return message, is_trained
 
@@ -115,18 +137,28 @@ def _from_sharegpt(row: Row, message: Message) -> Message:
     who = message["from"]
     if who not in ROLES:
         raise UsageError(f"{row} has a message from {who!r}; accepted: {', '.join(ROLES)}")
-    named = {key: value for key, value in message.items() if key not in ("from", "value")}
-    return {"role": ROLES[who]} | ({"content": message["value"]} if "value" in message else {}) | named
+    named = {key: value for key, value in message.items() if key not in ("from", "value")} | {"role": ROLES[who]}
+    if "value" not in message:
+        return named
+    if who != "function_call":
+        return named | {"content": message["value"]}
+    calls = message["value"]
+    if isinstance(calls, str):
+        calls = _decoded(row, calls, "a message from 'function_call'")
+    calls = calls if isinstance(calls, list) else [calls]
+    return named | {"tool_calls": [{"type": "function", "function": _call(row, call)} for call in calls]}
 
 
 def _weight(row: Row, message: Message) -> bool:
-    """Takes `weight` and `train` out of the message: False where one of them masks it."""
-    weight, train = message.pop("weight", 1), message.pop("train", True)
+    """Takes `weight` and `train` (or what else it is called) out of the message: False where one of them masks it."""
+    weight = message.pop("weight", 1)
     if weight not in (0, 1):
         raise UsageError(f"{row} has a message with weight {weight!r}; accepted: 0 (not trained) or 1")
-    if not isinstance(train, bool):
-        raise UsageError(f"{row} has a message with train {train!r}; accepted: true or false")
-    return bool(weight) and train
+    flags = {name: message.pop(name) for name in FLAGS if name in message}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise UsageError(f"{row} has a message with {name} {flag!r}; accepted: true or false")
+    return bool(weight) and all(flags.values())
 
 
 def _text(row: Row, content: Any) -> str:
@@ -144,12 +176,14 @@ def _text(row: Row, content: Any) -> str:
     return "".join(texts)
 
 
-def _calls(row: Row, calls: Any) -> list[Any]:
-    """The tool calls with their arguments as objects."""
+def _calls(row: Row, calls: Any, name: str = "tool_calls") -> list[Any]:
+    """The tool calls with their arguments as objects; `function_call`, its older name, is a single one."""
     if isinstance(calls, str):
-        calls = _decoded(row, calls, "tool_calls") if calls.strip() else None
-    if calls is None:
+        calls = _decoded(row, calls, name) if calls.strip() else None
+    if not calls:
         return []
+    if name == "function_call":
+        calls = [calls]
     if not isinstance(calls, list):
         raise UsageError(f"{row} has {type(calls).__name__} as tool_calls; accepted: a list")
     return [_call(row, call) for call in calls]
@@ -207,7 +241,15 @@ def _options(row: Row) -> dict[str, Any]:
 
 def _decoded(row: Row, text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        found = json.loads(text)
+        if "\\u" in text and (half := half_of_a_pair(json.dumps(found, ensure_ascii=False))):
+            raise UsageError(
+                f"{row} has half of a surrogate pair in {where}, {half}, which is no character; accepted: text that UTF-8 can "
+                "hold"
+            )
+        return found
+    except UsageError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{row} has text that is not JSON in {where}: {str(error).splitlines()[0]}") from error
 

@@ -50,6 +50,8 @@ def read_parquet(file: Path) -> Iterator[Record]:
             yield from batch.to_pylist()
     except pyarrow.ArrowException as error:
         raise UsageError(f"{file} is not parquet: {_first_line(error)}") from error
+    except UsageError:  # which is a ValueError
+        raise
     except UnicodeDecodeError as error:
         raise UsageError(f"{file} has a column of text that is not UTF-8: {error.reason}") from error
     except (ValueError, OverflowError) as error:  # a time that Python's own types cannot hold

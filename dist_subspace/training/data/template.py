@@ -11,7 +11,8 @@ from typing import Any
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from dist_subspace.errors import UsageError
-from dist_subspace.training.data.messages import Conversation
+from dist_subspace.training.data.given import AS_READ, Form, fitting, in_form, traits
+from dist_subspace.training.data.messages import Conversation, Message
 
 DEFAULT_CHAT_TEMPLATE = (
     "{{ bos_token or '' }}{% for message in messages %}"
@@ -51,6 +52,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
+        self._forms: dict[tuple[str, bool, bool], Form] = {}
 
     def text(self, talk: Conversation, prompt: bool = False) -> str:
         """The conversation as `apply_chat_template` renders it; with `prompt`, up to where the assistant is to speak.
@@ -88,7 +90,7 @@ class ChatTemplate:
         """The spans of the template's own marks in `text`, its rendering; None where they cannot be had."""
         try:
             found: Any = render_jinja_template(  # (texts, spans of each), whatever its signature says
-                conversations=[talk.messages],
+                conversations=[self._given(talk)],
                 tools=talk.tools,
                 documents=talk.documents,
                 chat_template=self.source(talk),
@@ -159,10 +161,28 @@ class ChatTemplate:
         return header, whole[place[1] :].rstrip() if whole and place else ""
 
     def _rendered(self, talk: Conversation, prompt: bool) -> str:
+        return self._applied(self._given(talk), talk, prompt)
+
+    def _given(self, talk: Conversation) -> list[Message]:
+        """The messages in the form in which the template takes them, which is found once."""
+        key = (self.source(talk), *traits(talk.messages))
+        if key not in self._forms:
+            form = fitting(talk.messages, lambda messages: self._maybe_applied(messages, talk))
+            if form is None:
+                return talk.messages
+            self._forms[key] = form
+        form = self._forms[key]
+        return talk.messages if form == AS_READ else in_form(talk.messages, form)
+
+    def _maybe_applied(self, messages: list[Message], talk: Conversation) -> str | None:
+        try:
+            return self._applied(messages, talk, False)
+        except Exception:  # as in `maybe`
+            return None
+
+    def _applied(self, messages: list[Message], talk: Conversation, prompt: bool) -> str:
         options: dict[str, Any] = {"tools": talk.tools, "documents": talk.documents} | talk.options
-        return self.tokenizer.apply_chat_template(
-            talk.messages, tokenize=False, add_generation_prompt=prompt, **options
-        )
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
 
 
 @cache

@@ -20,7 +20,7 @@ from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
 from dist_subspace.training.data.template import give_chat_template, said_of_default
 from dist_subspace.training.data.tokenising import Tokenising
 
-LAYOUT = 2  # of the stored columns and of how text becomes tokens; a change makes old caches unread
+LAYOUT = 3  # of the stored columns and of how text becomes tokens; a change makes old caches unread
 IDENTITY = 1  # of the data's fingerprint, which stored runs hold
 TASKS = ("causal-lm", "classification")
 

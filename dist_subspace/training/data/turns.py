@@ -50,6 +50,9 @@ NEVER_ENDS = "{count} conversations teach no end of an answer: neither chat temp
 NOT_WHOLE = (
     "{count} conversations have an answer that the chat template shortens or rewrites: it is trained as rendered"
 )
+NO_REASONING = "{count} conversations have reasoning that the chat template leaves out of the answer: it is not trained"
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""The names that transformers gives a template the reasoning by; the first that is there counts."""
 NOT_SHOWN = "{count} conversations have a message that the chat template leaves out: it is no part of what is trained"
 
 
@@ -70,6 +73,8 @@ def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
         found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
     else:
         found = [Passage(turn.text, turn.spans, turn.through) for turn in turns]
+    if not all(_shows_reasoning(talk, turn) for turn in turns):
+        remarks += (NO_REASONING,)
     if not all(_shows_what_was_asked(talk, passage) for passage in found):
         remarks += (NOT_SHOWN,)
     for passage in found:
@@ -87,12 +92,16 @@ def _turn(i: int, talk: Conversation, template: ChatTemplate, whole: str) -> _Tu
     spans = _spans_of_last(i, talk, template, through, context)
     end = spans[-1][1]
     if context is not None and not through.startswith(context):
-        start = spans[0][0]
+        start = max(spans[0][0], _after_shared_header(i, talk, template, through, context))
+        spans = [(start, spans[0][1]), *spans[1:]]
         moved = [(a - start + len(context), b - start + len(context)) for a, b in spans]
         return _Turn(i, context + through[start:], moved, in_whole=False, through=i + 1)
     if whole.startswith(through[:end]):
         return _Turn(i, through, spans, in_whole=True, through=i + 1)
-    shorter = _without_last_end(through, spans, template)
+    is_empty = not talk.messages[i].get("content", "").strip() and "tool_calls" not in talk.messages[i]
+    shorter = (
+        None if is_empty else _without_last_end(through, spans, template)
+    )  # else the header's token is taken for an end
     if shorter is not None and whole.startswith(through[:shorter]):
         return _Turn(i, through, [*spans[:-1], (spans[-1][0], shorter)], in_whole=True, through=i + 1)
     return _Turn(i, through, spans, in_whole=False, through=i + 1)
@@ -115,12 +124,29 @@ def _spans_of_last(i: int, talk: Conversation, template: ChatTemplate, through: 
     place = places[i]
     if context is not None:
         earliest = max((other[1] for other in places[:i] if other), default=0)
-        start = _after_prompt(through, context, earliest, place[0] if place else end)
+        start = _after_shared_header(i, talk, template, through, context) or _after_prompt(
+            through, context, earliest, place[0] if place else end
+        )
     elif place is not None:
         start = _after_header(part, template, through, i)
     else:
         raise _not_told(talk, i)
     return [(start, end)]
+
+
+def _after_shared_header(i: int, talk: Conversation, template: ChatTemplate, through: str, context: str) -> int:
+    """Where the turn begins in `through` behind what it shares with the prompt, which goes on otherwise (with an empty thought);
+    0 where the messages before the turn are shown otherwise too."""
+    before = template.maybe(talk.upto(i)) or ""
+    if not before or not (context.startswith(before) and through.startswith(before)):
+        return 0
+    shared = len(os.path.commonprefix([context, through]))
+    place = template.places(talk.upto(i + 1), through)[i]
+    if place and place[0] <= shared:
+        return place[0]
+    while shared > len(before) and not through[shared - 1].isspace() and not template.ends.search(through[:shared]):
+        shared -= 1  # two tokens may begin alike
+    return shared
 
 
 def _own_marks(part: Conversation, template: ChatTemplate, through: str, context: str | None) -> list[Span]:
@@ -230,7 +256,8 @@ def _is_whole(talk: Conversation, turn: _Turn) -> bool:
     """
     message = talk.messages[turn.index]
     said = "".join(turn.text[start:end] for start, end in turn.spans)
-    for call in message.get("tool_calls", []):
+    legacy = [message["function_call"]] if "function_call" in message else []
+    for call in message.get("tool_calls", []) + legacy:
         name = call.get("function", call)["name"]
         if name not in said:
             raise UsageError(
@@ -238,6 +265,13 @@ def _is_whole(talk: Conversation, turn: _Turn) -> bool:
                 "accepted: a template that renders tool_calls"
             )
     return _stands_in(message.get("content", ""), said)
+
+
+def _shows_reasoning(talk: Conversation, turn: _Turn) -> bool:
+    message = talk.messages[turn.index]
+    reasoning = next((message[name] for name in REASONING if name in message), "")
+    said = "".join(turn.text[start:end] for start, end in turn.spans)
+    return not isinstance(reasoning, str) or _stands_in(reasoning, said)
 
 
 def _shows_what_was_asked(talk: Conversation, passage: Passage) -> bool:

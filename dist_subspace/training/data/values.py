@@ -34,8 +34,8 @@ def _cleaned(value: Any, column: str, source: str, number: int) -> Any:
     if isinstance(value, str):
         if not _is_text(value):
             raise UsageError(
-                f"{source}: record {number} has half of a surrogate pair in column {shown(column)}, {_half(value)}, which is no "
-                "character; accepted: text that UTF-8 can hold"
+                f"{source}: record {number} has half of a surrogate pair in column {shown(column)}, "
+                f"{half_of_a_pair(value)}, which is no character; accepted: text that UTF-8 can hold"
             )
         return value
     if isinstance(value, float):
@@ -57,5 +57,6 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _half(value: str) -> str:
-    return next(f"\\u{ord(character):04x}" for character in value if 0xD800 <= ord(character) <= 0xDFFF)
+def half_of_a_pair(value: str) -> str | None:
+    """The first half of a surrogate pair that stands alone in the text, as JSON writes it."""
+    return next((f"\\u{ord(character):04x}" for character in value if 0xD800 <= ord(character) <= 0xDFFF), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dist_subspace.errors import UsageError
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.training.data.chat import chat
 from dist_subspace.training.data.columns import Row
@@ -211,3 +213,60 @@ def test_a_mark_that_only_looks_like_a_special_token_stays_text(kind: str) -> No
     (outcome,) = outcomes(tokenizer, messages)
     expected = tokenizer.apply_chat_template(messages)["input_ids"]
     assert outcome.sample is not None and [int(i) for i in outcome.sample.ids] == expected
+
+
+THOUGHT = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<|tool|>{{ c.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<|thought|>' }}{% endif %}"
+)
+
+
+def test_a_prompt_that_goes_on_with_an_empty_thought_is_followed_by_the_answer_alone() -> None:
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    tokenizer.chat_template = THOUGHT
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    for last, said in (
+        ({"content": "w1q fine"}, "w1q fine"),
+        ({"content": "<|thou w1q"}, "<|thou w1q"),
+        ({"tool_calls": [call]}, '<|tool|>{"name": "weather", "arguments": {}}'),
+    ):
+        asked = [{"role": "user", "content": "ask w0q"}]
+        (outcome,) = outcomes(tokenizer, [*asked, {"role": "assistant"} | last])
+        prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        assert parts(tokenizer, outcome) == (said + "<|im_end|>", prompt + "\n")
+
+
+def test_a_reasoning_that_the_template_does_not_read_is_said_and_one_that_it_reads_is_trained() -> None:
+    for name, key in (("qwen2", "reasoning_content"), ("chatml", "thinking"), ("qwen3", "reasoning_content")):
+        tokenizer = chat_tokenizer("byte-level", name)
+        answer = {"role": "assistant", "content": "say w1q", key: "hm w2q"}
+        (outcome,) = outcomes(tokenizer, [{"role": "user", "content": "ask w0q"}, answer])
+        trained, _ = parts(tokenizer, outcome)
+        said = any(remark.endswith("leaves out of the answer: it is not trained") for remark in outcome.remarks)
+        assert ("w2q" in trained, said) == ((True, False) if name == "qwen3" else (False, True))
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Ulm"}, '{"city": "Ulm"}'])
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_function_call_by_its_older_name_does_not_become_an_empty_answer(content: str | None, arguments: Any) -> None:
+    call = {"name": "weather", "arguments": arguments}
+    for written in (call, json.dumps(call)):
+        answer = {"role": "assistant", "content": content, "function_call": written}
+        with pytest.raises(UsageError, match="does not render the tool call 'weather'"):
+            outcomes(chat_tokenizer("byte-level", "qwen2"), [{"role": "user", "content": "rain?"}, answer])
+
+
+def test_an_empty_answer_amid_a_conversation_trains_what_closes_it_there() -> None:
+    tokenizer = chat_tokenizer("byte-level", "chatml")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}<unk>{{ m['content'] }}"
+        "{{ '</s>' if loop.last and m['role'] == 'assistant' else '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    talk = [
+        {"role": r, "content": c}
+        for r, c in (("user", "w0q"), ("assistant", ""), ("user", "w2q"), ("assistant", "w3q"))
+    ]
+    found = [parts(tokenizer, outcome)[0] for outcome in outcomes(tokenizer, talk)]
+    assert found == ["assistant<unk></s>", "assistant<unk>w3q</s>"]

@@ -15,7 +15,7 @@ from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.messages import Conversation, conversation
 from dist_subspace.training.data.settings import DataSettings
 from tests.training.data.chat_for_tests import chat_tokenizer
-from tests.training.data.test_chat_templates import parts
+from tests.training.data.test_chat_templates import outcomes, parts
 from tests.training.data.tokens_for_tests import prepared, texts
 
 TOOLS = [
@@ -184,6 +184,17 @@ def test_sharegpt_is_read_by_name(tmp_path: Path) -> None:
         read(conversations=[{"from": "narrator", "value": "x"}])
 
 
+def test_function_calls_of_sharegpt_are_tool_calls() -> None:
+    call = {"name": "weather", "arguments": {"city": "Ulm"}}
+    for value in (json.dumps(call), json.dumps([call]), [call], call):
+        talk = [{"from": "human", "value": "rain?"}, {"from": "function_call", "value": value}]
+        found = read(
+            conversations=[*talk, {"from": "observation", "value": "wet"}, {"from": "gpt", "value": "It rains."}]
+        )
+        assert found.messages[1] == {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
+        assert found.messages[2] == {"role": "tool", "content": "wet"} and found.trained == [False, True, False, True]
+
+
 @pytest.mark.parametrize(
     ("message", "named"),
     [
@@ -233,3 +244,58 @@ def test_the_default_template_is_said_with_the_marks_that_are_not_in_the_vocabul
     assert len(said) == 1 and "ChatML" in said[0] and "<|im_end|> are not in its vocabulary" in said[0]
     own = chat_tokenizer("byte-level", "chatml")
     assert prepared(tmp_path, own, train=str(file), format="chat").notices == []
+
+
+QUESTION, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
+DEEP = '{"a": ' + "[" * 900 + "]" * 900 + "}"
+
+
+HALF = '{"a": "\\ud800"}'
+CALLED = ANSWER | {"function_call": {"name": "f", "arguments": HALF}}
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [
+        ({"messages": [QUESTION, CALLED]}, "half of a surrogate pair in arguments of the tool call 'f'"),
+        (
+            {"messages": f'[{{"role": "user", "content": "x", "y": {HALF}}}]'},
+            "half of a surrogate pair in column 'messages'",
+        ),
+        ({"messages": [QUESTION, ANSWER], "tools": f"[{HALF}]"}, "half of a surrogate pair in column 'tools'"),
+        ({"messages": [QUESTION, ANSWER], "tools": f"[{DEEP}]"}, "nested too deeply"),
+    ],
+)
+def test_json_within_a_string_is_held_to_what_json_in_the_file_is(record: dict[str, Any], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        read(**record)
+
+
+def test_arguments_that_the_template_cannot_write_are_refused_and_not_written_otherwise() -> None:
+    talk = [QUESTION, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": DEEP}}]}]
+    with pytest.raises(UsageError, match="chat template refuses these messages"):
+        outcomes(chat_tokenizer("byte-level", "qwen2"), talk)
+
+
+@pytest.mark.parametrize("flag", ["train", "training", "loss"])
+def test_a_flag_masks_a_turn_by_any_of_its_names(flag: str) -> None:
+    assert read(messages=[QUESTION, ANSWER | {flag: False}, ANSWER | {flag: True}]).trained == [False, False, True]
+    with pytest.raises(UsageError, match=f"message with {flag} 'no'; accepted: true or false"):
+        read(messages=[QUESTION, ANSWER | {flag: "no"}])
+
+
+@pytest.mark.parametrize("role", ["gpt", "Assistant", "model", "bot"])
+def test_an_answer_under_another_role_is_refused_by_name(role: str) -> None:
+    with pytest.raises(UsageError, match=f"role '{role}' and none of 'assistant'"):
+        read(messages=[QUESTION, {"role": role, "content": "yo"}])
+    assert read(messages=[QUESTION, ANSWER, {"role": "critic", "content": "good"}]).trained == [False, True, False]
+    assert read(messages=[QUESTION]).trained == [False]
+
+
+def test_a_system_prompt_beside_the_messages_is_said(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"messages": [QUESTION, ANSWER], "system": text} for text in ("be kind", " ", None)]
+    rows.append({"messages": [{"role": "system", "content": "be kind"}, QUESTION, ANSWER], "system": "be kind"})
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = prepared(tmp_path, chat_tokenizer("byte-level", "qwen2"), train=str(tmp_path / "a.jsonl"), format="chat")
+    (said,) = data.notices
+    assert said.startswith("1 records have a system prompt in the column 'system'")

@@ -68,6 +68,11 @@ def test_numbers_are_text_and_infinity_is_refused(tmp_path: Path) -> None:
         "^1.5$",
         "^123456789012345678901234567890$",
     ]
+    (tmp_path / "c.jsonl").write_text('{"text": true}\n{"text": false}')
+    parquet(tmp_path / "c.parquet", text=[True, False])
+    for name in ("c.jsonl", "c.parquet"):
+        found = prepared(tmp_path, train=str(tmp_path / name), format="text")
+        assert [text for text, _ in texts(found)] == ["^true$", "^false$"]  # as JSON and the labels write them
     (tmp_path / "b.jsonl").write_text('{"text": Infinity}')
     with pytest.raises(
         UsageError, match="record 1 has inf in column 'text'; accepted: text, or a number that is finite"
@@ -92,7 +97,9 @@ def test_a_name_that_two_columns_have_is_refused_in_every_kind_of_file(tmp_path:
     assert refusal(tmp_path / "a.csv") == "a.csv: line 2 has the column 'text' twice; accepted: each name once"
     assert "has 'text' twice" in refusal(tmp_path / "a.json")
     assert "an object from line 3 on has 'text' twice" in refusal(tmp_path / "a.jsonl")
-    assert "its schema has the column 'text' twice" in refusal(tmp_path / "a.parquet")
+    assert (
+        refusal(tmp_path / "a.parquet") == "a.parquet: its schema has the column 'text' twice; accepted: each name once"
+    )
 
 
 def test_columns_without_a_name_do_no_harm(tmp_path: Path) -> None:
