@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
@@ -67,6 +68,20 @@ def split_saved(tensors: Mapping[str, Tensor], endings: Iterable[str]) -> tuple[
         else:
             saved.setdefault(module, {})[key] = tensor
     return own, saved
+
+
+def with_tied(own: Mapping[str, Tensor], saved: Layers) -> tuple[dict[str, Tensor], Layers]:
+    """What `split_saved` made of an adapter whose trained modules stayed tied (`ensure_weight_tying`): PEFT writes the other
+    module's weight too, and its configuration does not name it."""
+    trained = [tensor for held in saved.values() for tensor in held.values()]
+    left: dict[str, Tensor] = {}
+    more: Layers = {}
+    for key, tensor in own.items():
+        if key.startswith(PREFIX) and any(torch.equal(tensor, other) for other in trained):
+            more.setdefault(key.removeprefix(PREFIX).rpartition(".")[0], {})[key] = tensor
+        else:
+            left[key] = tensor
+    return left, saved | more
 
 
 def by_layer(tensors: Mapping[str, Tensor], suffixes: Mapping[str, str], kind: str) -> Layers:

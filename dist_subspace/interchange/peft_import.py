@@ -21,7 +21,7 @@ from dist_subspace.interchange.base_copies import split_copies
 from dist_subspace.interchange.base_model import base_name, identify_base
 from dist_subspace.interchange.description import FORMAT, OWN, read_description
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.interchange.peft_files import Imported, split_saved
+from dist_subspace.interchange.peft_files import Imported, split_saved, with_tied
 from dist_subspace.interchange.peft_kinds import KINDS
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.subspace import method_class
@@ -38,6 +38,7 @@ READ = {
         "bias",
         "r",
         "fan_in_fan_out",
+        "ensure_weight_tying",
     ),
     *("lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
     *("init_r", "target_r", "beta1", "beta2", "orth_reg_weight", "tinit", "tfinal", "deltaT", "total_step"),
@@ -94,11 +95,14 @@ def read_peft(folder: str | Path) -> Imported:
     for name, value in described.items():
         if name not in READ | WITHOUT_EFFECT and value not in (None, False, {}, [], ""):
             raise UsageError(f"{name} is {value!r}, which is not known here; accepted: a {kind} adapter without it")
-    if described.get("bias", "none") != "none":
-        raise UsageError(f"bias is {described['bias']!r}, and trained biases are not read; accepted: none")
+    bias = described.get("bias") or "none"  # a model without biases has none to train, whatever this says
+    if bias != "none" and any(key.endswith(".bias") for key in tensors):
+        raise UsageError(f"bias is {bias!r}, and trained biases are not read; accepted: none")
     described = DEFAULTS.get(kind, {}) | described
     heads = HEADS.get(str(described.get("task_type")), ())
     tensors, saved = split_saved(tensors, (*(described.get("modules_to_save") or ()), *heads))
+    if described.get("ensure_weight_tying"):
+        tensors, saved = with_tied(tensors, saved)
     tensors, copies = split_copies(tensors)
     return replace(KINDS[kind](described, tensors, saved), copies=copies)
 

@@ -71,9 +71,15 @@ def _lora_method(described: Described) -> tuple[str, dict[str, Any]]:
     plain = "dora" if described.get("use_dora") else "rslora" if described.get("use_rslora") else "lora"
     if start in PLAIN_STARTS:
         return plain, {}
-    residual = "pissa" if re.fullmatch(r"pissa(_niter_\d+)?", str(start)) else "olora" if start == "olora" else None
+    if str(start).startswith("pissa_niter_"):
+        raise UsageError(
+            f"init_lora_weights is {start!r}, a start that PEFT draws at random and does not save, so that nobody can make it "
+            "again, PEFT neither; accepted: pissa, or the adapter saved from its training as a plain LoRA (PEFT: "
+            "save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    residual = start if start in ("pissa", "olora") else None
     if residual is None or described.get("use_dora"):
-        accepted = ", ".join(str(value) for value in (*PLAIN_STARTS, "pissa", "pissa_niter_N", "olora"))
+        accepted = ", ".join(str(value) for value in (*PLAIN_STARTS, "pissa", "olora"))
         raise UsageError(
             f"init_lora_weights is {start!r}{' with use_dora' if residual else ''}, whose base is not the base model alone; "
             f"accepted: {accepted}"

@@ -35,6 +35,7 @@ TASKS: Mapping[str, str] = {
     "token-classification": "AutoModelForTokenClassification",
     "base": "AutoModel",
 }
+ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -207,16 +208,21 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
     Raises:
         UsageError: for a folder without one, one that transformers does not understand, or quantised weights.
     """
+    if (folder / ADAPTER).exists():
+        raise UsageError(
+            f"model.path is {str(folder)!r}, which holds an adapter ({ADAPTER}): transformers would put it on its base model, "
+            "and here a model.path is a base model alone; give the base model, and the adapter to load_adapter, import_peft or "
+            "subspace.init_from; where the weights in the folder are a whole model that is meant without it, remove that file"
+        )
     if not (folder / "config.json").exists():
         raise UsageError(f"model.path is {str(folder)!r}, which is no model folder: it has no config.json")
     try:
         config, unused = transformers.AutoConfig.from_pretrained(
             str(folder), trust_remote_code=trust_remote_code, return_unused_kwargs=True, **changes
         )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # whatever an entry of another type or value leads to
         raise UsageError(
-            f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {first}"
+            f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {_in_a_line(error)}"
         ) from error
     if unused:  # transformers drops them without a word
         name = next(iter(unused))
@@ -245,9 +251,17 @@ def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: boo
 def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:
     try:
         return build_skeleton(getattr(transformers, TASKS[task]), config, dtype, **kwargs)
-    except (ValueError, ImportError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UsageError(f"a {config.model_type} model cannot be made for model.task {task!r}: {first}") from error
+    except Exception as error:  # whatever a family's own code makes of a value that it does not know
+        raise UsageError(
+            f"a {config.model_type} model cannot be made for model.task {task!r}: {_in_a_line(error)}"
+        ) from error
+
+
+def _in_a_line(error: Exception) -> str:
+    """What transformers says, without what it adds line by line; a KeyError says its key alone."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
+    return said if isinstance(error, (ValueError, ImportError, OSError)) and said else f"{type(error).__name__} {said}"
 
 
 def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:

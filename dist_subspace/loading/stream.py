@@ -118,11 +118,7 @@ class Stream:
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._as_it_is(module, origin)
-        full = self.sources.read(self.model, full_name)
-        if not full.dtype.is_floating_point:
-            raise UsageError(
-                f"{self.index.folder} holds {full_name} as {full.dtype}; accepted: a floating-point weight"
-            )
+        full = self._read_float(full_name)
         if full.dtype not in QUANTISABLE:
             full = full.float()
         self._refuse_overflow(full_name, full, self.dtype)
@@ -181,7 +177,8 @@ class Stream:
             old.data = old.data.to(device)
             old.requires_grad_(False)
             return old
-        value = self.sources.read(self.model, name) if self.sources.has(name) else self._fresh(name, old)
+        whole = self._read_float if old.is_floating_point() else lambda name: self.sources.read(self.model, name)
+        value = whole(name) if self.sources.has(name) else self._fresh(name, old)
         kind = self.kept(name) or old.dtype
         self._refuse_overflow(name, value, kind)
         parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
@@ -189,6 +186,13 @@ class Stream:
         done[old] = parameter
         done[parameter] = parameter
         return parameter
+
+    def _read_float(self, name: str) -> torch.Tensor:
+        """A weight as the file holds it; integers are codes of some quantisation, whose scales are not here."""
+        value = self.sources.read(self.model, name)
+        if not value.dtype.is_floating_point:
+            raise UsageError(f"{self.index.folder} holds {name} as {value.dtype}; accepted: a floating-point weight")
+        return value
 
     def _refuse_overflow(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
         """float16 ends at 65,504: a larger weight would be infinite, and everything after it no number."""

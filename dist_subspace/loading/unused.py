@@ -81,9 +81,9 @@ _REFUSED = {
     "wrapped": "names of a wrapped model (torch.compile, DDP, FSDP or PEFT), for which {name} has no place; save the model that "
     "is inside the wrapper, or strip the wrapper's part from the keys",
     "quantised": "scales of quantised weights, but config.json has no quantization_config, and without them the weights mean "
-    "nothing; give the 16-bit model, or load it by transformers and attach",
-    "bias": "biases of layers that have none by config.json; set the family's switch there (attention_bias, mlp_bias, use_bias, "
-    "qkv_bias) to true",
+    "nothing; give the 16-bit model, or the config.json that the weights were saved with",
+    "bias": "biases of layers that have none by config.json; use the config.json that the weights were saved with, or set the "
+    "family's switch there (attention_bias, mlp_bias, use_bias, qkv_bias), where it has one, to true",
     "layer": "layers beyond those of config.json, without which the model would be cut short; set num_hidden_layers (or the "
     "family's name for it) to that of the weights",
     "extra": "tensors of modules that have no such tensor by config.json, so that the model would compute something else; use "

@@ -255,7 +255,6 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
             "peft_type is 'LOHA'.*; accepted: LORA, ADALORA, IA3, VERA, PROMPT_TUNING, P_TUNING, PREFIX",
         ),
         ({"peft_type": None}, "peft_type is None; accepted: LORA"),
-        ({"bias": "lora_only"}, "bias is 'lora_only', and trained biases are not read; accepted: none"),
         (
             {"layer_replication": [[0, 2]]},
             r"layer_replication is \[\[0, 2\]\], which is not known here; accepted: a LORA",

@@ -245,3 +245,33 @@ def test_our_own_tied_modules_stay_tied_for_peft_and_for_us(name: str, tmp_path:
     assert_near(logits(dsub.load_adapter(tiny_model(name), tmp_path)), logits(model))
     theirs = peft.PeftModel.from_pretrained(tiny_model(name), tmp_path).eval()
     assert_near(logits(theirs), logits(model))
+
+
+@pytest.mark.parametrize("which", ["all", "lora_only"])
+def test_a_model_without_biases_has_none_to_train(which: str, tmp_path: Path) -> None:
+    folder, expected = written(tmp_path / "peft", lora(bias=which))
+    both_ways(folder, tmp_path / "own", expected)
+    folder, _ = written(tmp_path / "qwen", lora(bias=which), QWEN)
+    refused_both_ways(folder, tmp_path / "none", f"bias is '{which}', and trained biases are not read", QWEN)
+
+
+@pytest.mark.parametrize("saved", [["embed_tokens"], ["lm_head"], ["lm_head", "embed_tokens"]], ids=str)
+def test_tied_modules_that_peft_trained_as_one_stay_one(saved: list[str], tmp_path: Path) -> None:
+    folder, expected = written(tmp_path / "peft", lora(modules_to_save=saved, ensure_weight_tying=True))
+    both_ways(folder, tmp_path / "own", expected)
+    model = dsub.import_peft(tiny_model(), folder)
+    dsub.export_peft(model, tmp_path / "back")
+    assert_near(logits(peft.PeftModel.from_pretrained(tiny_model(), tmp_path / "back").eval()), expected)
+
+
+def test_a_start_that_peft_draws_at_random_is_refused_since_peft_itself_reads_another_model(tmp_path: Path) -> None:
+    folder, _ = written(tmp_path / "peft", lora(init_lora_weights="pissa_niter_4"))
+    read = []
+    for seed in (1, 2):
+        base = tiny_model()
+        torch.manual_seed(seed)
+        read.append(logits(peft.PeftModel.from_pretrained(base, folder).eval()))
+    assert (read[0] - read[1]).abs().max() > 0.01 * read[0].abs().max()
+    refused_both_ways(
+        folder, tmp_path / "own", "is 'pissa_niter_4', a start that PEFT draws at random and does not save"
+    )

@@ -366,3 +366,37 @@ def test_an_argument_that_nothing_takes_is_refused_and_one_of_the_configuration_
         ):
             dsub.load_frozen(tmp_path, task="classification", **wrong)
     assert dsub.load_frozen(tmp_path, task="classification", hidden_dropout_prob=0.3).config.hidden_dropout_prob == 0.3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_folder_with_an_adapter_is_no_base_model(whole: bool, tmp_path: Path) -> None:
+    base = dsub.attach(tiny_model(), dsub.SubspaceConfig(method="lora", rank=2))
+    dsub.save_adapter(base, tmp_path)
+    if whole:  # transformers would put the adapter on
+        tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match=r"holds an adapter \(adapter_config\.json\).*give the base model"):
+        dsub.load_frozen(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"dtype": "auto"}, "no attribute 'auto'"),
+        ({"hidden_size": "large"}, "Field 'hidden_size' expected int"),
+        ({"num_attention_heads": 5}, "is not a multiple of the number of attention heads"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"hidden_act": "foo"}, "KeyError 'foo'"),
+        ({"rope_scaling": {"type": "foo", "factor": 2.0}}, "KeyError 'foo'"),
+        ({"pad_token_id": 1000}, "Padding_idx must be within num_embeddings"),
+    ],
+    ids=str,
+)
+def test_a_value_that_the_family_does_not_know_is_one_sentence(
+    entry: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entry))
+    with pytest.raises(UsageError, match=said) as caught:
+        dsub.load_frozen(tmp_path)
+    assert "\n" not in str(caught.value)

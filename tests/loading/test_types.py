@@ -179,3 +179,13 @@ def test_an_engine_that_will_cast_what_a_family_keeps_in_float32_is_said(tmp_pat
         "DenseReluDense.wo.weight and 3 more in float32, but DeepSpeed casts them with fp16.enabled at stage 2" in said
     )
     assert run_on_ranks(1, heard_with_engine, str(tmp_path), 3) == [[]]
+
+
+@pytest.mark.parametrize("part", ["embed_tokens", "q_proj", "norm"])
+@pytest.mark.parametrize("kind", [torch.int8, torch.uint8])
+def test_integers_are_no_weights_of_any_layer(kind: torch.dtype, part: str, tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    save_file({k: t.to(kind) if part in k else t for k, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=f"{part}.*weight as {kind}; accepted: a floating-point weight"):
+        dsub.load_frozen(tmp_path, storage="fp32")
