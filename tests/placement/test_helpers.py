@@ -18,8 +18,8 @@ NVME = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "n
 ORDERS = {
     "ours first": "import dist_subspace.placement.process_group\nimport deepspeed",
     "DeepSpeed first": "import deepspeed\nimport dist_subspace.placement.process_group",
-    "asked for between": "import dist_subspace.placement.process_group\nimport importlib.util\nimportlib.util.find_spec('deepspeed')\n"
-    "import deepspeed",
+    "asked for between": "import dist_subspace.placement.process_group\nimport importlib.util\n"
+    "importlib.util.find_spec('deepspeed')\nimport deepspeed",
 }
 GROUP = """
 import torch
