@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.config import Config
+from dist_subspace.launcher import is_first
 from dist_subspace.placement.collectives import PeerFailed, meet, tell_peers, wait_until_told, world
 from dist_subspace.placement.peers import Peer, Peers
 from dist_subspace.stopping import STOP
@@ -81,11 +81,6 @@ def left_at_once(run: Run, reason: str) -> int:
         if run.status is not None:
             run.status.write("interrupted", message, run.saved)
     return EXIT_INTERRUPTED
-
-
-def is_first() -> bool:
-    """Whether this is rank 0 by the launcher's environment, before there is a process group."""
-    return os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
 
 
 def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:

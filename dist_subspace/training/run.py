@@ -13,6 +13,7 @@ from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.config import dump_config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.launcher import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
     PeerGone,
@@ -36,7 +37,6 @@ from dist_subspace.training.last_words import (
     end,
     end_without,
     interrupted_text,
-    is_first,
     left_at_once,
     peers_at_fault,
 )
