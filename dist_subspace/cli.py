@@ -17,6 +17,7 @@ import typer
 
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import Notice, UsageError
+from dist_subspace.launcher import is_first
 from dist_subspace.stopping import Interrupted, listening
 
 app = typer.Typer(
@@ -52,7 +53,8 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
             with stop.leavable(), stop.interruptible():
                 run, leave_process_group = _training()
         except Interrupted as told:
-            print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
+            if is_first():
+                print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
             raise typer.Exit(75) from None
         status = run(config, overrides or [])
         leave_process_group()
@@ -61,7 +63,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
 def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
     from dist_subspace.placement.process_group import leave_process_group

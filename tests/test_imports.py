@@ -16,6 +16,7 @@ AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
     "notices",
+    "launcher",
     "stopping",
 }
 ALLOWED: dict[str, set[str]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -78,3 +79,20 @@ def test_this_process_has_a_parent_and_one_that_is_not_there_has_none() -> None:
     assert parent_of(os.getpid()) == os.getppid()
     assert parent_of(2**22 + 1) is None
     assert not Launcher().gone()
+
+
+def test_of_the_ranks_that_are_told_to_stop_while_they_import_the_first_speaks(tmp_path: Path) -> None:
+    ranks = []
+    for rank in ("0", "1"):
+        surroundings = os.environ | {"RANK": rank, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(ROOT / "launch" / "train.py"), str(tmp_path / "config.yaml")]
+        ranks.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=surroundings, text=True)
+        )
+    assert ranks[0].stdout is not None and ranks[0].stdout.readline().startswith("starting: ")
+    time.sleep(1.0)
+    for process in ranks:
+        process.send_signal(signal.SIGTERM)
+    first, second = (process.communicate(timeout=60)[0] for process in ranks)
+    assert first == "interrupted by signal SIGTERM while starting; run the same command to continue\n" and second == ""
+    assert ranks[0].returncode == 75

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -118,7 +117,6 @@ def _store() -> Any:
     return dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
 
 
-_LOOKS = 1.0  # seconds that one request to the store waits; in between, signals are heard and the others are looked at
 _PEER_LOOKS = 3.0  # seconds between two looks at the others
 _MOMENT = 3.0  # seconds in which a process whose connections broke has ended
 _peers: Peers | None = None
@@ -147,16 +145,18 @@ def meet() -> None:
     if not is_distributed() or dist.get_world_size() == 1 or _store_is_lost:
         return
     store, _meetings = _store(), _meetings + 1
-    key, looked = f"dist_subspace/meet/{_meetings}", time.monotonic()
+    key, began = f"dist_subspace/meet/{_meetings}", time.monotonic()
+    looked = began
     try:
         if store.add(key, 1) == dist.get_world_size():
             store.set(f"{key}/all", "1")
             store.delete_key(f"dist_subspace/meet/{_meetings - 1}")  # nobody waits there any more
             store.delete_key(f"dist_subspace/meet/{_meetings - 1}/all")
-        while not _comes(store, f"{key}/all"):
+        while not store.check([f"{key}/all"]):
             if _peers is not None and time.monotonic() - looked > _PEER_LOOKS:
                 looked = time.monotonic()
                 _refuse_gone(_peers.gone(), lambda: bool(store.check([f"{key}/all"])))
+            _wait_a_little(began)
     except dist.DistNetworkError:  # the store has ended with its host, a rank or the launcher
         gone = _peers.gone_within(_MOMENT) if _peers is not None and not _store_is_lost else []
         _store_is_lost = True
@@ -164,12 +164,9 @@ def meet() -> None:
             raise PeerGone(gone) from None
 
 
-def _comes(store: Any, key: str) -> bool:
-    try:
-        store.wait([key], timedelta(seconds=_LOOKS))
-    except dist.DistStoreError:
-        return False
-    return True
+def _wait_a_little(began: float) -> None:
+    """Between two questions to the store, ever longer. Its own `wait` writes lines of C++ to the screen when it times out."""
+    time.sleep(min(0.5, max(0.001, 0.1 * (time.monotonic() - began))))
 
 
 def _refuse_gone(gone: list[Peer], all_here: Callable[[], bool]) -> None:
@@ -188,10 +185,15 @@ def wait_until_told(patience: float) -> bool:
     """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds; whether it has. A
     launcher ends all ranks with the first one that leaves, and those at fault may still have something to close before they
     speak."""
-    if is_distributed():
-        with suppress(RuntimeError):
-            _store().wait([_told()], timedelta(seconds=patience))
-            return True
+    if not is_distributed():
+        return False
+    store, began = _store(), time.monotonic()
+    with suppress(RuntimeError):
+        while not store.check([_told()]):
+            if time.monotonic() - began > patience:
+                return False
+            _wait_a_little(began)
+        return True
     return False
 
 

@@ -154,7 +154,7 @@ def settings_of(sites: dict[str, nn.Module], resolved: Resolved, largest: dict[s
     """Each site's settings: the model's, or a pattern's, cut to the site's dimensions where the method allows that."""
     config = resolved.config
     for what in ("rank_pattern", "alpha_pattern"):
-        for ending in getattr(config, what):
+        for ending in () if what in resolved.unused else getattr(config, what):
             if not any(ends_with(name, ending) for name in sites):
                 raise UsageError(
                     f"subspace.{what} has {ending!r}, which names no target; targets here are for example: "

@@ -4,7 +4,7 @@ in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from dist_subspace.interchange.adapter import CONFIG, read_adapter
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.interchange.peft_files import Imported
 from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.interchange.tokenizer_files import tokenizer_of
+from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.placement.collectives import broadcast_tensors, on_main
 from dist_subspace.subspace import SubspaceConfig, resolve
 
@@ -34,12 +36,13 @@ _OPTIONS_OF_TRAINING = {
 @dataclass(frozen=True)
 class Beginning:
     """folder: an adapter or a checkpoint; config: what is trained from it; named: what an error calls it; tokens: the ids of
-    the new tokens whose rows it holds."""
+    the new tokens whose rows it holds; texts: theirs, where the adapter's tokenizer is to be had."""
 
     folder: Path
     config: SubspaceConfig
     named: str
     tokens: tuple[int, ...] = ()
+    texts: tuple[str, ...] | None = None
 
     def joined(self, section: SubspaceSection) -> Beginning:
         """The same with what the configuration's section says about training.
@@ -56,7 +59,8 @@ class Beginning:
         taken = [*_OF_TRAINING, *(name for name in _OF_LAYERS if name in given)]
         kept = {name: getattr(section, name) for name in taken}
         config = replace(found, **kept, options={**found.options, **section.options})
-        return replace(self, config=config, tokens=tuple(found.new_tokens))
+        ids = tuple(found.new_tokens)
+        return replace(self, config=config, tokens=ids, texts=_texts_of(self.folder, ids))
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
         held = resolve(self.config).settings.options
@@ -69,8 +73,13 @@ class Beginning:
             f"{field} is {own!r}, but the adapter of {self.named} has {theirs!r}; accepted: the same, or leave it out"
         )
 
-    def check_tokens(self, ids: tuple[int, ...]) -> None:
+    def check_tokens(self, ids: tuple[int, ...], texts: Sequence[str]) -> None:
         """Raises UsageError where model.new_tokens, which have these ids, are others than the adapter's."""
+        if ids == self.tokens and self.texts is not None and tuple(texts) != self.texts:
+            raise UsageError(
+                f"model.new_tokens is {list(texts)}, but the adapter of {self.named} has rows for {list(self.texts)}; accepted: "
+                "the same tokens in the same order"
+            )
         if ids != self.tokens:
             raise UsageError(
                 f"model.new_tokens get the ids {list(ids)}, but the adapter of {self.named} has rows for the new tokens "
@@ -139,6 +148,17 @@ def _adapter_in(folder: Path) -> Path:
 def _config_of(folder: Path) -> SubspaceConfig:
     found = AdapterFolder(folder)
     return found.config if found.ours else read_peft(folder).config
+
+
+def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
+    """Local, rank 0: what an adapter's tokenizer calls its new tokens; None where there is none, or it lacks them."""
+    found = tokenizer_of(folder) if ids else None
+    try:
+        tokenizer = load_tokenizer(str(found)) if isinstance(found, Path) else found
+    except UsageError:
+        return None
+    texts = [] if tokenizer is None else tokenizer.convert_ids_to_tokens(list(ids))
+    return tuple(texts) if texts and all(texts) else None
 
 
 def _about(folder: Path) -> Imported:

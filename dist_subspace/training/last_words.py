@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.config import Config
+from dist_subspace.launcher import is_first
 from dist_subspace.placement.collectives import PeerFailed, meet, tell_peers, wait_until_told, world
 from dist_subspace.placement.peers import Peer, Peers
 from dist_subspace.stopping import STOP
@@ -39,6 +39,13 @@ class Run:
         return self.plan.checkpoint[1].step if self.plan is not None and self.plan.checkpoint else 0
 
     @property
+    def has_saved(self) -> bool:
+        """Whether the newest checkpoint in its folder is this run's own. Until then it may be one of another history."""
+        saved = None if self.trainer is None else self.trainer.saved
+        begun = self.plan.checkpoint[1].step if self.plan is not None and self.plan.checkpoint else 0
+        return saved is not None and saved[0] > begun
+
+    @property
     def step(self) -> int | None:
         """The last whole step."""
         if self.trainer is not None and self.trainer.progress.step:
@@ -55,7 +62,7 @@ def end(run: Run, state: State, message: str, code: int, step: int | None = None
         run.status.write(state, message, step, rank, anyone=everywhere)
     if everywhere:
         tell_peers()
-    if state in ("refused", "interrupted"):
+    else:
         with suppress(PeerFailed):
             meet()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
     return code
@@ -74,11 +81,6 @@ def left_at_once(run: Run, reason: str) -> int:
         if run.status is not None:
             run.status.write("interrupted", message, run.saved)
     return EXIT_INTERRUPTED
-
-
-def is_first() -> bool:
-    """Whether this is rank 0 by the launcher's environment, before there is a process group."""
-    return os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
 
 
 def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
@@ -113,8 +115,8 @@ def end_without(run: Run, gone: list[Peer]) -> int:
 
 
 def _to_continue(run: Run) -> str:
-    auto = run.config is None or run.config.checkpoint.resume == "auto"
-    return f"run the same command{'' if auto else ' with checkpoint.resume=auto'} to continue"
+    same = run.config is None or run.config.checkpoint.resume == "auto" or not run.has_saved
+    return f"run the same command{'' if same else ' with checkpoint.resume=auto'} to continue"
 
 
 _OF_CONNECTIONS = ("gloo", "nccl", "connection", "broken pipe")

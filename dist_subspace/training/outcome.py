@@ -68,7 +68,10 @@ def failure(skipped: int, steps: int, last_loss: float | None) -> str | None:
     return None
 
 
-_ADVICE = "no adapter is written; try a lower training.learning_rate, model.dtype float32, or look for a NaN in the base model"
+_ADVICE = (
+    "no adapter is written; go back (checkpoint.resume: none, or a checkpoint from before) with a lower training.learning_rate "
+    "or model.dtype float32, or look for a NaN in the base model"
+)
 
 
 def _mean(losses: Sequence[float]) -> float | None:

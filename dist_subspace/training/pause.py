@@ -29,7 +29,7 @@ class Pause:
     def told(self) -> bool:
         """Local: whether this rank was told, by whatever."""
         if self._deadline is not None and time.monotonic() > self._deadline:
-            self._stop.tell("training.max_time, which is over")
+            self._stop.tell("the end of training.max_time")
         return bool(self._stop)
 
     def __call__(self) -> bool:

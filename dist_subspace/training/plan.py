@@ -90,7 +90,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         subspace = subspace_config(config) if beginning is None else beginning.config
         subspace = with_tokens(subspace, resolve(subspace), tokenizer, config, rows, notice)
         if beginning is not None:
-            beginning.check_tokens(tuple(subspace.new_tokens))
+            beginning.check_tokens(tuple(subspace.new_tokens), config.model.new_tokens)
         resolved = resolve(subspace)
         first_position = check_fits(folder, config, resolved)
     with announced("reading and tokenising the data", notice):

@@ -13,6 +13,7 @@ from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.config import dump_config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.launcher import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
     PeerGone,
@@ -36,7 +37,6 @@ from dist_subspace.training.last_words import (
     end,
     end_without,
     interrupted_text,
-    is_first,
     left_at_once,
     peers_at_fault,
 )
@@ -49,7 +49,7 @@ from dist_subspace.training.results import doubts, hide_adapter, write_results
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.schedule import schedule_of, warmup_warning
 from dist_subspace.training.trackers import Trackers
-from dist_subspace.training.trainer import Trainer
+from dist_subspace.training.trainer import NotFinite, Trainer
 
 _PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
 
@@ -80,11 +80,11 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
 
 def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[str]) -> int:
     try:
+        with STOP.leavable(), agreed("reading the configuration"):
+            config = with_stock_choices(load_config(source, overrides))
+        run.config, run.status = config, RunStatus(config.run.output_dir)
+        run.status.take()  # not left in its middle: whoever leaves must know whose folder it is
         with STOP.leavable():
-            with agreed("reading the configuration"):
-                config = with_stock_choices(load_config(source, overrides))
-            run.config, run.status = config, RunStatus(config.run.output_dir)
-            run.status.take()
             with Display(enabled=world().is_main, total_steps=0) as display:
                 display.show_config(dump_config(config))
                 run.plan = make_plan(config, display.notice)
@@ -100,6 +100,8 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
     except PeerFailed:
         wait_until_told(_PATIENCE)  # the status is for the rank at fault to write
         return EXIT_FAILED
+    except NotFinite as error:
+        return end(run, "failed", str(error), EXIT_FAILED, run.step)
     except Exception as error:
         if run.plan is not None and is_out_of_memory(error):
             return end(run, "failed", _memory_advice(run.plan), EXIT_FAILED, everywhere=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from pathlib import Path
 
 from dist_subspace.checkpoint.occupancy import Occupancy
-from dist_subspace.checkpoint.status import State, write_status
+from dist_subspace.checkpoint.status import State, read_status, write_status
 from dist_subspace.checkpoint.store import check_writable
 from dist_subspace.placement.collectives import on_main, world
 
@@ -20,6 +22,7 @@ class RunStatus:
         self.run_dir = Path(run_dir)
         self.taken = False
         self._occupancy: Occupancy | None = None  # rank 0's
+        self._writer: tuple[str, int] | None = None  # host and process of rank 0
 
     def take(self) -> None:
         """Collective: rank 0 makes the folder its own, and says that it is at work there.
@@ -27,13 +30,19 @@ class RunStatus:
         Raises:
             UsageError: another run is at work there, or it cannot be written to.
         """
-        on_main(self._occupy)
+        self._writer = on_main(self._occupy)
         self.taken = True
 
-    def _occupy(self) -> None:
+    def _occupy(self) -> tuple[str, int]:
         check_writable(self.run_dir)
         self._occupancy = Occupancy(self.run_dir)
         self._occupancy.write("running")
+        return socket.gethostname(), os.getpid()
+
+    def _is_anothers(self) -> bool:
+        """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
+        found = read_status(self.run_dir) or {}
+        return "pid" in found and (found.get("host"), found["pid"]) != self._writer
 
     def write(
         self,
@@ -54,6 +63,8 @@ class RunStatus:
                 self._occupancy.write(state, message, step, rank, **more)
             else:
                 for _ in range(_TIMES):
+                    if self._is_anothers():
+                        return
                     write_status(self.run_dir, state, message, step, rank, **more)
                     time.sleep(_BETWEEN)
         except OSError:

@@ -34,6 +34,10 @@ from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.schedule import schedule_of
 
 
+class NotFinite(ArithmeticError):
+    """A step is not finite, and the configuration says that the run shall end then. Raised on every rank."""
+
+
 class Trainer:
     """One run. Every method that is not said to be local is collective."""
 
@@ -192,8 +196,8 @@ class Trainer:
         self.progress.skipped += 1
         what = f"loss {loss}" if not math.isfinite(loss) else "a gradient that is not finite"
         if self.config.training.on_nonfinite == "stop":
-            raise FloatingPointError(
-                f"step {self.progress.step} has {what}, and training.on_nonfinite is stop; the last checkpoint is untouched"
+            raise NotFinite(
+                f"step {self.progress.step} has {what}, and training.on_nonfinite is stop; what was saved before is untouched"
             )
         self.observer.warning(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
 

@@ -34,6 +34,9 @@ def long_work(port: int) -> list[int]:
 def test_work_of_one_rank_may_take_longer_than_a_collective_may() -> None:
     reports = run_once_on_ranks(2, long_work, free_port())
     assert [report.result for report in reports] == [[0, 1]] * 2, "\n".join(map(str, reports))
+    assert not any("waitForInput" in report.output for report in reports), (
+        "the store says nothing while it is waited at"
+    )
 
 
 def killed_at_work(port: int, rank: int) -> tuple[str, float]:

@@ -153,6 +153,30 @@ def test_what_contradicts_the_adapter_is_refused_naming_both(
     assert all(word in message for word in [*words, *(["subspace.init_from"] if words else [])])
 
 
+@pytest.mark.parametrize("source", ["adapter", "checkpoint-2"])
+def test_rows_of_new_tokens_go_to_the_tokens_that_they_were_trained_for(
+    source: str, with_tokens: Path, folder: Path, tmp_path: Path
+) -> None:
+    config = follow_up(folder, tmp_path / "run", with_tokens / source)
+    config["training"] |= {"max_steps": 1, "warmup_steps": 0}
+    config["model"]["new_tokens"] = ["<b>", "<a>"]  # which get the same ids
+    assert run_here(config) == EXIT_USAGE
+    message = (read_status(tmp_path / "run") or {})["message"]
+    assert message.startswith("model.new_tokens is ['<b>', '<a>'], but the adapter of subspace.init_from")
+    assert "has rows for ['<a>', '<b>']; accepted: the same tokens in the same order" in message
+    config["model"]["new_tokens"] = ["<a>", "<b>"]
+    assert run_here(config) == EXIT_OK
+
+
+@pytest.fixture(scope="module")
+def with_tokens(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("tokens") / "run"
+    config = configuration(folder, run, global_batch_size=4, max_steps=2)
+    config["model"]["new_tokens"] = ["<a>", "<b>"]
+    assert run_here(config) == EXIT_OK
+    return run
+
+
 def test_an_adapter_for_another_base_and_a_folder_without_one_are_refused(
     folder: Path, first: Path, tmp_path: Path
 ) -> None:

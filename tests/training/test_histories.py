@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +17,12 @@ import yaml
 from safetensors.torch import load_file
 
 from dist_subspace import load_adapter, load_frozen
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.checkpoint import occupancy
+from dist_subspace.checkpoint.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, read_status, write_status
 from dist_subspace.checkpoint.store import verify
+from dist_subspace.placement.collectives import barrier, world
+from dist_subspace.training import model
+from dist_subspace.training.run_status import RunStatus
 from tests.ranks import ROOT, run_on_ranks
 from tests.tiny_run import make_model, make_records
 from tests.training.test_run import configuration, losses, run_here
@@ -91,6 +96,62 @@ def test_a_run_that_never_comes_to_its_first_step_moves_nothing(folder: Path, tm
     }
 
 
+@pytest.mark.parametrize("resume", ["none", "checkpoint-2"])
+def test_a_run_that_is_stopped_before_it_has_moved_an_older_history_does_not_advise_to_go_on_with_that(
+    resume: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    config = finished(folder, run)
+    before = digests(run)
+    with monkeypatch.context() as patch:
+        told_in(model, "load_frozen", patch)
+        config["checkpoint"]["resume"] = resume if resume == "none" else str(run / resume)
+        assert run_here(config) == EXIT_INTERRUPTED
+    assert (read_status(run) or {})["message"].endswith("; run the same command to continue") and digests(run) == before
+
+
+def test_a_stop_while_a_run_takes_its_folder_is_written_into_its_status(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("_refuse_living", "write_status"):
+        with monkeypatch.context() as patch:
+            told_in(occupancy, place, patch)
+            assert run_here(configuration(folder, tmp_path / "run")) == EXIT_INTERRUPTED
+        assert (read_status(tmp_path / "run") or {})["state"] == "interrupted"
+
+
+def told_in(place: Any, name: str, patch: pytest.MonkeyPatch) -> None:
+    """This process gets a SIGTERM at the end of a function of ours."""
+    function = getattr(place, name)
+
+    def told(*arguments: Any, **named: Any) -> Any:
+        value = function(*arguments, **named)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return value
+
+    patch.setattr(place, name, told)
+
+
+def test_a_rank_that_outlives_its_run_does_not_write_into_the_status_of_the_next(tmp_path: Path) -> None:
+    assert run_on_ranks(2, written_by_rank_1, str(tmp_path), False)[1] == ("failed", 1)
+    assert run_on_ranks(2, written_by_rank_1, str(tmp_path), True)[1] == ("running", None)
+
+
+def written_by_rank_1(run: str, another: bool) -> tuple[str, int | None]:
+    """What stands there after rank 1's word, where by then the folder has another run or not."""
+    status = RunStatus(run)
+    status.take()
+    if another and world().is_main:
+        write_status(run, "running", host=socket.gethostname(), pid=1, heartbeat="")
+    barrier()
+    if world().rank == 1:
+        status.write("failed", "of the former run", rank=1, anyone=True)
+    found = read_status(run) or {}
+    barrier()
+    status.release()
+    return found["state"], found["rank"]
+
+
 def test_what_was_set_aside_is_read_and_continued_by_name_with_the_factors_of_the_run(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -101,8 +162,8 @@ def test_what_was_set_aside_is_read_and_continued_by_name_with_the_factors_of_th
     config["training"]["max_steps"] = 2
     assert run_here(config) == EXIT_OK
     aside = set_aside(run) / "checkpoint-6"
-    model = load_adapter(load_frozen(folder / "model", storage="fp32"), aside)
-    assert model(input_ids=torch.arange(4, 12)[None]).logits.isfinite().all()
+    adapted = load_adapter(load_frozen(folder / "model", storage="fp32"), aside)
+    assert adapted(input_ids=torch.arange(4, 12)[None]).logits.isfinite().all()
     config["checkpoint"]["resume"] = str(aside)
     config["training"]["max_steps"] = 6
     assert run_here(config) == EXIT_OK  # where no step is left to make
