@@ -17,7 +17,7 @@ from dist_subspace.training.data.messages import Message
 Form = tuple[bool, bool, bool]
 """(a missing content is "", arguments are JSON text, contents are lists of parts)."""
 AS_READ: Form = (False, False, False)
-FORMS: list[Form] = sorted(product((False, True), repeat=3), key=sum)
+FORMS: list[Form] = sorted(product((False, True), (False, True), (False, True)), key=sum)
 
 
 def traits(messages: Sequence[Message]) -> tuple[bool, bool]:
