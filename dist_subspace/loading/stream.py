@@ -18,6 +18,7 @@ from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
+from dist_subspace.module_places import replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.placement.zero import Partitioner
 from dist_subspace.storage import (
@@ -47,6 +48,7 @@ class Stream:
         self.model, self.index = model, index
         self.storage, self.double_quant = storage, double_quant
         self.dtype, self.seed = dtype, seed
+        self.made: dict[nn.Module, nn.Module] = {}  # linear layer -> the operator in its place
         self.sources = find_sources(model, index, self._is_head)
         self.kept = kept_type(model, dtype)
         self.apart = left_alone(model)
@@ -66,6 +68,7 @@ class Stream:
             self._load(name, module, device, partitioner, done)
             if progress is not None:
                 progress(number + 1, len(units))
+        replace_everywhere(self.model, self.made)
         for name, buffer in list(self.model.named_buffers()):
             self._set_buffer(name, buffer, device)
 
@@ -99,6 +102,7 @@ class Stream:
         if is_linear(module) and name not in self.apart:
             loaded: nn.Module = self._linear(name, module, device, done)
             replace(self.model, name, loaded)
+            self.made[module] = loaded
         else:
             self._plain(name, module, device, done)
             loaded = module

@@ -6,12 +6,14 @@ partitioned by ZeRO-3); a quantised layer's bytes and statistics become paramete
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
+from dist_subspace.module_places import move_hooks
 from dist_subspace.storage import bnb
 from dist_subspace.storage.dense import DenseLinear
 from dist_subspace.storage.four_bit import FourBitLinear
@@ -48,6 +50,8 @@ def adopt_all(model: nn.Module, *, except_for: Iterable[str] = ()) -> list[str]:
         operator = made.get(id(module)) or adopt(module)
         if operator is None:
             continue
+        if id(module) not in made and operator is not module:
+            move_hooks(module, operator)
         made[id(module)] = operator
         if isinstance(operator, PackedLinear):
             operator.name, operator.compute_dtype = name, getattr(model, "dtype", torch.float32)
@@ -67,6 +71,8 @@ def left_alone(model: nn.Module) -> dict[str, str]:
             reasons[name] = f"{read[module]} reads its weight, and does not only call it"
         elif module in linear and not (bnb.is_4bit(module) or bnb.is_8bit(module) or is_linear(module)):
             reasons[name] = f"its class, {type(module).__name__}, computes something else than a product and a bias"
+            if type(module) is nn.Linear:  # weight normalisation, pruning, another forward
+                reasons[name] = "its weight is made anew at every call, or its forward is another than nn.Linear's"
     return reasons
 
 
@@ -77,8 +83,13 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """An `nn.Linear`, a subclass of it that computes the same, or a `Conv1D`."""
-    return type(module) is nn.Linear or is_conv1d(module) or (isinstance(module, nn.Linear) and _is_the_same(module))
+    """An `nn.Linear`, a subclass of it that computes the same, or a `Conv1D`; nothing whose weight is made by a hook (weight
+    normalisation, pruning), or whose forward was set on the instance."""
+    if type(module) is nn.Linear or is_conv1d(module):
+        return (
+            set(module._parameters) == {"weight", "bias"} and not module._buffers and "forward" not in module.__dict__
+        )
+    return isinstance(module, nn.Linear) and "forward" not in module.__dict__ and _is_the_same(module)
 
 
 def _is_the_same(module: nn.Linear) -> bool:
@@ -91,6 +102,8 @@ def _is_the_same(module: nn.Linear) -> bool:
         return False
     if kind.forward is nn.Linear.forward:
         return True
+    if len(inspect.signature(kind.forward).parameters) != 2:  # a call may say more than the input
+        return False
     plain = nn.Linear(6, 5, bias=module.bias is not None, device="cpu", dtype=torch.float32)
     small = kind.__new__(kind)
     nn.Module.__init__(small)

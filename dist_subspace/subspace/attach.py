@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.module_places import move_hooks, replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.subspace.accumulation import Accumulation, watch_loss
 from dist_subspace.subspace.collect import GradientCollector
@@ -105,8 +106,10 @@ def attach_method(
         check_new_tokens(model, config.new_tokens, trained_in_full)
     model.requires_grad_(False)
     shared: dict[int, nn.Parameter] = {}
-    for name in saved:
-        _replace(model, name, TrainedCopy(model.get_submodule(name), gathered, shared))
+    copies = {model.get_submodule(name): model.get_submodule(name) for name in saved}
+    for module in copies:
+        copies[module] = TrainedCopy(module, gathered, shared)
+    replace_everywhere(model, copies)
     tokens = NewTokens(model, config.new_tokens, gathered) if config.new_tokens else None
     parts = _put_parts(model, sites, settings, resolved, common)
     if tokens is not None:
@@ -176,7 +179,8 @@ def _put_parts(
 ) -> dict[str, SubspacePart]:
     config = resolved.config
     dtype = getattr(model, "dtype", torch.float32)
-    parts = {}
+    parts: dict[str, SubspacePart] = {}
+    instead: dict[nn.Module, nn.Module] = {}
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
         part = resolved.method.on(site, settings[name], generator, shared)
@@ -184,7 +188,12 @@ def _put_parts(
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for own, parameter in part.trainables().items():
             setattr(part, own, nn.Parameter(parameter.data.to(device)))
-        parts[resolved.method.put(model, name, part.train(site.training))] = part
+        own_name = resolved.method.put(model, name, part.train(site.training))
+        parts[own_name] = part
+        if own_name == name and model.get_submodule(name) is part:
+            move_hooks(site, part)
+            instead[site] = part
+    replace_everywhere(model, instead)
     return parts
 
 
@@ -280,12 +289,8 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
     inside = [n for n in names if any(n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in wanted)]  # or around one
     tied = [n for n in names if any(id(p) in owned for p in model.get_submodule(n).parameters(recurse=False))]
-    return wanted + [name for name in tied if name not in wanted and name not in inside]
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
+    wanted += [name for name in tied if name not in wanted and name not in inside]
+    return [name for name in wanted if not any(name.startswith(f"{other}.") for other in wanted)]
 
 
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
