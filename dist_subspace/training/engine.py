@@ -141,5 +141,8 @@ class Stepper:
         seed_micro_batch(self.seed, micro.number)
         loss = summed_loss(forward(self.engine, micro, self.device), micro.labels)
         weight = self.world_size / max(1, targets) if counts else 0.0
-        self.engine.backward(loss * (weight * missing_scale(self.engine)), scale_wrt_gas=False)
+        factor: Any = weight * missing_scale(self.engine)
+        if counts:  # an infinite loss may have finite gradients, which ZeRO's optimizers would apply: then they are NaN
+            factor = factor + 0.0 * loss.detach()
+        self.engine.backward(loss * factor, scale_wrt_gas=False)
         return float(loss.detach()) if counts else 0.0

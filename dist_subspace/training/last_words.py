@@ -69,7 +69,10 @@ def end(run: Run, state: State, message: str, code: int, step: int | None = None
 
 
 def interrupted_text(run: Run, reason: str) -> str:
-    after = f"after step {run.saved}" if run.saved else "before the first step was saved"
+    if run.plan is None:  # whether there is a checkpoint to go on from is not known yet
+        after = "before the first step"
+    else:
+        after = f"after step {run.saved}" if run.saved else "before the first step was saved"
     return f"interrupted by {reason} {after}; {_to_continue(run)}"
 
 

@@ -24,6 +24,7 @@ from dist_subspace.checkpoint.status import EXIT_INTERRUPTED, EXIT_OK, read_stat
 from dist_subspace.placement.collectives import gather_objects, known_peers, on_main, world
 from dist_subspace.placement.peers import join
 from dist_subspace.stopping import Interrupted, listening
+from dist_subspace.subspace import attachment
 from dist_subspace.training import pause
 from dist_subspace.training.run import train
 from tests.ranks import run_on_ranks
@@ -72,7 +73,8 @@ def told_at(config: dict[str, Any], rank: int, training: bool, call: int) -> int
 
     def count(module: nn.Module, inputs: object) -> None:
         nonlocal seen
-        if isinstance(module, LlamaForCausalLM) and module.training == training and world().rank == rank:
+        ours = isinstance(module, LlamaForCausalLM) and attachment(module) is not None  # no probe of the configuration
+        if ours and module.training == training and world().rank == rank:
             seen += 1
             if seen == call:
                 os.kill(os.getpid(), signal.SIGTERM)

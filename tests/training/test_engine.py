@@ -12,7 +12,7 @@ from torch import Tensor
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import sum_over_ranks, world
 from dist_subspace.placement.optimizer_state import read_state
-from dist_subspace.placement.zero import full_numel
+from dist_subspace.placement.zero import full_numel, gathered
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
@@ -141,3 +141,32 @@ def _nan_on_rank_1(model: torch.nn.Module) -> Any:
 def test_a_rank_with_a_loss_that_is_no_number_makes_all_skip_and_go_on(llama: str, stage: int) -> None:
     for rank in run_on_ranks(2, gradient_poisoned, llama, stage):
         assert rank == {"applied": False, "same": True, "then": True, "loss": True}
+
+
+def after_an_infinite_loss(folder: str, stage: int) -> tuple[bool, bool, bool]:
+    """The label of one target is impossible, as a model may make it (Chameleon's image tokens): the loss is infinite, and the
+    gradient is not. Returns whether that step was applied, whether it changed anything, whether the next one was applied."""
+    batch = global_batch(3)
+    engine, stepper = stepper_of(folder, stage, len(batch.rounds))
+    labels = batch.filler.labels
+    label = labels[labels >= 0][:1]
+    handle = engine.module.lm_head.register_forward_hook(lambda head, inputs, out: out.index_fill(-1, label, -math.inf))
+    before = values(engine)
+    assert stepper.accumulate(batch) == math.inf
+    applied, changed = stepper.apply(False), values(engine) != before
+    handle.remove()
+    stepper.accumulate(batch)
+    following = stepper.apply(True)
+    engine.destroy()
+    return applied, changed, following
+
+
+def values(engine: Any) -> list[list[float]]:
+    parameters = trainable_parameters(engine.module)
+    with gathered(parameters):
+        return [parameter.detach().flatten().tolist() for parameter in parameters]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_whose_loss_is_infinite_is_skipped_though_its_gradient_is_finite(stage: int, llama: str) -> None:
+    assert run_on_ranks(1, after_an_infinite_loss, llama, stage) == [(False, False, True)]
