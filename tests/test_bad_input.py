@@ -64,7 +64,11 @@ def missing_tensor(config: dict[str, Any], folder: Path) -> None:
 
 
 def tensor_not_in_file(config: dict[str, Any], folder: Path) -> None:
-    names = dict.fromkeys([*load_file(folder / "model" / "model.safetensors"), "lost.weight"], "model.safetensors")
+    file = folder / "model" / "model.safetensors"
+    shard = file.rename(
+        file.with_name("model-00001-of-00001.safetensors")
+    )  # a single file would be read without its index
+    names = dict.fromkeys([*load_file(shard), "lost.weight"], shard.name)
     (folder / "model" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
 
 

@@ -21,7 +21,9 @@ def ensure_process_group() -> None:
     from deepspeed.accelerator import get_accelerator
 
     by_mpi = "OMPI_COMM_WORLD_RANK" in os.environ
-    if "RANK" not in os.environ and os.environ.get("WORLD_SIZE", "1") == "1" and not by_mpi:
+    # Variables of a process that was alone may be inherited by its children; of a launcher's, the address is one.
+    launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
+    if os.environ.get("WORLD_SIZE", "1") == "1" and not launched and not by_mpi:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
         backend = get_accelerator().communication_backend_name()
         # There is nobody to meet, so there is no port either, which another program could hold.
