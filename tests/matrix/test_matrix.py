@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from dist_subspace import methods
+from dist_subspace.linear_map import product_type
 from dist_subspace.storage import storages
 from dist_subspace.subspace import method_class
 from tests.matrix import tiny
@@ -31,8 +32,10 @@ SHARDED_SVD = [
 SHARDED_DORA = [c for c in TWO if (c.method, c.stage) == ("dora", 3) and c.storage in ("nf4", "fp4")]
 SAMPLE = covering(ALL, [*SHARDED_SVD, *SHARDED_DORA])
 LOSS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative
-# Relative to the parameter's largest; float16 runs without a loss scaler here, and the smallest gradients are subnormal numbers.
-GRADIENT = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 3e-1}
+# Relative to the parameter's largest; float16 runs without a loss scaler here, and the smallest gradients are subnormal numbers:
+# more of them where the machine multiplies float16 itself, so that activations are rounded too (measured: up to 6.5e-2).
+NATIVE_FLOAT16 = product_type(torch.zeros(1, dtype=torch.float16)) == torch.float16
+GRADIENT = {torch.float32: 1e-3, torch.float16: 1e-1 if NATIVE_FLOAT16 else 5e-2, torch.bfloat16: 3e-1}
 OUTPUT = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-1}  # absolute, of logits of size 1
 
 AT_ONCE = 16  # cells of one call: few enough for a test's time limit on a busy machine, enough to share the call
