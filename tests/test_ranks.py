@@ -58,9 +58,9 @@ def leave_state_behind() -> None:
     import deepspeed
 
     os.environ["LEFT_BEHIND"] = "1"
-    torch.set_default_dtype(torch.float64)
     os.chdir("/")
     engine_losses(3)
+    torch.set_default_dtype(torch.float64)  # after the engine: where a CPU has float16, DeepSpeed makes none of float64
     context = deepspeed.zero.Init(config_dict_or_path={"train_micro_batch_size_per_gpu": 1})
     context.__enter__()
 
