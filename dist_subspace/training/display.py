@@ -128,7 +128,8 @@ class Display:
         if not self.enabled:
             return
         if step:
-            self.notice(f"continuing after step {step:,} of {self.total_steps:,}")
+            left = "" if step < self.total_steps else ": no step is left to make"
+            self.notice(f"continuing after step {step:,}, to step {self.total_steps:,}{left}")
         if self._live_output:
             self._progress.update(self._task, completed=step)
             self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render)
