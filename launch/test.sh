@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # All checks in a prepared environment: ruff, mypy, pytest.   launch/test.sh [--slow] [pytest arguments ...]
+# On a machine with a GPU, the tests that need it, and nothing else:   launch/test.sh --gpu [pytest arguments ...]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh test
@@ -11,6 +12,14 @@ if [ "${1:-}" = "--slow" ]; then
 fi
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
+
+if [ "${1:-}" = "--gpu" ]; then
+    shift
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+        { echo "launch/test.sh --gpu needs a CUDA device that torch sees; there is none" >&2; exit 2; }
+    # Workers share the device; each has its own memory of it, a few hundred MiB.
+    exec python -m pytest -n auto --maxprocesses 8 --dist worksteal -m gpu "$@" tests/gpu
+fi
 
 failed=()
 check() {
