@@ -17,7 +17,9 @@ IGNORED = -100
 
 def forward(model: nn.Module, batch: MicroBatch, device: torch.device) -> Tensor:
     """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
-    inputs = {name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
+    inputs = {
+        name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()
+    }
     kind: Any = type(getattr(model, "module", model))
     if batch.labels.dim() == 2:
         inputs["use_cache"] = False  # a decoder in training keeps no keys and values
@@ -47,4 +49,6 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.dim() == 2:
         logits, labels = logits[:, :-1], labels[:, 1:]
     flat = logits.reshape(-1, logits.shape[-1]).float()
-    return functional.cross_entropy(flat, to_device(labels.reshape(-1), flat.device), ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(
+        flat, to_device(labels.reshape(-1), flat.device), ignore_index=IGNORED, reduction="sum"
+    )

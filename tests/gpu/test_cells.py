@@ -21,7 +21,9 @@ from tests.matrix import tiny
 from tests.matrix.cells import Cell, Reference, reference, subspace
 
 FAMILIES = {"reconstruction": "ssb", "extension": "lora", "combination": "dora", "virtual tokens": "prefix"}
-KINDS = [(name, double) for name, info in storages().items() for double in ((False, True) if info.bits == 4 else (False,))]
+KINDS = [
+    (name, double) for name, info in storages().items() for double in ((False, True) if info.bits == 4 else (False,))
+]
 CELLS = [
     Cell(storage, double, method, stage, 1, "llama", False)
     for storage, double in KINDS

@@ -93,8 +93,10 @@ def test_the_hugging_face_trainer_trains_here_as_a_plain_loop_does(
         pytest.skip("transformers does not split quantised layers; load_frozen does")
     split = None if stage is None else stock(stage)
     args = arguments(tmp_path, split)
-    model: Any = quantised(models) if loader == "bitsandbytes" else load_frozen(
-        models / "llama", storage="nf4", dtype="float32", deepspeed=split
+    model: Any = (
+        quantised(models)
+        if loader == "bitsandbytes"
+        else load_frozen(models / "llama", storage="nf4", dtype="float32", deepspeed=split)
     )
     attach(model, SubspaceConfig(method="lora", rank=3, seed=4))
     from transformers import Trainer
@@ -103,7 +105,9 @@ def test_the_hugging_face_trainer_trains_here_as_a_plain_loop_does(
     trainer = Trainer(model=model, args=args, train_dataset=InOrder(rows))
     trainer.train()
     curve = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    plain = attach(load_frozen(models / "llama", storage="nf4", dtype="float32"), SubspaceConfig(method="lora", rank=3, seed=4))
+    plain = attach(
+        load_frozen(models / "llama", storage="nf4", dtype="float32"), SubspaceConfig(method="lora", rank=3, seed=4)
+    )
     assert curve == pytest.approx(losses(plain), rel=2e-3)
     save_adapter(model, tmp_path / "adapter")
     fresh = load_adapter(load_frozen(models / "llama", storage="nf4", dtype="float32"), tmp_path / "adapter")

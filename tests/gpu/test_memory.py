@@ -59,9 +59,7 @@ def test_the_frozen_model_has_the_bytes_of_its_storage_and_a_step_stays_below_it
     before = allocated()
     storage, _, nested = kind.partition("-")
     config = tiny.ds_config(stage)
-    model = load_frozen(
-        model_folder, storage=storage, double_quant=bool(nested), dtype="bfloat16", deepspeed=config
-    )
+    model = load_frozen(model_folder, storage=storage, double_quant=bool(nested), dtype="bfloat16", deepspeed=config)
     held = allocated() - before
     assert BYTES[kind] + BESIDE <= held <= BYTES[kind] + BESIDE + SLACK
 
@@ -82,11 +80,15 @@ def test_the_frozen_model_has_the_bytes_of_its_storage_and_a_step_stays_below_it
     tokens = rows * length
     block_bytes = BYTES[kind] // LAYERS
     bound = BYTES[kind] + BESIDE + SLACK
-    bound += 4 * 8 * trained + 4 * 4 * 65536 * 4  # parameter, master, gradient, two moments, buckets (64 Ki at least), their copies
+    bound += (
+        4 * 8 * trained + 4 * 4 * 65536 * 4
+    )  # parameter, master, gradient, two moments, buckets (64 Ki at least), their copies
     bound += tokens * HIDDEN * 2 * LAYERS  # a checkpoint a block
     bound += tokens * 2 * (16 * HIDDEN + 8 * INNER)  # one block's activations
     bound += tokens * VOCABULARY * 4 * 6  # logits, their float32 copy, softmax, gradients
-    bound += 3 * 2 * HIDDEN * INNER + (0 if kind == "bf16" else 4 * HIDDEN * INNER)  # one matrix decoded, and float32 on the way
+    bound += 3 * 2 * HIDDEN * INNER + (
+        0 if kind == "bf16" else 4 * HIDDEN * INNER
+    )  # one matrix decoded, and float32 on the way
     bound += 3 * block_bytes + 2 * VOCABULARY * HIDDEN * 2 if stage == 3 else 0  # gathered: two blocks and the head
     assert peak <= bound, f"{peak:,} bytes where the shapes say {bound:,}"
     if kind != "bf16":

@@ -98,7 +98,9 @@ def test_the_losses_are_those_of_a_loop_of_plain_torch_on_the_cpu(
     """The same run in float32 on the CPU is held against plain torch elsewhere (tests/keys); here it is a loop over that data."""
     from dist_subspace import load_adapter, load_frozen
 
-    config = configuration(folder, tmp_path / "run", gradient_checkpointing=checkpointing, optim="sgd", learning_rate=0.5)
+    config = configuration(
+        folder, tmp_path / "run", gradient_checkpointing=checkpointing, optim="sgd", learning_rate=0.5
+    )
     config["model"]["storage"] = "fp32"
     config["subspace"] = {"method": "lora", "rank": 4}
     config["data"]["eval"] = str(folder / "eval.jsonl")
