@@ -29,6 +29,8 @@ from typing import Any, Self
 ROOT = 0  # the number of the watched folder itself
 WATCHED = ("fsync", "fdatasync", "rename", "replace", "unlink", "remove", "rmdir", "mkdir", "link", "symlink")
 Entries = dict[int, dict[str, int]]  # folder -> name -> file or folder; all by number
+Matters = Callable[[str], bool]  # of a name
+Unsynced = Callable[[bytes, bytes], bytes]  # what is certain of a file and what was written -> what may be found
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,9 @@ class Change:
         return {folder for folder, _ in self.places}
 
     def make(self, entries: Entries) -> None:
-        """In these entries, if it can be made there: what is moved or removed is there, and no full folder is in the way."""
+        """In these entries, if it can be made there: what is moved or removed is there, and no full folder is in the way. A
+        folder that is removed is gone with whatever is in it: it was emptied before."""
         if self.source is not None and entries.get(self.source[0], {}).get(self.source[1]) != self.node:
-            return
-        if self.target is None and entries.get(self.node):
             return
         if self.target is not None and entries.get(entries.get(self.target[0], {}).get(self.target[1], -1)):
             return
@@ -142,13 +143,15 @@ class _Disk:
         for change in self.waiting:
             needed = [*self._before(change, []), change]
             chosen.append([one for one in self.waiting if one in needed])
-        for changes in chosen:
+        once = {tuple(map(id, changes)): changes for changes in chosen}
+        for changes in once.values():
             entries = {folder: dict(names) for folder, names in self.entries.items()}
             for change in changes:
                 change.make(entries)
             yield entries
 
-    def files(self, entries: Entries, unsynced: Callable[[bytes, bytes], bytes]) -> tuple[dict[str, Any], list[str]]:
+    def files(self, entries: Entries, matters: Matters, unsynced: Unsynced) -> tuple[dict[str, Any], list[str]]:
+        """The files that these names lead to, by path, and those whose bytes are not certain."""
         files: dict[str, bytes | None] = {}
         uncertain: list[str] = []
         below = [("", ROOT)]
@@ -156,6 +159,8 @@ class _Disk:
             path, folder = below.pop()
             for name, node in entries.get(folder, {}).items():
                 own = f"{path}{name}"
+                if not matters(name):
+                    continue
                 if node in self.folders:
                     files[own] = None
                     below.append((f"{own}/", node))
@@ -215,11 +220,11 @@ class DiskLog:
             self._look()
             self._events.append(Said(text))
 
-    def states(self, matters: Callable[[str], bool] = lambda path: True) -> Iterator[State]:
+    def states(self, matters: Matters = lambda name: True) -> Iterator[State]:
         """Every state that differs, in files or in what was said, from those before it.
 
         Arguments:
-            matters: of a path below the folder: whether it belongs to a state. What lies below one that does not, does not.
+            matters: of a file's or folder's name: whether it belongs to a state, with what lies below it.
         """
         disk, said, seen = _Disk(folders=self._folders), [], set()
         for event in (*self._events, Said("the end")):
@@ -294,14 +299,10 @@ def _changes(before: Entries, after: Entries) -> list[Change]:
     return [Change(node, place, None) for place, node in left.items() if place not in over] + made
 
 
-def _states(disk: _Disk, said: tuple[str, ...], matters: Callable[[str], bool]) -> Iterator[State]:
+def _states(disk: _Disk, said: tuple[str, ...], matters: Matters) -> Iterator[State]:
     for entries in disk.choices():
         for unsynced in (_there, _lost, _zeros):
-            files, uncertain = disk.files(entries, unsynced)
-            out = {path for path in files if not matters(path)}
-            kept = {
-                p: c for p, c in files.items() if p not in out and not any(f"{p}/".startswith(f"{o}/") for o in out)
-            }
-            yield State(kept, tuple(path for path in uncertain if path in kept), said)
+            files, uncertain = disk.files(entries, matters, unsynced)
+            yield State(files, tuple(uncertain), said)
             if not uncertain:
                 break

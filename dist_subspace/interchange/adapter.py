@@ -192,7 +192,7 @@ def _refuse_damaged(folder: Path) -> None:
             raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); accepted: another checkpoint") from error
         if changed:
             raise UsageError(
-                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint, or a new copy"
+                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint"
             )
 
 
