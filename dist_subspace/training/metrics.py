@@ -82,8 +82,11 @@ class MetricsWriter:
         self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(_text(line))
-        self._file.flush()
+        try:
+            self._file.write(_text(line))
+            self._file.flush()
+        except OSError as error:
+            raise storage_error(self._path, error) from error
 
 
 def _text(line: Mapping[str, Any]) -> str:

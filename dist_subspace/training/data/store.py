@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # of numpy's reader, for a header that is damaged
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def read_columns(folder: Path) -> Columns | None:
         columns = Columns(**arrays, labels=facts["labels"], remarks=facts["remarks"])
         whole = (len(columns), len(columns.ids)) == (facts["samples"], facts["tokens"]) == _sizes(columns)
         told = facts.pop("digests", None)
-    except (OSError, ValueError, EOFError, KeyError, TypeError):
+    except (OSError, ValueError, EOFError, KeyError, TypeError, TokenError):
         return None
     return columns if whole and (told is None or told == _digests(folder, facts)) else None
 
@@ -136,6 +137,7 @@ def _appearing(folder: Path) -> Iterator[Path]:
     try:
         make_folder(folder.parent)
         hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}-", dir=folder.parent))
+        hidden.chmod(0o755)  # tempfile's folders are their owner's alone, and a cache may be shared
     except OSError as error:
         raise UsageError(
             f"data.cache_dir is {str(folder.parent)!r}, which cannot be written: {error.strerror}"
