@@ -175,6 +175,8 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
         return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise UsageError(f"{path / WEIGHTS} cannot be read ({error})") from error
 
 
 def _refuse_damaged(folder: Path) -> None:
