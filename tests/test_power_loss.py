@@ -21,6 +21,7 @@ from dist_subspace.checkpoint.state import read_trainer_state
 from dist_subspace.checkpoint.status import EXIT_OK, STATUS, read_status
 from dist_subspace.checkpoint.store import checkpoints, newest_whole, purge, verify, write_checkpoint
 from dist_subspace.interchange.adapter import read_adapter
+from dist_subspace.interchange.peft_import import rewrite_peft
 from dist_subspace.report.history import read_lines, training_lines
 from dist_subspace.training.data.store import read_columns
 from dist_subspace.training.run import train
@@ -28,7 +29,7 @@ from tests.disk_log import DiskLog, State
 from tests.tiny_run import make_model, make_records
 
 RUN = Path("made", "run")  # below the watched folder, where neither is at first
-OUTPUTS = ("merged", "saved", "exported", "imported")
+OUTPUTS = ("merged", "saved", "exported", "imported", "rewritten")
 UNSURE = ("metrics.jsonl", "loss.png")  # a curve that grows line by line, and its picture
 
 
@@ -107,6 +108,8 @@ def work(sources: Path, disk: Path, log: DiskLog) -> None:
     log.say("done exported")
     rewrite_on_base(disk / "made" / "exported", disk / "made" / "imported", sources / "model")
     log.say("done imported")
+    rewrite_peft(disk / "made" / "exported", disk / "made" / "rewritten")
+    log.say("done rewritten")
 
 
 def matters(name: str) -> bool:
@@ -127,7 +130,11 @@ def disks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Found]]:
         finally:
             sys.stdout = screen
     places = tmp_path_factory.mktemp("states")
-    yield [Found(state, state.write(places / str(n))) for n, state in enumerate(log.states(matters))]
+    found = [Found(state, state.write(places / str(n))) for n, state in enumerate(log.states(matters))]
+    yield [
+        *found,
+        Found(State({}, (), found[-1].state.said), disk),
+    ]  # the last is the disk itself, with all that was done
 
 
 def test_what_is_under_its_name_is_on_disk_to_the_last_byte(disks: list[Found]) -> None:
@@ -140,7 +147,7 @@ def test_what_is_under_its_name_is_on_disk_to_the_last_byte(disks: list[Found]) 
 
 def test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost(disks: list[Found]) -> None:
     """Where it is the last, or among those that `save_total_limit` keeps; what it cannot be used without is there with it."""
-    assert [step for found in disks[-1:] for step in found.saved] == [1, 2, 3, 4, 3, 4]
+    assert disks[-1].saved == [1, 2, 3, 4, 3, 4]
     for found in disks:
         whole = checkpoints(found.run)
         for folder in (*whole.values(), *(f for aside in found.aside for f in checkpoints(aside).values())):
@@ -182,7 +189,7 @@ def test_the_configuration_and_the_lines_of_every_saved_step_are_there(disks: li
         if found.saved:
             assert (found.run / "config.yaml").exists()
         newest = newest_whole(found.run, pytest.fail)
-        if newest is not None and not found.aside:
+        if newest is not None:
             lines = [line["step"] for line in training_lines(read_lines(found.run))]
             assert lines[: read_trainer_state(newest).step] == list(range(1, read_trainer_state(newest).step + 1))
 
