@@ -32,13 +32,19 @@ from tests.test_power_loss import configuration
 from tests.tiny_run import make_model, make_records
 from tests.training.data.tokens_for_tests import char_tokenizer, prepared
 
+LEFT = (".checkpoint-9.partial", ".checkpoint-8.removed", ".adapter.partial")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, records, and `run`, which has gone its four steps and kept its checkpoints 2 and 4."""
+    """A folder with a model, records, and `run`, which has gone its four steps and kept its checkpoints 2 and 4. It began where
+    a killed run had left what it was writing and deleting."""
     folder = tmp_path_factory.mktemp("damage")
     make_model(folder / "model", layers=1)
     make_records(folder / "train.jsonl", 24)
+    for name in LEFT:
+        (folder / "run" / name).mkdir(parents=True)
+        (folder / "run" / name / "trainer_state.json").write_text("{}")
     before = os.umask(0o022)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -179,6 +185,12 @@ def test_a_damaged_piece_of_a_stopped_tokenisation_is_never_taken_for_another(tm
         (found,) = pieces.all(1)
         assert all(np.array_equal(found[name], whole[name]) for name in whole), place
     assert refused > 200
+
+
+def test_what_a_killed_run_left_is_cleared_away_and_never_taken_for_a_checkpoint(finished: Path) -> None:
+    hidden = {path.name for path in (finished / "run").iterdir() if path.name.startswith(".")}
+    assert hidden == {".lock"}
+    assert {path.name for path in (finished / "run").glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
 
 def test_what_a_run_leaves_can_be_read_by_others(finished: Path) -> None:
