@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack, storages
-from dist_subspace.subspace import FrozenFactor, SubspaceConfig, SubspaceLinear, methods, resolve
+from dist_subspace.subspace import FrozenFactor, Operator, SubspaceConfig, SubspaceLinear, methods, resolve
 from dist_subspace.subspace.projections import Projections
 from tests.subspace.golden import settled
 
@@ -203,3 +205,18 @@ def test_a_model_may_change_the_output_in_place(method: str, storage: str, enabl
     assert len(found[0]) == len(found[1]) and all(
         torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None
     )
+
+
+@pytest.mark.parametrize("storage", storages())
+def test_a_frozen_matrix_is_known_as_an_operator_on_every_python(storage: str) -> None:
+    """From Python 3.12 on, isinstance asks a protocol's names of the class and the instance's own dictionary, where a module's
+    parameters and buffers are not."""
+    operator = pack(torch.randn(6, 8), storage)
+    names = {*Operator.__annotations__, *(name for name, value in vars(Operator).items() if name in ASKED and value)}
+    assert names == {"in_features", "out_features", "training", *ASKED}
+    for name in names:
+        inspect.getattr_static(operator, name)
+    assert isinstance(operator, Operator) and not isinstance(nn.Linear(6, 8), Operator)
+
+
+ASKED = ("__call__", "parameters", "dense")
