@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file, save, save_file
 
 from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
@@ -33,7 +31,12 @@ def configuration(folder: Path, run: Path, **subspace: Any) -> dict[str, Any]:
     return {
         "model": {"path": str(folder / "model"), "storage": "fp32"},
         "subspace": {"method": "lora", "rank": 4, "alpha": 8, "dropout": 0.1} | subspace,
-        "data": {"train": str(folder / "train.jsonl"), "max_length": 64, "packing": False, "cache_dir": str(folder / "tokens")},
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "max_length": 64,
+            "packing": False,
+            "cache_dir": str(folder / "tokens"),
+        },
         "training": {"max_steps": 2, "global_batch_size": 4, "per_device_train_batch_size": 4, "learning_rate": 0.01},
         "deepspeed": {"preset": "zero0"},
         "checkpoint": {"save_steps": 1},
@@ -160,7 +163,9 @@ def test_a_factor_file_that_was_replaced_is_refused_and_one_that_is_lost_is_made
     assert_same(run / "checkpoint-2" / "adapter_model.safetensors", tmp_path / "expected" / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize(("method", "frozen"), [("lora-fa", ".lora_A.weight"), ("vera", ".vera_A"), ("vera", ".vera_B")])
+@pytest.mark.parametrize(
+    ("method", "frozen"), [("lora-fa", ".lora_A.weight"), ("vera", ".vera_A"), ("vera", ".vera_B")]
+)
 def test_a_frozen_factor_that_is_not_the_checkpoints_is_refused(
     method: str, frozen: str, folder: Path, tmp_path: Path
 ) -> None:

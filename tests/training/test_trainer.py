@@ -258,7 +258,9 @@ def test_ranks_that_idle_in_an_evaluation_count_nothing(ranks: int, preset: str,
     """Five samples: on two ranks the third round has one, on three the second has two."""
     config = configuration(folder, tmp_path / "run", max_steps=1, warmup_steps=0) | {"deepspeed": {"preset": preset}}
     assert run_on_ranks(ranks, run_here, config) == [EXIT_OK] * ranks
-    expected = {step: of_plain_transformers(folder, path) for step, path in ((0, None), (1, tmp_path / "run" / "adapter"))}
+    expected = {
+        step: of_plain_transformers(folder, path) for step, path in ((0, None), (1, tmp_path / "run" / "adapter"))
+    }
     assert evaluations(tmp_path / "run") == pytest.approx(expected, rel=1e-5) and expected[0] != expected[1]
 
 
@@ -288,7 +290,10 @@ def test_an_evaluation_leaves_no_trace_in_the_training(
         config = configuration(folder, run, max_steps=3, warmup_steps=0) | {"deepspeed": {"preset": "zero3"}}
         config["checkpoint"] = {"save_steps": 1, "save_total_limit": 2}
         if evaluates:
-            config["checkpoint"] |= {"metric_for_best_model": "loss", "greater_is_better": True}  # so the first is the best
+            config["checkpoint"] |= {
+                "metric_for_best_model": "loss",
+                "greater_is_better": True,
+            }  # so the first is the best
         else:
             config["data"]["eval"] = None
         forwards.clear()
@@ -322,7 +327,10 @@ def test_modules_trained_beside_a_new_head_are_saved_with_it_and_the_metrics_are
     assert run_here(config) == EXIT_OK
     listed = json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
     assert set(listed) == {TRAINED, "classifier"}
-    adapter, base = load_file(run / "adapter" / "adapter_model.safetensors"), load_file(tmp_path / "model" / "model.safetensors")
+    adapter, base = (
+        load_file(run / "adapter" / "adapter_model.safetensors"),
+        load_file(tmp_path / "model" / "model.safetensors"),
+    )
     (kept,) = (tensor for name, tensor in adapter.items() if name.endswith(f"{TRAINED}.weight"))
     assert not torch.equal(kept, base[f"{TRAINED.removeprefix('bert.')}.weight"])
     last = records(run)[-1]
