@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,17 @@ def test_the_best_from_before_the_resume_is_the_adapter(continued: Path) -> None
     )
 
 
+def test_a_best_whose_folder_is_gone_is_chosen_anew_and_that_is_said(
+    folder: Path, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run = killed_after(STEPS - 1, whole, tmp_path / "run")
+    lost = state(run, STEPS - 1)["best"]["step"]
+    shutil.rmtree(run / f"checkpoint-{lost}")
+    assert run_here(plateau(folder, run)) == EXIT_OK
+    assert f"the best so far, checkpoint-{lost}, is not in" in capfd.readouterr().out
+    assert state(run, STEPS)["best"]["step"] == STEPS
+
+
 def test_the_rate_of_each_step_is_that_of_torchs_plateau_schedule_on_the_logged_losses(continued: Path) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=1, factor=0.5)
@@ -287,21 +299,24 @@ def test_an_evaluation_leaves_no_trace_in_the_training(
     found = []
     for evaluates in (True, False):
         run = tmp_path / str(evaluates)
-        config = configuration(folder, run, max_steps=3, warmup_steps=0) | {"deepspeed": {"preset": "zero3"}}
-        config["checkpoint"] = {"save_steps": 1, "save_total_limit": 2}
-        if evaluates:
-            config["checkpoint"] |= {
-                "metric_for_best_model": "loss",
-                "greater_is_better": True,
-            }  # so the first is the best
+        config = configuration(folder, run, max_steps=3, warmup_steps=0)
+        if (
+            evaluates
+        ):  # the metric is turned round, so that the first is the best: it is saved though no checkpoint is due
+            best = {"metric_for_best_model": "loss", "greater_is_better": True}
+            config["checkpoint"] = {"save_steps": 10, "save_total_limit": 2} | best
         else:
+            config["checkpoint"] = {"save_steps": 1, "save_total_limit": 2}
             config["data"]["eval"] = None
         forwards.clear()
         assert run_here(config) == EXIT_OK
         step = [TRAINS] * (BATCH // 2)
         assert forwards == [MEASURES] * 5 + (step + [MEASURES] * 5) * 3 if evaluates else step * 3 + [MEASURES]
         found.append([line for line in without_the_clock(records(run)) if "loss" in line])
-    assert found[0] == found[1] and len(found[0]) == 3
+    assert found[0] == found[1]
+    rates = [0.005 * (1 + math.cos(math.pi * step / 3)) for step in range(3)]  # a skipped step counts as one
+    assert [line["learning_rate"] for line in found[0]] == pytest.approx(rates)
+    assert [line["loss"] for line in found[0]].count(None) == 1
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         assert_same(tmp_path / "True" / "checkpoint-3" / name, tmp_path / "False" / "checkpoint-3" / name)
     assert checkpoints(tmp_path / "True") == {"checkpoint-1", "checkpoint-3"}  # the best, and the newest
@@ -323,7 +338,8 @@ def test_modules_trained_beside_a_new_head_are_saved_with_it_and_the_metrics_are
     config["model"]["task"] = "classification"
     config["subspace"]["modules_to_save"] = ["encoder.layer.1.output.dense"]
     config["data"] |= {"format": "classification", "max_length": 32}
-    config["checkpoint"] = {"save_steps": 3}
+    config["checkpoint"] = {"save_steps": 10, "metric_for_best_model": "loss"}
+    config["run"] |= {"eval_steps": 2, "logging_steps": 2}
     assert run_here(config) == EXIT_OK
     listed = json.loads((run / "adapter" / "adapter_config.json").read_text())["modules_to_save"]
     assert set(listed) == {TRAINED, "classifier"}
@@ -333,10 +349,12 @@ def test_modules_trained_beside_a_new_head_are_saved_with_it_and_the_metrics_are
     )
     (kept,) = (tensor for name, tensor in adapter.items() if name.endswith(f"{TRAINED}.weight"))
     assert not torch.equal(kept, base[f"{TRAINED.removeprefix('bert.')}.weight"])
-    last = records(run)[-1]
-    assert last["step"] == 3
+    assert sorted(evaluations(run)) == [0, 2, 3]  # those that are due, and the last
+    best = min((2, 3), key=lambda step: evaluations(run)[step])
+    assert checkpoints(run) == {"checkpoint-3", "checkpoint-2"}
+    (measured,) = (line for line in records(run) if line["step"] == best and "eval_loss" in line)
     expected = of_a_plain_classifier(tmp_path, run / "adapter")
-    assert {name: last[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    assert {name: measured[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 
 
 def of_a_plain_classifier(folder: Path, adapter: Path) -> dict[str, float]:

@@ -32,8 +32,8 @@ MUTANTS = [
     Mutant(
         name="stays-in-eval-after-an-evaluation",
         file=EVALUATE,
-        text="    model.train(was_training)\n    counts",
-        becomes="    counts",
+        text="        model.train(was_training)\n",
+        becomes="        pass\n",
         promise="After an evaluation the model trains again: dropout is on.",
         tests=[NO_TRACE],
     ),
@@ -41,7 +41,7 @@ MUTANTS = [
         name="evaluates-in-training-mode",
         file=EVALUATE,
         text="    model.eval()\n",
-        becomes="",
+        becomes="    model.train()\n",
         promise="A held-out loss is measured without dropout.",
         tests=[HELD_OUT],
     ),
@@ -56,10 +56,10 @@ MUTANTS = [
     Mutant(
         name="filler-counts-in-the-held-out-loss",
         file=EVALUATE,
-        text="        if batch is not None:\n            loss += float(summed_loss(logits, batch.labels))\n"
-        "            targets += batch.targets\n",
-        becomes="        loss += float(summed_loss(logits, used.labels))\n        targets += used.targets\n"
-        "        if batch is not None:\n",
+        text="            if batch is not None:\n                loss += float(summed_loss(logits, batch.labels))\n"
+        "                targets += batch.targets\n",
+        becomes="            loss += float(summed_loss(logits, used.labels))\n            targets += used.targets\n"
+        "            if batch is not None:\n",
         promise="What an idle rank runs counts nothing.",
         tests=[f"{OF_RUNS}::test_ranks_that_idle_in_an_evaluation_count_nothing[2-zero2]"],
     ),
@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         name="held-out-loss-is-a-mean-of-means",
         file=EVALUATE,
-        text="            targets += batch.targets\n",
-        becomes="            targets += batch.samples\n",
+        text="                targets += batch.targets\n",
+        becomes="                targets += batch.samples\n",
         promise="The held-out loss is the mean over all targets.",
         tests=[HELD_OUT],
     ),
@@ -115,7 +115,8 @@ MUTANTS = [
         name="limit-removes-the-newest",
         file=STORE,
         text="    for path in spare[:excess]:\n        _delete(Path(run_dir), path)\n    return spare[:excess]\n",
-        becomes="    for path in spare[len(spare) - excess :]:\n        _delete(Path(run_dir), path)\n    return spare[len(spare) - excess :]\n",
+        becomes="    spare = spare[::-1]\n    for path in spare[:excess]:\n        _delete(Path(run_dir), path)\n"
+        "    return spare[:excess]\n",
         promise="save_total_limit removes the oldest checkpoints.",
         tests=["tests/checkpoint/test_store.py::test_purge_keeps_the_newest_the_named_and_the_only_whole_one"],
     ),
