@@ -240,7 +240,8 @@ def complete_adapter(checkpoint: Path, folder: Path) -> None:
     """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
     described = read_description(checkpoint)
     _, tensors = read_adapter(checkpoint)
-    described[OWN].pop("factors", None)
+    for name in ("factors", "statistics"):  # of the run's files
+        described[OWN].pop(name, None)
     write_adapter(folder, tensors, described)
 
 

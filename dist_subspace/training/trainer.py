@@ -246,7 +246,6 @@ class Trainer:
         filler = eval_filler(table, self.plan.pad_id)
         with announced(f"evaluating at step {self.progress.step}", self.observer.notice, over=False):
             values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self.pause)
-        self.engine.train()
         if values is None:
             return False
         self.unevaluated = False
