@@ -9,7 +9,7 @@
         assert first == second
 
 A rank that raises, dies or hangs ends the case with every rank's report, and the next case gets fresh processes. They are
-forked from one process that has imported torch, transformers and DeepSpeed, and done nothing else.
+forked from one process that has imported what they need (`tests.forked`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,18 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
+from tests.forked import forked
 from tests.ranks_worker import main
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT = 180.0  # importing torch and DeepSpeed, on a busy machine
-FORKING = get_context("forkserver")
-FORKING.set_forkserver_preload(["tests.ranks_imports"])
 GRACE = 3.0  # after the first failure, for the others to say what they saw
 OUTPUT_SHOWN = 4000  # characters of a rank's output in a report
 
@@ -89,10 +87,7 @@ class Rank:
         self.log.touch()
         self.pipe, far_end = Pipe()
         environment = rank_environment(rank, world_size, port)
-        with environment_of_the_first(environment):
-            ensure_running()
-        self.process = FORKING.Process(target=main, args=(far_end, str(ROOT), str(self.log), environment))
-        self.process.start()
+        self.process = forked(main, far_end, str(ROOT), str(self.log), environment)
         far_end.close()
 
     def send(self, message: bytes) -> None:
@@ -143,18 +138,6 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(paths),
     }
     return {**os.environ, **{name: str(value) for name, value in ours.items()}}
-
-
-@contextlib.contextmanager
-def environment_of_the_first(environment: dict[str, str]) -> Iterator[None]:
-    """Of the process that the ranks are forked from, which the first of them starts: what libraries read on import."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def free_port() -> int:

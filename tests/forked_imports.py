@@ -1,4 +1,4 @@
-"""What nearly every case on ranks imports, once for all of them: `tests.ranks` forks its processes from one that has."""
+"""What nearly every process of the tests imports, once for all of them: `tests.forked` forks them from one that has."""
 
 import bitsandbytes  # noqa: F401
 import deepspeed  # noqa: F401
