@@ -14,10 +14,10 @@ import transformers
 import yaml
 
 import dist_subspace as dsub
-from dist_subspace.atomic_files import StorageError
 from dist_subspace.checkpoint.status import EXIT_INTERRUPTED, read_status
 from dist_subspace.cli import main
 from dist_subspace.launcher import is_first
+from tests.forked import run_lines
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.interchange.vision_models import vision_model
 from tests.tiny_models import logits, tiny_model
@@ -116,19 +116,16 @@ def test_export_prints_json_and_makes_the_rank_that_it_is_asked_for(
     assert (told["form"], told["rank"]) == ("approximate", 5) and 0 < told["error"] < 1
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(dsub.UsageError("no such thing"), 2), (StorageError("a disk that is full"), 1)],
-)
-def test_an_error_of_the_user_has_status_2_and_one_of_the_disk_1(
-    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse() -> Any:
-        raise error
-
-    monkeypatch.setattr("dist_subspace.config.config_schema", refuse)
-    assert main(["schema"]) == status
-    assert capsys.readouterr().err == f"error: {error}\n"
+def test_what_the_disk_refuses_is_one_sentence_and_status_1(tmp_path: Path) -> None:
+    """The kernel's own refusal: a limit on the size of files, in a process of its own."""
+    folder = dsub.save_adapter(trained(tiny_model()), tmp_path / "adapter")
+    ended = run_lines(
+        "import resource, sys\nfrom dist_subspace.cli import main\nresource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        f"sys.exit(main(['export', {str(folder)!r}, {str(tmp_path / 'out')!r}]))"
+    )
+    assert ended.returncode == 1, ended
+    assert ended.stderr.count("error: ") == 1 and "could not be written (File too large" in ended.stderr
+    assert "Traceback" not in ended.stderr and [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 @pytest.mark.parametrize(
