@@ -84,7 +84,7 @@ def adapted(case: Case, dropout: float = P) -> Any:
     model: Any = attach(One(), config)
     generator = torch.Generator().manual_seed(7)
     for switched in (False, True):
-        for name, value in model.proj.trainables().items():
+        for value in model.proj.trainables().values():
             value.data.add_(0.4 * torch.randn(value.shape, generator=generator))
         if not switched:
             advance(model, 1, 3)
