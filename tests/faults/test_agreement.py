@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+from typing import Any
 
 import pytest
 
 from dist_subspace.checkpoint.status import read_status
 from tests.faults.agreements import CALLS, NO_ROW, RUNS, Row
+from tests.faults.calls import make_calls
 from tests.faults.injection import SAID, install
 from tests.faults.places import places
 from tests.faults.scenes import Home
-from tests.forked_ranks import report
+from tests.forked_ranks import report, run_ranks
 
 STATUS = {"disk": 1, "json": 1, "kill": 1, "usage": 2}
 PATIENCE = 60.0  # seconds; a rank that is gone is missed within ten
@@ -51,3 +53,26 @@ def test_a_rank_that_fails_alone_in_a_run_ends_all_with_its_one_sentence(row: Ro
     if status is not None:
         state = "refused" if row.kind == "usage" else "failed"
         assert (status["state"], status["message"]) == (state, sentences[0].removeprefix("error: ")), shown
+
+
+@pytest.fixture(scope="module")
+def answers(home: Home) -> list[list[list[Any]]]:
+    """What each rank raised in each call, row by row; a row that nobody came to is absent."""
+    ended = run_ranks([(make_calls, CALLS, str(home.folder))] * 2, home.folder, limit=2 * PATIENCE)
+    print(report(ended))
+    lines = [(home.folder / f"calls-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    return [[json.loads(line) for line in both] for both in zip(*lines, strict=False)]
+
+
+@pytest.mark.parametrize("row", CALLS, ids=str)
+def test_a_rank_that_fails_alone_in_a_call_is_an_error_of_all(row: Row, answers: list[list[list[Any]]]) -> None:
+    number = CALLS.index(row)
+    assert number < len(answers), f"a rank was waiting still in {CALLS[len(answers)]}, or before"
+    own, other = answers[number][row.rank], answers[number][1 - row.rank]
+    assert own[2] and other[2], "the group is not whole any more"
+    assert SAID in own[1], own
+    if row.kind == "usage":
+        assert own[:2] == other[:2] == ["UsageError", SAID]
+    else:
+        assert own[0] in ("OSError", "StorageError", "ValueError") and other[0] == "PeerFailed", (own, other)
+        assert f"failed on rank {row.rank}: " in other[1] and SAID in other[1], other
