@@ -8,13 +8,16 @@ Each rank is a process of its own, whose limits, folder, environment and end are
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import multiprocessing
 import os
 import runpy
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,9 @@ IMPORTED = ("tests.faults.imported",)
 SCRIPT = ROOT / "launch" / "train.py"
 LIMIT = 60.0  # seconds after which ranks are taken to wait for ever; a whole run takes two
 _warm: list[Any] = []
+# One thread, and a place for the code of users' models, which is imported from there.
+_OF_THE_SERVER = {"OPENBLAS_NUM_THREADS": "1", "HF_MODULES_CACHE": tempfile.mkdtemp(prefix="dist_subspace-modules-")}
+atexit.register(shutil.rmtree, _OF_THE_SERVER["HF_MODULES_CACHE"], ignore_errors=True)
 _STACKS = signal.SIGUSR2  # SIGUSR1 is one that the product listens to
 
 
@@ -93,7 +99,7 @@ def _context() -> Any:
     before = dict(os.environ)
     try:
         os.environ.clear()
-        os.environ.update(rank_environment(0, 1, 0) | {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
+        os.environ.update(rank_environment(0, 1, 0) | _OF_THE_SERVER)
         from multiprocessing.forkserver import ensure_running
 
         ensure_running()

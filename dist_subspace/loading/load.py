@@ -193,7 +193,7 @@ def local_folder(name: str | Path | None) -> Path | None:
 
 
 def download(path: str | Path) -> None:
-    """Collective: fetch a hub name once a node, before every rank reads it. A folder of that name may be there for one node alone."""
+    """Collective: fetch a hub name once a node, before every rank reads it. One node may have a folder of that name."""
     if any_rank(not Path(path).expanduser().is_dir() and _is_hub_name(str(path))):
         once_per_node(resolve_folder, path)
 

@@ -242,7 +242,8 @@ def agreed(what: str) -> Iterator[None]:
 
     The block itself must hold no collective: a rank that has raised would not take part in it. The failing rank
     re-raises its own error; the others raise the same kind, so that all leave with the same exit status (`is_everyones`). A
-    block may take hours on one rank. Where the run may be left (`Stop.leavable`), a stop interrupts it, and all ranks raise `Interrupted`.
+    block may take hours on one rank. Where the run may be left (`Stop.leavable`), a stop interrupts it, and all ranks raise
+    `Interrupted`.
     """
     error: BaseException | None = None
     try:

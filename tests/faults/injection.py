@@ -40,6 +40,22 @@ def install(fault: Fault) -> None:
     _replace(fault)
 
 
+FOUND_OUT = "found out that another rank is gone"
+
+
+def say_if_found_out() -> None:
+    """A rank that another one leaves without an agreement says so."""
+    from dist_subspace.training import run
+
+    end_without = run.end_without
+
+    def said(*args: Any) -> int:
+        print(FOUND_OUT, flush=True)
+        return end_without(*args)
+
+    run.end_without = said
+
+
 @contextmanager
 def installed(fault: Fault) -> Iterator[None]:
     undo = _replace(fault)

@@ -56,8 +56,12 @@ def function(name: str) -> Place:
 
 def _places_in(path: Path, file: str) -> list[Place]:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    owners = {id(inner): (name, node) for node, name in _functions(tree) for inner in ast.walk(node)}  # the innermost is last
-    blocks = {id(item.context_expr): node for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items}
+    owners = {
+        id(inner): (name, node) for node, name in _functions(tree) for inner in ast.walk(node)
+    }  # the innermost is last
+    blocks = {
+        id(item.context_expr): node for node in ast.walk(tree) if isinstance(node, ast.With) for item in node.items
+    }
     found = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):

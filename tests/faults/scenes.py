@@ -23,7 +23,13 @@ SCENES: dict[str, tuple[tuple[str, ...], str | None]] = {
     "frozen": (("subspace.method=lora-fa",), "lora-fa"),
     "dash": (("subspace.method=lora-dash", "subspace.options.warmup_steps=1"), None),
     "dash-again": (("subspace.method=lora-dash", "subspace.options.warmup_steps=1"), "lora-dash"),
-    "adalora": (("subspace.method=adalora", *(f"subspace.options.{key}=0" for key in ("warmup_steps", "final_steps"))), None),
+    "adalora": (
+        ("subspace.method=adalora", *(f"subspace.options.{key}=0" for key in ("warmup_steps", "final_steps"))),
+        None,
+    ),
+    "own": (("model.path=own", "model.trust_remote_code=true", "training.max_steps=2"), None),
+    "long": (("training.max_steps=2000", "training.lr_scheduler_type=constant", "training.max_time=3600"), None),
+    "fresh": (("data.cache_dir=null",), None),
     "diverged": (("model.path=broken",), None),
 }
 

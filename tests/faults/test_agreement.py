@@ -10,7 +10,7 @@ import pytest
 from dist_subspace.checkpoint.status import read_status
 from tests.faults.agreements import CALLS, NO_ROW, RUNS, Row
 from tests.faults.calls import make_calls
-from tests.faults.injection import SAID, install
+from tests.faults.injection import FOUND_OUT, SAID, install, say_if_found_out
 from tests.faults.places import places
 from tests.faults.scenes import Home
 from tests.forked_ranks import report, run_ranks
@@ -27,14 +27,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def test_every_agreement_and_message_of_the_product_has_a_fault_or_a_reason_why_it_needs_none() -> None:
     known = {row.place for row in (*RUNS, *CALLS)} | set(NO_ROW)
     assert sorted(places().keys() - known) == [], "a place where a rank can fail alone, and no test lets it"
-    gone = {name for name in known if name.rpartition(" ")[2].startswith(("agreed", "on_", "once")) and name not in places()}
+    gone = {
+        name for name in known if name.rpartition(" ")[2].startswith(("agreed", "on_", "once")) and name not in places()
+    }
     assert sorted(gone | (NO_ROW.keys() - places().keys())) == [], "not in the product any more"
 
 
 @pytest.mark.parametrize("row", RUNS, ids=str)
 def test_a_rank_that_fails_alone_in_a_run_ends_all_with_its_one_sentence(row: Row, home: Home) -> None:
     run = f"run-{RUNS.index(row)}"
-    ended = home.run(row.scene, run, before={row.rank: (install, row.fault)}, limit=PATIENCE)
+    before = {row.rank: (install, row.fault), 1 - row.rank: (say_if_found_out,)}
+    ended = home.run(row.scene, run, before=before, limit=PATIENCE)
     shown = report(ended)
     expected = [STATUS[row.kind]] * 2
     if row.kind == "kill":
@@ -50,6 +53,7 @@ def test_a_rank_that_fails_alone_in_a_run_ends_all_with_its_one_sentence(row: Ro
         speaker = next(rank.rank for rank in ended if rank.errors)
         assert speaker in (row.rank, 0) if row.kind == "usage" else speaker == row.rank, shown
         assert "Traceback" not in ended[1 - row.rank].output, shown
+        assert not (row.agrees and FOUND_OUT in ended[1 - row.rank].output), f"there was no agreement\n{shown}"
     if status is not None:
         state = "refused" if row.kind == "usage" else "failed"
         assert (status["state"], status["message"]) == (state, sentences[0].removeprefix("error: ")), shown
