@@ -1,0 +1,102 @@
+"""The loop that a run is compared with: plain torch, transformers' schedule, PEFT's adapter, the same order of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from peft import get_peft_model_state_dict
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tests.keys.bench import Outcome
+
+MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
+
+
+@dataclass
+class Trajectory:
+    """losses, rates, norms: of each step, the rate and the norm as they were before it. values: of the adapter at the end."""
+
+    losses: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+def adamw(parameters: list[nn.Parameter], **options: Any) -> Optimizer:
+    """What the base configuration asks for."""
+    return torch.optim.AdamW(
+        parameters, **({"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0} | options)
+    )
+
+
+def train_plainly(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    *,
+    batch: int = 4,
+    optimizer: MakeOptimizer = adamw,
+    scheduler: Callable[[Optimizer], Any] | None = None,
+    max_grad_norm: float = 0.0,
+    after_step: Callable[[int, nn.Module, Any], None] = lambda step, model, scheduler: None,
+) -> Trajectory:
+    """One optimizer step for each `batch` rows, all of them in one forward; every token is a target.
+
+    `after_step(number, model, scheduler)` is called behind each step, for what a loop does there beside it.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optim, found = optimizer(trained), Trajectory()
+    schedule = scheduler(optim) if scheduler else None
+    model.train()
+    for start in range(0, len(rows), batch):
+        loss = model(**padded(rows[start : start + batch])).loss
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, max_grad_norm or float("inf"))
+        found.losses.append(float(loss.detach()))
+        found.rates.append(float(optim.param_groups[0]["lr"]))
+        found.norms.append(float(norm))
+        optim.step()
+        optim.zero_grad()
+        if schedule is not None and not isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            schedule.step()
+        after_step(start // batch + 1, model, schedule)
+    found.values = {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(model).items()}
+    return found
+
+
+def padded(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Ids, mask and labels, as transformers takes them."""
+    longest = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, rows: Sequence[Sequence[int]]) -> float:
+    """The mean over all targets of all rows, without dropout."""
+    was = model.training
+    loss = float(model.eval()(**padded(rows)).loss)
+    model.train(was)
+    return loss
+
+
+def assert_follows(outcome: Outcome, expected: Trajectory) -> None:
+    """Loss, rate and norm of every step, and the adapter at the end, to the rounding of float32."""
+    steps = outcome.steps
+    assert len(steps) == len(expected.losses), f"{len(steps)} steps were made, and {len(expected.losses)} are right"
+    for name, values in (("learning_rate", expected.rates), ("loss", expected.losses), ("grad_norm", expected.norms)):
+        assert [step[name] for step in steps] == pytest.approx(values, rel=2e-5), f"{name} leaves the reference"
+    adapter = outcome.adapter
+    assert adapter.keys() == expected.values.keys()
+    for name, tensor in expected.values.items():
+        torch.testing.assert_close(adapter[name], tensor, rtol=1e-3, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def differ(one: Outcome, other: Outcome) -> bool:
+    """Whether two runs end with different adapters: a changed key that must show, did."""
+    return any(not torch.equal(one.adapter[name], tensor) for name, tensor in other.adapter.items())
