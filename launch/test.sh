@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# All checks in a prepared environment: ruff, mypy, pytest.   launch/test.sh [--slow] [pytest arguments ...]
+# All checks in a prepared environment: ruff, mypy, pytest.
+#   launch/test.sh [--slow] [pytest arguments ...]      --slow: the long tests too
+#   launch/test.sh --mutants [arguments ...]            breaks the product in many places; see tests/mutants/__main__.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh test
+
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
+
+if [ "${1:-}" = "--mutants" ]; then
+    shift
+    exec python -m tests.mutants "$@"
+fi
 
 markers="not slow"
 if [ "${1:-}" = "--slow" ]; then
     markers=""
     shift
 fi
-
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 
 failed=()
 check() {
