@@ -25,7 +25,7 @@ from tests.keys.watch import Call, Watched, watched
 from tests.tiny_run import make_model
 
 UNSET = object()  # as a changed value: the key is left out
-RECORDS = 22
+RECORDS, HELD_OUT = 22, 7
 
 
 @dataclass
@@ -62,6 +62,7 @@ class Outcome:
 
     @property
     def evaluated_on(self) -> list[list[int]]:
+        """The rows of all evaluations; behind them those on which the end of a run is measured."""
         return [row for call in self.calls if not call.training for row in call.rows]
 
     @property
@@ -90,7 +91,9 @@ class Bench:
         make_model(folder / "model")
         texts = [f"{'abcdefghijklmnopqrstuvwxyz'[n]} says {n * n} " + "so " * (n % 4) for n in range(RECORDS)]
         self.data = self.write("train.jsonl", [{"text": text} for text in texts])
-        self.held_out = self.write("eval.jsonl", [{"text": f"{n} and {'again ' * (n % 3)}{n}"} for n in range(7)])
+        self.held_out = self.write(
+            "eval.jsonl", [{"text": f"{n} and {'again ' * (n % 3)}{n}"} for n in range(HELD_OUT)]
+        )
         self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
         end = [self.tokenizer.eos_token_id]
         self.samples: list[list[int]] = [[*self.tokenizer(t, add_special_tokens=False).input_ids, *end] for t in texts]

@@ -103,14 +103,14 @@ KEYS = [
         "training.gradient_checkpointing",
         (True,),
         "each layer is computed again in backward; the trajectory stays",
-        "calls of transformers' decoder layers",
+        "calls of the layers, seen by torch's hooks",
         gradient_checkpointing,
     ),
     Key(
         "training.gradient_checkpointing_kwargs.use_reentrant",
         (True,),
         "the first pass has no graph; the trajectory stays",
-        "calls of transformers' decoder layers",
+        "calls of the layers, seen by torch's hooks",
         use_reentrant,
     ),
     Key(

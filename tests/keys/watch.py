@@ -12,7 +12,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Call:
 
 @dataclass
 class Watched:
-    """calls: of whole models, in their order. layers: whether gradients were recorded in each call of a decoder layer.
-    engines: that DeepSpeed has made."""
+    """calls: of whole models in an engine, in their order. layers: whether gradients were recorded in each call of a layer's
+    attention in training. engines: that DeepSpeed has made."""
 
     calls: list[Call] = field(default_factory=list)
     layers: list[bool] = field(default_factory=list)
@@ -56,6 +56,8 @@ def watched() -> Iterator[Watched]:
     found = Watched()
 
     def of_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not found.engines:  # asked how it counts positions, and the like
+            return
         kept = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         held = sum(parameter.numel() for parameter in module.parameters())
         deterministic = torch.are_deterministic_algorithms_enabled()
@@ -68,7 +70,7 @@ def watched() -> Iterator[Watched]:
     with (
         _hooked(LlamaForCausalLM, of_model),
         _hooked(LlamaForSequenceClassification, of_model),
-        _hooked(LlamaDecoderLayer, of_layer),
+        _hooked(LlamaAttention, of_layer),
         _engines(found.engines),
     ):
         yield found
