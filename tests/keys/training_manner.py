@@ -92,7 +92,7 @@ def max_time(bench: Bench) -> None:
     """The run leaves with what it has, whole, and the same configuration goes on from there."""
     outcome = bench.run({"training.max_time": "0:00:01", "training.max_steps": 100_000}, EXIT_INTERRUPTED)
     made = len(outcome.steps)
-    assert 0 < made < 100_000 and outcome.checkpoints == [made]
+    assert made < 100_000 and outcome.checkpoints == ([made] if made else [])
     assert "training.max_time" in outcome.message
     expected = train_plainly(bench.peft_model(), outcome.trained_on[: 4 * min(made, 20)])
     assert_follows(outcome, expected, first=min(made, 20))
