@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_subspace.checkpoint.status import EXIT_USAGE
-from tests.keys.bench import HELD_OUT, Bench, Outcome
+from tests.keys.bench import Bench, Outcome
 from tests.keys.reference import Trajectory, adamw, assert_follows, assert_values, held_out_loss, padded, train_plainly
 from tests.keys.table import Key
 from tests.tiny_run import make_model
@@ -79,15 +80,17 @@ class _Evaluated:
         self.values[step] = {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model).items()}
 
 
-def _best(bench: Bench, greater: bool | None, **changes: Any) -> None:
-    """At a rate that is too high the held-out loss falls and rises: neither the first nor the last step is the best."""
-    given = {f"checkpoint.{name}": value for name, value in changes.items()}
-    given |= {"data.eval": bench.held_out, "run.eval_steps": 1, "training.learning_rate": 0.3}
-    outcome = bench.run(given | {"checkpoint.greater_is_better": greater, "checkpoint.save_total_limit": 1})
-    seen = _Evaluated(outcome.evaluated_on[:HELD_OUT])
-    train_plainly(bench.peft_model(), outcome.trained_on, optimizer=lambda p: adamw(p, lr=0.3), after_step=seen)
+def _best(bench: Bench, metric: str, greater: bool | None) -> None:
+    """On texts that training has nothing of, the held-out loss turns round: neither the first nor the last step is the best."""
+    texts, rate = (("ABC DEF", "QRS TUV W"), 0.05) if greater else (("#!?", "%&/()="), 0.3)
+    data = bench.write(f"strange-{rate}.jsonl", [{"text": text} for text in texts])
+    changes = {"data.eval": data, "run.eval_steps": 1, "training.learning_rate": rate, "checkpoint.save_total_limit": 1}
+    given = {"checkpoint.metric_for_best_model": metric, "checkpoint.greater_is_better": greater}
+    outcome = bench.run(changes | given)
+    seen = _Evaluated(outcome.evaluated_on[:2])
+    train_plainly(bench.peft_model(), outcome.trained_on, optimizer=partial(adamw, lr=rate), after_step=seen)
     measured = [line["eval_loss"] for line in outcome.evaluations]
-    assert measured[1:] == pytest.approx(list(seen.losses.values()), rel=1e-3)
+    assert measured[1:] == pytest.approx(list(seen.losses.values()), rel=5e-5)
     best = (max if greater else min)(seen.losses, key=lambda step: seen.losses[step])
     assert 1 < best < 6
     assert outcome.checkpoints == [best, 6]
@@ -97,12 +100,12 @@ def _best(bench: Bench, greater: bool | None, **changes: Any) -> None:
 
 def metric_for_best_model(bench: Bench) -> None:
     for metric in ("loss", "eval_perplexity"):
-        _best(bench, None, metric_for_best_model=metric)
+        _best(bench, metric, None)
 
 
 def greater_is_better(bench: Bench) -> None:
-    _best(bench, True, metric_for_best_model="loss")
-    _best(bench, False, metric_for_best_model="loss")
+    for greater in (True, False):
+        _best(bench, "loss", greater)
 
 
 def allow_different(bench: Bench) -> None:
@@ -126,7 +129,7 @@ def allow_different(bench: Bench) -> None:
         went_on = bench.run(changes | {"checkpoint.allow_different": [what]})
         model = bench.peft_model(base=other if what == "model" else None)
         set_peft_model_state_dict(model, begun.values)
-        expected = float(model(**padded(went_on.trained_on[-4:])).loss)
+        expected = float(model(**padded(went_on.trained_on[-4:])).loss.detach())
         assert [line["loss"] for line in went_on.steps] == pytest.approx([expected], rel=2e-5)
 
 

@@ -26,6 +26,7 @@ def _same_trajectory(outcome: Outcome, bench: Bench) -> None:
 
 def output_dir(bench: Bench) -> None:
     """Everything of a run is in its folder; without the key, in one that has the configuration's name."""
+    bench.usual()  # which makes the folder of tokens
     config = bench.configuration({"training.max_steps": 1})
     place = bench.folder / "a" / "new" / "place"
     config["run"]["output_dir"] = str(place)
