@@ -79,7 +79,10 @@ def rows_of(micro: MicroBatch) -> Iterator[Row]:
                 yield row[start:end].tolist(), labels[number, start:end].tolist()
         else:
             kept = mask[number].bool()
-            yield row[kept].tolist(), (labels[number, kept] if labels.dim() == 2 else labels[number : number + 1]).tolist()
+            yield (
+                row[kept].tolist(),
+                (labels[number, kept] if labels.dim() == 2 else labels[number : number + 1]).tolist(),
+            )
 
 
 @torch.no_grad()

@@ -20,7 +20,9 @@ from tests.keys.reference import padded
 
 WORDS = ("one", "three", "", "a longer one", "é\n2")
 TALK = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "so."}]
-TALKS = [[*TALK, {"role": "user", "content": word}, {"role": "assistant", "content": word * 2}] for word in WORDS if word]
+TALKS = [
+    [*TALK, {"role": "user", "content": word}, {"role": "assistant", "content": word * 2}] for word in WORDS if word
+]
 
 
 def alpaca_prompt(instruction: str, given: str) -> str:

@@ -91,6 +91,10 @@ def eval_(bench: Bench) -> None:
     every = [all_trained(tokenizer, json.loads(line)["text"]) for line in Path(bench.data).read_text().splitlines()]
     assert len(begun.held_out) == round(0.3 * len(every)), "the share of the records that is held out"
     assert_same(begun.held_out + begun.rows, every, "held out and trained on are the whole, and nothing is both")
+    assert len(begin(bench, {"data.eval": 0.001}).held_out) == 1, "a fraction is a record at least"
+    files = [bench.write(f"half-{n}.jsonl", [{"text": f"{n} {k}"} for k in range(4)]) for n in range(2)]
+    several = begin(bench, {"data.train": [{"path": file} for file in files], "data.eval": 0.125})
+    assert len(several.held_out) == 1 and len(several.rows) == 7, "a fraction of the records of all files"
     others = [begin(bench, {"data.eval": 0.3, "training.seed": seed}).held_out for seed in (0, 1)]
     assert sorted(others[0]) == sorted(begun.held_out) != sorted(others[1]), "the seed draws what is held out"
 

@@ -18,7 +18,9 @@ KEYS = [
     ),
     Key("data.train.path", ("three files",), "all of a list are read", _CALL, data_files.train_path),
     Key("data.train.weight", (2.0, 0.5), "how often samples come in an epoch", "a count", data_files.train_weight),
-    Key("data.eval", ("a file", 0.3), "what is evaluated on, and not trained on", "transformers' loss", data_files.eval_),
+    Key(
+        "data.eval", ("a file", 0.3), "what is evaluated on, and not trained on", "transformers' loss", data_files.eval_
+    ),
     Key(
         "data.format",
         ("alpaca", "chat", "completion", "text", "classification"),
@@ -26,8 +28,20 @@ KEYS = [
         f"{_CALL}, {_CHAT}, transformers' loss of one batch",
         data_columns.format_,
     ),
-    Key("data.max_length", (24,), "prompts lose their left part; pieces of a text", "its definition", data_lengths.max_length),
-    Key("data.packing", (True, False), "rows shared, the loss unchanged", "transformers' loss unpacked", data_lengths.packing),
+    Key(
+        "data.max_length",
+        (24,),
+        "prompts lose their left part; pieces of a text",
+        "its definition",
+        data_lengths.max_length,
+    ),
+    Key(
+        "data.packing",
+        (True, False),
+        "rows shared, the loss unchanged",
+        "transformers' loss unpacked",
+        data_lengths.packing,
+    ),
     Key("data.streaming", (True,), "refused in one sentence", "exit status 2", data_files.streaming),
     Key("data.template", ("Q {{{instruction}}} ...",), "alpaca's prompt", _CALL, data_columns.template),
     Key("data.text_field", ("other",), _COLUMN, _CALL, data_columns.renamed("text")),
@@ -47,8 +61,26 @@ KEYS = [
         f"{_CHAT}(mood=)",
         data_columns.chat_template_kwargs_field,
     ),
-    Key("data.truncation", ("tokens",), "what a long conversation loses", f"{_CHAT} of fewer turns", data_lengths.truncation),
+    Key(
+        "data.truncation",
+        ("tokens",),
+        "what a long conversation loses",
+        f"{_CHAT} of fewer turns",
+        data_lengths.truncation,
+    ),
     Key("data.split", ("extra",), "the part of a Hub data set", "datasets.load_dataset(split=)", data_files.hub_split),
-    Key("data.eval_split", ("extra",), "the part that is held out", "datasets.load_dataset(split=)", data_files.hub_eval_split),
-    Key("data.cache_dir", ("elsewhere", None), "where the tokens lie", "numpy.load of what is there", data_files.cache_dir),
+    Key(
+        "data.eval_split",
+        ("extra",),
+        "the part that is held out",
+        "datasets.load_dataset(split=)",
+        data_files.hub_eval_split,
+    ),
+    Key(
+        "data.cache_dir",
+        ("elsewhere", None),
+        "where the tokens lie",
+        "numpy.load of what is there",
+        data_files.cache_dir,
+    ),
 ]

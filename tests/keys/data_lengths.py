@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, FalconConfig, FalconForCausalLM
 
+from dist_subspace.checkpoint.status import EXIT_USAGE
 from tests.keys.begun import Row, begin
-from tests.keys.bench import Bench
+from tests.keys.bench import UNSET, Bench
 from tests.keys.data_reference import IGNORED, all_trained, answered, assert_same, conversed, tokenizer_of, usual
 from tests.keys.reference import padded
+from tests.tiny_run import make_tokenizer
 
 
 def max_length(bench: Bench) -> None:
@@ -52,8 +54,21 @@ def packing(bench: Bench) -> None:
     with torch.no_grad():
         alone = bench.peft_model().eval()(**padded([ids for ids, _ in expected])).loss
     assert outcome.steps[0]["loss"] == pytest.approx(float(alone), rel=2e-5)
+    mixing = {"model.path": _falcon(bench), "subspace.init_from": UNSET, "subspace.rank": 2}
+    refused = bench.run(changes | mixing, expect=EXIT_USAGE)
+    assert "data.packing is true, but FalconForCausalLM does not keep packed samples apart" in refused.message
     apart = begin(bench, {"data.packing": False})
     assert len(apart.micro_batches) == len(expected) and "attention_mask" in apart.micro_batches[0].inputs
+
+
+def _falcon(bench: Bench) -> str:
+    """A model whose attention knows no borders of samples."""
+    folder, tokenizer = bench.folder / "falcon", make_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 128}
+    torch.manual_seed(0)
+    FalconForCausalLM(FalconConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def truncation(bench: Bench) -> None:
@@ -62,7 +77,10 @@ def truncation(bench: Bench) -> None:
     system = [{"role": "system", "content": "be kind"}]
     turns: list[dict[str, Any]] = []
     for n in range(6):
-        turns += [{"role": "user", "content": f"{n} is?"}, {"role": "assistant", "content": f"{n} was.", "train": n == 5}]
+        turns += [
+            {"role": "user", "content": f"{n} is?"},
+            {"role": "assistant", "content": f"{n} was.", "train": n == 5},
+        ]
     given = usual(bench, [{"messages": [*system, *turns]}], "chat", data__max_length=limit)
     plain = [{key: value for key, value in message.items() if key != "train"} for message in turns]
     kept = [_last_trained(conversed(tokenizer, [*system, *plain[n:]])) for n in range(0, len(plain), 2)]

@@ -203,6 +203,8 @@ KEYS = [
     Key("model.dtype", ("float32", "bfloat16", "float16"), "all else, and the computation", _TRANSFORMERS, dtype),
     Key("model.attn_implementation", ("eager",), "the attention", f"{_TRANSFORMERS}: attentions", attn_implementation),
     Key("model.tokenizer", ("another folder",), "the ids", "AutoTokenizer of both folders", tokenizer),
-    Key("model.new_tokens", (["<a>", "<b>"],), "rows that are trained", "resize_token_embeddings: gradients", new_tokens),
+    Key(
+        "model.new_tokens", (["<a>", "<b>"],), "rows that are trained", "resize_token_embeddings: gradients", new_tokens
+    ),
     Key("model.trust_remote_code", (True, False), "code of the folder", f"{_TRANSFORMERS}: logits", trust_remote_code),
 ]

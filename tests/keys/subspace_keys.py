@@ -21,7 +21,9 @@ IDS = torch.arange(7, 47).view(4, 10)
 FEW = ["q_proj", "v_proj", "down_proj"]
 
 
-def as_in_peft(bench: Bench, ours: Mapping[str, Any], theirs: Mapping[str, Any], values: bool = True) -> tuple[Any, Any]:
+def as_in_peft(
+    bench: Bench, ours: Mapping[str, Any], theirs: Mapping[str, Any], values: bool = True
+) -> tuple[Any, Any]:
     """(our model, PEFT's): the same trained parameters, by name and shape, and with the same values the same logits."""
     given = {"rank": 4, "alpha": 12, "target_modules": FEW, "init_from": UNSET} | dict(ours)
     model = begin(bench, {f"subspace.{key}": value for key, value in given.items()}).model
@@ -121,7 +123,9 @@ def options(bench: Bench) -> None:
         )
         one, other = (_all_of(m, "lora_A") for m in (model, reference))
         assert one.std() == pytest.approx(float(other.std()), rel=0.05), init
-        assert (one.abs().max() > 3 * one.std()) == (init == "gaussian"), "a normal distribution has tails, a uniform none"
+        assert (one.abs().max() > 3 * one.std()) == (init == "gaussian"), (
+            "a normal distribution has tails, a uniform none"
+        )
 
 
 def _all_of(model: nn.Module, name: str) -> Tensor:
@@ -160,7 +164,9 @@ def _assert_step(bench: Bench, kind: str | None, weight: float) -> None:
     for name, tensor in outcome.adapter.items():
         parameter = found[_in_model(name)]
         expected = parameter.detach() - 0.05 * parameter.grad
-        torch.testing.assert_close(tensor, expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{kind}: {n}: {text}")
+        torch.testing.assert_close(
+            tensor, expected, rtol=1e-4, atol=1e-6, msg=lambda text, n=name: f"{kind}: {n}: {text}"
+        )
 
 
 def _in_model(name: str) -> str:
@@ -187,11 +193,23 @@ KEYS = [
     Key("subspace.rank", (3, UNSET), "the shapes of A and B", _SAME, rank),
     Key("subspace.alpha", (2.5, UNSET), "the scale", _SAME, alpha),
     Key("subspace.dropout", (0.3, 0.0), "a share of the adapter's inputs", "the binomial distribution", dropout),
-    Key("subspace.target_modules", (["o_proj", "up_proj"], "all-linear", "a pattern"), "the layers", _SAME, target_modules),
+    Key(
+        "subspace.target_modules",
+        (["o_proj", "up_proj"], "all-linear", "a pattern"),
+        "the layers",
+        _SAME,
+        target_modules,
+    ),
     Key("subspace.exclude_modules", (["v_proj"],), "the layers", f"{_SAME} (exclude_modules=)", exclude_modules),
     Key("subspace.modules_to_save", (["lm_head", ...],), "modules trained in full", _SAME, modules_to_save),
     Key("subspace.rank_pattern", ({"v_proj": 2},), "shapes of single layers", f"{_SAME} (rank_pattern=)", rank_pattern),
-    Key("subspace.alpha_pattern", ({"v_proj": 2.0},), "scales of single layers", f"{_SAME} (alpha_pattern=)", alpha_pattern),
+    Key(
+        "subspace.alpha_pattern",
+        ({"v_proj": 2.0},),
+        "scales of single layers",
+        f"{_SAME} (alpha_pattern=)",
+        alpha_pattern,
+    ),
     Key(
         "subspace.options",
         ({"activation": "gelu"}, {"init": "gaussian"}),
