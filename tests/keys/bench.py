@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,40 +17,30 @@ from peft import LoraConfig, get_peft_model
 from peft.config import PeftConfigMixin
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
 from dist_subspace.checkpoint.status import EXIT_OK, read_status
 from dist_subspace.training.run import train
+from tests.keys.watch import Call, Watched, watched
 from tests.tiny_run import make_model
 
 UNSET = object()  # as a changed value: the key is left out
-RECORDS = 22
-
-
-@dataclass
-class Call:
-    """One call of the model: its keyword arguments, and whether it trains."""
-
-    inputs: dict[str, Any]
-    training: bool
-    grad: bool
-
-    @property
-    def rows(self) -> list[list[int]]:
-        """Token ids without the padding."""
-        ids, mask = self.inputs["input_ids"], self.inputs.get("attention_mask")
-        mask = torch.ones_like(ids) if mask is None else mask
-        return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+RECORDS, HELD_OUT = 22, 7
 
 
 @dataclass
 class Outcome:
-    """A run that is over. calls: of the model, in their order. said: what was printed."""
+    """A run that is over. seen: what it did with the model. said: what was printed."""
 
     folder: Path
     status: int
-    calls: list[Call]
+    seen: Watched
     said: str
+
+    @property
+    def calls(self) -> list[Call]:
+        """Of the model, in their order."""
+        return self.seen.calls
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -69,7 +58,12 @@ class Outcome:
     @property
     def trained_on(self) -> list[list[int]]:
         """The rows of all micro-batches in their order: the order of the samples, which a reference takes over."""
-        return [row for call in self.calls if call.training and call.grad for row in call.rows]
+        return [row for call in self.calls if call.trains for row in call.rows]
+
+    @property
+    def evaluated_on(self) -> list[list[int]]:
+        """The rows of all evaluations; behind them those on which the end of a run is measured."""
+        return [row for call in self.calls if not call.training for row in call.rows]
 
     @property
     def adapter(self) -> dict[str, Tensor]:
@@ -97,7 +91,12 @@ class Bench:
         make_model(folder / "model")
         texts = [f"{'abcdefghijklmnopqrstuvwxyz'[n]} says {n * n} " + "so " * (n % 4) for n in range(RECORDS)]
         self.data = self.write("train.jsonl", [{"text": text} for text in texts])
-        self.held_out = self.write("eval.jsonl", [{"text": f"{n} and {'again ' * (n % 3)}{n}"} for n in range(7)])
+        self.held_out = self.write(
+            "eval.jsonl", [{"text": f"{n} and {'again ' * (n % 3)}{n}"} for n in range(HELD_OUT)]
+        )
+        self.tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+        end = [self.tokenizer.eos_token_id]
+        self.samples: list[list[int]] = [[*self.tokenizer(t, add_special_tokens=False).input_ids, *end] for t in texts]
         self.peft_model(save=True)
         self._count = 0
         self._kept: dict[str, Outcome] = {}
@@ -106,10 +105,23 @@ class Bench:
         (self.folder / name).write_text("".join(json.dumps(record) + "\n" for record in records))
         return str(self.folder / name)
 
-    def base_model(self) -> LlamaForCausalLM:
-        return LlamaForCausalLM.from_pretrained(self.folder / "model", dtype=torch.float32)
+    def base_model(self, folder: Path | None = None) -> LlamaForCausalLM:
+        return LlamaForCausalLM.from_pretrained(folder or self.folder / "model", dtype=torch.float32)
 
-    def peft_model(self, config: PeftConfigMixin | None = None, save: bool = False) -> nn.Module:
+    def save_model(self, model: PreTrainedModel, folder: Path) -> Path:
+        """Another base, with the same tokenizer."""
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return folder
+
+    def token(self, text: str) -> int:
+        """The id of a text of one token."""
+        (number,) = self.tokenizer(text, add_special_tokens=False).input_ids
+        return int(number)
+
+    def peft_model(
+        self, config: PeftConfigMixin | None = None, save: bool = False, base: Path | None = None
+    ) -> nn.Module:
         """PEFT's model at the values that a run begins with: LoRA, and the norms in full, which are one-dimensional.
 
         A reference that needs another adapter gives its own configuration, saves it under `start`, and lets the run begin there
@@ -120,7 +132,7 @@ class Bench:
         )
         usual.task_type = "CAUSAL_LM"
         torch.manual_seed(5)
-        model = get_peft_model(self.base_model(), config or usual)
+        model = get_peft_model(self.base_model(base), config or usual)
         with torch.no_grad():
             for parameter in filter(lambda p: p.requires_grad, model.parameters()):
                 parameter.add_(0.1 * torch.randn_like(parameter))  # B too, so that all of it has a gradient
@@ -172,7 +184,10 @@ class Bench:
 
     def run(self, changes: Mapping[str, Any] | None = None, expect: int = EXIT_OK) -> Outcome:
         """The base configuration with the changes (dotted key -> value), run to its end."""
-        return run_here(self.configuration(changes or {}), expect)
+        return self.go(self.configuration(changes or {}), expect)
+
+    def go(self, config: dict[str, Any], expect: int = EXIT_OK) -> Outcome:
+        return run_here(config, expect)
 
     def usual(self, **changes: Any) -> Outcome:
         """The unchanged run, made once; `changes` (section__key) for another one that several rows share."""
@@ -183,38 +198,8 @@ class Bench:
 
 
 def run_here(config: dict[str, Any], expect: int = EXIT_OK) -> Outcome:
-    with _watched() as calls, contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+    with watched() as seen, contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         status = train(config)
     folder = Path(config["run"]["output_dir"])
     assert status == expect, out.getvalue()[-3000:]
-    return Outcome(folder, status, calls, out.getvalue())
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[list[Call]]:
-    """Every call of the whole model, seen by a hook of torch's."""
-    calls: list[Call] = []
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kept = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
-        calls.append(Call(kept, module.training, torch.is_grad_enabled()))
-
-    with _hooked(LlamaForCausalLM, note), _hooked(LlamaForSequenceClassification, note):
-        yield calls
-
-
-@contextlib.contextmanager
-def _hooked(kind: Any, hook: Callable[..., None]) -> Iterator[None]:
-    """Every model of this class that is made meanwhile has the hook."""
-    init = kind.__init__
-
-    @functools.wraps(init)
-    def hooked(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        self.register_forward_pre_hook(hook, with_kwargs=True)
-
-    kind.__init__ = hooked
-    try:
-        yield
-    finally:
-        kind.__init__ = init
+    return Outcome(folder, status, seen, out.getvalue())
