@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def task(bench: Bench) -> None:
     reference.score.weight.data.copy_(head.data)
     for micro in begun.micro_batches:
         inputs = micro.inputs
+        assert inputs["input_ids"].shape[1] == 64, "rows are padded to a multiple of 64, and not to data.max_length"
         alone = [row[mask.bool()] for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
         expected = torch.cat([logits(reference, row[None]) for row in alone])
         torch.testing.assert_close(logits(model, **_named(inputs)), expected)
@@ -142,7 +144,7 @@ def tokenizer(bench: Bench) -> None:
     """Its ids are trained on, and not those of the model's own folder."""
     found = begin(bench, {"model.tokenizer": marked(bench)}).rows
     own = begin(bench, {}).rows
-    texts = [json.loads(line)["text"] for line in open(bench.data)]
+    texts = [json.loads(line)["text"] for line in Path(bench.data).read_text().splitlines()]
     for folder, rows in ((marked(bench), found), (bench.folder / "model", own)):
         other = AutoTokenizer.from_pretrained(folder)
         assert_same(rows, [all_trained(other, text) for text in texts], "model.tokenizer")
@@ -150,7 +152,7 @@ def tokenizer(bench: Bench) -> None:
 
 
 def new_tokens(bench: Bench) -> None:
-    """Rows of their own that begin at the mean, and they alone have gradients of the tables: those of a model with larger ones."""
+    """Rows of their own that begin at the mean, with the gradients of those of larger tables; the tables have none."""
     data = bench.write("new.jsonl", [{"text": f"<b> {n}<a>!"} for n in range(4)])
     changes = {"model.new_tokens": ["<a>", "<b>"], "data.train": data, "subspace.init_from": UNSET, "subspace.rank": 2}
     begun = begin(bench, changes)

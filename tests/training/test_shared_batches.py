@@ -1,4 +1,4 @@
-"""Two ranks on samples of different lengths: who gets which, and what the loss is a mean of, against one process of plain torch."""
+"""Two ranks on samples of different lengths: who gets which, and what the loss is a mean of, against plain torch."""
 
 from __future__ import annotations
 
