@@ -47,8 +47,8 @@ def usual(bench: Bench, records: list[dict[str, Any]], form: str, **changes: Any
 
 
 def classifying(bench: Bench, records: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    """The same for texts with labels; an adapter of a language model is no beginning there."""
-    head = {"model__task": "classification", "subspace__init_from": UNSET, "subspace__rank": 2}
+    """The same for texts with labels, which are never packed; an adapter of a language model is no beginning there."""
+    head = {"model__task": "classification", "subspace__init_from": UNSET, "subspace__rank": 2, "data__packing": True}
     return usual(bench, records, "classification", **head, **changes)
 
 
