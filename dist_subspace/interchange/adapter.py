@@ -134,11 +134,12 @@ def save_adapter(
     """
     attached(model)
     tensors = adapter_tensors(model)
-    _refuse_empty(tensors, model)
-    described = adapter_config(model, base_model)
-    source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
-    if tokenizer is None and not has_tokenizer(Path(folder)):
-        tokenizer = base_tokenizer(model)
+    with agreed("describing the adapter"):
+        _refuse_empty(tensors, model)
+        described = adapter_config(model, base_model)
+        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        if tokenizer is None and not has_tokenizer(Path(folder)):
+            tokenizer = base_tokenizer(model)
 
     def write() -> None:
         identify_base(described, source, identify)
@@ -240,7 +241,8 @@ def complete_adapter(checkpoint: Path, folder: Path) -> None:
     """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
     described = read_description(checkpoint)
     _, tensors = read_adapter(checkpoint)
-    described[OWN].pop("factors", None)
+    for name in ("factors", "statistics"):  # of the run's files
+        described[OWN].pop(name, None)
     write_adapter(folder, tensors, described)
 
 

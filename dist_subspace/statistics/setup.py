@@ -132,16 +132,25 @@ def _as_sent(factors: Factors) -> dict[str, Tensor]:
 
 
 def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
-    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256.
+    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256."""
+    parts = _parts(model)
+    return _files(model, cache, lambda name: bool(parts[name].kept_factors))
 
-    A file is read once in the model's life: its name says what it holds, and the other ranks wait at every checkpoint.
-    """
-    store, digests, parts = FactorCache(Path(cache)), attached(model).factor_digests, _parts(model)
-    kept = {name: key for name, key in attached(model).factor_keys.items() if parts[name].kept_factors}
-    files = {name: store.path(key) for name, key in kept.items()}
+
+def remade_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
+    """Local, rank 0: the others (DoRA's row norms), which can be had again from the base: layer -> file, sha256."""
+    parts = _parts(model)
+    return _files(model, cache, lambda name: not parts[name].kept_factors)
+
+
+def _files(model: nn.Module, cache: str | Path, wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:
+    """A file is read once in the model's life: its name says what it holds, and the other ranks wait at every checkpoint."""
+    store, digests = FactorCache(Path(cache)), attached(model).factor_digests
+    keys = {name: key for name, key in attached(model).factor_keys.items() if wanted(name)}
+    files = {name: store.path(key) for name, key in keys.items()}
     for name, file in files.items():
         if str(file) not in digests:
-            digests[str(file)] = store.digest(kept[name])
+            digests[str(file)] = store.digest(keys[name])
     return {name: {"file": file.name, "sha256": digests[str(file)]} for name, file in files.items()}
 
 
