@@ -160,6 +160,10 @@ def test_a_factor_file_that_was_replaced_is_refused_and_one_that_is_lost_is_made
     files[2].unlink()
     assert run_here(config) == EXIT_OK
     assert files[2].read_bytes() == kept and losses(run) == curve
+    described = json.loads((run / "adapter" / "dist_subspace.json").read_text())
+    assert (
+        described["method"] == method and not {"factors", "statistics"} & described.keys()
+    )  # it needs no file of the run
     assert_same(run / "checkpoint-2" / "adapter_model.safetensors", tmp_path / "expected" / "adapter_model.safetensors")
 
 
