@@ -86,6 +86,13 @@ def test_a_method_that_differs_in_anything_is_refused(name: str, folder: Path, m
     assert "set checkpoint.allow_different=[method]" in message(made)
 
 
+def test_an_allowed_method_that_its_tensors_do_not_fit_is_refused_in_a_sentence(folder: Path, made: Path) -> None:
+    config = configuration(folder, made, rank=3)
+    config["training"]["max_steps"] = 3
+    assert run_here(config, ["checkpoint.allow_different=[method]"]) == EXIT_USAGE
+    assert "lora_A, which has 96 here; it belongs to another rank, or to another base model" in message(made)
+
+
 def another_weight(folder: Path, config: dict[str, Any]) -> None:
     file = folder / "model" / "model.safetensors"
     weights = load_file(file)

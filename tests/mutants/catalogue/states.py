@@ -281,4 +281,38 @@ MUTANTS = [
             "test_a_run_resumed_in_the_middle_of_its_schedule_ends_bit_for_bit_alike[lora-dash-zero0-1]"
         ],
     ),
+    Mutant(
+        name="best-is-no-number",
+        file=TRAINER,
+        text="        if not math.isfinite(value):  # a diverged",
+        becomes="        if False:  # a diverged",
+        promise="An evaluation that gives no number is never the best.",
+        tests=[f"{OF_RUNS}::test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on"],
+    ),
+    Mutant(
+        name="best-is-replaced-by-its-equal",
+        file=TRAINER,
+        text='(value > best["value"] if up else value < best["value"])',
+        becomes='(value > best["value"]) == up',
+        promise="Of two equal evaluations the first is the best, as in transformers.",
+        tests=[
+            f"{OF_RUNS}::test_a_model_that_gives_no_number_and_one_that_is_no_better_do_not_replace_the_best[1e-30-0]"
+        ],
+    ),
+    Mutant(
+        name="plateau-takes-null-for-a-number",
+        file="dist_subspace/training/schedule.py",
+        text="            if found[key] is not None:  # `best`",
+        becomes="            if True:  # `best`",
+        promise="A plateau schedule without a finite loss so far is read back.",
+        tests=[f"{OF_RUNS}::test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on"],
+    ),
+    Mutant(
+        name="optimizer-tensors-of-another-shape-not-refused",
+        file=STATE,
+        text="        if stored != own:\n",
+        becomes="        if False:\n",
+        promise="A checkpoint of another rank, which was allowed, is refused in a sentence and not by a traceback.",
+        tests=[f"{OF_STATES}::test_an_allowed_method_that_its_tensors_do_not_fit_is_refused_in_a_sentence"],
+    ),
 ]
