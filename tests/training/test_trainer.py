@@ -327,7 +327,7 @@ def test_an_evaluation_leaves_no_trace_in_the_training(
             evaluates
         ):  # the metric is turned round, so that the first is the best: it is saved though no checkpoint is due
             best = {"metric_for_best_model": "loss", "greater_is_better": True}
-            config["checkpoint"] = {"save_steps": 10, "save_total_limit": 2} | best
+            config["checkpoint"] = {"save_steps": 2, "save_total_limit": 2} | best
         else:
             config["checkpoint"] = {"save_steps": 1, "save_total_limit": 2}
             config["data"]["eval"] = None
