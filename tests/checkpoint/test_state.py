@@ -141,6 +141,14 @@ def test_another_base_or_other_data_under_the_same_name_is_refused_unless_it_is_
     assert run_here(config, [f"checkpoint.allow_different=[{what}]", "training.max_steps=2"]) == EXIT_OK
 
 
+def test_the_same_base_and_data_in_another_place_go_on(folder: Path, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "moved")
+    config = configuration(tmp_path / "moved", tmp_path / "moved" / "run")
+    config["training"]["max_steps"] = 3
+    assert run_here(config) == EXIT_OK, message(tmp_path / "moved" / "run")
+    assert losses(tmp_path / "moved" / "run")[:2] == losses(made)
+
+
 def tampered(file: Path) -> None:
     """The same tensors, one number of each another one."""
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}

@@ -161,12 +161,20 @@ MUTANTS = [
         tests=[f"{METHOD}[target_modules]"],
     ),
     Mutant(
+        name="base-known-by-its-name",
+        file=PLAN,
+        text='"model": base_fingerprint(folder),',
+        becomes='"model": hashlib.sha256(folder.name.encode()).hexdigest(),',
+        promise="A base whose file was replaced is another one.",
+        tests=[f"{OTHER}[another_weight-model]"],
+    ),
+    Mutant(
         name="base-known-by-its-place",
         file=PLAN,
         text='"model": base_fingerprint(folder),',
         becomes='"model": hashlib.sha256(str(folder).encode()).hexdigest(),',
-        promise="A base whose file was replaced is another one.",
-        tests=[f"{OTHER}[another_weight-model]"],
+        promise="A base that was moved is the same one.",
+        tests=[f"{OF_STATES}::test_the_same_base_and_data_in_another_place_go_on"],
     ),
     Mutant(
         name="one-allowed-difference-allows-all",
