@@ -192,7 +192,9 @@ def test_a_frozen_factor_that_is_not_the_checkpoints_is_refused(
     config = configuration(folder, run, method=method, alpha=None)
     assert run_here(config) == EXIT_OK
     tensors = load_file(run / "checkpoint-2" / "adapter_model.safetensors")
-    name = [name for name in tensors if name.endswith(frozen)][-1]
+    held = [name for name in tensors if name.endswith(frozen)]
+    assert held, f"the checkpoint of {method} holds no {frozen}"
+    name = held[-1]
     tensors[name].view(-1)[-1] += 1e-3
     rewritten(run / "checkpoint-2", "adapter_model.safetensors", save(tensors))
     config["training"]["max_steps"] = 3
