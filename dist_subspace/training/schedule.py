@@ -88,7 +88,8 @@ class Schedule:
         if self.name != PLATEAU or "num_bad_epochs" not in found:
             return
         for key in _LISTENED:
-            setattr(self._scheduler, key, found[key])
+            if found[key] is not None:  # `best` is infinite, which JSON has as null, until a loss was finite
+                setattr(self._scheduler, key, found[key])
         before = state.get("bases", self._bases)  # an older checkpoint has none: then they are taken as unchanged
         for group, base, old, rate in zip(
             self._optimizer.param_groups, self._bases, before, state["rates"], strict=True
