@@ -114,6 +114,21 @@ def test_export_names_modules_for_the_class_that_it_is_told(tmp_path: Path) -> N
             assert near(theirs(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
+def test_a_merged_model_names_its_own_class_and_brings_its_own_code(tmp_path: Path) -> None:
+    vision_model(VISION).save_pretrained(tmp_path / "base")
+    model = trained(dsub.load_frozen(tmp_path / "base", storage="fp32"), target_modules=["q_proj"])
+    model.config.architectures = [VISION]  # as the checkpoint's configuration has it
+    dsub.merge(model, tmp_path / "text", report=None)
+    assert json.loads((tmp_path / "text" / "config.json").read_text())["architectures"] == [type(model).__name__]
+    own = saved_base(tmp_path / "own")
+    (own / "modeling_own.py").write_text("from transformers import LlamaForCausalLM as Own\n")
+    described = json.loads((own / "config.json").read_text())
+    described["auto_map"] = {"AutoModelForCausalLM": "modeling_own.Own"}
+    (own / "config.json").write_text(json.dumps(described))
+    dsub.merge(trained(reloaded(own)), tmp_path / "merged", report=None)
+    assert (tmp_path / "merged" / "modeling_own.py").read_text() == (own / "modeling_own.py").read_text()
+
+
 def test_export_prints_json_and_makes_the_rank_that_it_is_asked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
