@@ -140,6 +140,31 @@ def test_export_prints_json_and_makes_the_rank_that_it_is_asked_for(
     assert (told["form"], told["rank"]) == ("approximate", 5) and 0 < told["error"] < 1
 
 
+def test_inspect_prints_nothing_beside_the_json_and_draws_where_it_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, picture = dsub.save_adapter(trained(tiny_model()), tmp_path / "adapter"), tmp_path / "moved.png"
+    assert main(["inspect", str(folder), "--json", "--picture", str(picture)]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["method"] == "lora"
+    assert printed.err.endswith(f"picture: {picture}\n") and picture.stat().st_size > 1000
+
+
+def test_an_imported_adapter_knows_its_base_and_takes_no_other_in_its_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = saved_base(tmp_path / "base")
+    theirs = peft.get_peft_model(reloaded(base), peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    theirs.save_pretrained(tmp_path / "peft")
+    assert main(["import", str(tmp_path / "peft"), str(tmp_path / "own")]) == 0
+    assert main(["merge", str(tmp_path / "own"), str(tmp_path / "merged")]) == 0
+    other = reloaded(base)
+    other.lm_head.weight.data.add_(1.0)
+    other.save_pretrained(base)
+    assert main(["merge", str(tmp_path / "own"), str(tmp_path / "other")]) == 2
+    assert f"{base} is another model" in capsys.readouterr().err
+
+
 def test_what_the_disk_refuses_is_one_sentence_and_status_1(tmp_path: Path) -> None:
     """The kernel's own refusal: a limit on the size of files, in a process of its own."""
     folder = dsub.save_adapter(trained(tiny_model()), tmp_path / "adapter")
