@@ -11,6 +11,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import FrozenLinear, adopt, bnb, pack
 from dist_subspace.storage.raw import from_bytes
+from tests.forked import run_lines
 from tests.storage.by_table import decoded_by_table
 
 SHAPES = [(172, 64), (7, 5), (33, 31), (9, 1), (300, 128)]
@@ -46,6 +47,16 @@ def test_4bit_bytes_decode_to_what_bitsandbytes_decodes(shape: tuple[int, int], 
         )
         held = pack(weight, quant_type, double_quant=double_quant)
         torch.testing.assert_close(held.dense(), decoded_by_table(codes, state, shape), rtol=0, atol=1e-6)
+
+
+def test_a_matrix_of_an_odd_number_of_values_is_decoded_without_compiling_anything() -> None:
+    """Seconds of every process, and a C++ compiler, for each size of a matrix."""
+    ended = run_lines(
+        "import torch\nfrom torch._dynamo.utils import counters\nfrom dist_subspace.storage import pack\n"
+        "for kind in ('nf4', 'fp4'):\n    pack(torch.randn(7, 5), kind).dense()\n"
+        "print('COMPILED', sum(counters['frames'].values()))"
+    )
+    assert "COMPILED 0" in ended.stdout, ended
 
 
 @each_shape
