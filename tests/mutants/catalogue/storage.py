@@ -120,7 +120,7 @@ MUTANTS = [
         name="matrix-kept-on-the-gated-node",
         file="dist_subspace/linear_map.py",
         text="y = linear_map.gated_product(rows, inner, gate)\n",
-        becomes="y = linear_map.gated_product(rows, inner, gate)\n        ctx.kept = linear_map.entries(x.dtype)  # type: ignore\n",
+        becomes="y = linear_map.gated_product(rows, inner, gate)\n        ctx.kept = linear_map.entries(x.dtype)\n",
         promise="Nothing of the weight lives from forward to backward.",
         tests=[
             "tests/subspace/test_methods.py::test_nothing_as_large_as_the_weight_lives_from_forward_to_backward[float32-nf4-liera]"
