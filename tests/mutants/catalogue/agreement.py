@@ -82,7 +82,7 @@ MUTANTS = [
         name="checkpoint-written-without-an-agreement",
         file=_STATE,
         text="return Path(on_main(write_checkpoint, run_dir, state.step, write))",
-        becomes='return write_checkpoint(run_dir, state.step, write) if world().is_main else run_dir / f"checkpoint-{state.step}"',
+        becomes="return write_checkpoint(run_dir, state.step, write) if world().is_main else run_dir",
         promise="A checkpoint that rank 0 cannot write ends all ranks by an agreement.",
         tests=[f"{_RUN}[checkpoint-state-save_checkpoint-write_checkpoint-write_adapter]"],
     ),
