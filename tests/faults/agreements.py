@@ -113,6 +113,7 @@ RUNS = [
 ]  # fmt: skip
 
 _I, _X = ".interchange", ".interchange.peft_export"
+_FITTING = "api put_on agreed('comparing the adapter with the model')"
 _COPIES = "interchange/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
@@ -120,7 +121,7 @@ CALLS = [
     Row(f"{_LOADING}(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
     Row("loading/load download once_per_node(resolve_folder)", "download", ".loading.load:resolve_folder", 0, "usage"),
     Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:read_adapter", kind="usage"),
-    Row("api put_on agreed('comparing the adapter with the model')", "load_adapter", f"{_I}.peft_files:Imported.check", 1, "usage"),
+    Row(_FITTING, "load_adapter", f"{_I}.peft_files:Imported.check", 1, "usage"),
     Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:file_key"),
     Row("api import_peft agreed(\"reading PEFT's adapter\")", "import_peft", f"{_I}.peft_import:read_peft"),
     Row(f"{_COPIES}(\"finding the base's own weights\")", "import_peft", f"{_I}.base_copies:_parameter"),
