@@ -67,12 +67,13 @@ def config_schema() -> dict[str, Any]:
 
 
 def fill_unset(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy where keys (dotted) that the user left open take these values; keys that were given stay."""
-    tree = config.model_dump(mode="json")
+    """A copy where keys (dotted) that the user left open take these values; keys that were given stay, and the others stay
+    open."""
+    tree = config.model_dump(mode="json", exclude_unset=True)
     for dotted, value in values.items():
         section, _, key = dotted.partition(".")
         if key not in getattr(config, section).model_fields_set:
-            tree[section][key] = value
+            tree.setdefault(section, {})[key] = value
     return _validated(tree)
 
 

@@ -250,7 +250,6 @@ class Trainer:
         filler = eval_filler(table, self.plan.pad_id)
         with announced(f"evaluating at step {self.progress.step}", self.observer.notice, over=False):
             values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self.pause)
-        self.engine.train()
         if values is None:
             return False
         self.unevaluated = False
@@ -303,6 +302,7 @@ class Trainer:
             loss_scaler=scaler_state(self.engine),
             unevaluated=self.unevaluated,
         )
+        on_main(self.observer.settle)  # a checkpoint without the lines of its steps would leave a hole in the curve
         folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
