@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
-from transformers import enable_full_determinism
+from transformers import enable_full_determinism, get_scheduler
 
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED
 from tests.keys.bench import Bench, Outcome
@@ -79,11 +80,14 @@ def on_nonfinite(bench: Bench) -> None:
     bench.save_model(model, poisoned)
     data = bench.write("poisoned.jsonl", [{"text": f"{n} {'~' if n == 4 else ''}{n * 7}"} for n in range(12)])
     changes = {"model.path": str(poisoned), "data.train": data, "training.max_steps": 3, "checkpoint.save_steps": 1}
+    changes["training.lr_scheduler_type"] = "linear"
     skipped = bench.run(changes | {"training.on_nonfinite": "skip"})
     bad = next(n for n, row in enumerate(skipped.trained_on) if bench.token("~") in row) // 4 + 1
-    expected = train_plainly(bench.peft_model(base=poisoned), skipped.trained_on)
+    schedule = partial(get_scheduler, "linear", num_warmup_steps=0, num_training_steps=3)  # which goes on meanwhile
+    expected = train_plainly(bench.peft_model(base=poisoned), skipped.trained_on, scheduler=schedule)
     assert [step for step, loss in enumerate(expected.losses, 1) if loss != loss] == [bad]
     assert_follows(skipped, expected)
+    assert f"step {bad} skipped: loss nan (1 so far)" in skipped.said
     stopped = bench.run(changes | {"training.on_nonfinite": "stop"}, EXIT_FAILED)
     assert stopped.message.startswith(f"step {bad} has loss nan, and training.on_nonfinite is stop")
     assert stopped.checkpoints == list(range(1, bad)) and len(stopped.steps) == bad - 1
