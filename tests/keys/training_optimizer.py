@@ -6,12 +6,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 from dist_subspace.checkpoint.status import EXIT_USAGE
 from tests.keys.bench import Bench, Outcome
-from tests.keys.reference import adamw, assert_follows, differ, train_plainly
+from tests.keys.reference import adamw, assert_follows, decaying, differ, train_plainly
 from tests.keys.table import Key
 
 ON_A_CPU = {
@@ -57,19 +55,10 @@ def adam_epsilon(bench: Bench) -> None:
     _follows(bench, {"training.adam_epsilon": 0.01}, optimizer=partial(adamw, eps=0.01))
 
 
-def _decaying(kind: Any, parameters: list[nn.Parameter]) -> Optimizer:
-    """With decay on matrices alone."""
-    matrices = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() == 1]
-    assert matrices and vectors
-    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}]
-    return kind(groups, lr=0.01)  # type: ignore[no-any-return]
-
-
 def weight_decay(bench: Bench) -> None:
-    _follows(bench, {"training.weight_decay": 0.5}, optimizer=partial(_decaying, torch.optim.AdamW))
+    _follows(bench, {"training.weight_decay": 0.5}, optimizer=decaying)
     changes = {"training.weight_decay": 0.5, "training.optim": "sgd"}
-    _follows(bench, changes, optimizer=partial(_decaying, torch.optim.SGD))
+    _follows(bench, changes, optimizer=partial(decaying, kind=torch.optim.SGD))
 
 
 def max_grad_norm(bench: Bench) -> None:

@@ -10,7 +10,7 @@ from dist_subspace.config import load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.plan import Plan, make_plan
-from tests.keys.bench import Bench
+from tests.keys.bench import UNSET, Bench
 
 # Every value of the YAML that a JSON can say too, all different; and where the JSON has it.
 YAML = {
@@ -90,3 +90,10 @@ def test_another_optimizer_or_schedule_than_the_yamls_is_refused(
 def test_an_engine_of_another_type_than_the_computation_is_refused(bench: Bench) -> None:
     with pytest.raises(UsageError, match=r"bf16\.enabled is true, but model\.dtype is float32"):
         engine_config(plan_of(bench, {"bf16": {"enabled": True}}), None)
+
+
+def test_packed_bytes_are_not_sent_to_nvme(bench: Bench) -> None:
+    changes = {"deepspeed.config": UNSET, "deepspeed.preset": "zero3-nvme", "deepspeed.nvme_path": "fast"}
+    plan = plan_of(bench, {}, **changes, **{"model.storage": "nf4", "model.dtype": "float32"})
+    with pytest.raises(UsageError, match=r"model\.storage is nf4: DeepSpeed's swapper has one type"):
+        engine_config(plan, None)

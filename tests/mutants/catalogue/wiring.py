@@ -163,6 +163,17 @@ _SCHEDULE = [
         tests=_key("training.lr_scheduler_kwargs"),
     ),
     Mutant(
+        name="options-without-a-use-accepted",
+        file=SCHEDULE,
+        text="if options and name in _WITHOUT_OPTIONS:",
+        becomes="if False:",
+        promise="Options that a schedule has no use for are refused.",
+        tests=[
+            "tests/training/test_schedule.py::test_options_that_a_schedule_does_not_take_or_lacks_are_named"
+            "[constant-options4-has no options]"
+        ],
+    ),
+    Mutant(
         name="schedule-type-dropped",
         file=SCHEDULE,
         text="        training.lr_scheduler_type,\n",
@@ -205,6 +216,30 @@ _SCHEDULE = [
 ]
 
 _STEP = [
+    Mutant(
+        name="dropout-alike-in-every-micro-batch",
+        file=ENGINE,
+        text="seed_micro_batch(self.seed, micro.number)",
+        becomes="seed_micro_batch(self.seed, 0)",
+        promise="Each micro-batch drops something else.",
+        tests=_key("training.seed"),
+    ),
+    Mutant(
+        name="head-without-the-seed",
+        file=MODEL,
+        text="seed=config.training.seed,",
+        becomes="seed=0,",
+        promise="training.seed chooses a new head's initial values.",
+        tests=_key("training.seed"),
+    ),
+    Mutant(
+        name="skipped-step-is-not-counted",
+        file=ENGINE,
+        text="                self.engine.micro_steps += 1  # what engine.step would have counted\n",
+        becomes="",
+        promise="The steps after a skipped one are whole.",
+        tests=_key("training.on_nonfinite"),
+    ),
     Mutant(
         name="checkpointing-ignored",
         file=MODEL,
@@ -304,6 +339,42 @@ _STEP = [
 ]
 
 _DEEPSPEED = [
+    Mutant(
+        name="engine-sized-without-the-model",
+        file=TRAINER,
+        text="engine_config(self.plan, self.model)",
+        becomes="engine_config(self.plan, None)",
+        promise="Two decoder blocks are live at once, whatever their size.",
+        tests=_key("deepspeed.preset"),
+    ),
+    Mutant(
+        name="weights-decay-while-the-engine-starts",
+        file=ENGINE,
+        text='        group["lr"] = 0.0  # some engines make',
+        becomes="        pass  # some engines make",
+        promise="An engine's own first step changes no weight.",
+        tests=_key("deepspeed.preset"),
+    ),
+    Mutant(
+        name="stock-json-does-not-clip",
+        file=STOCK,
+        text='config.setdefault("gradient_clipping", facts.max_grad_norm)',
+        becomes='config.setdefault("gradient_clipping", 0.0)',
+        promise="training.max_grad_norm counts where a stock JSON says nothing about it.",
+        tests=_key("deepspeed.config"),
+    ),
+    Mutant(
+        name="stock-decay-compared-with-epsilon",
+        file=ENGINE_CONFIG,
+        text="weight_decay=training.weight_decay,",
+        becomes="weight_decay=training.adam_epsilon,",
+        promise="A stock JSON's weight decay is compared with the YAML's.",
+        tests=[
+            "tests/training/test_engine_config.py::test_a_value_that_is_not_the_yamls_is_refused_with_both_names"
+            "[optimizer.params.weight_decay]",
+            "tests/training/test_engine_config.py::test_a_json_that_says_all_that_the_yaml_says_is_taken",
+        ],
+    ),
     Mutant(
         name="offload-preset-at-stage-1",
         file=PRESETS,
