@@ -37,6 +37,11 @@ class Outcome:
     seen: Watched
     said: str
 
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Outcome:
+        """Of a run that others have made: what it left."""
+        return cls(Path(config["run"]["output_dir"]), EXIT_OK, Watched(), "")
+
     @property
     def calls(self) -> list[Call]:
         """Of the model, in their order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from typing import Any
 
@@ -10,17 +11,13 @@ import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import get_scheduler
 
 from dist_subspace.checkpoint.status import EXIT_USAGE
-from tests.keys.bench import Bench, Outcome
-from tests.keys.reference import Trajectory, adamw, assert_follows, assert_values, held_out_loss, padded, train_plainly
+from tests.keys.bench import Bench
+from tests.keys.reference import adamw, assert_follows, assert_values, held_out_loss, padded, train_plainly
 from tests.keys.table import Key
 from tests.tiny_run import make_model
-
-
-def _whole(bench: Bench) -> Trajectory:
-    """Six steps without an interruption."""
-    return train_plainly(bench.peft_model(), bench.usual().trained_on)
 
 
 def save_steps(bench: Bench) -> None:
@@ -40,22 +37,18 @@ def save_total_limit(bench: Bench) -> None:
         assert bench.run(changes).checkpoints == kept
 
 
-def _interrupted(bench: Bench) -> tuple[dict[str, Any], Outcome]:
-    """A run of four steps with two checkpoints, and its configuration for six."""
-    config = bench.configuration({"training.max_steps": 4, "checkpoint.save_steps": 2})
-    outcome = bench.go(config)
-    config["training"]["max_steps"] = 6
-    return config, outcome
-
-
 def resume(bench: Bench) -> None:
     """However it continues, the run goes the way of one that was not interrupted."""
-    rows, expected = bench.usual().trained_on, _whole(bench)
-    config, first = _interrupted(bench)
-    named = bench.configuration(
-        {"checkpoint.resume": str(first.folder / "checkpoint-2"), "checkpoint.save_steps": 2, "run.logging_steps": 1}
+    changes = {"checkpoint.save_steps": 2, "training.lr_scheduler_type": "linear", "training.warmup_steps": 1}
+    config = bench.configuration(changes)
+    first = bench.go(config)
+    rows = first.trained_on
+    expected = train_plainly(
+        bench.peft_model(), rows, scheduler=partial(get_scheduler, "linear", num_warmup_steps=1, num_training_steps=6)
     )
-    elsewhere = bench.go(named)
+    assert_follows(first, expected)
+    shutil.rmtree(first.folder / "checkpoint-6")  # as it was when it was killed in the last step
+    elsewhere = bench.run(changes | {"checkpoint.resume": str(first.folder / "checkpoint-2")})
     assert [line["step"] for line in elsewhere.steps] == [3, 4, 5, 6] and elsewhere.trained_on[-16:] == rows[8:]
     assert_values(elsewhere.adapter, expected.values)
     automatic = bench.go(config)
