@@ -53,8 +53,6 @@ def seed(bench: Bench) -> None:
     for run in runs.values():
         assert sorted(run.trained_on) == sorted(bench.samples)
     assert first.trained_on != other.trained_on == again.trained_on
-    # One step over all samples, begun at one adapter: what the order could change is no more than rounding.
-    assert abs(first.steps[0]["loss"] - other.steps[0]["loss"]) > 1e-4, "dropout does not depend on the seed"
     assert other.steps[0]["loss"] == again.steps[0]["loss"]
     _masks_of_steps(bench)
     drawn = {s: _drawn(bench, s) for s in (0, 3)}
@@ -68,8 +66,9 @@ def _masks_of_steps(bench: Bench) -> None:
     """One sample again and again, and nothing learned: what differs between micro-batches is what dropout drops."""
     data = bench.write("same.jsonl", [{"text": "so it is"}] * 4)
     changes = {"data.train": data, "training.learning_rate": 1e-30, "training.per_device_train_batch_size": 4}
-    losses = [line["loss"] for line in bench.run(changes | {"subspace.dropout": 0.5}).steps]
-    assert len(set(losses)) == 6, "some micro-batches drop the same"
+    changes |= {"subspace.dropout": 0.5, "training.max_steps": 3}
+    losses = [line["loss"] for seed in (0, 3) for line in bench.run(changes | {"training.seed": seed}).steps]
+    assert len(set(losses)) == 6, "some micro-batches drop the same, or both seeds do"
 
 
 def _drawn(bench: Bench, seed: int) -> dict[str, torch.Tensor]:
