@@ -14,7 +14,7 @@ from tests.keys.reference import assert_follows, train_plainly
 from tests.keys.table import Key
 
 LAYERS = 2
-STEPS = 600  # more than can be made in a second
+STEPS = 300  # more than can be made in a second
 
 
 def _checkpointed(bench: Bench, *grad: bool, **changes: object) -> Outcome:

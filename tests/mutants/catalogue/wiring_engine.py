@@ -22,7 +22,7 @@ _DEEPSPEED = [
         text='        group["lr"] = 0.0  # some engines make',
         becomes="        pass  # some engines make",
         promise="An engine's own first step changes no weight.",
-        tests=key_tests("deepspeed.preset"),
+        tests=key_tests("training.weight_decay"),
     ),
     Mutant(
         name="stock-json-does-not-clip",
