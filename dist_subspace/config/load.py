@@ -21,6 +21,11 @@ _EITHER = {
     "training.warmup_ratio": "warmup_steps",
     "training.warmup_steps": "warmup_ratio",
 }
+# A node may have these elsewhere than another: copies on a disk of its own.
+_PLACES = {
+    *("model.path", "model.tokenizer", "subspace.init_from", "data.train", "data.eval", "data.cache_dir"),
+    *("deepspeed.config", "deepspeed.nvme_path", "checkpoint.resume", "run.output_dir"),
+}
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -46,6 +51,13 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 def dump_config(config: Config) -> str:
     """YAML with every key, which `load_config` reads back to an equal object."""
     return text_of(config.model_dump(mode="json"))
+
+
+def settings_of_all(config: Config) -> dict[str, Any]:
+    """What must be the same on every rank of a run: every key, dotted, but those that say where something lies."""
+    tree = config.model_dump(mode="json")
+    found = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {key: value for key, value in found.items() if key not in _PLACES}
 
 
 def config_schema() -> dict[str, Any]:
