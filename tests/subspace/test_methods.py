@@ -12,6 +12,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack, storages
 from dist_subspace.subspace import FrozenFactor, Operator, SubspaceConfig, SubspaceLinear, methods, resolve
 from dist_subspace.subspace.projections import Projections
+from tests.alive import Made
 from tests.subspace.golden import settled
 
 SHAPES = [(12, 8), (8, 12), (7, 5), (9, 9)]
@@ -154,6 +155,23 @@ def test_one_call_of_the_frozen_operator_a_forward(method: str) -> None:
     module.base.register_forward_hook(lambda base, inputs, output: calls.append(output))
     module(torch.randn(3, 8))
     assert len(calls) == 1
+
+
+@each_method
+@each_storage
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_as_large_as_the_weight_lives_from_forward_to_backward(
+    method: str, storage: str, dtype: torch.dtype
+) -> None:
+    """Neither a dequantised copy nor a view of what an engine has gathered: not saved by autograd, not held by a node."""
+    module = randomise(layer(method, (40, 30), storage))
+    x = torch.randn(3, 30, dtype=dtype, requires_grad=True)
+    with Made(40 * 30) as made:
+        y = module(x)
+    assert made.noted, "the matrix was not seen where it is used"
+    assert made.alive == []
+    y.sum().backward()
+    assert x.grad is not None and x.grad.any()
 
 
 @each_method
