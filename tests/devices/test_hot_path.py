@@ -1,4 +1,4 @@
-"""Without an accelerator: a training step of every method holds all it needs on the model's device, and waits for no value of it."""
+"""Without an accelerator: a step of every method holds all it needs on the model's device, and waits for no value of it."""
 
 from __future__ import annotations
 
