@@ -45,7 +45,7 @@ def launch(name: str, config: Path, *overrides: str) -> subprocess.CompletedProc
         [*launcher(name), TRAIN, str(config), *overrides],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=480,
         env=environment,
         cwd=config.parent,
     )

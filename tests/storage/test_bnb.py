@@ -97,6 +97,15 @@ def test_int8_rows_of_any_size_are_within_half_a_step(dtype: torch.dtype) -> Non
     assert (error <= (0.5 / 127 + 2**-11) * largest).all()
 
 
+def test_int8_sums_of_a_wide_layer_do_not_overflow_float16() -> None:
+    """127 for each of a thousand inputs is above what float16 holds: there the matrix is scaled, and not the product."""
+    held, x = pack(torch.ones(2, 1024), "int8"), torch.ones(1, 1024, dtype=torch.float16, requires_grad=True)
+    matrix, factors = held.entries(torch.float16)
+    sums = (x.double() @ matrix.double().t()).half()
+    assert torch.isfinite(sums).all() and (factors is None or torch.isfinite(factors).all())
+    torch.testing.assert_close(held(x), torch.full((1, 2), 1024.0, dtype=torch.float16))
+
+
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 @pytest.mark.parametrize("blocksize", [64, 128])
 def test_a_4bit_layer_packed_again_keeps_its_blocks_and_has_its_own_statistics(quant_type: str, blocksize: int) -> None:
