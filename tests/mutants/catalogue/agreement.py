@@ -192,11 +192,11 @@ MUTANTS = [
         tests=[f"{_RUN}[training-model-_loaded-check_supported]"],
     ),
     Mutant(
-        name="nobody-waits-until-the-others-know",
-        file=_COLLECTIVES,
-        text="_peers.tell(status, _HEARING)",
-        becomes="_peers.tell(status, 0.0)",
-        promise="Rank 0 that has failed is not taken for one that was killed.",
+        name="nobody-hears-why-rank-0-failed",
+        file=_PEERS,
+        text='if self.told is None and self._has("told"):',
+        becomes="if False:",
+        promise="Rank 0 that has failed, and holds the store, is not taken for one that was killed.",
         tests=[f"{_RUN}[training-observer-Observer-step-MetricsWriter-step]"],
     ),
     Mutant(
