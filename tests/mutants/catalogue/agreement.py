@@ -197,7 +197,7 @@ MUTANTS = [
         text='if self.told is None and self._has("told"):',
         becomes="if False:",
         promise="Rank 0 that has failed, and holds the store, is not taken for one that was killed.",
-        tests=[f"{_RUN}[training-observer-Observer-step-MetricsWriter-step]"],
+        tests=[f"{_RUN}[training-engine-Stepper-_backward-DeepSpeedEngine-backward]"],
     ),
     Mutant(
         name="exit-status-of-the-rank-at-fault-not-told",
