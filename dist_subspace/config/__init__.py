@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_subspace.config.load import config_schema, dump_config, fill_unset, load_config
+from dist_subspace.config.load import config_schema, dump_config, fill_unset, load_config, settings_of_all
 from dist_subspace.config.schema import Config
 
-__all__ = ["Config", "config_schema", "dump_config", "fill_unset", "load_config"]
+__all__ = ["Config", "config_schema", "dump_config", "fill_unset", "load_config", "settings_of_all"]

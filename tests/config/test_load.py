@@ -152,8 +152,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_only_keys_left_open_are_filled() -> None:
     values = {"training.lr_scheduler_type": "linear", "training.optim": "sgd"}
-    filled = fill_unset(load_config(BASE, ["training.optim=adagrad"]), values).training
-    assert (filled.lr_scheduler_type, filled.optim) == ("linear", "adagrad")
+    given = load_config(BASE, ["training.optim=adagrad"])
+    filled = fill_unset(given, values)
+    assert (filled.training.lr_scheduler_type, filled.training.optim) == ("linear", "adagrad")
+    assert filled.training.model_fields_set == given.training.model_fields_set | {"lr_scheduler_type"}
+    assert filled.subspace.model_fields_set == given.subspace.model_fields_set, "an adapter's own values stay open"
 
 
 def test_the_schema_knows_every_key_with_its_description() -> None:

@@ -101,8 +101,9 @@ def test_one_trajectory_on_one_two_and_three_ranks_packed_or_not_with_dropout(fo
 def test_row_07_a_resumed_run_is_bit_equal_to_one_that_was_not_interrupted(
     method: str, preset: str, folder: Path, tmp_path: Path
 ) -> None:
+    """A micro-batch a step and rank; of the rounds of a step, uneven ones too, the loss scaler's test below has eight."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    config = configuration(folder, whole, max_steps=4) | {
+    config = configuration(folder, whole, max_steps=4, global_batch_size=4) | {
         "deepspeed": {"preset": preset},
         "checkpoint": {"save_steps": 2},
     }
