@@ -24,7 +24,9 @@ from dist_subspace.notices import heard
 from tests.ranks import ROOT, close_pools
 
 LONGEST = ("matrix/test_matrix.py", "training/test_run.py", "launch/test_train.py", "training/test_schedules.py")
-TEST_TIMEOUT = 600  # seconds, where the pytest-timeout plugin is there and the test names no limit of its own
+# Seconds, a start of ranks and a case of theirs among them; where the pytest-timeout plugin is there and the test names no
+# limit of its own.
+TEST_TIMEOUT = 900
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,11 +149,20 @@ def _rank(rank: int, ranks: int, port: int, log: str, folder: str, call: Call) -
         os.dup2(output, number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     faulthandler.register(_STACKS, file=2, all_threads=True)
+    threading.Thread(target=_leave_with_the_test, daemon=True).start()
     os.environ.clear()
     os.environ.update(rank_environment(rank, ranks, port))
     os.chdir(folder)
     function, *arguments = call
     function(*arguments)
+
+
+def _leave_with_the_test() -> None:
+    """The server that this process was forked from lives for as long as one of its own does."""
+    test = multiprocessing.parent_process()
+    if test is not None:
+        test.join()
+        os._exit(1)
 
 
 def _script(before: Call | None, arguments: list[str]) -> None:

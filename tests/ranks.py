@@ -35,7 +35,10 @@ from tests.forked import forked
 from tests.ranks_worker import main
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT = 180.0  # importing torch and DeepSpeed, on a busy machine
+# A hang ends with a report long before the test's own limit does. Both lie far above a cold start: where two loaded cores are
+# shared, two ranks have been seen to need over a minute for their imports alone, and a first case imports some more.
+START_TIMEOUT = 300.0  # seconds until all ranks have imported torch and DeepSpeed, and have met
+CASE_TIMEOUT = 300.0  # seconds of a case
 GRACE = 3.0  # after the first failure, for the others to say what they saw
 OUTPUT_SHOWN = 4000  # characters of a rank's output in a report
 
@@ -238,7 +241,7 @@ def module_name(function: Callable[..., Any]) -> str:
 _pools: dict[int, Pool] = {}
 
 
-def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = CASE_TIMEOUT) -> list[Any]:
     """Call `function(*args)` on every rank of the pool; its results in rank order.
 
     Raises `RanksFailed` when a rank raises, leaves or dies (a few seconds later) or the timeout in seconds is over.
@@ -258,7 +261,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, time
 
 
 def run_once_on_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = CASE_TIMEOUT
 ) -> list[RankReport]:
     """The same in processes of their own, for cases that end themselves: every rank's report, good or bad.
 

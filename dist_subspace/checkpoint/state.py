@@ -34,7 +34,7 @@ from dist_subspace.interchange.description import OWN, read_description
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.loss_scale import restore_scaler
 from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.zero import gathered
+from dist_subspace.placement.zero import full_numel, gathered
 from dist_subspace.statistics import FACTORS, kept_files, remade_files
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 
@@ -237,4 +237,11 @@ def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dic
         raise UsageError(
             f"{folder / OPTIMIZER} has no state for {absent[0]}; it belongs to another method or base model"
         )
+    for name, parameter in trainables.items():
+        stored, own = tensors[f"{name}.master"].numel(), full_numel(parameter)
+        if stored != own:
+            raise UsageError(
+                f"{folder / OPTIMIZER} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "
+                "or to another base model"
+            )
     return tensors

@@ -267,9 +267,11 @@ class Trainer:
             raise UsageError(f"checkpoint.metric_for_best_model is {wanted!r}; measured here: {', '.join(values)}")
         greater = self.config.checkpoint.greater_is_better
         up = not name.endswith(("loss", "perplexity")) if greater is None else greater
-        best = self.progress.best
-        if best is None or (values[name] > best["value"]) == up:
-            self.progress.best = {"metric": name, "value": values[name], "step": self.progress.step}
+        best, value = self.progress.best, values[name]
+        if not math.isfinite(value):  # a diverged model is never the best, and JSON keeps no such number
+            return
+        if best is None or (value > best["value"] if up else value < best["value"]):
+            self.progress.best = {"metric": name, "value": value, "step": self.progress.step}
 
     def _is_best(self) -> bool:
         return self.progress.best is not None and self.progress.best["step"] == self.progress.step

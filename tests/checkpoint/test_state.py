@@ -86,6 +86,13 @@ def test_a_method_that_differs_in_anything_is_refused(name: str, folder: Path, m
     assert "set checkpoint.allow_different=[method]" in message(made)
 
 
+def test_an_allowed_method_that_its_tensors_do_not_fit_is_refused_in_a_sentence(folder: Path, made: Path) -> None:
+    config = configuration(folder, made, rank=3)
+    config["training"]["max_steps"] = 3
+    assert run_here(config, ["checkpoint.allow_different=[method]"]) == EXIT_USAGE
+    assert "lora_A, which has 96 here; it belongs to another rank, or to another base model" in message(made)
+
+
 def another_weight(folder: Path, config: dict[str, Any]) -> None:
     file = folder / "model" / "model.safetensors"
     weights = load_file(file)
@@ -134,6 +141,14 @@ def test_another_base_or_other_data_under_the_same_name_is_refused_unless_it_is_
     assert run_here(config, [f"checkpoint.allow_different=[{what}]", "training.max_steps=2"]) == EXIT_OK
 
 
+def test_the_same_base_and_data_in_another_place_go_on(folder: Path, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "moved")
+    config = configuration(tmp_path / "moved", tmp_path / "moved" / "run")
+    config["training"]["max_steps"] = 3
+    assert run_here(config) == EXIT_OK, message(tmp_path / "moved" / "run")
+    assert losses(tmp_path / "moved" / "run")[:2] == losses(made)
+
+
 def tampered(file: Path) -> None:
     """The same tensors, one number of each another one."""
     tensors = {name: tensor.clone() for name, tensor in load_file(file).items()}
@@ -160,6 +175,10 @@ def test_a_factor_file_that_was_replaced_is_refused_and_one_that_is_lost_is_made
     files[2].unlink()
     assert run_here(config) == EXIT_OK
     assert files[2].read_bytes() == kept and losses(run) == curve
+    described = json.loads((run / "adapter" / "dist_subspace.json").read_text())
+    assert (
+        described["method"] == method and not {"factors", "statistics"} & described.keys()
+    )  # it needs no file of the run
     assert_same(run / "checkpoint-2" / "adapter_model.safetensors", tmp_path / "expected" / "adapter_model.safetensors")
 
 
@@ -173,7 +192,9 @@ def test_a_frozen_factor_that_is_not_the_checkpoints_is_refused(
     config = configuration(folder, run, method=method, alpha=None)
     assert run_here(config) == EXIT_OK
     tensors = load_file(run / "checkpoint-2" / "adapter_model.safetensors")
-    name = [name for name in tensors if name.endswith(frozen)][-1]
+    held = [name for name in tensors if name.endswith(frozen)]
+    assert held, f"the checkpoint of {method} holds no {frozen}"
+    name = held[-1]
     tensors[name].view(-1)[-1] += 1e-3
     rewritten(run / "checkpoint-2", "adapter_model.safetensors", save(tensors))
     config["training"]["max_steps"] = 3

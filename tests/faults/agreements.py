@@ -14,7 +14,7 @@ class Row:
     """A fault of one rank in one place.
 
     place: of `places()`, or a function. scene: what is run, or called, there (test_agreement.py). target, kind, after: as
-    `Fault` has them (a target that begins with a dot is the product's). rank: the one at fault; rank 0 where the others only wait.
+    `Fault` has them (a target that begins with a dot is the product's). rank: the one at fault; 0 where the others only wait.
     """
 
     place: str
@@ -36,13 +36,15 @@ class Row:
         return self.place in places() and "(" in self.place
 
     def __str__(self) -> str:
-        """`plan-make_plan-checking-the-configuration-check_trackers`."""
-        words = f"{self.place.partition('/')[2] or self.place} {self.target.partition(':')[2]} {'kill' if self.kind == 'kill' else ''}"
+        """`training-plan-make_plan-checking-the-configuration-check_trackers`."""
+        words = f"{self.place} {self.target.partition(':')[2]} {'kill' if self.kind == 'kill' else ''}"
         return "-".join(re.findall(r"\w+", words.replace("agreed(", "").replace("on_main(", "")))
 
 
-_T, _D, _C = ".training", ".training.data", ".checkpoint"
+_T, _D, _C, _S = ".training", ".training.data", ".checkpoint", ".checkpoint.state"
 _MLP = "transformers.models.llama.modeling_llama:LlamaMLP.forward"
+_MAKING = "training/trainer Trainer._make_engine agreed"
+_LOADING = "loading/load load_frozen together"
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 
 # In a run: each agreement, then each message with what a rank does for itself before it, then what lies between two of them.
@@ -60,8 +62,8 @@ RUNS = [
     Row("training/plan make_plan agreed(\"comparing the model's files\")", "plain", f"{_C}.fingerprint:base_fingerprint", 0),
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0),
     Row("training/plan make_plan on_main(_find_checkpoint)", "frozen", f"{_C}.state:read_trainer_state", 0, "json"),
-    Row("loading/load load_frozen together(\"reading the model's configuration\")", "plain", ".loading.index:open_checkpoint"),
-    Row("loading/load load_frozen together(\"reading the model's weights\")", "zero3", ".storage.registry:storage_info"),
+    Row(f"{_LOADING}(\"reading the model's configuration\")", "plain", ".loading.index:open_checkpoint"),
+    Row(f"{_LOADING}(\"reading the model's weights\")", "zero3", ".storage.registry:storage_info"),
     Row("training/model _attached on_main(_layers)", "frozen", f"{_T}.model:_layers", 0, "json"),
     Row("training/beginning attach_beginning on_main(_about)", "begun", f"{_T}.beginning:_about", 0),
     Row("training/beginning attach_beginning on_rank_zero_only(_tensors_of)", "begun", f"{_T}.beginning:_tensors_of", 0),
@@ -74,11 +76,12 @@ RUNS = [
     Row("checkpoint/state _check_frozen on_rank_zero_only(_read_tensors)", "frozen", f"{_C}.state:_read_tensors", 0),
     Row("checkpoint/state _check_frozen agreed('comparing frozen factors')", "frozen", "torch:equal", kind="usage"),
     Row("checkpoint/state restore on_rank_zero_only(_read_optimizer)", "frozen", f"{_C}.state:_read_optimizer", 0, "usage"),
-    Row("checkpoint/state _restore_schedule on_rank_zero_only(_adapter_by_part)", "dash-again", f"{_C}.state:_adapter_by_part", 0),
+    Row("checkpoint/state _restore_schedule on_rank_zero_only(_adapter_by_part)", "dash-again", f"{_S}:_adapter_by_part", 0),
     Row("training/trainer Trainer._resume on_main(best_in_run)", "frozen", f"{_T}.progress:best_in_run", 0),
     Row("training/run _run agreed('opening the run directory')", "plain", f"{_C}.set_aside:set_aside_others", 0),
     Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", ".interchange.adapter:write_adapter", 0),
     Row("training/trainer Trainer._save on_main(purge)", "plain", f"{_C}.store:purge", 0, after=1),
+    Row("training/trainer Trainer._save on_main(self.observer.settle)", "plain", f"{_T}.observer:Observer.settle", 0),
     Row("training/run _run on_main(hide_adapter)", "diverged", f"{_T}.results:hide_adapter", 0),
     Row("training/run _run on_main(doubts)", "plain", f"{_T}.results:doubts", 0),
     Row("training/run _run on_main(write_results)", "plain", f"{_T}.results:model_card", 0),
@@ -93,7 +96,7 @@ RUNS = [
     # What lies between.
     Row("training/model _loaded", "plain", f"{_T}.engine_config:check_supported", kind="usage"),
     Row("training/model _attached", "zero3", ".api:attach_method", kind="usage"),
-    Row("training/trainer Trainer._make_engine agreed('making the optimizer')", "plain", f"{_T}.optimizers:make_optimizer", kind="usage"),
+    Row(f"{_MAKING}('making the optimizer')", "plain", f"{_T}.optimizers:make_optimizer", kind="usage"),
     Row("training/engine start_engine", "zero3", "deepspeed:initialize", 0),
     Row("training/trainer Trainer._resume", "frozen", f"{_T}.engine:Stepper.prime", 0),
     Row("training/run _say_first", "frozen", f"{_T}.changes:changed_settings", 0, "usage"),
@@ -110,18 +113,20 @@ RUNS = [
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
 ]  # fmt: skip
 
-_I = ".interchange"
+_I, _X = ".interchange", ".interchange.peft_export"
+_FITTING = "api put_on agreed('comparing the adapter with the model')"
+_COPIES = "interchange/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
-    Row("loading/load load_frozen together(\"reading the model's configuration\")", "load", ".placement.json_file:read_deepspeed"),
-    Row("loading/load load_frozen together(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
+    Row(f"{_LOADING}(\"reading the model's configuration\")", "load", ".placement.json_file:read_deepspeed"),
+    Row(f"{_LOADING}(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
     Row("loading/load download once_per_node(resolve_folder)", "download", ".loading.load:resolve_folder", 0, "usage"),
     Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:read_adapter", kind="usage"),
-    Row("api put_on agreed('comparing the adapter with the model')", "load_adapter", f"{_I}.peft_files:Imported.check", kind="usage"),
+    Row(_FITTING, "load_adapter", f"{_I}.peft_files:Imported.check", 1, "usage"),
     Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:file_key"),
     Row("api import_peft agreed(\"reading PEFT's adapter\")", "import_peft", f"{_I}.peft_import:read_peft"),
-    Row("interchange/base_copies check_copies agreed(\"finding the base's own weights\")", "import_peft", f"{_I}.base_copies:_parameter"),
-    Row("interchange/base_copies check_copies agreed(\"comparing the base's own weights\")", "import_peft", f"{_I}.base_copies:_sample"),
+    Row(f"{_COPIES}(\"finding the base's own weights\")", "import_peft", f"{_I}.base_copies:_parameter"),
+    Row(f"{_COPIES}(\"comparing the base's own weights\")", "import_peft", f"{_I}.base_copies:_sample"),
     Row("interchange/adapter save_adapter agreed('describing the adapter')", "save_adapter", f"{_I}.adapter:base_tokenizer"),
     Row("interchange/adapter save_adapter on_main(write)", "save_adapter", f"{_I}.adapter:write_adapter", 0),
     Row("interchange/adapter _factors on_wholes(frozen)", "save_adapter", f"{_I}.adapter:_on_cpu", 0),
@@ -130,7 +135,7 @@ CALLS = [
     Row("interchange/merge _write on_wholes(entry.needs)", "merge", f"{_I}.weights:WeightsWriter.write", 0, after=1),
     Row("interchange/merge merge on_main(_finish)", "merge", f"{_I}.weights:WeightsWriter.finish", 0),
     Row("interchange/peft_export export_peft agreed('planning the export')", "export", f"{_I}.peft_export:adapter_config"),
-    Row("interchange/peft_export export_peft on_main(_export_folder)", "export_folder", f"{_I}.peft_export:read_adapter", 0, "json"),
+    Row("interchange/peft_export export_peft on_main(_export_folder)", "export_folder", f"{_X}:read_adapter", 0, "json"),
     Row("interchange/peft_export _export_model on_main(_choose)", "export", f"{_I}.peft_export:_choose", 0, "usage"),
     Row("interchange/peft_export _export_model on_main(_write_form)", "export", f"{_I}.peft_export:_write", 0),
     Row("interchange/peft_export _export_model _on_whole(name)", "export", f"{_I}.peft_export:_form_of", 0),

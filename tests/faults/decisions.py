@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.faults.scenes import Home
 
@@ -91,6 +92,21 @@ def has_a_clock_that_runs_ahead(after: str) -> None:
 def has_a_full_screen(after: str) -> None:
     """Standard output is a file on a disk that is full by then."""
     _once_there(Path(after), lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1))
+
+
+def works_for_hours() -> None:
+    """From its second step on; the time that it is given to leave is shortened."""
+    from dist_subspace.placement import peers
+    from dist_subspace.training.engine import Stepper
+
+    peers._LEAVING, accumulate, steps = 1.0, Stepper.accumulate, []
+
+    def slow(*args: Any) -> Any:
+        steps.append(1)
+        time.sleep(3600 if len(steps) == 2 else 0)
+        return accumulate(*args)
+
+    Stepper.accumulate = slow  # type: ignore[method-assign]
 
 
 def _once_there(file: Path, act: Callable[[], object]) -> None:

@@ -166,3 +166,22 @@ def test_a_name_that_is_a_folder_for_one_rank_alone_is_fetched_by_all(home: Home
     ended = run_ranks([call, call], home.folder)
     assert [rank.status for rank in ended] == [0, 0], report(ended)
     assert all("error: model.path is 'own/model'" in rank.output for rank in ended), report(ended)
+
+
+def test_factors_that_only_rank_0_has_are_everyone_s(home: Home) -> None:
+    there = decisions.another_disk(home, "without-factors")
+    home.copy("pissa", "with-factors")
+    made = files(home.folder / "with-factors" / "factors")
+    ended_alike(home.run("pissa-again", "with-factors", before={1: (decisions.is_elsewhere, str(there))}), 0)
+    assert files(home.folder / "with-factors" / "factors") == made
+    assert not (there / "with-factors").exists()
+
+
+def test_what_all_ranks_refuse_alike_is_said_once(home: Home) -> None:
+    ended = home.run("plain", "alike", "checkpoint.metric_for_best_model=accuracy")
+    ended_alike(ended, 2, "checkpoint.metric_for_best_model is 'accuracy'")
+
+
+def test_a_rank_that_is_busy_leaves_with_one_that_has_said_why_the_run_ends(own: Home) -> None:
+    before = {0: (decisions.works_for_hours,), 1: (decisions.misbehaves, "raise")}
+    ended_alike(own.run("own", "busy", before=before), 1, "RuntimeError: this model's own fault")

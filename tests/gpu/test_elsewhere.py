@@ -1,4 +1,4 @@
-"""What leaves the device: adapters, merged models, PEFT's folders, generated text; and training by transformers' Trainer and PEFT."""
+"""What leaves the device: adapters, merged models, PEFT's folders, generated text; and training by transformers and by PEFT."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def test_a_saved_and_a_merged_model_say_on_the_cpu_what_the_model_says_here(
     here = logits(model)
     save_adapter(model, tmp_path / "adapter")
     fresh = load_frozen(models / "llama", storage=storage, dtype="float32", device="cpu")
-    torch.testing.assert_close(logits(load_adapter(fresh, tmp_path / "adapter"), "cpu"), here, rtol=1e-3, atol=1e-3)
+    # The CPU packs the base again, and a value between two codes may fall to either.
+    near = {"rtol": 1e-3, "atol": 1e-3 if storage == "fp32" else 2e-2}
+    torch.testing.assert_close(logits(load_adapter(fresh, tmp_path / "adapter"), "cpu"), here, **near)
     dsub.merge(model, tmp_path / "merged", dtype=torch.float32)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(merged, "cpu"), here, rtol=1e-3, atol=1e-3)

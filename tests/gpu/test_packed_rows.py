@@ -48,14 +48,14 @@ def logits(model: nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
     return model(input_ids=torch.cat(parts)[None], position_ids=positions, use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize(
-    ("dtype", "kernel", "tolerance"),
+    ("name", "dtype", "kernel", "tolerance"),
     [
-        (torch.float32, SDPBackend.EFFICIENT_ATTENTION, 1e-4),
-        (torch.float32, SDPBackend.MATH, 1e-4),
-        (torch.bfloat16, SDPBackend.FLASH_ATTENTION, 6e-2),
-        (torch.bfloat16, SDPBackend.CUDNN_ATTENTION, 6e-2),
+        # torch's efficient attention has no grouped heads, so a LLaMA in float32 takes the one of plain products.
+        ("gpt2", torch.float32, SDPBackend.EFFICIENT_ATTENTION, 1e-4),
+        ("gpt2", torch.bfloat16, SDPBackend.FLASH_ATTENTION, 6e-2),
+        ("llama", torch.float32, SDPBackend.MATH, 1e-4),
+        ("llama", torch.bfloat16, SDPBackend.FLASH_ATTENTION, 6e-2),
     ],
 )
 def test_packed_samples_are_alone_on_every_kernel(

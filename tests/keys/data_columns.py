@@ -64,7 +64,7 @@ def _completion(bench: Bench) -> None:
     assert all(row in expected for row in rows), "prompt and completion"
     inputs = padded([ids for ids, _ in rows])
     inputs["labels"] = padded([labels for _, labels in rows])["labels"].where(inputs["attention_mask"] == 1, -100)
-    loss = float(bench.peft_model().eval()(**inputs).loss)
+    loss = float(bench.peft_model().eval()(**inputs).loss.detach())
     assert abs(outcome.steps[0]["loss"] - loss) < 2e-5 * loss, "the mean over all targets of the step"
     assert outcome.steps[0]["tokens"] == sum(len(ids) for ids, _ in rows)
     assert outcome.steps[0]["samples"] == len(rows)

@@ -85,6 +85,8 @@ def eval_(bench: Bench) -> None:
     texts = [json.loads(line)["text"] for line in Path(bench.held_out).read_text().splitlines()]
     tokenizer = begin(bench, {}).plan.tokenizer
     rows = [all_trained(tokenizer, text)[0] for text in texts]
+    sizes = [len(call.rows) for call in outcome.calls if not call.training and call.rows[0] in rows]
+    assert sizes == [3, 3, 1] * len(outcome.evaluations), "micro-batches of data.eval have their own size"
     assert all(evaluated.count(row) == len(outcome.evaluations) for row in rows), "each record once"
     assert outcome.evaluations[-1]["eval_loss"] == pytest.approx(held_out_loss(bench.peft_model(), rows), rel=2e-5)
     begun = begin(bench, {"data.eval": 0.3})

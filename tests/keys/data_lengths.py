@@ -49,6 +49,7 @@ def packing(bench: Bench) -> None:
     assert len(begun.micro_batches) < len(expected) / 2, "rows are not shared"
     for micro in begun.micro_batches:
         assert micro.inputs["input_ids"].shape == (1, 64) and "attention_mask" not in micro.inputs
+    _assert_no_mask(begun.model, begun.micro_batches[0].inputs)
     outcome = bench.run(changes)
     assert len(outcome.trained_on) == len(begun.micro_batches)
     with torch.no_grad():
@@ -59,6 +60,17 @@ def packing(bench: Bench) -> None:
     assert "data.packing is true, but FalconForCausalLM does not keep packed samples apart" in refused.message
     apart = begin(bench, {"data.packing": False})
     assert len(apart.micro_batches) == len(expected) and "attention_mask" in apart.micro_batches[0].inputs
+
+
+def _assert_no_mask(model: Any, inputs: dict[str, Any]) -> None:
+    """Of tokens x tokens, which transformers would make."""
+    masks: list[Any] = []
+    layer = model.model.layers[0].self_attn
+    hook = layer.register_forward_pre_hook(lambda _, args, kw: masks.append(kw["attention_mask"]), with_kwargs=True)
+    with torch.no_grad():
+        model(**inputs, use_cache=False)
+    hook.remove()
+    assert masks == [None], "packed rows run with a mask of tokens x tokens"
 
 
 def _falcon(bench: Bench) -> str:

@@ -13,7 +13,7 @@ from dist_subspace.config import load_config
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.plan import make_plan
 from tests.keys.bench import UNSET, Bench, Outcome
-from tests.keys.reference import assert_follows, train_plainly
+from tests.keys.reference import assert_follows, decaying, train_plainly
 from tests.keys.table import Key
 
 # preset -> stage, whether stages below 3 split gradients, and the devices of offloaded optimizer and parameters
@@ -32,7 +32,8 @@ def preset(bench: Bench) -> None:
     for name, (stage, splits, optimizer, parameters) in PRESETS.items():
         if name == "zero3-nvme":  # whose helper DeepSpeed compiles: `deepspeed.nvme_path` reads its configuration
             continue
-        outcome = bench.run({"deepspeed.preset": name, "training.max_steps": 3, "training.max_grad_norm": 0.1})
+        changes = {"training.max_steps": 3, "training.max_grad_norm": 0.1, "training.weight_decay": 0.5}
+        outcome = bench.run(changes | {"deepspeed.preset": name})
         engine = outcome.seen.engines[-1]
         assert engine.zero_optimization_stage() == stage, name
         if stage in (1, 2):
@@ -41,9 +42,11 @@ def preset(bench: Bench) -> None:
         if stage == 3:
             assert engine.optimizer.offload_optimizer == (optimizer is not None), name
             assert engine.optimizer.offload_param == (parameters is not None), name
-        assert engine.optimizer is not None and engine.get_data_types()[0] == torch.float32, name
+            block = sum(p.numel() for p in bench.base_model().model.layers[0].parameters())
+            assert engine._config.zero_config.max_live_parameters == 2 * block, "two blocks are live at most"
+        assert engine.get_data_types()[0] == torch.float32, name
         _check_partition(outcome, stage, name)
-        expected = train_plainly(bench.peft_model(), outcome.trained_on, max_grad_norm=0.1)
+        expected = train_plainly(bench.peft_model(), outcome.trained_on, optimizer=decaying, max_grad_norm=0.1)
         assert_follows(outcome, expected)
 
 
@@ -91,7 +94,8 @@ def config(bench: Bench) -> None:
     file.write_text(json.dumps(stock(bench)))
     changes: dict[str, Any] = {"training.optim": UNSET, "training.lr_scheduler_type": UNSET}
     changes |= {"training.max_grad_norm": 0.1, "training.warmup_steps": 2, "deepspeed.preset": "zero3"}
-    for source in (str(file), stock(bench)):
+    silent = {key: value for key, value in stock(bench).items() if key != "gradient_clipping"}  # then the YAML's counts
+    for source in (str(file), silent):
         outcome = bench.run(changes | {"deepspeed.config": source})
         engine = outcome.seen.engines[-1]
         read = engine._config

@@ -12,7 +12,13 @@ import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from dist_subspace.checkpoint.status import EXIT_USAGE
@@ -38,30 +44,42 @@ def path(bench: Bench) -> None:
 
 
 def task(bench: Bench) -> None:
-    """A head that the base lacks, told the labels; the last token that is no padding is read, whatever stands beside it."""
+    """A head that the base lacks, told the labels; each text is read as if it stood alone, whatever stands beside it."""
     kinds = ("warm", "cold", "hot")
     records = [{"text": "so " * n + kinds[n % 3], "label": kinds[n % 3]} for n in range(9)]
-    begun = begin(bench, classifying(bench, records) | {"training.per_device_train_batch_size": 4})
-    model, names = begun.model, sorted(kinds)
-    numbers = {name: number for number, name in enumerate(names)}
-    reference = AutoModelForSequenceClassification.from_pretrained(
-        bench.folder / "model", dtype=torch.float32, num_labels=3, id2label=dict(enumerate(names)), label2id=numbers
-    )
-    assert type(model).__name__ == type(reference).__name__
-    assert (model.config.id2label, model.config.label2id) == (reference.config.id2label, reference.config.label2id)
-    (head,) = (p for name, p in model.named_parameters() if name.startswith("score") and p.requires_grad)
-    assert head.shape == reference.score.weight.shape
-    reference.score.weight.data.copy_(head.data)
-    for micro in begun.micro_batches:
-        inputs = micro.inputs
-        assert inputs["input_ids"].shape[1] == 64, "rows are padded to a multiple of 64, and not to data.max_length"
-        alone = [row[mask.bool()] for row, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
-        expected = torch.cat([logits(reference, row[None]) for row in alone])
-        torch.testing.assert_close(logits(model, **_named(inputs)), expected)
+    names = sorted(kinds)
+    told = {"num_labels": 3, "id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    for folder in (bench.folder / "model", _encoder(bench)):
+        changes = {"training.per_device_train_batch_size": 4, "model.path": str(folder)}
+        begun = begin(bench, classifying(bench, records) | changes)
+        model = begun.model
+        reference = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **told)
+        assert type(model).__name__ == type(reference).__name__
+        assert (model.config.id2label, model.config.label2id) == (told["id2label"], told["label2id"])
+        head = "score" if hasattr(reference, "score") else "classifier"
+        trained = {name: p for name, p in model.named_parameters() if name.startswith(head) and p.requires_grad}
+        assert len(trained) == len(list(reference.get_submodule(head).parameters())), "the head is trained"
+        for name, parameter in trained.items():
+            reference.get_submodule(head).get_parameter(name.rpartition(".")[2]).data.copy_(parameter.data)
+        for micro in begun.micro_batches:
+            ids, mask = micro.inputs["input_ids"], micro.inputs["attention_mask"]
+            assert ids.shape[1] == 64, "rows are padded to a multiple of 64, and not to data.max_length"
+            alone = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
+            expected = torch.cat([logits(reference, row[None]) for row in alone])
+            torch.testing.assert_close(logits(model, ids, attention_mask=mask), expected)
 
 
-def _named(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {"ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"]}
+def _encoder(bench: Bench) -> Path:
+    """A BERT that reads both ways: what pads a row would be seen."""
+    folder, own = bench.folder / "encoder", AutoTokenizer.from_pretrained(bench.folder / "model")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 44}
+    torch.manual_seed(0)
+    made = BertForSequenceClassification(BertConfig(vocab_size=len(own), num_labels=3, **sizes))
+    for parameter in made.parameters():
+        parameter.data.mul_(3)
+    made.save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder
 
 
 def storage(bench: Bench) -> None:
@@ -221,7 +239,13 @@ def trust_remote_code(bench: Bench) -> None:
 _TRANSFORMERS, _BNB = "transformers' from_pretrained", "bitsandbytes' quantisers"
 KEYS = [
     Key("model.path", ("another folder",), "the base model", f"{_TRANSFORMERS}: logits", path),
-    Key("model.task", ("classification",), "the head", f"{_TRANSFORMERS}, rows without padding: logits", task),
+    Key(
+        "model.task",
+        ("classification",),
+        "the head, and what is padded",
+        f"{_TRANSFORMERS}: logits of each row alone",
+        task,
+    ),
     Key("model.storage", EACH, "the values of the linear layers", f"{_BNB}, torch's casts", storage),
     Key("model.double_quant", (True, False), "statistics in a byte", _BNB, double_quant),
     Key("model.storage_options", ("double_quant",), "the bytes of the linear layers", _BNB, storage_options),

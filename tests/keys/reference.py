@@ -18,6 +18,15 @@ from tests.keys.bench import Outcome
 MakeOptimizer = Callable[[list[nn.Parameter]], Optimizer]
 
 
+def decaying(parameters: list[nn.Parameter], kind: Any = torch.optim.AdamW, decay: float = 0.5) -> Optimizer:
+    """With decay on matrices alone."""
+    matrices = [p for p in parameters if p.dim() > 1]
+    vectors = [p for p in parameters if p.dim() == 1]
+    assert matrices and vectors
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": vectors, "weight_decay": 0.0}]
+    return kind(groups, lr=0.01)  # type: ignore[no-any-return]
+
+
 @dataclass
 class Trajectory:
     """losses, rates, norms: of each step, the rate and the norm as they were before it. values: of the adapter at the end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from itertools import accumulate
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 
 from dist_subspace.checkpoint.status import EXIT_OK
 from dist_subspace.training.run import train
-from tests.keys.bench import HELD_OUT, Bench, Outcome
+from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
 from tests.keys.reference import assert_follows, held_out_loss, train_plainly
 from tests.keys.table import Key
 
@@ -55,6 +56,20 @@ def logging_steps(bench: Bench) -> None:
         [expected.norms[n] for n in (0, 3, 5)], rel=2e-5
     )
     _same_trajectory(outcome, bench)
+    _counters(bench.usual())
+
+
+def _counters(outcome: Outcome) -> None:
+    """Each line counts the samples and tokens that the model was given until then."""
+    rows, lines = outcome.trained_on, outcome.steps
+    tokens = accumulate(sum(map(len, rows[start : start + 4])) for start in range(0, len(rows), 4))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["samples"] for line in lines] == [4, 8, 12, 16, 20, 24]
+    assert [line["tokens"] for line in lines] == list(tokens)
+    assert [line["epoch"] for line in lines] == pytest.approx([4 * step / RECORDS for step in range(1, 7)])
+    seconds = [line["elapsed_seconds"] for line in lines]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    assert all(line["tokens_per_second"] > 0 and line["peak_memory_bytes"] > 2**20 for line in lines)
 
 
 def eval_steps(bench: Bench) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
-from torch.optim import Optimizer
 from transformers import get_scheduler
 
 from dist_subspace.placement.collectives import gather_objects
 from tests.keys.bench import Bench, Outcome, run_here
-from tests.keys.reference import assert_follows, differ, train_plainly
+from tests.keys.reference import assert_follows, decaying, differ, train_plainly
 from tests.ranks import run_on_ranks
 
 STEPS, MICRO_BATCHES = 4, 3  # of two samples each: in the second round of a step rank 1 has none
@@ -41,14 +38,6 @@ def in_order(calls: list[list[list[list[int]]]]) -> list[list[int]]:
     assert [len(own) for own in calls] == [2 * STEPS] * 2
     dealt = [calls[number % 2][2 * step + number // 2] for step in range(STEPS) for number in range(MICRO_BATCHES)]
     return [row for rows in dealt for row in rows]
-
-
-def decaying(parameters: list[nn.Parameter]) -> Optimizer:
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": 0.5},
-        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=0.01)
 
 
 def test_two_ranks_under_zero_3_go_the_way_of_a_plain_loop(bench: Bench) -> None:

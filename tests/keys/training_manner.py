@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import torch
-from transformers import enable_full_determinism
+from transformers import enable_full_determinism, get_scheduler
 
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED
 from tests.keys.bench import Bench, Outcome
@@ -13,7 +14,7 @@ from tests.keys.reference import assert_follows, train_plainly
 from tests.keys.table import Key
 
 LAYERS = 2
-STEPS = 600  # more than can be made in a second
+STEPS = 300  # more than can be made in a second
 
 
 def _checkpointed(bench: Bench, *grad: bool, **changes: object) -> Outcome:
@@ -78,15 +79,18 @@ def on_nonfinite(bench: Bench) -> None:
         model.get_input_embeddings().weight[bench.token("~")] = float("nan")
     bench.save_model(model, poisoned)
     data = bench.write("poisoned.jsonl", [{"text": f"{n} {'~' if n == 4 else ''}{n * 7}"} for n in range(12)])
-    changes = {"model.path": str(poisoned), "data.train": data, "training.max_steps": 3, "checkpoint.save_steps": 1}
+    changes = {"model.path": str(poisoned), "data.train": data, "training.max_steps": 5, "checkpoint.save_steps": 1}
+    changes |= {"training.lr_scheduler_type": "linear", "checkpoint.save_total_limit": None}
     skipped = bench.run(changes | {"training.on_nonfinite": "skip"})
-    bad = next(n for n, row in enumerate(skipped.trained_on) if bench.token("~") in row) // 4 + 1
-    expected = train_plainly(bench.peft_model(base=poisoned), skipped.trained_on)
-    assert [step for step, loss in enumerate(expected.losses, 1) if loss != loss] == [bad]
+    bad = sorted({n // 4 + 1 for n, row in enumerate(skipped.trained_on) if bench.token("~") in row})
+    schedule = partial(get_scheduler, "linear", num_warmup_steps=0, num_training_steps=5)  # which goes on meanwhile
+    expected = train_plainly(bench.peft_model(base=poisoned), skipped.trained_on, scheduler=schedule)
+    assert [step for step, loss in enumerate(expected.losses, 1) if loss != loss] == bad and bad[0] < 5
     assert_follows(skipped, expected)
+    assert all(f"step {step} skipped: loss nan ({count} so far)" in skipped.said for count, step in enumerate(bad, 1))
     stopped = bench.run(changes | {"training.on_nonfinite": "stop"}, EXIT_FAILED)
-    assert stopped.message.startswith(f"step {bad} has loss nan, and training.on_nonfinite is stop")
-    assert stopped.checkpoints == list(range(1, bad)) and len(stopped.steps) == bad - 1
+    assert stopped.message.startswith(f"step {bad[0]} has loss nan, and training.on_nonfinite is stop")
+    assert stopped.checkpoints == list(range(1, bad[0])) and len(stopped.steps) == bad[0] - 1
 
 
 def max_time(bench: Bench) -> None:

@@ -6,12 +6,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from safetensors.torch import load_file
 
 from dist_subspace.checkpoint.status import EXIT_USAGE
 from tests.keys.bench import Bench, Outcome
-from tests.keys.reference import adamw, assert_follows, differ, train_plainly
+from tests.keys.reference import adamw, assert_follows, decaying, differ, train_plainly
 from tests.keys.table import Key
 
 ON_A_CPU = {
@@ -57,19 +56,27 @@ def adam_epsilon(bench: Bench) -> None:
     _follows(bench, {"training.adam_epsilon": 0.01}, optimizer=partial(adamw, eps=0.01))
 
 
-def _decaying(kind: Any, parameters: list[nn.Parameter]) -> Optimizer:
-    """With decay on matrices alone."""
-    matrices = [p for p in parameters if p.dim() > 1]
-    vectors = [p for p in parameters if p.dim() == 1]
-    assert matrices and vectors
-    groups = [{"params": matrices, "weight_decay": 0.5}, {"params": vectors, "weight_decay": 0.0}]
-    return kind(groups, lr=0.01)  # type: ignore[no-any-return]
-
-
 def weight_decay(bench: Bench) -> None:
-    _follows(bench, {"training.weight_decay": 0.5}, optimizer=partial(_decaying, torch.optim.AdamW))
+    _follows(bench, {"training.weight_decay": 0.5}, optimizer=decaying)
     changes = {"training.weight_decay": 0.5, "training.optim": "sgd"}
-    _follows(bench, changes, optimizer=partial(_decaying, torch.optim.SGD))
+    _follows(bench, changes, optimizer=partial(decaying, kind=torch.optim.SGD))
+    _nothing_decays_before_the_first_step(bench)
+
+
+def _nothing_decays_before_the_first_step(bench: Bench) -> None:
+    """DeepSpeed's bf16 engine makes a step of its own as it starts; the run's first one has the rate 0 here."""
+    changes = {
+        "model.storage": "bf16",
+        "deepspeed.config": {"bf16": {"enabled": True}},
+        "training.max_steps": 1,
+        "training.lr_scheduler_type": "constant_with_warmup",
+        "training.warmup_steps": 1,
+        "training.weight_decay": 10.0,
+    }
+    found, start = bench.run(changes).adapter, load_file(bench.folder / "start" / "adapter_model.safetensors")
+    assert found.keys() == start.keys()
+    for name, tensor in start.items():
+        torch.testing.assert_close(found[name].float(), tensor, rtol=2**-7, atol=1e-6)  # bfloat16's rounding
 
 
 def max_grad_norm(bench: Bench) -> None:

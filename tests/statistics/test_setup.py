@@ -242,7 +242,7 @@ def failing_on_one_rank(folder: str) -> str:
 
 
 def test_a_rank_that_fails_does_not_leave_the_others_waiting(folder: str) -> None:
-    reports = run_once_on_ranks(2, failing_on_one_rank, folder, timeout=90.0)
+    reports = run_once_on_ranks(2, failing_on_one_rank, folder)
     assert [report.result for report in reports] == ["no singular values on this rank"] * 2
 
 
@@ -264,7 +264,9 @@ def test_whatever_a_statistic_is_made_from_is_in_the_name_of_its_file(tmp_path: 
         assert found[-1] == found[-2] + 1, changed
     weights = load_file(model / "model.safetensors")
     weights[f"{target}.weight"].view(torch.int32)[0, 0] ^= 1
+    other = "model.layers.1.self_attn.q_proj"
+    weights[f"{other}.weight"] = weights[f"{target}.weight"].clone()
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     assert files() == found[-1] + 1
-    target = "model.layers.1.self_attn.q_proj"
+    target = other  # of equal weights
     assert files() == found[-1] + 2

@@ -11,6 +11,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import FrozenLinear, adopt, bnb, pack
 from dist_subspace.storage.raw import from_bytes
+from tests.forked import run_lines
 from tests.storage.by_table import decoded_by_table
 
 SHAPES = [(172, 64), (7, 5), (33, 31), (9, 1), (300, 128)]
@@ -46,6 +47,16 @@ def test_4bit_bytes_decode_to_what_bitsandbytes_decodes(shape: tuple[int, int], 
         )
         held = pack(weight, quant_type, double_quant=double_quant)
         torch.testing.assert_close(held.dense(), decoded_by_table(codes, state, shape), rtol=0, atol=1e-6)
+
+
+def test_a_matrix_of_an_odd_number_of_values_is_decoded_without_compiling_anything() -> None:
+    """Seconds of every process, and a C++ compiler, for each size of a matrix."""
+    ended = run_lines(
+        "import torch\nfrom torch._dynamo.utils import counters\nfrom dist_subspace.storage import pack\n"
+        "for kind in ('nf4', 'fp4'):\n    pack(torch.randn(7, 5), kind).dense()\n"
+        "print('COMPILED', sum(counters['frames'].values()))"
+    )
+    assert "COMPILED 0" in ended.stdout, ended
 
 
 @each_shape
@@ -84,6 +95,15 @@ def test_int8_rows_of_any_size_are_within_half_a_step(dtype: torch.dtype) -> Non
     largest = weight.float().abs().amax(1, keepdim=True)
     error = (pack(weight, "int8").dense() - weight.float()).abs()
     assert (error <= (0.5 / 127 + 2**-11) * largest).all()
+
+
+def test_int8_sums_of_a_wide_layer_do_not_overflow_float16() -> None:
+    """127 for each of a thousand inputs is above what float16 holds: there the matrix is scaled, and not the product."""
+    held, x = pack(torch.ones(2, 1024), "int8"), torch.ones(1, 1024, dtype=torch.float16, requires_grad=True)
+    matrix, factors = held.entries(torch.float16)
+    sums = (x.double() @ matrix.double().t()).half()
+    assert torch.isfinite(sums).all() and (factors is None or torch.isfinite(factors).all())
+    torch.testing.assert_close(held(x), torch.full((1, 2), 1024.0, dtype=torch.float16))
 
 
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])

@@ -139,7 +139,7 @@ def test_the_adapters_stand_behind_every_attention_and_every_ffn(name: str) -> N
     _, attention, ffn = ALL[name]
     model = made(name)
     if attention is None or ffn is None:
-        with pytest.raises(UsageError, match="has a known name of an (attention|FFN) output"):
+        with pytest.raises(UsageError, match=r"has a known name of an (attention|FFN) output"):
             attach(model, SubspaceConfig(method="houlsby"))
         return
     linear = set(linear_names(model)) - heads(model)

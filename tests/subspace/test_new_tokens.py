@@ -112,7 +112,13 @@ SCALED = {
     "XGLMForCausalLM": ("XGLMConfig", {"d_model": 32, "ffn_dim": 44, "num_layers": 2, "attention_heads": 4}),
     "BartForCausalLM": (
         "BartConfig",
-        {"d_model": 32, "decoder_layers": 2, "decoder_ffn_dim": 44, "decoder_attention_heads": 4, "scale_embedding": True},
+        {
+            "d_model": 32,
+            "decoder_layers": 2,
+            "decoder_ffn_dim": 44,
+            "decoder_attention_heads": 4,
+            "scale_embedding": True,
+        },
     ),
 }
 

@@ -320,7 +320,7 @@ def test_classification_trains_in_full_and_saves_what_the_base_lacks(
     values["deepspeed"] = {"preset": preset}
     values["training"]["seed"] = 3
     values["checkpoint"]["save_steps"] = 40
-    assert run_on_ranks(ranks, run_here, values, timeout=240) == [EXIT_OK] * ranks
+    assert run_on_ranks(ranks, run_here, values) == [EXIT_OK] * ranks
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["eval_accuracy"] > 0.9
     assert lines[-1]["eval_f1"] > 0.9

@@ -124,6 +124,7 @@ def check_end(method: str, run: Path, state: dict[str, Any]) -> None:
         assert state["active"] != schedule_state(run, 6)["active"]
     else:
         assert state == {"phase": 2, "switched": 4, "begun": 4}
+        assert (run / "checkpoint-3" / "MANIFEST.json").exists()  # what stands while step 4 decomposes
         strengths = [t for name, t in end(run).items() if name.endswith("dash_delta")]
         assert strengths and all(bool(t.any()) for t in strengths)
 

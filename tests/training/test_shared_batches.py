@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.keys.bench import Bench, Outcome, run_here
 from tests.keys.data_reference import Row, answered, marked, tokenizer_of
 from tests.keys.reference import padded
+from tests.keys.watch import Call
 from tests.ranks import run_on_ranks
 
 COUNT, STEPS, RATE = 12, 4, 0.05
@@ -23,6 +24,11 @@ def records(count: int, word: str) -> list[dict[str, str]]:
     return [
         {"prompt": f"{word} {n}" + "?" * (n % 5), "completion": f"{n * n} " * (1 + n * n % 4)} for n in range(count)
     ]
+
+
+def calls_of_a_run(config: dict[str, Any]) -> list[Call]:
+    """In a rank: what it calls the model with."""
+    return run_here(config).calls
 
 
 class Shared:
@@ -36,7 +42,9 @@ class Shared:
             [answered(tokenizer, r["prompt"], r["completion"]) for r in records(*few)]
             for few in ((COUNT, "train"), (5, "held out"))
         )
-        self.outcomes: list[Outcome] = run_on_ranks(2, run_here, self.bench.configuration(self._changes()))
+        config = self.bench.configuration(self._changes())
+        self.calls: list[list[Call]] = run_on_ranks(2, calls_of_a_run, config)
+        self.outcome = Outcome.of(config)
 
     def _changes(self) -> dict[str, Any]:
         return {
@@ -55,7 +63,7 @@ class Shared:
     @property
     def trained(self) -> list[list[list[list[int]]]]:
         """Of each rank, the rows of each call that trains: two a step."""
-        return [[call.rows for call in o.calls if call.training and call.grad] for o in self.outcomes]
+        return [[call.rows for call in calls if call.trains] for calls in self.calls]
 
     @property
     def steps(self) -> list[list[Row]]:
@@ -96,25 +104,25 @@ def test_losses_and_steps_are_those_of_one_process_on_the_whole_batch(shared: Sh
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    lines = shared.outcomes[0].steps
+    lines = shared.outcome.steps
     assert [line["loss"] for line in lines] == pytest.approx(losses, rel=2e-5), "the mean over all targets of a step"
     assert [line["tokens"] for line in lines] == [
         sum(len(i) for s in shared.steps[: n + 1] for i, _ in s) for n in range(STEPS)
     ]
-    for name, tensor in shared.outcomes[0].adapter.items():
+    for name, tensor in shared.outcome.adapter.items():
         kept = name.replace(".weight", ".default.weight") if "lora" in name else name
         kept = kept if kept in trained else name.removesuffix("weight") + "modules_to_save.default.weight"
         torch.testing.assert_close(tensor, trained[kept].detach(), rtol=1e-4, atol=1e-6, msg=name)
     with torch.no_grad():
         held = float(model.eval()(**labelled(shared.held_out)).loss)
-    assert shared.outcomes[0].evaluations[-1]["eval_loss"] == pytest.approx(held, rel=2e-5), "over all held-out targets"
+    assert shared.outcome.evaluations[-1]["eval_loss"] == pytest.approx(held, rel=2e-5), "over all held-out targets"
 
 
 def test_each_held_out_sample_is_seen_on_one_rank(shared: Shared) -> None:
     """In each evaluation; the rank that has no third micro-batch runs the shortest sample for nothing."""
     known = {tuple(ids) for ids, _ in shared.held_out}
-    calls = [[c.rows for c in o.calls if not c.training and tuple(c.rows[0]) in known] for o in shared.outcomes]
-    count = len(shared.outcomes[0].evaluations)
+    calls = [[c.rows for c in of if not c.training and tuple(c.rows[0]) in known] for of in shared.calls]
+    count = len(shared.outcome.evaluations)
     assert [len(found) for found in calls] == [2 * count, 2 * count]
     real = calls[0] + calls[1][::2]
     assert Counter(tuple(row) for rows in real for row in rows) == Counter(dict.fromkeys(known, count))

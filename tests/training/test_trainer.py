@@ -201,6 +201,29 @@ def test_a_best_whose_folder_is_gone_is_chosen_anew_and_that_is_said(
     assert state(run, STEPS)["best"]["step"] == STEPS
 
 
+@pytest.mark.parametrize(("rate", "warmup"), [(1e30, 2), (1e-30, 0)])
+def test_a_model_that_gives_no_number_and_one_that_is_no_better_do_not_replace_the_best(
+    rate: float, warmup: int, folder: Path, tmp_path: Path
+) -> None:
+    """The first step has rate 0, and the second ruins the model; or no step changes anything."""
+    config = configuration(folder, tmp_path / "run", max_steps=3, learning_rate=rate, warmup_steps=warmup)
+    config["training"] |= {"lr_scheduler_type": "constant_with_warmup", "max_grad_norm": 0.0}
+    make_records(tmp_path / "train.jsonl", 20)
+    config["data"]["train"] = str(tmp_path / "train.jsonl")
+    assert run_here(config) == EXIT_OK
+    assert (evaluations(tmp_path / "run")[3] is None) == (rate > 1)
+    assert (state(tmp_path / "run", 3)["best"] or {})["step"] == 1
+
+
+def test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on(folder: Path, tmp_path: Path) -> None:
+    config = configuration(folder, tmp_path / "run", max_steps=1, lr_scheduler_type="reduce_lr_on_plateau")
+    config["data"]["eval"] = str(folder / "train.jsonl")  # which has the record that the base computes no number for
+    assert run_here(config) == EXIT_OK
+    config["training"]["max_steps"] = 2
+    assert run_here(config) == EXIT_OK, read_status(tmp_path / "run")
+    assert state(tmp_path / "run", 2)["best"] is None and set(evaluations(tmp_path / "run").values()) == {None}
+
+
 def test_the_rate_of_each_step_is_that_of_torchs_plateau_schedule_on_the_logged_losses(continued: Path) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.01)
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", patience=1, factor=0.5)
@@ -304,14 +327,18 @@ def test_an_evaluation_leaves_no_trace_in_the_training(
             evaluates
         ):  # the metric is turned round, so that the first is the best: it is saved though no checkpoint is due
             best = {"metric_for_best_model": "loss", "greater_is_better": True}
-            config["checkpoint"] = {"save_steps": 10, "save_total_limit": 2} | best
+            config["checkpoint"] = {"save_steps": 2, "save_total_limit": 2} | best
         else:
             config["checkpoint"] = {"save_steps": 1, "save_total_limit": 2}
             config["data"]["eval"] = None
         forwards.clear()
         assert run_here(config) == EXIT_OK
         step = [TRAINS] * (BATCH // 2)
-        assert forwards == [MEASURES] * 5 + (step + [MEASURES] * 5) * 3 if evaluates else step * 3 + [MEASURES]
+        measured = [MEASURES] * 5
+        expected = (
+            measured + (step + measured) * 3 if evaluates else step * 3 + [MEASURES]
+        )  # the last one is the run's end
+        assert forwards == expected, "a model trains with dropout, and is measured without it and without gradients"
         found.append([line for line in without_the_clock(records(run)) if "loss" in line])
     assert found[0] == found[1]
     rates = [0.005 * (1 + math.cos(math.pi * step / 3)) for step in range(3)]  # a skipped step counts as one

@@ -123,14 +123,6 @@ MUTANTS = [
         tests=key("data.packing"),
     ),
     Mutant(
-        name="evaluation-in-training-batches",
-        file=f"{TRAINING}/trainer.py",
-        text="training.per_device_eval_batch_size or training.per_device_train_batch_size",
-        becomes="training.per_device_train_batch_size",
-        promise="Evaluation takes its own batch per device.",
-        tests=key("data.eval"),
-    ),
-    Mutant(
         name="order-of-the-first-epoch-for-ever",
         file=f"{DATA}/batches.py",
         text="order = sample_order(self.table.shares, self.seed, epoch)",
@@ -243,14 +235,6 @@ MUTANTS = [
         becomes='open_source(settings.eval, settings.split, "data.eval")',
         promise="A Hub data set is evaluated on data.eval_split.",
         tests=key("data.eval_split"),
-    ),
-    Mutant(
-        name="tokens-of-another-truncation-taken",
-        file=f"{DATA}/tokens.py",
-        text='            renamed["truncation"] = self.settings.truncation\n',
-        becomes="            pass\n",
-        promise="Kept tokens of another data.truncation are not taken.",
-        tests=key("data.truncation"),
     ),
     Mutant(
         name="half-of-the-dropout",

@@ -8,7 +8,7 @@ TRAINER, EVALUATE, ENGINE, RUN, PLAN, PROGRESS, MODEL = (
     f"dist_subspace/training/{name}.py"
     for name in ("trainer", "evaluate", "engine", "run", "plan", "progress", "model")
 )
-STATE, STORE = "dist_subspace/checkpoint/state.py", "dist_subspace/checkpoint/store.py"
+STATE = "dist_subspace/checkpoint/state.py"
 OF_RUNS, OF_STATES, OF_STEPS = (
     "tests/training/test_trainer.py",
     "tests/checkpoint/test_state.py",
@@ -26,6 +26,7 @@ METHOD = f"{OF_STATES}::test_a_method_that_differs_in_anything_is_refused"
 OTHER = f"{OF_STATES}::test_another_base_or_other_data_under_the_same_name_is_refused_unless_it_is_allowed"
 FACTOR = f"{OF_STATES}::test_a_factor_file_that_was_replaced_is_refused_and_one_that_is_lost_is_made_again"
 FROZEN = f"{OF_STATES}::test_a_frozen_factor_that_is_not_the_checkpoints_is_refused"
+HISTORIES = "tests/training/test_histories.py::test_newer_checkpoints_survive_a_run_that_does_not_continue_them"
 BROKEN = f"{OF_STEPS}::test_a_step_with_one_gradient_that_is_not_finite_is_left_out_and_the_others_are_plain_torchs"
 
 MUTANTS = [
@@ -64,43 +65,11 @@ MUTANTS = [
         tests=[f"{OF_RUNS}::test_ranks_that_idle_in_an_evaluation_count_nothing[2-zero2]"],
     ),
     Mutant(
-        name="held-out-loss-of-one-rank",
-        file=EVALUATE,
-        text="    loss, targets, *summed = sum_over_ranks([loss, targets, *counts])\n",
-        becomes="    summed = counts\n",
-        promise="The held-out loss is that of all ranks' samples.",
-        tests=[f"{OF_RUNS}::test_ranks_that_idle_in_an_evaluation_count_nothing[2-zero2]"],
-    ),
-    Mutant(
-        name="held-out-loss-is-a-mean-of-means",
-        file=EVALUATE,
-        text="                targets += batch.targets\n",
-        becomes="                targets += batch.samples\n",
-        promise="The held-out loss is the mean over all targets.",
-        tests=[HELD_OUT],
-    ),
-    Mutant(
         name="best-forgotten-on-resume",
         file=TRAINER,
         text="self.progress = Progress(*counts, state.elapsed_seconds, best)",
         becomes="self.progress = Progress(*counts, state.elapsed_seconds)",
         promise="The best checkpoint from before a resume still counts.",
-        tests=[BEST],
-    ),
-    Mutant(
-        name="best-not-saved",
-        file=TRAINER,
-        text="            best=progress.best,\n",
-        becomes="",
-        promise="A checkpoint knows the best evaluation so far.",
-        tests=[BEST],
-    ),
-    Mutant(
-        name="best-is-the-newest",
-        file=TRAINER,
-        text='        if best is None or (values[name] > best["value"]) == up:\n',
-        becomes="        if best is None or up:\n",
-        promise="The best is the one with the best metric, in the direction that was asked for.",
         tests=[BEST],
     ),
     Mutant(
@@ -112,29 +81,12 @@ MUTANTS = [
         tests=[NO_TRACE],
     ),
     Mutant(
-        name="limit-removes-the-newest",
-        file=STORE,
-        text="    for path in spare[:excess]:\n        _delete(Path(run_dir), path)\n    return spare[:excess]\n",
-        becomes="    spare = spare[::-1]\n    for path in spare[:excess]:\n        _delete(Path(run_dir), path)\n"
-        "    return spare[:excess]\n",
-        promise="save_total_limit removes the oldest checkpoints.",
-        tests=["tests/checkpoint/test_store.py::test_purge_keeps_the_newest_the_named_and_the_only_whole_one"],
-    ),
-    Mutant(
         name="plateau-forgotten-on-resume",
         file=TRAINER,
         text="self.schedule.restore(state.schedule, state.step)",
         becomes="self.schedule.restore({}, state.step)",
         promise="A plateau schedule goes on with what it had learned.",
         tests=[LINES],
-    ),
-    Mutant(
-        name="plateau-hears-no-evaluation",
-        file=TRAINER,
-        text='        self.schedule.evaluated(values["eval_loss"])\n',
-        becomes="",
-        promise="A plateau schedule follows the held-out losses.",
-        tests=[f"{OF_RUNS}::test_the_rate_of_each_step_is_that_of_torchs_plateau_schedule_on_the_logged_losses"],
     ),
     Mutant(
         name="time-begins-anew-on-resume",
@@ -145,27 +97,11 @@ MUTANTS = [
         tests=[COUNTS],
     ),
     Mutant(
-        name="samples-begin-anew-on-resume",
-        file=TRAINER,
-        text="counts = (state.step, state.samples, state.tokens,",
-        becomes="counts = (state.step, 0, state.tokens,",
-        promise="Samples are counted over the whole run.",
-        tests=[COUNTS],
-    ),
-    Mutant(
         name="skipped-steps-forgotten-on-resume",
         file=TRAINER,
         text="state.tokens, state.skipped, state.overflowed)",
         becomes="state.tokens, 0, state.overflowed)",
         promise="Steps that were skipped are counted over the whole run.",
-        tests=[SKIPPED],
-    ),
-    Mutant(
-        name="skipped-step-counts-as-overflow",
-        file=TRAINER,
-        text="        if math.isfinite(loss) and self.engine.fp16_enabled():\n",
-        becomes="        if not math.isfinite(loss) or self.engine.fp16_enabled():\n",
-        promise="Only a step beyond fp16's range counts as an overflow.",
         tests=[SKIPPED],
     ),
     Mutant(
@@ -225,20 +161,20 @@ MUTANTS = [
         tests=[f"{METHOD}[target_modules]"],
     ),
     Mutant(
-        name="base-known-by-its-place",
+        name="base-known-by-its-name",
         file=PLAN,
         text='"model": base_fingerprint(folder),',
-        becomes='"model": hashlib.sha256(str(folder).encode()).hexdigest(),',
+        becomes='"model": hashlib.sha256(folder.name.encode()).hexdigest(),',
         promise="A base whose file was replaced is another one.",
         tests=[f"{OTHER}[another_weight-model]"],
     ),
     Mutant(
-        name="differences-are-not-looked-for",
+        name="base-known-by-its-place",
         file=PLAN,
-        text="        check_same_run(found[0], found[1].fingerprints, fingerprints, list(config.checkpoint.allow_different))\n",
-        becomes="        pass\n",
-        promise="A checkpoint of other data is not continued.",
-        tests=[f"{OTHER}[another_record-data]"],
+        text='"model": base_fingerprint(folder),',
+        becomes='"model": hashlib.sha256(str(folder).encode()).hexdigest(),',
+        promise="A base that was moved is the same one.",
+        tests=[f"{OF_STATES}::test_the_same_base_and_data_in_another_place_go_on"],
     ),
     Mutant(
         name="one-allowed-difference-allows-all",
@@ -289,14 +225,6 @@ MUTANTS = [
         tests=[f"{BROKEN}[0-1-inf]"],
     ),
     Mutant(
-        name="infinite-gradient-is-a-number",
-        file=ENGINE,
-        text="bool(gradient.isfinite().all())",
-        becomes="not bool(gradient.isnan().any())",
-        promise="An infinity counts as not finite, as NaN does.",
-        tests=[f"{BROKEN}[0-1-inf]"],
-    ),
-    Mutant(
         name="skipped-step-shifts-the-accumulation",
         file=ENGINE,
         text="                self.engine.micro_steps += 1  # what engine.step would have counted\n",
@@ -311,5 +239,88 @@ MUTANTS = [
         becomes="                self.engine.micro_steps",
         promise="A skipped step's gradients are not added to the next one's.",
         tests=[f"{BROKEN}[0-1-inf]"],
+    ),
+    Mutant(
+        name="newer-checkpoints-not-set-aside",
+        file=RUN,
+        text="    set_aside_others(plan.run_dir, step, resumed, anew, observer.display.warning)\n",
+        becomes="",
+        promise="What a run finds in its folder and does not continue is moved away, and never overwritten.",
+        tests=[f"{HISTORIES}[none-1-kept1]"],
+    ),
+    Mutant(
+        name="checkpoints-beyond-the-resumed-one-stay",
+        file="dist_subspace/checkpoint/set_aside.py",
+        text="if foreign or number > step]",
+        becomes="if foreign]",
+        promise="Checkpoints newer than the one that is continued from are set aside.",
+        tests=[
+            "tests/checkpoint/test_set_aside.py::"
+            "test_newer_checkpoints_than_the_one_that_is_continued_from_are_moved_with_their_metrics_and_adapter"
+        ],
+    ),
+    Mutant(
+        name="micro-batches-not-seeded",
+        file=ENGINE,
+        text="        seed_micro_batch(self.seed, micro.number)\n",
+        becomes="",
+        promise="Dropout after a resume is what it would have been.",
+        tests=[LINES],
+    ),
+    Mutant(
+        name="micro-batches-seeded-alike",
+        file="dist_subspace/training/randomness.py",
+        text='f"{seed}:{number}"',
+        becomes='f"{seed}"',
+        promise="Each micro-batch has dropout of its own.",
+        tests=[
+            "tests/training/test_randomness.py::"
+            "test_each_micro_batch_of_each_run_has_draws_of_its_own_whatever_ran_before"
+        ],
+    ),
+    Mutant(
+        name="nothing-saved-before-a-decomposition",
+        file=TRAINER,
+        text="        self._save_before_decomposing()\n",
+        becomes="",
+        promise="The step before a long decomposition is saved.",
+        tests=[
+            "tests/training/test_schedules.py::"
+            "test_a_run_resumed_in_the_middle_of_its_schedule_ends_bit_for_bit_alike[lora-dash-zero0-1]"
+        ],
+    ),
+    Mutant(
+        name="best-is-no-number",
+        file=TRAINER,
+        text="        if not math.isfinite(value):  # a diverged",
+        becomes="        if False:  # a diverged",
+        promise="An evaluation that gives no number is never the best.",
+        tests=[f"{OF_RUNS}::test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on"],
+    ),
+    Mutant(
+        name="best-is-replaced-by-its-equal",
+        file=TRAINER,
+        text='(value > best["value"] if up else value < best["value"])',
+        becomes='(value > best["value"]) == up',
+        promise="Of two equal evaluations the first is the best, as in transformers.",
+        tests=[
+            f"{OF_RUNS}::test_a_model_that_gives_no_number_and_one_that_is_no_better_do_not_replace_the_best[1e-30-0]"
+        ],
+    ),
+    Mutant(
+        name="plateau-takes-null-for-a-number",
+        file="dist_subspace/training/schedule.py",
+        text="            if found[key] is not None:  # `best`",
+        becomes="            if True:  # `best`",
+        promise="A plateau schedule without a finite loss so far is read back.",
+        tests=[f"{OF_RUNS}::test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on"],
+    ),
+    Mutant(
+        name="optimizer-tensors-of-another-shape-not-refused",
+        file=STATE,
+        text="        if stored != own:\n",
+        becomes="        if False:\n",
+        promise="A checkpoint of another rank, which was allowed, is refused in a sentence and not by a traceback.",
+        tests=[f"{OF_STATES}::test_an_allowed_method_that_its_tensors_do_not_fit_is_refused_in_a_sentence"],
     ),
 ]

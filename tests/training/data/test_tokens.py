@@ -110,6 +110,8 @@ def test_whatever_decides_on_the_tokens_is_in_the_name_of_their_store(tmp_path: 
     file.write_text("\n".join(map(json.dumps, rows)))
     template = char_tokenizer()
     template.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    other_end = char_tokenizer()
+    other_end.eos_token = "<unk>"  # a mark that the vocabulary has: nothing else changes
     words = char_tokenizer()
     words.add_tokens(["say it"])
     base: dict[str, Any] = {"train": str(file), "format": "alpaca"}
@@ -122,7 +124,8 @@ def test_whatever_decides_on_the_tokens_is_in_the_name_of_their_store(tmp_path: 
         "truncation": (None, {"truncation": "tokens"}),
         "chat template": (template, {}),
         "vocabulary": (words, {}),
-        "end of sequence": (char_tokenizer(eos=False), {}),
+        "no end of sequence": (char_tokenizer(eos=False), {}),
+        "another end of sequence": (other_end, {}),
     }
     stores: set[str] = set()
     for what, (tokenizer, changed) in cases.items():
