@@ -138,7 +138,7 @@ _RESULTS = [
     Mutant(
         name="first-evaluation-stays-the-best",
         file=TRAINER,
-        text='if best is None or (values[name] > best["value"]) == up:',
+        text='if best is None or (value > best["value"] if up else value < best["value"]):',
         becomes="if best is None:",
         promise="The best step is the one with the best metric.",
         tests=key_tests("checkpoint.metric_for_best_model"),
