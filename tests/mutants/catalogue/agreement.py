@@ -160,11 +160,11 @@ MUTANTS = [
         tests=[f"{_CALL}[interchange-merge-merge-begin_folder-hidden_folder]"],
     ),
     Mutant(
-        name="non-finite-loss-decided-by-each-rank",
+        name="loss-of-the-own-rank-for-all",
         file=_TRAINER,
-        text="applied = self.stepper.apply(math.isfinite(loss))",
-        becomes="applied = self.stepper.apply(math.isfinite(own))",
-        promise="A loss that is not finite on one rank skips the step on all.",
+        text="loss = total / max(1, batch.targets)",
+        becomes="loss = own * world().size / max(1, batch.targets)",
+        promise="The loss of a step is all ranks', and one that is not finite on any rank is not.",
         tests=[f"{_ALIKE}::test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all[nan-zero0]"],
     ),
     Mutant(
@@ -192,11 +192,11 @@ MUTANTS = [
         tests=[f"{_RUN}[training-model-_loaded-check_supported]"],
     ),
     Mutant(
-        name="nobody-waits-until-the-others-know",
-        file=_COLLECTIVES,
-        text="_peers.tell(status, _HEARING)",
-        becomes="_peers.tell(status, 0.0)",
-        promise="Rank 0 that has failed is not taken for one that was killed.",
+        name="nobody-hears-why-rank-0-failed",
+        file=_PEERS,
+        text='if self.told is None and self._has("told"):',
+        becomes="if False:",
+        promise="Rank 0 that has failed, and holds the store, is not taken for one that was killed.",
         tests=[f"{_RUN}[training-observer-Observer-step-MetricsWriter-step]"],
     ),
     Mutant(
