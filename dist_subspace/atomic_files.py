@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from dist_subspace.errors import UsageError
 
 PARTIAL, REPLACED = "partial", "replaced"
+MANIFEST = "MANIFEST.json"  # of a checkpoint: size and sha256 of every other file
 
 
 class StorageError(OSError):
@@ -71,6 +72,15 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """A folder, and those above it that are not there yet, each with its name on disk: what is synced in it later is lost with
+    the name of any of them."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in made:
+        sync(path.parent)
+
+
 def begin_folder(target: Path, needed: int = 0, replace: bool = False) -> Path:
     """An empty hidden folder beside a target that is to appear whole: `publish_folder` gives it the name. What a process that
     was killed left there is cleared away.
@@ -94,7 +104,8 @@ def begin_folder(target: Path, needed: int = 0, replace: bool = False) -> Path:
             raise UsageError(
                 f"OUT is {str(target)!r}, which needs {needed / 2**20:,.0f} MiB, and its disk has {free / 2**20:,.0f} MiB free"
             )
-        hidden.mkdir(parents=True)
+        make_folder(hidden.parent)
+        hidden.mkdir()
     except OSError as error:
         raise storage_error(target, error) from error
     return hidden

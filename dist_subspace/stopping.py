@@ -157,6 +157,8 @@ class _Listener:
             signal.set_wakeup_fd(self._fd_before)
             for number, handler in self._before.items():
                 signal.signal(number, handler)
+            with suppress(OSError):
+                os.write(self._write, b"\0")  # no signal's number: the thread need not finish its look first
         self._thread.join(2.0)
         if self._in_main and not self._thread.is_alive():
             os.close(self._read)

@@ -1,16 +1,32 @@
 #!/usr/bin/env bash
-# All checks in a prepared environment: ruff, mypy, pytest.   launch/test.sh [--slow] [pytest arguments ...]
+# All checks in a prepared environment: ruff, mypy, pytest.
+#   launch/test.sh [--slow] [pytest arguments ...]      --slow: the long tests too
+#   launch/test.sh --gpu [pytest arguments ...]         on a machine with a GPU: the tests that need it, and nothing else
+#   launch/test.sh --mutants [arguments ...]            breaks the product in many places; see tests/mutants/__main__.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh test
 
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
+
 markers="not slow"
-if [ "${1:-}" = "--slow" ]; then
+case "${1:-}" in
+--slow)
     markers=""
     shift
-fi
-
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
+    ;;
+--gpu)
+    shift
+    python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+        { echo "launch/test.sh --gpu needs a CUDA device that torch sees; there is none" >&2; exit 2; }
+    # Workers share the device; each has its own memory of it, a few hundred MiB.
+    exec python -m pytest -n auto --maxprocesses 8 --dist worksteal -m gpu "$@" tests/gpu
+    ;;
+--mutants)
+    shift
+    exec python -m tests.mutants "$@"
+    ;;
+esac
 
 failed=()
 check() {

@@ -24,7 +24,9 @@ from dist_subspace.notices import heard
 from tests.ranks import ROOT, close_pools
 
 LONGEST = ("matrix/test_matrix.py", "training/test_run.py", "launch/test_train.py", "training/test_schedules.py")
-TEST_TIMEOUT = 600  # seconds, where the pytest-timeout plugin is there and the test names no limit of its own
+# Seconds, a start of ranks and a case of theirs among them; where the pytest-timeout plugin is there and the test names no
+# limit of its own.
+TEST_TIMEOUT = 900
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,7 +35,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: not item.path.as_posix().endswith(LONGEST))
     limits = config.pluginmanager.hasplugin("timeout")
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
             item.add_marker(no_gpu)
         if limits and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT))

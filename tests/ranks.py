@@ -8,7 +8,8 @@
         first, second = run_on_ranks(2, losses, 3)
         assert first == second
 
-A rank that raises, dies or hangs ends the case with every rank's report, and the next case gets fresh processes.
+A rank that raises, dies or hangs ends the case with every rank's report, and the next case gets fresh processes. They are
+forked from one process that has imported what they need (`tests.forked`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import pickle
 import random
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,8 +31,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from tests.forked import forked
+from tests.ranks_worker import main
+
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT = 180.0  # importing torch and DeepSpeed, on a busy machine
+# A hang ends with a report long before the test's own limit does. Both lie far above a cold start: where two loaded cores are
+# shared, two ranks have been seen to need over a minute for their imports alone, and a first case imports some more.
+START_TIMEOUT = 300.0  # seconds until all ranks have imported torch and DeepSpeed, and have met
+CASE_TIMEOUT = 300.0  # seconds of a case
 GRACE = 3.0  # after the first failure, for the others to say what they saw
 OUTPUT_SHOWN = 4000  # characters of a rank's output in a report
 
@@ -81,18 +87,10 @@ class Rank:
         self.rank = rank
         self.log = folder / f"rank{rank}.log"
         self.log_start = 0
+        self.log.touch()
         self.pipe, far_end = Pipe()
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-u", "-m", "tests.ranks_worker", str(far_end.fileno())],
-                cwd=ROOT,
-                env=rank_environment(rank, world_size, port),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=[far_end.fileno()],
-                start_new_session=True,
-            )
+        environment = rank_environment(rank, world_size, port)
+        self.process = forked(main, far_end, str(ROOT), str(self.log), environment)
         far_end.close()
 
     def send(self, message: bytes) -> None:
@@ -114,13 +112,14 @@ class Rank:
 
     def show_stack(self) -> None:
         """Make a process that hangs write all its threads' stacks into its output."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGUSR1)
+        if self.process.is_alive():
+            os.kill(self.process.pid or 0, signal.SIGUSR1)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)  # with the children it may have
-        self.process.wait()
+            os.killpg(self.process.pid or 0, signal.SIGKILL)  # with the children it may have
+        self.process.kill()  # where it leads no group yet
+        self.process.join()
         self.pipe.close()
 
 
@@ -210,7 +209,8 @@ class Pool:
 def fill_report(report: RankReport, rank: Rank, accept: Callable[[Any], bool] | None) -> None:
     message = rank.receive()
     if message is None:
-        report.exit_status = rank.process.wait()
+        rank.process.join()
+        report.exit_status = rank.process.exitcode
         return
     report.answered = True
     if accept is not None:
@@ -241,7 +241,7 @@ def module_name(function: Callable[..., Any]) -> str:
 _pools: dict[int, Pool] = {}
 
 
-def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0) -> list[Any]:
+def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = CASE_TIMEOUT) -> list[Any]:
     """Call `function(*args)` on every rank of the pool; its results in rank order.
 
     Raises `RanksFailed` when a rank raises, leaves or dies (a few seconds later) or the timeout in seconds is over.
@@ -261,7 +261,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any, time
 
 
 def run_once_on_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 120.0
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = CASE_TIMEOUT
 ) -> list[RankReport]:
     """The same in processes of their own, for cases that end themselves: every rank's report, good or bad.
 

@@ -1,6 +1,6 @@
 """One rank of the test harness: joins a gloo process group, then runs the functions that its parent sends.
 
-Started by `tests.ranks` as `python -m tests.ranks_worker FD`; reads and answers over the pipe with that number.
+Forked by `tests.ranks`; reads and answers over the pipe that it is given.
 """
 
 from __future__ import annotations
@@ -9,31 +9,43 @@ import datetime
 import faulthandler
 import gc
 import importlib
+import multiprocessing
 import os
 import pickle
 import random
 import signal
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=10)  # the parent's own limit is shorter and says more
 
 
 def leave_with_parent() -> None:
-    """End this process when its parent has gone, whatever it is doing then."""
-    parent = os.getppid()
+    """End this process when the one that asked for it has gone, whatever it is doing then."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
+        wait([multiprocessing.parent_process().sentinel])  # type: ignore[union-attr]
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def become_a_rank(folder: str, log: str, environment: dict[str, str]) -> None:
+    """What a process started for itself would have: a group, a folder, an environment, and its output in a file."""
+    os.setsid()
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv[:] = ["rank"]
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(output, stream.fileno())
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.close(output)
 
 
 def join_group() -> None:
@@ -150,8 +162,8 @@ def serve(pipe: Connection) -> None:
         pipe.send_bytes(pickle.dumps((answer, group_is_whole())))
 
 
-def main() -> None:
-    pipe = Connection(int(sys.argv[1]))
+def main(pipe: Connection, folder: str, log: str, environment: dict[str, str]) -> None:
+    become_a_rank(folder, log, environment)
     os.set_inheritable(pipe.fileno(), False)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks a rank that hangs where it is
@@ -165,7 +177,3 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)  # no clean-up at exit: a peer that is gone would make it wait
-
-
-if __name__ == "__main__":
-    main()

@@ -45,6 +45,13 @@ def test_counts_are_of_weights_and_bytes_of_what_is_stored(storage: str, tmp_pat
         assert plain.frozen_bytes < 2 * plain.frozen
 
 
+def test_the_share_is_of_all_weights() -> None:
+    model = dsub.attach(tiny_model(), SubspaceConfig(method="lora", rank=16))
+    made, trained = dsub.summary(model), sum(p.numel() for p in dsub.trainable_parameters(model))
+    assert made.share == pytest.approx(trained / weights(model)) and made.share > 0.2
+    assert f"({100 * trained / weights(model):.3f} %)" in str(made)
+
+
 def test_a_row_is_a_kind_of_layer() -> None:
     rows = {row.name: row for row in dsub.summary(dsub.attach(tiny_model(), SubspaceConfig(rank=2))).rows}
     assert rows["q_proj"].modules == 2 and rows["q_proj"].trainable == 2 * 2 * (32 + 32)

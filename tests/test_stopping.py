@@ -101,7 +101,7 @@ def started(kind: str) -> subprocess.Popen[str]:
 def test_where_nothing_is_lost_a_process_that_hears_nothing_leaves_before_its_launcher_kills_it() -> None:
     process = started("leavable")
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=20)[0] == "signal SIGTERM\n"
+    assert process.communicate(timeout=60)[0] == "signal SIGTERM\n"
     assert process.returncode == 75
 
 
@@ -118,5 +118,5 @@ def test_only_a_second_ctrl_c_of_a_person_ends_a_process_that_has_something_to_s
     assert process.poll() is None
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 75

@@ -12,13 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 POSITIONS = 128
 
 
-def make_model(folder: Path, seed: int = 0, layers: int = 2) -> Path:
+def make_model(folder: Path, seed: int = 0, layers: int = 2, width: int = 32) -> Path:
     """A LLaMA of width 32 with two key heads (k_proj is 16 x 32), bytes for tokens, saved as transformers saves it."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=52,
         num_hidden_layers=layers,
         num_attention_heads=4,

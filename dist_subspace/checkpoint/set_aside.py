@@ -92,6 +92,7 @@ def _new_folder(run: Path, step: int) -> Path:
         folder = run / (f"{SET_ASIDE}-{step}-{now}" if number == 1 else f"{SET_ASIDE}-{step}-{now}-{number}")
         try:
             folder.mkdir()
+            sync(run)  # what is moved into it is lost without its name
         except FileExistsError:
             continue
         except OSError as error:

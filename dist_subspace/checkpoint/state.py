@@ -34,8 +34,8 @@ from dist_subspace.interchange.description import OWN, read_description
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.loss_scale import restore_scaler
 from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.zero import gathered
-from dist_subspace.statistics import FACTORS, kept_files
+from dist_subspace.placement.zero import full_numel, gathered
+from dist_subspace.statistics import FACTORS, kept_files, remade_files
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 
 OPTIMIZER = "optimizer.safetensors"
@@ -81,6 +81,7 @@ def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: Trainer
     def write(folder: Path) -> None:
         identify_base(described, base_model, lambda folder: state.fingerprints["model"])
         described[OWN]["factors"] = kept_files(model, run_dir / FACTORS)
+        described[OWN]["statistics"] = remade_files(model, run_dir / FACTORS)
         write_adapter(folder, tensors, described)
         save_file(optimizer, folder / OPTIMIZER)
         (folder / OPTIMIZER).chmod(READABLE)
@@ -137,10 +138,11 @@ def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
     """Local, rank 0: the statistics that the model has taken are those that the checkpoint was trained with.
 
     Raises:
-        UsageError: a factor file was lost and made again with another result, as another machine's SVD may.
+        UsageError: a factor file was replaced, or lost and made again with another result, as another machine's SVD may.
     """
-    stored = read_description(folder)[OWN].get("factors") or {}
-    now = kept_files(model, cache)
+    ours = read_description(folder)[OWN]
+    stored = (ours.get("factors") or {}) | (ours.get("statistics") or {})  # an older checkpoint has the first alone
+    now = kept_files(model, cache) | remade_files(model, cache)
     for layer, entry in stored.items():
         if now.get(layer) != entry:
             raise UsageError(
@@ -235,4 +237,11 @@ def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dic
         raise UsageError(
             f"{folder / OPTIMIZER} has no state for {absent[0]}; it belongs to another method or base model"
         )
+    for name, parameter in trainables.items():
+        stored, own = tensors[f"{name}.master"].numel(), full_numel(parameter)
+        if stored != own:
+            raise UsageError(
+                f"{folder / OPTIMIZER} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "
+                "or to another base model"
+            )
     return tensors

@@ -22,14 +22,14 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from dist_subspace.atomic_files import PARTIAL, REPLACED, storage_error, sync
+from dist_subspace.atomic_files import MANIFEST as MANIFEST
+from dist_subspace.atomic_files import PARTIAL, REPLACED, make_folder, storage_error, sync
 from dist_subspace.atomic_files import StorageError as StorageError
 from dist_subspace.atomic_files import json_ready as json_ready
 from dist_subspace.atomic_files import write_json_atomic as write_json_atomic
 from dist_subspace.atomic_files import write_text_atomic as write_text_atomic
 from dist_subspace.errors import UsageError
 
-MANIFEST = "MANIFEST.json"
 REMOVED = "removed"
 
 _FINAL = re.compile(r"checkpoint-(\d+)")
@@ -46,7 +46,7 @@ def check_writable(run_dir: str | Path) -> None:
     folder = Path(run_dir)
     probe = folder / ".writable"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         probe.write_bytes(b"1")
         probe.unlink()
     except OSError as error:
@@ -66,7 +66,7 @@ def write_checkpoint(run_dir: str | Path, step: int, write: Callable[[Path], Non
     run = Path(run_dir)
     final, partial = run / f"checkpoint-{step}", _hidden(run, step, PARTIAL)
     try:
-        run.mkdir(parents=True, exist_ok=True)
+        make_folder(run)
         _settle_step(run, step)
         partial.mkdir()
         write(partial)
@@ -193,11 +193,13 @@ def _settle_step(run: Path, step: int) -> list[str]:
 
 
 def _delete(run: Path, path: Path) -> None:
-    """Renamed first: a kill in the middle leaves a hidden folder, not a checkpoint that looks damaged."""
+    """Renamed first, and for certain: a kill or a lost power in the middle leaves a hidden folder, not a checkpoint that looks
+    damaged."""
     if match := _FINAL.fullmatch(path.name):
         hidden = _hidden(run, int(match[1]), REMOVED)
         shutil.rmtree(hidden, ignore_errors=True)
         os.rename(path, hidden)
+        sync(run)
         path = hidden
     shutil.rmtree(path, ignore_errors=True)
 

@@ -21,6 +21,11 @@ _EITHER = {
     "training.warmup_ratio": "warmup_steps",
     "training.warmup_steps": "warmup_ratio",
 }
+# A node may have these elsewhere than another: copies on a disk of its own.
+_PLACES = {
+    *("model.path", "model.tokenizer", "subspace.init_from", "data.train", "data.eval", "data.cache_dir"),
+    *("deepspeed.config", "deepspeed.nvme_path", "checkpoint.resume", "run.output_dir"),
+}
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
@@ -48,6 +53,13 @@ def dump_config(config: Config) -> str:
     return text_of(config.model_dump(mode="json"))
 
 
+def settings_of_all(config: Config) -> dict[str, Any]:
+    """What must be the same on every rank of a run: every key, dotted, but those that say where something lies."""
+    tree = config.model_dump(mode="json")
+    found = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {key: value for key, value in found.items() if key not in _PLACES}
+
+
 def config_schema() -> dict[str, Any]:
     """The JSON schema, for editors: types, ranges, names, defaults and a description of each key."""
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
@@ -55,12 +67,13 @@ def config_schema() -> dict[str, Any]:
 
 
 def fill_unset(config: Config, values: Mapping[str, Any]) -> Config:
-    """A copy where keys (dotted) that the user left open take these values; keys that were given stay."""
-    tree = config.model_dump(mode="json")
+    """A copy where keys (dotted) that the user left open take these values; keys that were given stay, and the others stay
+    open."""
+    tree = config.model_dump(mode="json", exclude_unset=True)
     for dotted, value in values.items():
         section, _, key = dotted.partition(".")
         if key not in getattr(config, section).model_fields_set:
-            tree[section][key] = value
+            tree.setdefault(section, {})[key] = value
     return _validated(tree)
 
 

@@ -3,6 +3,8 @@ and `dist_subspace.json` beside them."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -15,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.atomic_files import storage_error, sync
+from dist_subspace.atomic_files import MANIFEST, make_folder, storage_error, sync
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import CONFIG as CONFIG
-from dist_subspace.interchange.description import OWN, config_texts, own_entries, read_description
+from dist_subspace.interchange.description import OWN, OWN_CONFIG, config_texts, own_entries, read_description
 from dist_subspace.interchange.model_description import adapter_config as adapter_config
 from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
 from dist_subspace.loading.load import local_folder
@@ -132,11 +134,12 @@ def save_adapter(
     """
     attached(model)
     tensors = adapter_tensors(model)
-    _refuse_empty(tensors, model)
-    described = adapter_config(model, base_model)
-    source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
-    if tokenizer is None and not has_tokenizer(Path(folder)):
-        tokenizer = base_tokenizer(model)
+    with agreed("describing the adapter"):
+        _refuse_empty(tensors, model)
+        described = adapter_config(model, base_model)
+        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        if tokenizer is None and not has_tokenizer(Path(folder)):
+            tokenizer = base_tokenizer(model)
 
     def write() -> None:
         identify_base(described, source, identify)
@@ -161,6 +164,7 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     path = Path(folder)
     if not (path / CONFIG).exists() or not (path / WEIGHTS).exists():
         raise UsageError(f"{str(folder)!r} holds no adapter; looked for {CONFIG} and {WEIGHTS}")
+    _refuse_damaged(path)
     described = read_description(path)
     ours = own_entries(path, described)
     fields = SubspaceConfig.__dataclass_fields__
@@ -172,6 +176,32 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
         return config, tensors | _factors_beside(path, ours.get("factors") or {})
     except SafetensorError as error:
         raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
+    except OSError as error:
+        raise UsageError(f"{path / WEIGHTS} cannot be read ({error})") from error
+
+
+def _refuse_damaged(folder: Path) -> None:
+    """Raises UsageError for a checkpoint whose manifest knows another adapter than the one that is there. Adapters apart from
+    a checkpoint have no manifest: they are their owner's to change."""
+    with suppress(FileNotFoundError):
+        try:
+            listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            changed = [
+                name
+                for name in (CONFIG, OWN_CONFIG, WEIGHTS)
+                if name in listed and listed[name]["sha256"] != _sha256(folder / name)
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); accepted: another checkpoint") from error
+        if changed:
+            raise UsageError(
+                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint"
+            )
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -191,6 +221,10 @@ def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, 
         file = factor_file(folder, entry)
         if not file.exists():
             raise UsageError(f"{str(folder)!r} is a checkpoint whose factors are in {file}, and there is no such file")
+        if _sha256(file) != entry["sha256"]:
+            raise UsageError(
+                f"{file} is not the file that {str(folder)!r} was trained with (sha256 {entry['sha256'][:12]}): put it back"
+            )
         with safe_open(file, framework="pt", device="cpu") as handle:
             found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
         tensors |= {f"{PREFIX}{layer}.{FACTOR}{name}": tensor for name, tensor in found.items()}
@@ -207,7 +241,8 @@ def complete_adapter(checkpoint: Path, folder: Path) -> None:
     """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
     described = read_description(checkpoint)
     _, tensors = read_adapter(checkpoint)
-    described[OWN].pop("factors", None)
+    for name in ("factors", "statistics"):  # of the run's files
+        described[OWN].pop(name, None)
     write_adapter(folder, tensors, described)
 
 
@@ -254,7 +289,7 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str,
     texts = config_texts(described)
     partials, beside = {name: folder / f".{name}" for name in (WEIGHTS, *texts)}, folder / ".tokenizer"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _write_weights(partials[WEIGHTS], tensors)
         for name, text in texts.items():
             partials[name].write_text(text, encoding="utf-8")
@@ -262,9 +297,14 @@ def write_adapter(folder: Path, tensors: dict[str, Tensor], described: dict[str,
             sync(partial)
         if tokenizer is not None:
             write_tokenizer(tokenizer, beside)
+            for path in beside.rglob("*"):
+                sync(path)
             move_files(beside, folder)
         for name, partial in partials.items():
+            if name == CONFIG:  # the last: the names before it are on disk
+                sync(folder)
             os.replace(partial, folder / name)
+        sync(folder)
     except BaseException as error:
         told = storage_error(folder, error) if isinstance(error, OSError | SafetensorError) else error
         shutil.rmtree(beside, ignore_errors=True)

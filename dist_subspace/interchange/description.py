@@ -87,6 +87,10 @@ def _read(file: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         damage = f"{file} is not JSON at line {error.lineno}: {error.msg}"
         raise UsageError(f"{str(file.parent)!r} holds no whole adapter ({damage}); copy it again") from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{file} cannot be read ({error.strerror or error})") from error
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{str(file.parent)!r} holds no whole adapter ({file} is not UTF-8 text); copy it again"

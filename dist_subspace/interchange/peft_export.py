@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +38,7 @@ from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft_forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
-from dist_subspace.placement.collectives import all_here, on_main, world
+from dist_subspace.placement.collectives import agreed, all_here, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
 
@@ -114,17 +114,22 @@ def export_peft(
             something. StorageError: the disk refuses. Nothing half-written is left behind.
     """
     all_here("export_peft", patience)
-    if form not in FORMS:
-        raise unknown_name("form", form, FORMS)
-    if for_class not in FOR:
-        raise unknown_name("for_class", for_class, FOR)
-    if approximate_rank is not None and approximate_rank < 1:
-        raise UsageError(f"approximate_rank is {approximate_rank!r}; accepted: a whole number of at least 1")
-    wish = _Wish(Path(out), form, approximate_rank, for_class)
+    with agreed("planning the export"):
+        if form not in FORMS:
+            raise unknown_name("form", form, FORMS)
+        if for_class not in FOR:
+            raise unknown_name("for_class", for_class, FOR)
+        if approximate_rank is not None and approximate_rank < 1:
+            raise UsageError(f"approximate_rank is {approximate_rank!r}; accepted: a whole number of at least 1")
+        described: Described = {}
+        if isinstance(model_or_folder, nn.Module):
+            beside, described = base_tokenizer(model_or_folder), adapter_config(model_or_folder)
+        else:
+            beside = tokenizer_of(Path(model_or_folder))
+        wish = _Wish(Path(out), form, approximate_rank, for_class, beside)
     if isinstance(model_or_folder, nn.Module):
-        made = _export_model(model_or_folder, replace(wish, tokenizer=base_tokenizer(model_or_folder)))
+        made = _export_model(model_or_folder, described, wish)
     else:
-        wish = replace(wish, tokenizer=tokenizer_of(Path(model_or_folder)))
         made = on_main(_export_folder, Path(model_or_folder), wish)
     if report is not None and world().is_main:
         report(str(made))
@@ -140,10 +145,9 @@ class _Wish:
     tokenizer: Any = None  # which is written beside it, or a folder that holds one
 
 
-def _export_model(model: nn.Module, wish: _Wish) -> ExportReport:
+def _export_model(model: nn.Module, described: Described, wish: _Wish) -> ExportReport:
     """Collective. Each part is looked at before any is made: a refusal has held one layer's pair at a time."""
     info, names = attached(model).info, attached(model).layers
-    described = adapter_config(model)
     native = adapter_tensors(model, factors=False)
     parts: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     forms: dict[str, Forms | None] | None = None

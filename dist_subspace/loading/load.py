@@ -19,7 +19,7 @@ from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
-from dist_subspace.placement.collectives import agreed, once_per_node
+from dist_subspace.placement.collectives import agreed, any_rank, once_per_node
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
@@ -81,12 +81,12 @@ def load_frozen(
     kind = resolve_dtype(storage, dtype)
     if task not in TASKS:
         raise unknown_name("model.task", task, TASKS)
-    stage_config = read_config(deepspeed)
     partitioner = None
-    if stage_config is not None:
+    if deepspeed is not None:
         ensure_process_group()
-    together = agreed if stage_config is not None else _alone
+    together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
+        stage_config = read_config(deepspeed)
         check_nvme_helpers(stage_config or {})
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
@@ -193,8 +193,8 @@ def local_folder(name: str | Path | None) -> Path | None:
 
 
 def download(path: str | Path) -> None:
-    """Collective: fetch a hub name once a node, before every rank reads it."""
-    if not Path(path).expanduser().is_dir() and _is_hub_name(str(path)):
+    """Collective: fetch a hub name once a node, before every rank reads it. One node may have a folder of that name."""
+    if any_rank(not Path(path).expanduser().is_dir() and _is_hub_name(str(path))):
         once_per_node(resolve_folder, path)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -118,6 +118,7 @@ def _store() -> Any:
 
 
 _PEER_LOOKS = 3.0  # seconds between two looks at the others
+_HEARING = 5.0  # seconds in which the others hear what a rank tells them
 _MOMENT = 3.0  # seconds in which a process whose connections broke has ended
 _peers: Peers | None = None
 _meetings = 0
@@ -174,27 +175,38 @@ def _refuse_gone(gone: list[Peer], all_here: Callable[[], bool]) -> None:
         raise PeerGone(gone)
 
 
-def tell_peers() -> None:
-    """Local: this rank has said why it failed."""
+def may_speak() -> bool:
+    """Local, true once in a run: whether this rank is the first that wants to say why the run ends. A fault that all ranks
+    have alike is said by one of them."""
     if is_distributed():
         with suppress(RuntimeError):  # the store may have ended with the rank that held it
-            _store().set(_told(), "1")
+            return int(_store().add(f"{_told()}/speaker", 1)) == 1
+    return True
 
 
-def wait_until_told(patience: float) -> bool:
-    """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds; whether it has. A
-    launcher ends all ranks with the first one that leaves, and those at fault may still have something to close before they
-    speak."""
+def tell_peers(status: int = 1) -> None:
+    """Local: this rank has said why it failed, and leaves with this exit status."""
+    if _peers is not None:
+        _peers.tell(status, _HEARING)
+    elif is_distributed():
+        with suppress(RuntimeError):
+            _store().set(_told(), str(status))
+
+
+def wait_until_told(patience: float) -> int | None:
+    """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds; its exit status, or
+    None. A launcher ends all ranks with the first one that leaves, and those at fault may still have something to close before
+    they speak."""
     if not is_distributed():
-        return False
+        return None
     store, began = _store(), time.monotonic()
     with suppress(RuntimeError):
-        while not store.check([_told()]):
+        while (_peers is None or _peers.told is None) and not store.check([_told()]):
             if time.monotonic() - began > patience:
-                return False
+                return None
             _wait_a_little(began)
-        return True
-    return False
+        return int(store.get(_told())) if _peers is None or _peers.told is None else _peers.told
+    return None if _peers is None else _peers.told
 
 
 def _told() -> str:
@@ -229,8 +241,9 @@ def agreed(what: str) -> Iterator[None]:
     """Collective at its end: if the block raised on one rank, every rank raises.
 
     The block itself must hold no collective: a rank that has raised would not take part in it. The failing rank
-    re-raises its own error; the others raise the same kind, so that all leave with the same exit status. A block may take
-    hours on one rank. Where the run may be left (`Stop.leavable`), a stop interrupts it, and all ranks raise `Interrupted`.
+    re-raises its own error; the others raise the same kind, so that all leave with the same exit status (`is_everyones`). A
+    block may take hours on one rank. Where the run may be left (`Stop.leavable`), a stop interrupts it, and all ranks raise
+    `Interrupted`.
     """
     error: BaseException | None = None
     try:
@@ -240,19 +253,53 @@ def agreed(what: str) -> Iterator[None]:
         error = caught
     meet()
     reports = gather_objects(None if error is None else (_kind(error), f"{error}"))
+    if error is None:
+        error = _of_others(what, reports)
     if error is not None:
+        error.__dict__[_EVERYONES] = True
         raise error
+
+
+_EVERYONES = "is_everyones"
+
+
+def is_everyones(error: BaseException) -> bool:
+    """Whether every rank has raised this error, or its counterpart, at the end of one `agreed`."""
+    return bool(error.__dict__.get(_EVERYONES))
+
+
+def _of_others(what: str, reports: list[Any]) -> BaseException | None:
     for rank, failed in enumerate(reports):
         if failed is not None:
             kind, message = failed
-            raise PeerFailed(f"{what} failed on rank {rank}: {message}") if kind is None else kind(message)
+            return PeerFailed(f"{what} failed on rank {rank}: {message}") if kind is None else kind(message)
+    return None
 
 
 def _kind(error: BaseException) -> type[UsageError] | type[Interrupted] | None:
-    """What the other ranks raise; None: that a peer failed."""
+    """What the other ranks raise; None: that a peer failed. A `ValueError` of a library, such as one of a damaged JSON, is a
+    failure, and not a refusal."""
     if isinstance(error, Interrupted):
         return Interrupted
-    return UsageError if isinstance(error, ValueError) else None
+    return UsageError if isinstance(error, UsageError) else None
+
+
+def refuse_unlike(facts: Mapping[str, Any]) -> None:
+    """Collective: what every rank has found out for itself is what rank 0 has found; a key that one of two lacks is not compared.
+
+    Raises:
+        UsageError: on every rank; names a rank, a key and both values.
+    """
+    first, *others = gather_objects(dict(facts))
+    for rank, found in enumerate(others, start=1):
+        for key, value in found.items():
+            if key in first and first[key] != value:
+                refusal = UsageError(
+                    f"rank {rank} has another {key} than rank 0: {value!r}, and not {first[key]!r}; accepted: the same files and "
+                    "the same command for every rank"
+                )
+                refusal.__dict__[_EVERYONES] = True
+                raise refusal
 
 
 def on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

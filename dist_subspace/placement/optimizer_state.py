@@ -29,6 +29,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import any_rank, max_over_ranks
+from dist_subspace.placement.eight_bit import is_scale, lengthened, shortened, unpacked
 from dist_subspace.placement.masters import link_masters, linked_master
 from dist_subspace.placement.zero import (
     full_shape,
@@ -53,7 +54,7 @@ def plain_optimizer(engine: Any) -> torch.optim.Optimizer:
 def state_keys(engine: Any) -> list[str]:
     """Names of the optimizer's per-element tensors (`exp_avg` ...); empty before the first step."""
     for state in plain_optimizer(engine).state.values():
-        return sorted(key for key, value in state.items() if isinstance(value, Tensor) and value.numel() > 1)
+        return sorted(_moment_keys(state))
     return []
 
 
@@ -64,14 +65,18 @@ def step_count(engine: Any) -> int:
 
 
 def read_state(engine: Any, trainables: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Collective: `name.master` and `name.<moment>`, whole, float32, on the CPU, on every rank."""
-    keys = state_keys(engine)
+    """Collective: `name.master` and `name.<moment>`, whole, float32, on the CPU, on every rank; of moments in 8 bits the
+    magnitudes of their blocks too (eight_bit.py)."""
+    states = plain_optimizer(engine).state
     tensors: dict[str, Tensor] = {}
-    for name, parameter in trainables.items():
-        link_moments(parameter, plain_optimizer(engine).state)
-        tensors[f"{name}.{MASTER}"] = _copy(_read(engine, parameter, None))
-        for key in keys:
-            tensors[f"{name}.{key}"] = _copy(_read(engine, parameter, key))
+    with unpacked(states, trainables.values(), rewritten=False):
+        keys = state_keys(engine)
+        for name, parameter in trainables.items():
+            link_moments(parameter, states)
+            tensors[f"{name}.{MASTER}"] = _copy(_read(engine, parameter, None))
+            for key in keys:
+                whole = _copy(_read(engine, parameter, key))
+                tensors |= shortened(f"{name}.{key}", whole) if is_scale(key) else {f"{name}.{key}": whole}
     return tensors
 
 
@@ -81,20 +86,27 @@ def write_state(engine: Any, trainables: Mapping[str, nn.Parameter], tensors: Ma
     Moments that were not stored are zero, and their steps are counted from here on: every step before that checkpoint was
     skipped, or another optimizer made them.
     """
-    keys = state_keys(engine)
-    if keys and not any(f"{name}.{key}" in tensors for name in trainables for key in keys):
-        steps = 0
-    for name, parameter in trainables.items():
-        link_moments(parameter, plain_optimizer(engine).state)
-        master = tensors[f"{name}.{MASTER}"]
-        _write_parameter(parameter, master)
-        _write(engine, parameter, None, master)
-        for key in keys:
-            stored = tensors.get(f"{name}.{key}")
-            _write(engine, parameter, key, torch.zeros_like(master) if stored is None else stored)
-    for state in plain_optimizer(engine).state.values():
+    states = plain_optimizer(engine).state
+    with unpacked(states, trainables.values(), rewritten=True):
+        keys = state_keys(engine)
+        if keys and not any(f"{name}.{key}" in tensors for name in trainables for key in keys):
+            steps = 0
+        for name, parameter in trainables.items():
+            link_moments(parameter, states)
+            master = tensors[f"{name}.{MASTER}"]
+            _write_parameter(parameter, master)
+            _write(engine, parameter, None, master)
+            for key in keys:
+                _write(engine, parameter, key, _stored(f"{name}.{key}", tensors, master))
+    for state in states.values():
         if "step" in state:
             _set_step(state, steps)
+
+
+def _stored(name: str, tensors: Mapping[str, Tensor], like: Tensor) -> Tensor:
+    if is_scale(name.rpartition(".")[2]):
+        return lengthened(name, tensors, like)
+    return tensors[name] if name in tensors else torch.zeros_like(like)
 
 
 def settle_masters(engine: Any) -> None:

@@ -7,6 +7,7 @@ Local, but for `join`, which every rank calls. `look` is called now and then by 
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import time
@@ -23,6 +24,7 @@ from dist_subspace.stopping import Stop
 _BEAT = 2.0  # seconds between two signs of life
 _SILENT = 30.0  # seconds without one, after which a rank on another machine is taken for gone
 _STOP_LOOK = 0.5  # seconds between two looks for a stop that another rank was told
+_LEAVING = 15.0  # seconds that a rank has to leave by itself once another one has said why the run ends
 
 
 @dataclass(frozen=True)
@@ -85,11 +87,16 @@ class Peers:
         self._beats: dict[int, tuple[bytes, float]] = {}
         self._beaten = self._looked = 0.0
         self._said = self._lost = False
+        self.told: int | None = None  # the exit status of a rank that has said why the run ends
+        self._told_at = 0.0
         self._set(f"peer/{rank}", json.dumps(asdict(Peer.of_this_process(rank))))
 
     def look(self) -> None:
-        """Give a sign of life; pass a stop on, or hear of one. A store that has ended with its host has nothing to say."""
+        """Give a sign of life; pass a stop on, or hear of one, or of a failure. A store that has ended with its host has nothing
+        to say."""
         now = time.monotonic()
+        if self.told is not None and now - self._told_at > _LEAVING:
+            os._exit(self.told)  # the main thread waits for a rank that is gone, where no connection breaks
         if self._lost:
             return
         self._lost = True
@@ -105,8 +112,23 @@ class Peers:
                 self._looked = now
                 if self._has("stop"):
                     self._stop.tell(self._get("stop").decode())
+            if self.told is None and self._has("told"):
+                self.told, self._told_at = int(self._get("told")), now
+                self._set(f"knows/{self._rank}", "1")
             self._learn()
             self._lost = False
+
+    def tell(self, status: int, seconds: float) -> None:
+        """This rank has said why the run ends, and leaves with this status: the others shall know, and not take it for one that
+        was killed, before the store may end with this process. They have so many seconds to hear."""
+        self.told, self._told_at = status, math.inf  # its own: nobody else is waited for
+        with suppress(RuntimeError):
+            self._set("told", str(status))
+            deadline = time.monotonic() + seconds
+            others = [rank for rank in range(self._size) if rank != self._rank]
+            while time.monotonic() < deadline and not all(self._has(f"knows/{rank}") for rank in others):
+                others = [rank for rank in others if rank not in {peer.rank for peer in self.gone()}]
+                time.sleep(0.05)
 
     def gone(self) -> list[Peer]:
         """The ranks whose process has ended, or that have given no sign of life for long."""

@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from dist_subspace.atomic_files import storage_error
 from dist_subspace.errors import UsageError
 from dist_subspace.report.history import METRICS, evaluation_lines, number, read_lines, training_lines
 
@@ -30,7 +31,7 @@ def loss_curve(run_dir: str | Path) -> Path:
     """Draw RUN/metrics.jsonl into RUN/loss.png, in one rename; returns its path.
 
     Raises:
-        UsageError: no line of a step is there.
+        UsageError: no line of a step is there. StorageError: the disk refuses.
     """
     run = Path(run_dir)
     lines = read_lines(run)
@@ -44,8 +45,11 @@ def loss_curve(run_dir: str | Path) -> Path:
     _draw_rate(rate, train)
     loss.set_title(title(run), fontsize=13, pad=10)
     partial = run / f".{PICTURE}"
-    figure.savefig(partial, format="png")
-    os.replace(partial, run / PICTURE)
+    try:
+        figure.savefig(partial, format="png")
+        os.replace(partial, run / PICTURE)
+    except OSError as error:
+        raise storage_error(run / PICTURE, error) from error
     return run / PICTURE
 
 

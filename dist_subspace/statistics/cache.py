@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dist_subspace.atomic_files import PARTIAL, storage_error, sync
+from dist_subspace.atomic_files import PARTIAL, make_folder, storage_error, sync
 from dist_subspace.subspace import SubspaceLinear
 
 FACTORS = "factors"  # the folder's name in a run's directory
@@ -64,12 +64,13 @@ class FactorCache:
         """
         partial = self.folder / f".{key}.{PARTIAL}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             # One entry: safetensors writes several in any order, and equal contents shall be equal bytes.
             save_file({k: t.contiguous() for k, t in factors.items()}, partial, metadata={"layer": name})
             partial.chmod(0o644)
             sync(partial)
             os.replace(partial, self.path(key))
+            sync(self.folder)  # checkpoints name the file, and are worth nothing without it
         except (OSError, SafetensorError) as error:
             with suppress(OSError):
                 partial.unlink()

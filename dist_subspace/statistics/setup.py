@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,9 +60,13 @@ def settle(
         on_main(_keep, store, {keys[name]: (name, dict(factors)) for name, factors in known.items() if name in keys})
     settled = 0
 
+    def file_of(name: str) -> Path | None:
+        return store.path(keys[name]) if store is not None and name in stored else None
+
     def take(name: str, factors: Factors) -> None:
         nonlocal settled
-        _take(model, parts[name], factors)
+        with _complete(name, file_of(name)):
+            _take(model, parts[name], factors)
         settled += 1
         if progress is not None:
             progress(settled, len(parts))
@@ -76,7 +81,8 @@ def settle(
     def work(name: str, part: SubspaceLinear, weight: Weight) -> Found:
         factors = known.get(name)
         made = _as_sent(part.decompose(weight)) if factors is None else None
-        matrix = part.rebased(made if made is not None else factors or {}, weight) if part.rebases else None
+        with _complete(name, file_of(name)):
+            matrix = part.rebased(made if made is not None else factors or {}, weight) if part.rebases else None
         base = None if matrix is None else part.base.repacked(matrix)  # type: ignore[attr-defined]
         return Found(made, base)
 
@@ -89,6 +95,17 @@ def settle(
         if rest[name].rebases:
             _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
         take(name, factors)
+
+
+@contextmanager
+def _complete(name: str, file: Path | None) -> Iterator[None]:
+    """Raises UsageError where a layer's stored factors lack one, as those of a damaged file may."""
+    try:
+        yield
+    except KeyError as error:
+        if file is None:
+            raise
+        raise UsageError(f"{file} lacks {error} of {name}: it is damaged; delete it, and it is made again") from error
 
 
 def _keep(store: FactorCache, given: Mapping[str, tuple[str, dict[str, Tensor]]]) -> None:
@@ -115,16 +132,25 @@ def _as_sent(factors: Factors) -> dict[str, Tensor]:
 
 
 def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
-    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256.
+    """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256."""
+    parts = _parts(model)
+    return _files(model, cache, lambda name: bool(parts[name].kept_factors))
 
-    A file is read once in the model's life: its name says what it holds, and the other ranks wait at every checkpoint.
-    """
-    store, digests, parts = FactorCache(Path(cache)), attached(model).factor_digests, _parts(model)
-    kept = {name: key for name, key in attached(model).factor_keys.items() if parts[name].kept_factors}
-    files = {name: store.path(key) for name, key in kept.items()}
+
+def remade_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
+    """Local, rank 0: the others (DoRA's row norms), which can be had again from the base: layer -> file, sha256."""
+    parts = _parts(model)
+    return _files(model, cache, lambda name: not parts[name].kept_factors)
+
+
+def _files(model: nn.Module, cache: str | Path, wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:
+    """A file is read once in the model's life: its name says what it holds, and the other ranks wait at every checkpoint."""
+    store, digests = FactorCache(Path(cache)), attached(model).factor_digests
+    keys = {name: key for name, key in attached(model).factor_keys.items() if wanted(name)}
+    files = {name: store.path(key) for name, key in keys.items()}
     for name, file in files.items():
         if str(file) not in digests:
-            digests[str(file)] = store.digest(kept[name])
+            digests[str(file)] = store.digest(keys[name])
     return {name: {"file": file.name, "sha256": digests[str(file)]} for name, file in files.items()}
 
 

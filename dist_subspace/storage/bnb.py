@@ -63,14 +63,16 @@ def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
         )
         absmax = bnb_functional.dequantize_blockwise(absmax, state2) + packed.offset
     rows, columns = packed.shape
+    numel = rows * columns
     state = bnb_functional.QuantState(
         absmax=absmax,
-        shape=(1, rows * columns),
+        # As many as the bytes hold: asked for an odd number, the CPU back end has a decoder compiled for it, seconds each.
+        shape=(1, numel + numel % 2),
         dtype=dtype,
         blocksize=packed.blocksize,
         quant_type=packed.quant_type,
     )
-    return bnb_functional.dequantize_4bit(packed.codes.view(-1, 1), state).view(rows, columns)
+    return bnb_functional.dequantize_4bit(packed.codes.view(-1, 1), state).view(-1)[:numel].view(rows, columns)
 
 
 def quantize_8bit(weight: Tensor) -> Packed8bit:

@@ -44,8 +44,9 @@ class Operator(Protocol):
 
     in_features: int
     out_features: int
-    bias: nn.Parameter | None
     training: bool
+    if TYPE_CHECKING:  # isinstance does not ask for it: from Python 3.12 on it would not see a module's parameters
+        bias: nn.Parameter | None
 
     def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor: ...
 

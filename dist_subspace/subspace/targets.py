@@ -37,7 +37,8 @@ KEY_VALUE_UP = (
     *("kv_b_proj", "self_attn.kv_proj", "self_attention.kv_proj", "query_key"),
     *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in", "ffn"),
     *("ffn.0", "w_in.w_1", "feed_forward.w3", "ff.layer_1", "mlp.dense1", "ffn.linear_1", "feed_forward.intermediate"),
-    *("feed_forward.dense.dense",),
+    *("feed_forward.dense.dense", "LocalSelfAttention.k", "LocalSelfAttention.v"),
+    *("TransientGlobalSelfAttention.k", "TransientGlobalSelfAttention.v"),
 )
 # Where a family has none of them (Mamba has neither an attention nor an FFN): what widens the input.
 INPUTS = ("in_proj",)

@@ -64,7 +64,7 @@ class Stepper:
         `stopped` is asked between two rounds, by all ranks alike. None if it said so: the gradients of the rounds so far are
         dropped, parameters and optimizer are as they were, and the engine makes no further step.
         """
-        total = 0.0
+        losses: list[torch.Tensor] = []
         for number, micro in enumerate(batch.rounds):
             if number and stopped():
                 self.engine.zero_grad()
@@ -72,10 +72,11 @@ class Stepper:
             # Every rank runs every round, fillers included, and the engine averages over ranks: shares of a step add up to 1.
             self.accumulation.share(loss_scale(self.engine) / len(batch.rounds))
             loss = self._backward(batch.filler if micro is None else micro, micro is not None, batch.targets)
-            total += loss
+            if micro is not None:
+                losses.append(loss)
             if number + 1 < len(batch.rounds):
                 self.engine.step()  # counts the micro-step; the optimizer waits for the last round
-        return total
+        return sum(map(float, losses), 0.0)  # read now, when no round is left that would wait for it
 
     def apply(self, finite: bool) -> bool:
         """Collective: the optimizer step; returns whether it changed anything. DeepSpeed's own optimizers (`overflow`: ZeRO's,
@@ -95,7 +96,7 @@ class Stepper:
 
     def _gradients_are_finite(self) -> bool:
         """Local, but alike on all ranks: unsplit gradients have been averaged over them."""
-        return all(bool(gradient.isfinite().all()) for gradient in self._gradients())
+        return all(map(bool, [gradient.isfinite().all() for gradient in self._gradients()]))
 
     def _plain_norm(self) -> float:
         """Local, but alike on all ranks, before the engine clips: DeepSpeed keeps no norm where its engine is plain."""
@@ -137,7 +138,8 @@ class Stepper:
         """Of the last step's global gradient, as it was before clipping, without the loss scale; None before a step."""
         return self._norm
 
-    def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> float:
+    def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> torch.Tensor:
+        """The micro-batch's summed loss, still on its device."""
         seed_micro_batch(self.seed, micro.number)
         loss = summed_loss(forward(self.engine, micro, self.device), micro.labels)
         weight = self.world_size / max(1, targets) if counts else 0.0
@@ -145,4 +147,4 @@ class Stepper:
         if counts:  # an infinite loss may have finite gradients, which ZeRO's optimizers would apply: then they are NaN
             factor = factor + 0.0 * loss.detach()
         self.engine.backward(loss * factor, scale_wrt_gas=False)
-        return float(loss.detach()) if counts else 0.0
+        return loss.detach()

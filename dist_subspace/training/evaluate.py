@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,22 +30,19 @@ def evaluate(
     `stopped` is asked before each call, by all ranks alike; None if it said so. F1 is that of class 1 where there are two
     classes, else the mean over the classes that occur.
     """
-    was_training = model.training
-    model.eval()
     confusion = torch.zeros(classes, classes, dtype=torch.float64) if classes else None
     loss = targets = 0.0
-    for batch in rounds:
-        if stopped():
-            model.train(was_training)
-            return None
-        used = filler if batch is None else batch
-        logits = forward(model, used, device)
-        if batch is not None:
-            loss += float(summed_loss(logits, batch.labels))
-            targets += batch.targets
-            if confusion is not None:
-                _count(confusion, logits.argmax(-1).cpu(), batch.labels)
-    model.train(was_training)
+    with _measured(model):
+        for batch in rounds:
+            if stopped():
+                return None
+            used = filler if batch is None else batch
+            logits = forward(model, used, device)
+            if batch is not None:
+                loss += float(summed_loss(logits, batch.labels))
+                targets += batch.targets
+                if confusion is not None:
+                    _count(confusion, logits.argmax(-1).cpu(), batch.labels)
     counts = [] if confusion is None else confusion.flatten().tolist()
     loss, targets, *summed = sum_over_ranks([loss, targets, *counts])
     result: dict[str, Any] = {"eval_loss": loss / max(1.0, targets)}
@@ -53,6 +51,17 @@ def evaluate(
     else:
         result |= scores(torch.tensor(summed, dtype=torch.float64).view_as(confusion))
     return result
+
+
+@contextmanager
+def _measured(model: nn.Module) -> Iterator[None]:
+    """Without dropout; afterwards the model is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def scores(confusion: Tensor) -> dict[str, float]:

@@ -11,13 +11,14 @@ import torch
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.config import Config
 from dist_subspace.launcher import is_first
-from dist_subspace.placement.collectives import PeerFailed, meet, tell_peers, wait_until_told, world
+from dist_subspace.placement.collectives import PeerFailed, may_speak, meet, tell_peers, wait_until_told, world
 from dist_subspace.placement.peers import Peer, Peers
 from dist_subspace.stopping import STOP
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.trainer import Trainer
 
+_PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
 _FEW = 5.0  # seconds in which a rank that was killed shows as ended, after its neighbour's connection broke
 
 
@@ -54,14 +55,17 @@ class Run:
 
 
 def end(run: Run, state: State, message: str, code: int, step: int | None = None, everywhere: bool = False) -> int:
-    """Say how it ended: one sentence from rank 0, or from the rank where it happened."""
+    """Say how it ended: one sentence from rank 0, or, `everywhere`, from the rank where it happened; from one where it happened
+    to several."""
     rank = world().rank
+    if everywhere and not may_speak():
+        return wait_until_told(_PATIENCE) or code
     if rank == 0 or everywhere:
         print(message if state == "interrupted" else f"error: {message}", file=sys.stderr, flush=True)
     if run.status is not None:
         run.status.write(state, message, step, rank, anyone=everywhere)
     if everywhere:
-        tell_peers()
+        tell_peers(code)
     else:
         with suppress(PeerFailed):
             meet()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
@@ -86,18 +90,25 @@ def left_at_once(run: Run, reason: str) -> int:
     return EXIT_INTERRUPTED
 
 
+def end_after_another() -> int:
+    """Another rank failed, and its status is for it to write."""
+    return wait_until_told(_PATIENCE) or EXIT_FAILED
+
+
 def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
     """The ranks whose end this error may come from; [] where they have said why themselves; None where it is this rank's own."""
     if run.peers is None or not _may_come_from_a_peer(error):
         return None
+    if wait_until_told(0.2):
+        return []
     gone = run.peers.gone_within(_FEW)
     return gone if gone or wait_until_told(0.2) else None
 
 
 def end_without(run: Run, gone: list[Peer]) -> int:
     """Another rank ended, without a word or with one: the first of those that are left speaks for it."""
-    if not gone or wait_until_told(0.1):
-        return EXIT_FAILED
+    if (told := wait_until_told(0.1)) or not gone:
+        return told or EXIT_FAILED
     left = min(rank for rank in range(world().size) if rank not in {peer.rank for peer in gone})
     who = ", ".join(map(str, gone))
     if run.peers is not None and STOP and all(map(run.peers.heard, gone)):
@@ -111,7 +122,7 @@ def end_without(run: Run, gone: list[Peer]) -> int:
         print(f"error: {message}" if state == "failed" else message, file=sys.stderr, flush=True)
         if run.status is not None:
             run.status.write(state, message, run.step, gone[0].rank, anyone=True)
-        tell_peers()
+        tell_peers(status)
     else:
         wait_until_told(_FEW)
     return status

@@ -17,7 +17,9 @@ IGNORED = -100
 
 def forward(model: nn.Module, batch: MicroBatch, device: torch.device) -> Tensor:
     """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
-    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()}
+    inputs = {
+        name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()
+    }
     kind: Any = type(getattr(model, "module", model))
     if batch.labels.dim() == 2:
         inputs["use_cache"] = False  # a decoder in training keeps no keys and values
@@ -34,6 +36,11 @@ def _accepted(model: Any) -> frozenset[str]:
 _SEGMENTS = frozenset({"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor, copied behind the device's other work: what a GPU still has to do is not waited for."""
+    return tensor.to(device, non_blocking=True)
+
+
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over the targets, in float32.
 
@@ -42,4 +49,6 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if labels.dim() == 2:
         logits, labels = logits[:, :-1], labels[:, 1:]
     flat = logits.reshape(-1, logits.shape[-1]).float()
-    return functional.cross_entropy(flat, labels.reshape(-1).to(flat.device), ignore_index=IGNORED, reduction="sum")
+    return functional.cross_entropy(
+        flat, to_device(labels.reshape(-1), flat.device), ignore_index=IGNORED, reduction="sum"
+    )

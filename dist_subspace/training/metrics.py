@@ -9,10 +9,12 @@ A run that resumes at step s writes the steps after s again: lines beyond s are 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from dist_subspace.atomic_files import storage_error
 from dist_subspace.checkpoint.store import json_ready, write_text_atomic
 from dist_subspace.report.history import METRICS, read_lines
 
@@ -39,7 +41,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: str | Path, resume_step: int = 0) -> None:
-        path = Path(run_dir) / METRICS
+        path = self._path = Path(run_dir) / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(run_dir) if line["step"] <= resume_step] if resume_step > 0 else []
         write_text_atomic(path, "".join(_text(line) for line in kept))
@@ -65,12 +67,26 @@ class MetricsWriter:
             raise ValueError(f"a line of an evaluation has keys that begin with eval_; got {wrong}")
         self._write({"step": step, **values})
 
+    def sync(self) -> None:
+        """Wait until every line is on disk: a checkpoint is to be found with the lines of its steps.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise storage_error(self._path, error) from error
+
     def close(self) -> None:
         self._file.close()
 
     def _write(self, line: Mapping[str, Any]) -> None:
-        self._file.write(_text(line))
-        self._file.flush()
+        try:
+            self._file.write(_text(line))
+            self._file.flush()
+        except OSError as error:
+            raise storage_error(self._path, error) from error
 
 
 def _text(line: Mapping[str, Any]) -> str:

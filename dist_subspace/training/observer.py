@@ -76,6 +76,11 @@ class Observer:
                 self.trackers.log(dict(values), step)
             self.display.evaluation({"step": step, **values})
 
+    def settle(self) -> None:
+        """Local: what was recorded so far is on disk."""
+        if self.metrics is not None:
+            self.metrics.sync()
+
     def saved(self, folder: Path) -> None:
         self.display.notice(f"saved {folder}")
 

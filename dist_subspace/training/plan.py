@@ -18,7 +18,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
-from dist_subspace.placement.collectives import agreed, on_main, once_per_node, world
+from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
 from dist_subspace.placement.process_group import agreed_device
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.announce import announced
@@ -104,6 +104,9 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         check_schedule(resolved, total_steps)
         schedule_of(config.training, total_steps)
     with announced("comparing the model's files and looking for a checkpoint", notice):
+        with agreed("comparing the model's files"):
+            model = {"model fingerprint": base_fingerprint(folder)} if world().local_rank == 0 else {}
+        refuse_unlike({"data fingerprint": data.fingerprint, **model})
         fingerprints = on_main(_fingerprints, folder, resolved, data)
         checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(

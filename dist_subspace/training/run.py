@@ -11,16 +11,17 @@ from typing import Any
 from dist_subspace.atomic_files import StorageError, write_text_atomic
 from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
-from dist_subspace.config import dump_config, load_config
+from dist_subspace.config import dump_config, load_config, settings_of_all
 from dist_subspace.errors import UsageError
 from dist_subspace.launcher import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
     PeerGone,
     agreed,
+    is_everyones,
     known_peers,
     on_main,
-    wait_until_told,
+    refuse_unlike,
     world,
 )
 from dist_subspace.placement.peers import join
@@ -35,6 +36,7 @@ from dist_subspace.training.engine_config import with_stock_choices
 from dist_subspace.training.last_words import (
     Run,
     end,
+    end_after_another,
     end_without,
     interrupted_text,
     left_at_once,
@@ -50,8 +52,6 @@ from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.schedule import schedule_of, warmup_warning
 from dist_subspace.training.trackers import Trackers
 from dist_subspace.training.trainer import NotFinite, Trainer
-
-_PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
 
 
 def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> int:
@@ -82,6 +82,7 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
     try:
         with STOP.leavable(), agreed("reading the configuration"):
             config = with_stock_choices(load_config(source, overrides))
+        refuse_unlike(settings_of_all(config))
         run.config, run.status = config, RunStatus(config.run.output_dir)
         run.status.take()  # not left in its middle: whoever leaves must know whose folder it is
         with STOP.leavable():
@@ -90,7 +91,7 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
                 run.plan = make_plan(config, display.notice)
         return _run(run, run.plan, run.status)
     except UsageError as error:
-        return end(run, "refused", str(error), EXIT_USAGE)
+        return end(run, "refused", str(error), EXIT_USAGE, everywhere=not is_everyones(error))
     except StorageError as error:
         return end(run, "failed", str(error), EXIT_FAILED, everywhere=True)
     except Interrupted as told:
@@ -98,8 +99,7 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
     except PeerGone as error:
         return end_without(run, error.gone)
     except PeerFailed:
-        wait_until_told(_PATIENCE)  # the status is for the rank at fault to write
-        return EXIT_FAILED
+        return end_after_another()
     except NotFinite as error:
         return end(run, "failed", str(error), EXIT_FAILED, run.step)
     except Exception as error:

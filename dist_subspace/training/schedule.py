@@ -13,6 +13,7 @@ from dist_subspace.errors import UsageError
 
 PLATEAU = "reduce_lr_on_plateau"
 _WITHOUT_WARMUP = (PLATEAU, "constant")
+_WITHOUT_OPTIONS = ("constant", "constant_with_warmup")  # transformers drops theirs in silence
 _LISTENED = (
     "best",
     "num_bad_epochs",
@@ -33,6 +34,10 @@ class Schedule:
         self, name: str, rates: list[float], warmup_steps: float, total_steps: int, options: Mapping[str, Any]
     ) -> None:
         """Raises UsageError for options that the schedule does not take, or lacks."""
+        if options and name in _WITHOUT_OPTIONS:
+            raise UsageError(
+                f"training.lr_scheduler_kwargs is {dict(options)!r}, and the schedule {name!r} has no options; accepted: none"
+            )
         groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": rate} for rate in rates]
         self._optimizer = torch.optim.SGD(groups, lr=rates[0])  # of its own: the real one is not touched
         self.name, self._bases, self._step = name, list(rates), 0
@@ -88,7 +93,8 @@ class Schedule:
         if self.name != PLATEAU or "num_bad_epochs" not in found:
             return
         for key in _LISTENED:
-            setattr(self._scheduler, key, found[key])
+            if found[key] is not None:  # `best` is infinite, which JSON has as null, until a loss was finite
+                setattr(self._scheduler, key, found[key])
         before = state.get("bases", self._bases)  # an older checkpoint has none: then they are taken as unchanged
         for group, base, old, rate in zip(
             self._optimizer.param_groups, self._bases, before, state["rates"], strict=True

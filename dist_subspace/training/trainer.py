@@ -14,7 +14,7 @@ from dist_subspace.advancing import advance, discard
 from dist_subspace.checkpoint.state import TrainerState, check_factors, method_state, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
-from dist_subspace.placement.collectives import max_over_ranks, on_main, sum_over_ranks, world
+from dist_subspace.placement.collectives import agreed, max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.loss_scale import scaler_state
 from dist_subspace.placement.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
@@ -86,10 +86,14 @@ class Trainer:
 
     def _make_engine(self) -> Any:
         training = self.config.training
-        groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
-        settings = AdamSettings(training.learning_rate, training.adam_beta1, training.adam_beta2, training.adam_epsilon)
-        optimizer = make_optimizer(training.optim, groups, settings)
-        return start_engine(self.model, optimizer, engine_config(self.plan, self.model))
+        with agreed("making the optimizer"):  # DeepSpeed makes process groups, in which nobody notices who is gone
+            groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
+            settings = AdamSettings(
+                training.learning_rate, training.adam_beta1, training.adam_beta2, training.adam_epsilon
+            )
+            optimizer = make_optimizer(training.optim, groups, settings)
+            config = engine_config(self.plan, self.model)
+        return start_engine(self.model, optimizer, config)
 
     def _refuse_leaky_packing(self) -> None:
         """Packing is exact only where the model restarts attention and positions at each sample: measured, not assumed."""
@@ -246,7 +250,6 @@ class Trainer:
         filler = eval_filler(table, self.plan.pad_id)
         with announced(f"evaluating at step {self.progress.step}", self.observer.notice, over=False):
             values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self.pause)
-        self.engine.train()
         if values is None:
             return False
         self.unevaluated = False
@@ -264,9 +267,11 @@ class Trainer:
             raise UsageError(f"checkpoint.metric_for_best_model is {wanted!r}; measured here: {', '.join(values)}")
         greater = self.config.checkpoint.greater_is_better
         up = not name.endswith(("loss", "perplexity")) if greater is None else greater
-        best = self.progress.best
-        if best is None or (values[name] > best["value"]) == up:
-            self.progress.best = {"metric": name, "value": values[name], "step": self.progress.step}
+        best, value = self.progress.best, values[name]
+        if not math.isfinite(value):  # a diverged model is never the best, and JSON keeps no such number
+            return
+        if best is None or (value > best["value"] if up else value < best["value"]):
+            self.progress.best = {"metric": name, "value": value, "step": self.progress.step}
 
     def _is_best(self) -> bool:
         return self.progress.best is not None and self.progress.best["step"] == self.progress.step
@@ -299,6 +304,7 @@ class Trainer:
             loss_scaler=scaler_state(self.engine),
             unevaluated=self.unevaluated,
         )
+        on_main(self.observer.settle)  # a checkpoint without the lines of its steps would leave a hole in the curve
         folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)

@@ -1,6 +1,6 @@
 """Step times side by side in one process: LoRA against PEFT's LoRA, SSL and SSB against the frozen model.
 
-    python -m tests.benchmarks.speed [--threads 2] [--rounds 15] [--clock wall] [--only lora-bf16 ssl-nf4 ...]
+    python -m tests.benchmarks.speed [--device cuda] [--threads 2] [--rounds 15] [--clock wall] [--only lora-bf16 ssl-nf4 ...]
 
 The model is a random LLaMA in bfloat16. A step is forward, loss and backward, without an optimizer, without activation
 checkpointing. The two sides of a comparison alternate (A B B A A B ...), each round gives one ratio, and the median and
@@ -52,6 +52,8 @@ def time_once(step: Step, clock: Callable[[], float]) -> float:
     """Seconds of one step."""
     start = clock()
     step()
+    if models.DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     return clock() - start
 
 
@@ -98,10 +100,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", default="cpu", help="cuda: a step ends when the device has finished it")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--only", nargs="*", choices=sorted(known), default=list(known))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    models.DEVICE = torch.device(arguments.device)
     for name in arguments.only:
         make, target = known[name]
         ours, theirs = make()

@@ -18,6 +18,7 @@ RANK, ALPHA = 8, 16
 BATCH, LENGTH, VOCABULARY = 2, 256, 2000
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Step = Callable[[], Tensor]
+DEVICE = torch.device("cpu")  # of every model and batch; `speed.py --device` changes it
 
 
 def random_llama(dtype: torch.dtype = torch.bfloat16, blocks: int = 6) -> LlamaForCausalLM:
@@ -33,12 +34,12 @@ def random_llama(dtype: torch.dtype = torch.bfloat16, blocks: int = 6) -> LlamaF
         max_position_embeddings=LENGTH + 64,  # virtual tokens take some
         use_cache=False,
     )
-    model = LlamaForCausalLM(config).to(dtype).train()
+    model = LlamaForCausalLM(config).to(DEVICE, dtype).train()
     return model.requires_grad_(False)
 
 
 def tokens() -> Tensor:
-    return torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1))
+    return torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 def step_of(model: nn.Module) -> Step:
@@ -119,7 +120,7 @@ def four_bit(linear: nn.Linear) -> nn.Module:
     layer.weight = bnb_nn.Params4bit(
         linear.weight.detach().clone(), requires_grad=False, compress_statistics=False, quant_type="nf4", module=layer
     )
-    return layer.to("cpu")
+    return layer.to(DEVICE)
 
 
 class SameProduct(nn.Linear):

@@ -112,6 +112,14 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert newest_whole(tmp_path, no_report) == tmp_path / "checkpoint-3"
 
 
+@pytest.mark.parametrize("state", ["partial", "removed"])
+def test_a_checkpoint_that_was_being_written_or_deleted_is_none_even_if_it_is_whole(state: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, 2, fill)
+    os.rename(write_checkpoint(tmp_path, 3, fill), tmp_path / f".checkpoint-3.{state}")
+    assert list(checkpoints(tmp_path)) == [2] and newest_whole(tmp_path, no_report) == tmp_path / "checkpoint-2"
+    assert purge(tmp_path, 1) == []
+
+
 def test_an_error_while_writing_leaves_the_old_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 3, fill)
 

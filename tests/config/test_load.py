@@ -54,6 +54,21 @@ def test_an_override_of_steps_takes_the_files_epochs_away(recipe: Path) -> None:
     assert load_config(recipe, ["training.max_steps=5"]).training.num_train_epochs is None
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("10:30:00", "10:30:00"),
+        ("2e-4", 2e-4),
+        ("1_000", 1000),
+        ("0x1f", 31),
+        ("017", "017"),
+        ("2024-01-31", "2024-01-31"),
+    ],
+)
+def test_a_value_that_yaml_1_1_misreads_is_what_a_person_meant(text: str, value: Any) -> None:
+    assert load_config(BASE, [f"subspace.options.given={text}"]).subspace.options["given"] == value
+
+
 def test_a_mapping_is_not_changed() -> None:
     given = {"model": {"path": "m"}, "data": {"train": "a"}}
     load_config(given, ["model.path=other"])
@@ -136,8 +151,11 @@ def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 def test_only_keys_left_open_are_filled() -> None:
     values = {"training.lr_scheduler_type": "linear", "training.optim": "sgd"}
-    filled = fill_unset(load_config(BASE, ["training.optim=adagrad"]), values).training
-    assert (filled.lr_scheduler_type, filled.optim) == ("linear", "adagrad")
+    given = load_config(BASE, ["training.optim=adagrad"])
+    filled = fill_unset(given, values)
+    assert (filled.training.lr_scheduler_type, filled.training.optim) == ("linear", "adagrad")
+    assert filled.training.model_fields_set == given.training.model_fields_set | {"lr_scheduler_type"}
+    assert filled.subspace.model_fields_set == given.subspace.model_fields_set, "an adapter's own values stay open"
 
 
 def test_the_schema_knows_every_key_with_its_description() -> None:

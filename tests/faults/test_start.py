@@ -45,7 +45,7 @@ def test_a_run_starts_without_a_compiler_beside_the_locks_of_killed_builds(
         shutil.which(program, path=bare["PATH"]) for program in ("cc", "gcc", "c++", "g++", "clang", "ninja")
     )
     with launched(name, short(tmp_path), **bare) as run:
-        run.ended(120)
+        run.ended(300)
         assert run.process.returncode == 0, run.output()
         assert run.status()["state"] == "finished"
         first = next(
@@ -60,7 +60,7 @@ def test_a_run_starts_without_a_compiler_beside_the_locks_of_killed_builds(
 @pytest.mark.parametrize("preset", ["zero0", "zero1", "zero2", "zero2-offload", "zero3-offload"])
 def test_no_preset_but_that_of_nvme_needs_a_compiler(preset: str, bare: dict[str, str], tmp_path: Path) -> None:
     with launched("torchrun", short(tmp_path, deepspeed={"preset": preset}), **bare) as run:
-        run.ended(120)
+        run.ended(300)
         assert run.process.returncode == 0, run.output()
 
 
@@ -69,7 +69,7 @@ def test_nvme_without_a_compiler_is_refused_in_one_sentence_before_anything_is_l
 ) -> None:
     config = short(tmp_path, deepspeed={"preset": "zero3-nvme", "nvme_path": str(tmp_path)})
     with launched("plain", config, **bare) as run:
-        run.ended(120)
+        run.ended(300)
         assert run.process.returncode == 2, run.output()
         sentences = [line for line in run.output().splitlines() if line.startswith("error: ")]
         assert len(sentences) == 1 and "a C++ compiler" in sentences[0] and "nvme" in sentences[0]
@@ -87,7 +87,7 @@ def test_starts_that_are_killed_in_their_first_seconds_leave_nothing_that_a_late
             for process in run.all():
                 process.send_signal(signal.SIGKILL)
     with launched("deepspeed", config, **environment) as run:
-        run.ended(120)
+        run.ended(300)
         assert run.process.returncode == 0, run.output()
         assert run.status()["state"] == "finished"
 
@@ -101,7 +101,7 @@ def test_a_trainer_that_is_made_before_anything_of_ours_is_called_does_not_wait_
     script.write_text(SCRIPT)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({}))
     with launched("plain", tmp_path / "config.yaml", script=script, **bare) as run:
-        run.ended(120)
+        run.ended(300)
         assert run.process.returncode == 0, run.output()
         assert "the helper is None" in run.output()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.merge import MergeReport
 from dist_subspace.loading.original import original_of
 from dist_subspace.storage import FrozenLinear
+from tests.forked import run_lines
 from tests.interchange.trained import frozen, saved_base, trained
-from tests.ranks import ROOT
 from tests.tiny_models import FAMILIES, VOCABULARY, logits, tiny_model
 
 MERGEABLE = sorted(name for name, info in dsub.methods().items() if info.mergeable)
@@ -400,11 +398,4 @@ def in_process(body: str) -> subprocess.CompletedProcess[str]:
         "from pathlib import Path\nimport dist_subspace as dsub\n"
         "from tests.interchange.trained import frozen, saved_base, trained\nfrom tests.tiny_models import tiny_model\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", head + textwrap.dedent(body)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run_lines(head + textwrap.dedent(body))

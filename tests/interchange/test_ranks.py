@@ -149,7 +149,7 @@ def merge_with_a_progress_that_raises(base: str, out: str) -> str:
 
 def test_a_progress_that_raises_ends_the_merge_on_every_rank(tmp_path: Path) -> None:
     base = save_tiny(tmp_path, "llama")
-    first, second = run_on_ranks(2, merge_with_a_progress_that_raises, base, str(tmp_path / "out"), timeout=40.0)
+    first, second = run_on_ranks(2, merge_with_a_progress_that_raises, base, str(tmp_path / "out"))
     assert first == "the display is gone" and second.endswith("failed on rank 0: the display is gone")
     assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
 

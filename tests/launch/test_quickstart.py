@@ -16,7 +16,7 @@ PREPARE = ROOT / "launch" / "quickstart" / "prepare.py"
 
 def prepare(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, str(PREPARE), str(folder), *arguments], capture_output=True, text=True, timeout=200
+        [sys.executable, str(PREPARE), str(folder), *arguments], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -1,4 +1,5 @@
-"""Real launchers on real files: a run, and three refusals; every rank leaves, and rank 0 alone speaks."""
+"""Real launchers on real files: a run, and a refusal each; every rank leaves, and rank 0 alone speaks. (A process without a
+launcher: tests/test_cli.py, tests/training/test_histories.py.)"""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ def launcher(name: str) -> list[str]:
             "--master_port",
             str(free_port()),
         ]
-    return [sys.executable]
+    raise ValueError(name)
 
 
 def launch(name: str, config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -44,7 +45,7 @@ def launch(name: str, config: Path, *overrides: str) -> subprocess.CompletedProc
         [*launcher(name), TRAIN, str(config), *overrides],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=480,
         env=environment,
         cwd=config.parent,
     )
@@ -66,7 +67,7 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", ["deepspeed", "torchrun", "plain"])
+@pytest.mark.parametrize("name", ["deepspeed", "torchrun"])
 def test_a_run_under_each_launcher_trains_and_leaves_a_whole_run_directory(name: str, config: Path) -> None:
     done = launch(name, config)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -89,8 +90,6 @@ def test_a_run_under_each_launcher_trains_and_leaves_a_whole_run_directory(name:
     [
         ("deepspeed", "training.learning_rat=1", ["training.learning_rat", "learning_rate"]),
         ("torchrun", "subspace.rank=99", ["subspace.rank is 99", "at most 16"]),
-        ("torchrun", "data.train=nowhere.jsonl", ["data.train", "nowhere.jsonl"]),
-        ("plain", "model.path=nowhere", ["model.path", "nowhere"]),
     ],
 )
 def test_bad_input_under_a_launcher_is_one_sentence_and_nobody_is_left_waiting(
@@ -98,8 +97,6 @@ def test_bad_input_under_a_launcher_is_one_sentence_and_nobody_is_left_waiting(
 ) -> None:
     done = launch(name, config, override)
     assert done.returncode != 0
-    if name == "plain":
-        assert done.returncode == 2
     sentences = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("error: ")]
     assert len(sentences) == 1, done.stdout + done.stderr
     assert all(word in sentences[0] for word in words)

@@ -19,7 +19,14 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
 from dist_subspace.placement.zero import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
 from dist_subspace.storage import FrozenLinear, storage_info
-from dist_subspace.subspace import SubspaceLinear, methods, named_trainables, parameter_groups, trainable_parameters
+from dist_subspace.subspace import (
+    SubspaceLinear,
+    method_class,
+    methods,
+    named_trainables,
+    parameter_groups,
+    trainable_parameters,
+)
 from dist_subspace.subspace.collect import GradientCollector
 from tests.matrix import tiny
 
@@ -55,6 +62,7 @@ class Seen:
     error: str | None = None
     losses: list[float] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    directions: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # LoRA-Dash's U, V by layer
     start_difference: float = 0.0
     frozen_unchanged: bool = False
     unmoved: list[str] = field(default_factory=list)
@@ -135,6 +143,7 @@ def _run(cell: Cell, folder: Path, adapter: str, seen: Seen) -> None:
         seen.losses.append(tiny.train_step(engine, tiny.own_batch(step, rank, size)))
         advance(model, step + 1, tiny.STEPS)
     seen.gradients = collector.take()
+    seen.directions = {n: (m.dash_U, m.dash_V) for n, m in model.named_modules() if hasattr(m, "dash_U")}
     seen.forwards, seen.backwards, seen.broken, seen.peak = watch.forwards, watch.backwards, watch.broken, watch.peak
     _look_at_bytes(seen, frozen, size)
     seen.whole_int8 = _whole_int8(model)
@@ -252,6 +261,7 @@ class PlainBase(nn.Module):
     """A dense matrix under ordinary autograd, in the place of a frozen operator."""
 
     is_float = True
+    matrix: Tensor
 
     def __init__(self, operator: FrozenLinear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -268,10 +278,12 @@ class PlainBase(nn.Module):
 
 @dataclass
 class Reference:
-    """Losses by step and row, and the gradients of the last step."""
+    """Losses by step and row, and the gradients of the last step: of the trained, and of the whole weights where a method
+    chooses directions of theirs."""
 
     losses: list[list[float]] = field(default_factory=list)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    weight_gradients: dict[str, Tensor] = field(default_factory=dict)
 
 
 def reference(cell: Cell, folder: Path) -> Reference:
@@ -294,11 +306,19 @@ def reference(cell: Cell, folder: Path) -> Reference:
     collector = GradientCollector(named_trainables(model))
     model.train()
     found = Reference()
+    watched = {
+        name.removesuffix(".base"): module
+        for name, module in model.named_modules()
+        if isinstance(module, PlainBase) and method_class(cell.method).late_factors
+    }
     for step in range(tiny.STEPS):
         collector.take()
+        for plain in watched.values():
+            plain.matrix.requires_grad_(step == tiny.STEPS - 1)
         found.losses.append(_reference_step(model, optimizer, tiny.global_batch(step)))
         advance(model, step + 1, tiny.STEPS)
     found.gradients = collector.take()
+    found.weight_gradients = {n: m.matrix.grad.double() for n, m in watched.items() if m.matrix.grad is not None}
     return found
 
 

@@ -179,20 +179,21 @@ def late_for_one(lonely: int) -> tuple[str, str]:
     return meet_alone_then_together(lonely)
 
 
-def waited_for_rank_0(seconds: float, patience: float) -> float:
+def waited_for_rank_0(seconds: float, patience: float) -> tuple[float, int | None]:
     collectives.barrier()
-    began = time.monotonic()
+    began, told = time.monotonic(), None
     if world().is_main:
         time.sleep(seconds)
-        tell_peers()
+        tell_peers(2)
     else:
-        wait_until_told(patience)
-    return time.monotonic() - began
+        told = wait_until_told(patience)
+    return time.monotonic() - began, told
 
 
 def test_the_others_stay_until_the_rank_at_fault_has_spoken_but_not_for_ever() -> None:
-    waited = run_once_on_ranks(2, waited_for_rank_0, 1.5, 60.0)[1].result
-    assert 1.0 < waited < 30
-    assert run_once_on_ranks(2, waited_for_rank_0, 3.0, 0.5)[1].result < 2.5
+    waited, told = run_once_on_ranks(2, waited_for_rank_0, 1.5, 60.0)[1].result
+    assert 1.0 < waited < 30 and told == 2, "with which status it leaves"
+    waited, told = run_once_on_ranks(2, waited_for_rank_0, 3.0, 0.5)[1].result
+    assert waited < 2.5 and told is None
     tell_peers()  # one process alone has nobody to wait for
     wait_until_told(60.0)

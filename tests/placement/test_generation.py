@@ -61,7 +61,6 @@ def texts(folder: str, how: str) -> dict[str, Any]:
     return seen
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("ranks", "how"),
     [(2, "loaded"), (2, "attached"), (2, "transformers"), pytest.param(3, "attached", marks=pytest.mark.slow)],

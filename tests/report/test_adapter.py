@@ -53,11 +53,21 @@ def test_layers_are_ranked_by_how_far_they_moved(tmp_path: Path) -> None:
     found = adapter_report(tmp_path)
     row = next(r for r in found["by_module"] if r["module"] == "c_fc")
     assert row["most_layer"] == "transformer.h.1.mlp.c_fc"
+    parts = [block.mlp.c_fc for block in model.transformer.h]
+    norms = [float((part.scale * part.lora_B @ part.lora_A).norm().detach()) for part in parts]
+    assert row["norm"] == pytest.approx(sum(norms) / 2, rel=1e-4) and row["most"] == pytest.approx(norms[1], rel=1e-4)
     lines = adapter_text(found, 100).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("moved most"))
     assert lines[start + 1].startswith("transformer.h.1.mlp.c_fc")
     norms = [float(line.split()[1]) for line in lines[start + 1 : start + 9]]
     assert norms == sorted(norms, reverse=True)
+
+
+def test_a_module_that_was_trained_in_full_counts_among_the_trained_values(tmp_path: Path) -> None:
+    model = moved("lora", tmp_path, "BertForSequenceClassification", modules_to_save=["classifier"])
+    trained = sum(p.numel() for p in dsub.trainable_parameters(model))
+    assert trained > sum(model.classifier.weight.shape)
+    assert adapter_report(tmp_path)["parameters"] == adapter_report(tmp_path)["values_in_the_file"] == trained
 
 
 def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:

@@ -20,7 +20,12 @@ def fill(folder: Path) -> None:
 def test_a_run_is_summed_up(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
     for step, loss in ((1, 4.0), (2, float("nan")), (3, 1.5), (4, 2.0)):
-        values = {"tokens_per_second": 1000.0 * step, "peak_memory_bytes": 3 << 30, "tokens": 500, "epoch": 0.5}
+        values = {
+            "tokens_per_second": 1000.0 * step,
+            "peak_memory_bytes": (3 if step == 2 else 1) << 30,
+            "tokens": 500,
+            "epoch": 0.5,
+        }
         writer.step(dict.fromkeys(KEYS, 61.0) | values | {"step": step, "loss": loss})
     writer.evaluation(2, {"eval_loss": 3.0})
     writer.evaluation(4, {"eval_loss": 3.5, "eval_accuracy": 0.25})
@@ -35,7 +40,8 @@ def test_a_run_is_summed_up(tmp_path: Path) -> None:
         "signal SIGTERM",
         "first 4.0000 (step 1), last 2.0000 (step 4), best 1.5000 (step 3)",
         "1 of 4 logged steps",
-        "3.0 GiB",
+        "3,000 tokens/s (median)",
+        "3.0 GiB (largest rank)",
         "500 tokens in 1:01",
         "at step 4: loss 3.5000, accuracy 0.2500",
         "best 3.0000 (step 2)",

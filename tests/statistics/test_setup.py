@@ -242,5 +242,31 @@ def failing_on_one_rank(folder: str) -> str:
 
 
 def test_a_rank_that_fails_does_not_leave_the_others_waiting(folder: str) -> None:
-    reports = run_once_on_ranks(2, failing_on_one_rank, folder, timeout=90.0)
+    reports = run_once_on_ranks(2, failing_on_one_rank, folder)
     assert [report.result for report in reports] == ["no singular values on this rank"] * 2
+
+
+def test_whatever_a_statistic_is_made_from_is_in_the_name_of_its_file(tmp_path: Path) -> None:
+    """Each of these has files of its own for every layer; what no decomposition depends on has not."""
+    cache, model = tmp_path / "factors", Path(tiny.save_tiny(tmp_path / "model", "llama"))
+    target = "model.layers.0.self_attn.q_proj"
+
+    def files(**changed: Any) -> int:
+        chosen: dict[str, Any] = {"method": "pissa", "rank": 3, "alpha": 3, "target_modules": [target], **changed}
+        attach(load_frozen(model, storage="fp32", device="cpu"), SubspaceConfig(**chosen), cache=cache)
+        return len(list(cache.iterdir()))
+
+    assert files() == 1
+    assert [files(options={"residual": kind}) for kind in ("fold", "stacked", "fold")][1:] == [2, 2]
+    found = [2]
+    for changed in ({"rank": 4}, {"alpha": 6}, {"seed": 1}, {"method": "milora"}):
+        found.append(files(**changed))
+        assert found[-1] == found[-2] + 1, changed
+    weights = load_file(model / "model.safetensors")
+    weights[f"{target}.weight"].view(torch.int32)[0, 0] ^= 1
+    other = "model.layers.1.self_attn.q_proj"
+    weights[f"{other}.weight"] = weights[f"{target}.weight"].clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    assert files() == found[-1] + 1
+    target = other  # of equal weights
+    assert files() == found[-1] + 2

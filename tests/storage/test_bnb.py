@@ -9,8 +9,10 @@ from bitsandbytes import functional as reference
 from torch import nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.storage import FrozenLinear, bnb, pack
+from dist_subspace.storage import FrozenLinear, adopt, bnb, pack
 from dist_subspace.storage.raw import from_bytes
+from tests.forked import run_lines
+from tests.storage.by_table import decoded_by_table
 
 SHAPES = [(172, 64), (7, 5), (33, 31), (9, 1), (300, 128)]
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -44,19 +46,17 @@ def test_4bit_bytes_decode_to_what_bitsandbytes_decodes(shape: tuple[int, int], 
             weight, blocksize=64, quant_type=quant_type, compress_statistics=double_quant
         )
         held = pack(weight, quant_type, double_quant=double_quant)
-        torch.testing.assert_close(held.dense(), _decoded_by_table(codes, state, shape), rtol=0, atol=1e-6)
+        torch.testing.assert_close(held.dense(), decoded_by_table(codes, state, shape), rtol=0, atol=1e-6)
 
 
-def _decoded_by_table(codes: torch.Tensor, state: reference.QuantState, shape: tuple[int, int]) -> torch.Tensor:
-    """Dequantisation by its definition: table entry times the block's absmax; the first of two values is the high half."""
-    absmax = state.absmax
-    if state.nested:
-        absmax = state.state2.code[absmax.long()] * state.state2.absmax.repeat_interleave(256)[: absmax.numel()]
-        absmax = absmax + state.offset
-    numel = shape[0] * shape[1]
-    flat = codes.view(-1).long()
-    values = state.code[torch.stack([flat >> 4, flat & 15], 1).view(-1)[:numel]]
-    return (values * absmax.repeat_interleave(64)[:numel]).view(shape)
+def test_a_matrix_of_an_odd_number_of_values_is_decoded_without_compiling_anything() -> None:
+    """Seconds of every process, and a C++ compiler, for each size of a matrix."""
+    ended = run_lines(
+        "import torch\nfrom torch._dynamo.utils import counters\nfrom dist_subspace.storage import pack\n"
+        "for kind in ('nf4', 'fp4'):\n    pack(torch.randn(7, 5), kind).dense()\n"
+        "print('COMPILED', sum(counters['frames'].values()))"
+    )
+    assert "COMPILED 0" in ended.stdout, ended
 
 
 @each_shape
@@ -71,6 +71,69 @@ def test_int8_bytes_and_scales_are_those_of_bitsandbytes(shape: tuple[int, int],
     held = pack(weight, "int8")
     assert torch.equal(held.codes.view(torch.int8), layer.weight.CB)
     assert torch.equal(from_bytes(held.get_parameter("scale"), torch.float32), layer.weight.SCB.float())
+
+
+@each_shape
+def test_int8_bytes_decode_to_what_bitsandbytes_decodes(shape: tuple[int, int]) -> None:
+    """And the product, which multiplies codes first and scales its rows then, is that of what bitsandbytes decodes."""
+    weight = torch.randn(shape, dtype=torch.float16)
+    codes, scale, _ = reference.int8_vectorwise_quant(weight)
+    decoded = reference.int8_vectorwise_dequant(codes, scale)
+    held = pack(weight, "int8")
+    torch.testing.assert_close(held.dense(), decoded, rtol=1e-5, atol=1e-7)
+    x = torch.randn(4, shape[1], requires_grad=True)
+    y, g = held(x), torch.randn(4, shape[0])
+    torch.testing.assert_close(y, x.detach() @ decoded.t(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0], g @ decoded, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_int8_rows_of_any_size_are_within_half_a_step(dtype: torch.dtype) -> None:
+    """A step is the row's largest magnitude over 127; rows that float16 cannot hold are scaled by a power of two meanwhile."""
+    sizes = torch.tensor([1e-3, 1.0, 6e4] + [1e6, 1e30] * (dtype == torch.bfloat16))
+    weight = (torch.randn(len(sizes), 64).clamp(-1, 1) * sizes[:, None]).to(dtype)
+    largest = weight.float().abs().amax(1, keepdim=True)
+    error = (pack(weight, "int8").dense() - weight.float()).abs()
+    assert (error <= (0.5 / 127 + 2**-11) * largest).all()
+
+
+def test_int8_sums_of_a_wide_layer_do_not_overflow_float16() -> None:
+    """127 for each of a thousand inputs is above what float16 holds: there the matrix is scaled, and not the product."""
+    held, x = pack(torch.ones(2, 1024), "int8"), torch.ones(1, 1024, dtype=torch.float16, requires_grad=True)
+    matrix, factors = held.entries(torch.float16)
+    sums = (x.double() @ matrix.double().t()).half()
+    assert torch.isfinite(sums).all() and (factors is None or torch.isfinite(factors).all())
+    torch.testing.assert_close(held(x), torch.full((1, 2), 1024.0, dtype=torch.float16))
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+@pytest.mark.parametrize("blocksize", [64, 128])
+def test_a_4bit_layer_packed_again_keeps_its_blocks_and_has_its_own_statistics(quant_type: str, blocksize: int) -> None:
+    """As a folded residual does: bytes, absmax, nested absmax and the mean that was taken out of it are the new matrix's."""
+    for nested in (False, True):
+        old, new = torch.randn(33, 31), 5 * torch.randn(33, 31) + 1
+        settings = {"blocksize": blocksize, "quant_type": quant_type, "compress_statistics": nested}
+        layer = bitsandbytes.nn.Linear4bit(31, 33, bias=False, quant_type=quant_type, compress_statistics=nested)
+        layer.weight = bitsandbytes.nn.Params4bit(old, requires_grad=False, **settings)
+        held = adopt(layer.to("cpu")).repacked(new)
+        codes, state = reference.quantize_4bit(new, **settings)
+        packed = held.packed()  # type: ignore[attr-defined]
+        assert torch.equal(packed.codes, codes.view(-1)) and torch.equal(packed.absmax, state.absmax)
+        assert packed.blocksize == blocksize == state.blocksize
+        assert packed.offset == (state.offset.item() if nested else 0.0)
+        assert (packed.nested is not None) == nested and (not nested or torch.equal(packed.nested, state.state2.absmax))
+        if blocksize == 64:
+            torch.testing.assert_close(held.dense(), decoded_by_table(codes, state, (33, 31)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_sixteen_bits_are_the_decoded_matrix_rounded_once(quant_type: str) -> None:
+    held = pack(torch.randn(33, 31), quant_type, double_quant=True)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert held.dense(dtype).dtype == dtype
+        torch.testing.assert_close(held.dense(dtype), held.dense().to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0)
+    assert held.dense(torch.float64).dtype == torch.float64
+    assert torch.equal(held.dense(torch.float64).float(), held.dense())
 
 
 def test_nested_statistics_really_are_smaller() -> None:

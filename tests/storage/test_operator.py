@@ -85,6 +85,31 @@ def test_the_frozen_product_saves_no_tensor_for_backward(storage: str) -> None:
     assert saved == []
 
 
+@pytest.mark.parametrize("double_quant", [False, True])
+@each_storage
+def test_products_are_those_of_the_plain_layer_that_holds_the_same_matrix(storage: str, double_quant: bool) -> None:
+    """torch's own linear layer on the dequantised weights, whatever the layout: output, gradient, bias, types."""
+    for transposed in (False, True):
+        weight, bias = torch.randn(45, 70), torch.randn(45)
+        held = pack(
+            weight.t().contiguous() if transposed else weight,
+            storage,
+            transposed=transposed,
+            bias=bias,
+            double_quant=double_quant,
+        )
+        plain = torch.nn.functional.linear
+        assert held.bias is not None and torch.equal(held.bias.data, bias) and held.conv1d == transposed
+        for dtype in DTYPES:
+            x = torch.randn(2, 3, 70, dtype=dtype, requires_grad=True)
+            wide = x.detach().double().requires_grad_()
+            right = plain(wide, held.dense(torch.float64), bias.double())
+            y, g = held(x), torch.randn(2, 3, 45, dtype=dtype)
+            assert y.dtype == dtype
+            close(y, right.detach(), dtype)
+            close(torch.autograd.grad(y, x, g)[0], torch.autograd.grad(right, wide, g.double())[0], dtype)
+
+
 @each_storage
 def test_training_and_evaluation_give_the_same_output(storage: str) -> None:
     frozen = operator((172, 64), storage, bias=True)

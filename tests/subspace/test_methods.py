@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack, storages
-from dist_subspace.subspace import FrozenFactor, SubspaceConfig, SubspaceLinear, methods, resolve
+from dist_subspace.subspace import FrozenFactor, Operator, SubspaceConfig, SubspaceLinear, methods, resolve
 from dist_subspace.subspace.projections import Projections
+from tests.alive import Made
 from tests.subspace.golden import settled
 
 SHAPES = [(12, 8), (8, 12), (7, 5), (9, 9)]
@@ -155,6 +158,23 @@ def test_one_call_of_the_frozen_operator_a_forward(method: str) -> None:
 
 
 @each_method
+@each_storage
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_nothing_as_large_as_the_weight_lives_from_forward_to_backward(
+    method: str, storage: str, dtype: torch.dtype
+) -> None:
+    """Neither a dequantised copy nor a view of what an engine has gathered: not saved by autograd, not held by a node."""
+    module = randomise(layer(method, (40, 30), storage))
+    x = torch.randn(3, 30, dtype=dtype, requires_grad=True)
+    with Made(40 * 30) as made:
+        y = module(x)
+    assert made.noted, "the matrix was not seen where it is used"
+    assert made.alive == []
+    y.sum().backward()
+    assert x.grad is not None and x.grad.any()
+
+
+@each_method
 def test_every_method_says_what_it_is(method: str) -> None:
     info = methods()[method]
     assert info.name == method and info.reference and info.category and info.summary and info.count
@@ -203,3 +223,18 @@ def test_a_model_may_change_the_output_in_place(method: str, storage: str, enabl
     assert len(found[0]) == len(found[1]) and all(
         torch.equal(a, b) for a, b in zip(*found, strict=True) if a is not None
     )
+
+
+@pytest.mark.parametrize("storage", storages())
+def test_a_frozen_matrix_is_known_as_an_operator_on_every_python(storage: str) -> None:
+    """From Python 3.12 on, isinstance asks a protocol's names of the class and the instance's own dictionary, where a module's
+    parameters and buffers are not."""
+    operator = pack(torch.randn(6, 8), storage)
+    names = {*Operator.__annotations__, *(name for name, value in vars(Operator).items() if name in ASKED and value)}
+    assert names == {"in_features", "out_features", "training", *ASKED}
+    for name in names:
+        inspect.getattr_static(operator, name)
+    assert isinstance(operator, Operator) and not isinstance(nn.Linear(6, 8), Operator)
+
+
+ASKED = ("__call__", "parameters", "dense")

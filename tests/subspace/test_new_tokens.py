@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from dist_subspace import (
@@ -103,6 +104,53 @@ def test_it_computes_what_a_model_with_larger_tables_does_and_has_its_gradients(
     if model.new_tokens.head is not None:
         expected = plain.get_output_embeddings().weight.grad[order]
         torch.testing.assert_close(model.new_tokens.head.grad, expected, rtol=1e-3, atol=1e-6)
+
+
+SCALED = {
+    "Gemma3ForCausalLM": ("Gemma3TextConfig", {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 44}),
+    "GemmaForCausalLM": ("GemmaConfig", {"num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 44}),
+    "XGLMForCausalLM": ("XGLMConfig", {"d_model": 32, "ffn_dim": 44, "num_layers": 2, "attention_heads": 4}),
+    "BartForCausalLM": (
+        "BartConfig",
+        {
+            "d_model": 32,
+            "decoder_layers": 2,
+            "decoder_ffn_dim": 44,
+            "decoder_attention_heads": 4,
+            "scale_embedding": True,
+        },
+    ),
+}
+
+
+def scaled(family: str, vocabulary: int) -> Any:
+    """A model whose embeddings are multiplied before the first block, by √d or in the family's own way."""
+    name, sizes = SCALED[family]
+    common = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 64}
+    silent = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0, "pad_token_id": 0}
+    changes = sizes | silent if "d_model" in sizes else common | sizes | {"pad_token_id": 0}
+    torch.manual_seed(0)
+    config = getattr(transformers, name)(vocab_size=vocabulary, **changes)
+    return getattr(transformers, family)(config).eval()
+
+
+@pytest.mark.parametrize("family", SCALED)
+def test_new_rows_are_scaled_as_the_models_own_embedding_scales_its_rows(family: str) -> None:
+    """Against transformers' model of the larger vocabulary, whose table holds the rows: hidden states, logits, gradients."""
+    config = SubspaceConfig(method="ssl", new_tokens=IDS)
+    model = attach(scaled(family, VOCABULARY), config)
+    model.new_tokens.embedding.data.normal_(generator=torch.Generator().manual_seed(3))
+    plain, tokens = scaled(family, VOCABULARY + 2), model.new_tokens
+    small = scaled(family, VOCABULARY).state_dict()
+    plain.load_state_dict({name: tokens.enlarged(name, value.clone()) for name, value in small.items()})
+    ids = some()
+    ours, theirs = (m(input_ids=ids, labels=ids, output_hidden_states=True) for m in (model, plain))
+    torch.testing.assert_close(ours.hidden_states[0], theirs.hidden_states[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
+    ours.loss.backward()
+    theirs.loss.backward()
+    expected = plain.get_input_embeddings().weight.grad[sorted(IDS)]
+    torch.testing.assert_close(model.new_tokens.embedding.grad, expected, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [TIED, UNTIED, "GPT2LMHeadModel"])

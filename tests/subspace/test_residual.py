@@ -112,6 +112,26 @@ def test_more_rounds_never_leave_a_larger_error_than_fewer(method: str, rank: in
         torch.testing.assert_close(errors, kept, rtol=0, atol=1e-5)
 
 
+def test_later_rounds_of_milora_fit_the_largest_of_what_the_quantiser_left() -> None:
+    """The rounds written out: the smallest triplet of W, then the largest of `W - Q(W - B A)`; the best of them is taken."""
+
+    def triplet(matrix: Tensor, number: int) -> Tensor:
+        u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+        return s[number] * torch.outer(u[:, number], v[number])
+
+    rest, found = TOY, []
+    for number in range(4):
+        product = triplet(rest, 0 if number else -1)
+        rest = TOY - toy_quantiser(TOY - product)
+        found.append((float((rest - product).norm()), product))
+    assert min(found, key=lambda pair: pair[0]) is not found[0]
+    resolved = resolve(SubspaceConfig(method="milora", rank=1, options={"residual": "fold", "iterations": 4}))
+    part = resolved.method.on(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
+    factors = part.decompose(Weight(part.base.dense(), lambda: TOY.float(), toy_quantiser, torch.Generator()))
+    expected = min(found, key=lambda pair: pair[0])[1].float()
+    torch.testing.assert_close(factors["lora_B0"] @ factors["lora_A0"], expected, rtol=1e-3, atol=1e-4)
+
+
 # The two forms.
 
 

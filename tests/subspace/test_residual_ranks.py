@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import torch
+from bitsandbytes import functional as bnb_functional
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, disabled, load_adapter, load_frozen, save_adapter
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.zero import full_numel, is_partitioned
-from dist_subspace.subspace import SubspacePart, attachment, trainable_parameters
+from dist_subspace.subspace import SubspacePart, attached, attachment, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.storage.by_table import decoded_by_table
 
 STARTS: dict[str, dict[str, Any]] = {
     "pissa, folded": {"method": "pissa", "options": {"residual": "fold"}},
@@ -36,7 +39,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def frozen(models: Path, family: str, storage: str, config: dict[str, Any] | None = None) -> nn.Module:
-    return load_frozen(models / family, storage=storage, deepspeed=config, dtype=torch.float32, device="cpu")
+    """With double quantisation: the mean that it takes out of a layer's absmax is no tensor, and must come along too."""
+    return load_frozen(
+        models / family, storage=storage, double_quant=True, deepspeed=config, dtype=torch.float32, device="cpu"
+    )
 
 
 def logits(model: Any) -> Tensor:
@@ -79,6 +85,24 @@ def trained_alone(models: Path, family: str, storage: str, start: dict[str, Any]
         model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
     return {"first": first, "base": base, "last": logits(model)}
+
+
+@pytest.mark.parametrize(("family", "storage"), [("llama", "nf4"), ("gpt2", "int8")])
+def test_a_folded_base_holds_what_bitsandbytes_makes_of_the_residual(models: Path, family: str, storage: str) -> None:
+    model = attach(frozen(models, family, storage), SubspaceConfig(rank=3, **STARTS["pissa, folded"]))
+    read = load_file(models / family / "model.safetensors")
+    for name in attached(model).layers:
+        part = model.get_submodule(name)
+        weight = read[f"{name}.weight"]
+        whole = weight.t() if family == "gpt2" else weight
+        residual = (whole - part.lora_B0 @ part.lora_A0).contiguous()  # γ is 1: alpha is the rank
+        if storage == "int8":
+            codes, scale, _ = bnb_functional.int8_vectorwise_quant(residual.half())
+            expected = bnb_functional.int8_vectorwise_dequant(codes, scale)
+        else:
+            packed, state = bnb_functional.quantize_4bit(residual, quant_type=storage, compress_statistics=True)
+            expected = decoded_by_table(packed, state, tuple(residual.shape))
+        torch.testing.assert_close(part.base.dense(), expected, rtol=1e-5, atol=1e-6)
 
 
 ALWAYS = ("pissa, folded", "qpissa", "loftq, 3 rounds")

@@ -51,3 +51,19 @@ def test_each_changed_setting_is_one_sentence_and_an_equal_one_none() -> None:
     first, second = changed_settings(config, Path("checkpoint-2"), state(**before))
     assert first.startswith("training.learning_rate is 0.1, and was 0.2 when checkpoint-2 was made: ")
     assert second.startswith("training.lr_scheduler_type is cosine, and was linear when checkpoint-2 was made: ")
+
+
+def test_another_batch_size_says_where_the_data_goes_on_and_what_is_unset_now_says_nothing() -> None:
+    config = load_config(
+        {
+            "model": {"path": "m"},
+            "data": {"train": "t.jsonl"},
+            "training": {"max_steps": 4, "learning_rate": 0.1, "global_batch_size": 1000},
+        }
+    )
+    before = config.training.model_dump(mode="json") | {"global_batch_size": 64, "num_train_epochs": 2.0}
+    (said,) = changed_settings(config, Path("checkpoint-2"), state(**before))
+    assert said == (
+        "training.global_batch_size is 1000, and was 64 when checkpoint-2 was made: the data goes on at sample (or packed row) "
+        "2,000, which is the step times the new size"
+    )

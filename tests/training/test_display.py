@@ -130,7 +130,7 @@ def on_terminal(kind: str) -> str:
     )
     os.close(side)
     received = b""
-    while select.select([main], [], [], 120)[0]:
+    while select.select([main], [], [], 300)[0]:
         try:
             block = os.read(main, 65536)
         except OSError:  # the other side is closed
@@ -138,7 +138,7 @@ def on_terminal(kind: str) -> str:
         if not block:
             break
         received += block
-    child.wait(timeout=60)
+    child.wait(timeout=120)
     os.close(main)
     return received.decode()
 

@@ -16,6 +16,7 @@ from dist_subspace.placement.zero import full_numel, gathered
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
+from dist_subspace.training.loss import summed_loss
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 
@@ -170,3 +171,72 @@ def values(engine: Any) -> list[list[float]]:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_step_whose_loss_is_infinite_is_skipped_though_its_gradient_is_finite(stage: int, llama: str) -> None:
     assert run_on_ranks(1, after_an_infinite_loss, llama, stage) == [(False, False, True)]
+
+
+LOST, STEPS = 2, 4  # of four steps the second has a gradient that is not finite
+
+
+def with_a_broken_gradient(folder: str, stage: int, value: float) -> dict[str, Any]:
+    """In one step one number of one rank's gradient is none, while the loss is finite as ever."""
+    batch = global_batch(3)
+    engine, stepper = stepper_of(folder, stage, len(batch.rounds))
+    last = trainable_parameters(engine.module)[-1]
+    applied, norms = [], []
+    for step in range(1, STEPS + 1):
+        broken = step == LOST and world().rank == world().size - 1
+        hook = last.register_hook(lambda gradient: broken_at_one_place(gradient, value)) if broken else None
+        total = sum_over_ranks([stepper.accumulate(batch)])[0]
+        if hook is not None:
+            hook.remove()
+        assert math.isfinite(total)
+        applied.append(stepper.apply(True))
+        norms.append(stepper.grad_norm())
+    state = read_state(engine, named_trainables(engine.module))
+    engine.destroy()
+    return {"applied": applied, "state": state, "norms": norms}
+
+
+def broken_at_one_place(gradient: Tensor, value: float) -> Tensor:
+    changed = gradient.clone()
+    changed[(-1,) * changed.dim()] = value
+    return changed
+
+
+def steps_of_plain_torch(folder: str) -> dict[str, Any]:
+    """The mean over all targets, torch's AdamW, and no step where one is left out."""
+    model = attach(load_frozen(folder, storage="nf4", dtype="float32"), SubspaceConfig(method="lora", rank=3)).train()
+    named = named_trainables(model)
+    optimizer = tiny.adam(list(named.values()), lr=tiny.RATE)
+    micro, norms = [micro_batch(number) for number in range(3)], []
+    for step in range(1, STEPS + 1):
+        total: Tensor = sum(summed_loss(model(**m.inputs).logits, m.labels) for m in micro)  # type: ignore[assignment]
+        (total / sum(m.targets for m in micro)).backward()
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in named.values() if p.grad is not None])))
+        if step != LOST:
+            optimizer.step()
+        optimizer.zero_grad()
+    state = {f"{name}.master": p.detach().clone() for name, p in named.items()}
+    for name, parameter in named.items():
+        state |= {f"{name}.{kind}": optimizer.state[parameter][kind] for kind in ("exp_avg", "exp_avg_sq")}
+    return {"state": state, "norms": norms}
+
+
+@pytest.fixture(scope="module")
+def plain(llama: str) -> dict[str, Any]:
+    return run_on_ranks(1, steps_of_plain_torch, llama)[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "value"),
+    [(0, 1, math.inf), (0, 1, math.nan), (0, 2, -math.inf), *((stage, 2, math.inf) for stage in (1, 2, 3))],
+)
+def test_a_step_with_one_gradient_that_is_not_finite_is_left_out_and_the_others_are_plain_torchs(
+    stage: int, ranks: int, value: float, llama: str, plain: dict[str, Any]
+) -> None:
+    for rank in run_on_ranks(ranks, with_a_broken_gradient, llama, stage, value):
+        assert rank["applied"] == [step != LOST for step in range(1, STEPS + 1)]
+        finite = [norm for step, norm in enumerate(rank["norms"], 1) if step != LOST]
+        assert finite == pytest.approx([n for step, n in enumerate(plain["norms"], 1) if step != LOST], rel=1e-4)
+        assert rank["state"].keys() == plain["state"].keys()
+        for name, expected in plain["state"].items():
+            torch.testing.assert_close(rank["state"][name], expected, rtol=1e-3, atol=1e-6, msg=name)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.checkpoint.state import read_trainer_state
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training import optimizers
@@ -94,9 +95,11 @@ def test_a_loss_scale_that_is_too_large_is_lowered_without_zero_too(
     engine = stock(0, "fp16")
     engine["fp16"]["initial_scale_power"] = 22
     config = config_of(folder, tmp_path / "run", engine, "fp16")
-    config["training"]["max_steps"] = 12
+    config["training"] |= {"max_steps": 12, "on_nonfinite": "stop"}  # which is not about the scale
     assert run_here(config) == EXIT_OK
     skipped = (read_status(tmp_path / "run") or {})["skipped"]
+    state = read_trainer_state(tmp_path / "run" / "checkpoint-12")
+    assert (state.skipped, state.overflowed) == (0, skipped)
     assert 0 < skipped < 12 and losses(tmp_path / "run")[-1] < losses(tmp_path / "run")[0]
 
 

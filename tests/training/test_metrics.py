@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dist_subspace.atomic_files import StorageError
 from dist_subspace.report.history import METRICS, evaluation_lines, number, read_lines, training_lines
 from dist_subspace.training.metrics import KEYS, MetricsWriter
 
@@ -77,3 +78,15 @@ def test_what_is_no_line_is_passed_over(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "absent") == []
     (tmp_path / METRICS).write_bytes(b'[1]\n{"loss": 1}\n\xff\xfe\n{"step": 2, "loss": 3}\n{"st')
     assert read_lines(tmp_path) == [{"step": 2, "loss": 3}]
+
+
+def test_a_disk_that_refuses_a_line_is_one_sentence(tmp_path: Path) -> None:
+    """The kernel's own refusal: a limit on the size of files, below that of one line."""
+    resource = pytest.importorskip("resource")
+    writer, before = MetricsWriter(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, before[1]))
+    try:
+        with pytest.raises(StorageError, match=r"metrics\.jsonl could not be written \(File too large; .* MiB free\)"):
+            writer.step(record(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

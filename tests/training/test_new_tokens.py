@@ -152,7 +152,7 @@ def test_an_encoder_learns_to_classify_by_virtual_tokens_and_new_ones(method: st
     values["data"] = {"train": str(tmp_path / "train.jsonl"), "format": "classification", "eval": 0.2, "max_length": 32}
     values["training"] |= {"max_steps": 40, "global_batch_size": 8, "per_device_train_batch_size": 2}
     values["deepspeed"], values["checkpoint"] = {"preset": "zero3"}, {"save_steps": 40}
-    assert run_on_ranks(ranks, run_here, values, timeout=240) == [EXIT_OK] * ranks
+    assert run_on_ranks(ranks, run_here, values) == [EXIT_OK] * ranks
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["eval_accuracy"] > 0.9
     model = dsub.load_frozen(tmp_path / "model", storage="nf4", task="classification", num_labels=2, device="cpu")

@@ -94,6 +94,8 @@ def test_a_plateau_of_an_older_checkpoint_is_read() -> None:
         ("polynomial", {"lr_end": 1.0}, "lr_end"),
         ("cosine_with_min_lr", {}, "min_lr"),
         ("warmup_stable_decay", {}, "num_decay_steps"),
+        ("constant", {"num_cycles": 2}, "has no options"),
+        ("constant_with_warmup", {"num_cycles": 2}, "has no options"),
     ],
 )
 def test_options_that_a_schedule_does_not_take_or_lacks_are_named(

@@ -15,6 +15,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError  # of numpy's reader, for a header that is damaged
 from typing import Any
 
 import numpy as np
@@ -96,7 +97,7 @@ class Pieces:
         return self.folder / f"{number:08}.npz"
 
     def _read(self, number: int) -> dict[str, Any] | None:
-        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with contextlib.suppress(OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile):
             with np.load(self._file(number), allow_pickle=False) as stored:
                 found: dict[str, Any] = {name: stored[name] for name in ARRAYS}
                 return found | json.loads(stored["facts"].tobytes())

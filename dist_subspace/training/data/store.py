@@ -1,7 +1,7 @@
 """Tokenised samples on disk: flat columns as .npy files, memory-mapped, beside a JSON that says what they hold.
 
-A folder appears by one rename from a name that begins with a dot, so a run that is killed while it tokenises leaves
-nothing that a later one would take for whole. A folder whose sizes contradict its JSON is made anew.
+A folder appears by one rename from a name that begins with a dot, after everything in it is on disk, so a run that is killed
+while it tokenises leaves nothing that a later one would take for whole. A folder that contradicts its JSON is made anew.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # of numpy's reader, for a header that is damaged
 from typing import Any
 
 import numpy as np
 
+from dist_subspace.atomic_files import make_folder, sync
+from dist_subspace.checkpoint.fingerprint import file_fingerprint
 from dist_subspace.errors import UsageError
+from dist_subspace.training.data.fingerprint import digest
 
 COLUMNS = ("ids", "trained", "offsets", "targets", "records", "classes", "dropped", "seen")
 
@@ -61,15 +65,17 @@ class Columns:
 
 
 def read_columns(folder: Path) -> Columns | None:
-    """The columns of a folder, memory-mapped; None where there is none, or one that is not whole."""
+    """The columns of a folder, memory-mapped; None where there is none, or one that is not whole: its sizes or its bytes (those
+    of a column above 1 GiB in samples) are not those that were written. Folders of before know no bytes."""
     try:
         facts = json.loads((folder / "columns.json").read_text("utf-8"))
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS}
-    except (OSError, ValueError, EOFError, KeyError):
+        columns = Columns(**arrays, labels=facts["labels"], remarks=facts["remarks"])
+        whole = (len(columns), len(columns.ids)) == (facts["samples"], facts["tokens"]) == _sizes(columns)
+        told = facts.pop("digests", None)
+    except (OSError, ValueError, EOFError, KeyError, TypeError, TokenError):
         return None
-    columns = Columns(**arrays, labels=facts["labels"], remarks=facts["remarks"])
-    whole = (len(columns), len(columns.ids)) == (facts["samples"], facts["tokens"]) == _sizes(columns)
-    return columns if whole else None
+    return columns if whole and (told is None or told == _digests(folder, facts)) else None
 
 
 def write_columns(folder: Path, pieces: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
@@ -88,7 +94,13 @@ def write_columns(folder: Path, pieces: Iterable[dict[str, Any]], facts: dict[st
     with _appearing(folder) as hidden:
         for name, array in arrays.items():
             np.save(hidden / f"{name}.npy", array, allow_pickle=False)
-        (hidden / "columns.json").write_text(json.dumps(facts | counts, indent=1), "utf-8")
+        known = facts | counts
+        known["digests"] = _digests(hidden, known)
+        (hidden / "columns.json").write_text(json.dumps(known, indent=1), "utf-8")
+
+
+def _digests(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
+    return {name: file_fingerprint(folder / f"{name}.npy") for name in COLUMNS} | {"facts": digest(facts)}
 
 
 def _why(seen: np.ndarray) -> str:
@@ -123,18 +135,22 @@ def _collected(pieces: Iterable[dict[str, Any]]) -> tuple[dict[str, np.ndarray],
 @contextlib.contextmanager
 def _appearing(folder: Path) -> Iterator[Path]:
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}-", dir=folder.parent))
+        hidden.chmod(0o755)  # tempfile's folders are their owner's alone, and a cache may be shared
     except OSError as error:
         raise UsageError(
             f"data.cache_dir is {str(folder.parent)!r}, which cannot be written: {error.strerror}"
         ) from error
     try:
         yield hidden
+        for path in (*hidden.iterdir(), hidden):
+            sync(path)
         if folder.exists() and read_columns(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
         try:
             os.replace(hidden, folder)
+            sync(folder.parent)
         except OSError:
             # Another process tokenised the same content meanwhile; its folder holds the same bytes.
             if read_columns(folder) is None:

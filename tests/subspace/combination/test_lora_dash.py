@@ -18,6 +18,7 @@ from dist_subspace import (
     trainable_parameters,
 )
 from dist_subspace.errors import UsageError
+from dist_subspace.storage import pack
 from dist_subspace.subspace import resolve
 from dist_subspace.subspace.svd import every
 from tests.subspace.golden import A, B, W, X, give, layer, opened
@@ -52,6 +53,16 @@ def test_directions_come_in_the_order_of_their_rates_and_are_capped_at_the_small
     assert len(module.dash_delta) == 3 and sum(p.numel() for p in module.trainables().values()) == 17
     found = every(W)
     assert torch.equal(module.dash_V, found.v[[1, 0, 2]])
+
+
+def test_a_direction_is_chosen_by_its_change_for_its_size() -> None:
+    """`W = diag(10, 1)` changed by diag(2, 1): more along the first direction, and more of the second."""
+    resolved = resolve(SubspaceConfig(method="lora-dash", rank=2, alpha=2.0, options={"directions": 1}))
+    matrix = torch.zeros(3, 4)
+    matrix[0, 0], matrix[1, 1] = 10.0, 1.0
+    module = resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None)
+    give(module, lora_A=torch.eye(2, 4), lora_B=torch.tensor([[2.0, 0], [0, 1], [0, 0]]))
+    assert module.decompose(opened(module))["dash_V"].abs().round(decimals=4).tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
 def test_gradients_are_those_of_the_dense_formula_after_the_switch() -> None:

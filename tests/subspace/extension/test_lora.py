@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
+from torch import nn
 
+from dist_subspace.storage import pack
+from dist_subspace.subspace import SubspaceConfig, resolve
 from tests.subspace.golden import BIAS, X2, A, B, G, W, X, golden_layer, layer
 
 
@@ -43,7 +47,18 @@ def test_a_is_kaiming_uniform_and_b_zero() -> None:
     module = layer("lora", rank=3)
     assert not module.lora_B.any()
     assert module.lora_A.abs().max() <= 0.5 and module.lora_A.std() > 0.1  # 1 / sqrt(4)
-    assert layer("lora", rank=3, options={"init": "gaussian"}).lora_A.abs().max() > 0.5
+
+
+@pytest.mark.parametrize(("init", "theirs"), [("kaiming", True), ("gaussian", "gaussian")])
+def test_a_is_drawn_as_wide_as_pefts(init: str, theirs: bool | str) -> None:
+    """Of 12,000 values: their standard deviation, and the largest, tell one distribution from another."""
+    config = peft.LoraConfig(r=4, target_modules=["0"], init_lora_weights=theirs)  # type: ignore[arg-type]
+    wrapped = peft.get_peft_model(nn.Sequential(nn.Linear(3000, 8)), config).base_model.model[0]
+    expected = wrapped.lora_A["default"].weight.detach()
+    resolved = resolve(SubspaceConfig(method="lora", rank=4, options={"init": init}))
+    part = resolved.method.on(pack(torch.zeros(8, 3000), "fp32"), resolved.settings, torch.Generator(), None)
+    torch.testing.assert_close(part.lora_A.std(), expected.std(), rtol=0.05, atol=0)
+    torch.testing.assert_close(part.lora_A.abs().max(), expected.abs().max(), rtol=0.3, atol=0)
 
 
 def dropped(p: float = 0.5) -> torch.nn.Module:

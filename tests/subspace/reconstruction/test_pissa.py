@@ -44,6 +44,19 @@ def test_a_folded_base_holds_the_golden_residual_in_its_own_layout(transposed: b
     torch.testing.assert_close(part(X), X @ W.t() + BIAS)
 
 
+def test_the_exact_start_is_that_of_the_full_decomposition_where_the_published_shortcut_is_not() -> None:
+    matrix = torch.randn(200, 150, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(matrix.double())
+    expected = (u[:, :4] * s[:4] @ v[:4]).float()
+    errors = {}
+    for svd in ("exact", "randomized"):
+        resolved = resolve(SubspaceConfig(method="pissa", rank=4, options={"svd": svd}))
+        part = settled(resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
+        pair = (part.scale * part.lora_B @ part.lora_A).detach()
+        errors[svd] = float((pair - expected).norm() / expected.norm())
+    assert errors["exact"] < 1e-4 and errors["randomized"] > 100 * errors["exact"]
+
+
 def test_fourteen_values_are_trained() -> None:
     assert sum(p.numel() for p in layer("pissa", rank=2).trainables().values()) == 14
 

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
+from peft.tuners.prefix_tuning import PrefixEncoder
 from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
@@ -151,6 +152,19 @@ def test_initial_values() -> None:
     for options in ({}, {"projection": True}):
         model = attach(tiny_model(), config("prefix", init="zero", **options))
         assert not model.prefix_tokens().any()
+
+
+def test_the_projection_is_pefts() -> None:
+    """PEFT's own encoder with our values gives our matrix: a column a key or value, layer by layer."""
+    ours = model_with("prefix", "GPT2LMHeadModel", projection=True, projection_dim=6).prefix_tokens
+    settings = {"num_virtual_tokens": COUNT, "token_dim": 32, "num_layers": 2, "encoder_hidden_size": 6}
+    theirs = PrefixEncoder(peft.PrefixTuningConfig(prefix_projection=True, **settings))
+    values = [ours.embedding, ours.down, ours.down_bias, ours.up, ours.up_bias]
+    with torch.no_grad():
+        for theirs_own, own in zip(theirs.parameters(), values, strict=True):
+            theirs_own.copy_(own)
+        torch.testing.assert_close(ours.matrix(), theirs(torch.arange(COUNT)))
+        assert ours.matrix().abs().max() > 0
 
 
 def test_projected_keys_and_values_train_through_the_projection() -> None:

@@ -58,8 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_losses_under_zero_3_are_those_without_an_engine(folder: str, tmp_path: Path) -> None:
-    plain = run_on_ranks(1, trained, folder, str(tmp_path), [*CASES], None, False, timeout=300.0)[0]
-    split = run_on_ranks(1, trained, folder, str(tmp_path), [*CASES], 3, True, timeout=300.0)[0]
+    plain = run_on_ranks(1, trained, folder, str(tmp_path), [*CASES], None, False, timeout=480)[0]
+    split = run_on_ranks(1, trained, folder, str(tmp_path), [*CASES], 3, True, timeout=480)[0]
     for case in CASES:
         assert split[case]["losses"] == pytest.approx(plain[case]["losses"], rel=2e-3), case
         assert split[case]["again"] < 1e-4 and plain[case]["again"] < 1e-4, case
@@ -70,7 +70,7 @@ def test_losses_under_zero_3_are_those_without_an_engine(folder: str, tmp_path: 
 def test_the_adapter_of_two_ranks_is_what_was_trained(
     folder: str, tmp_path: Path, stage: int, cases: list[str]
 ) -> None:
-    first, second = run_on_ranks(2, trained, folder, str(tmp_path), cases, stage, True, timeout=300.0)
+    first, second = run_on_ranks(2, trained, folder, str(tmp_path), cases, stage, True, timeout=480)
     for case in cases:
         assert first[case]["losses"] == second[case]["losses"], case
         assert first[case]["losses"][-1] < first[case]["losses"][0], case

@@ -97,6 +97,9 @@ def test_steps_and_epochs_are_counted_in_rows(table: TokenTable) -> None:
     assert data.rows_per_epoch(0) == 23 and data.steps_per_epoch == 23 / 5
     assert data.total_steps(1) == 5 and data.total_steps(2) == 10 and data.total_steps(0.01) == 1
     assert data.total_steps(5) == 23  # 115 rows are exactly 23 batches
+    assert (
+        batches(table, global_batch_size=1).total_steps(3.0000000000000004) == 69
+    )  # the rounding of a product is no row
     assert data.batch(3).epoch == pytest.approx(20 / 23)
     assert data.batch(4).epoch == pytest.approx(1 + 2 / 23)
     assert data.batch(22).epoch == pytest.approx(5)

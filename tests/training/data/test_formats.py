@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dist_subspace.errors import UsageError
+from dist_subspace.training.data import formats
 from dist_subspace.training.data.encoding import Encoder
 from tests.training.data.tokens_for_tests import char_tokenizer, prepared, texts
 
@@ -71,6 +72,18 @@ def test_text_is_cut_into_pieces_and_every_token_but_a_first_is_a_target(tmp_pat
     assert texts(data) == [("^abc", "abc"), ("def", "ef"), ("g$", "$")]  # a last piece of one token would train nothing
     assert data.train.target_counts.tolist() == [3, 2, 1]
     assert data.left_out == 0
+
+
+def test_a_long_document_is_tokenised_in_blocks_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks end at line ends; where a line is longer than a block, within it."""
+    monkeypatch.setattr(formats, "BLOCK", 16)  # characters, where it is a million
+    document = "line 1\nline 2\nline 3\n" + "0123456789" * 4 + "\nlast " + "abcdef" * 5 + "\n\nend"
+    (tmp_path / "a.txt").write_text(document)
+    data = prepared(tmp_path, train=str(tmp_path / "a.txt"), format="text", max_length=256)
+    tokenizer = char_tokenizer()
+    assert data.train.sample(0)[0].tolist() == [*tokenizer(document).input_ids, tokenizer.eos_token_id]
 
 
 def test_classification_keeps_integers_and_sorts_names(tmp_path: Path) -> None:

@@ -169,6 +169,30 @@ def test_a_model_that_mixes_packed_samples_is_found_out_and_one_that_does_not_is
         assert packing_leak(model.to(torch.bfloat16), first, second) < LEAK_LIMIT, name
 
 
+def test_a_model_that_looks_ahead_is_found_out() -> None:
+    """Both samples change alike there, which must not pass for rounding."""
+    model = tiny("opt")
+    for module in model.modules():
+        if hasattr(module, "is_causal"):
+            module.is_causal = False
+    assert packing_leak(model, samples()[0], samples()[2]) > LEAK_LIMIT
+
+
+def test_the_bases_own_attention_dropout_is_drawn_in_packed_rows_as_in_each_sample_alone() -> None:
+    torch.manual_seed(0)
+    config = LlamaConfig(**(GROUPED | {"num_hidden_layers": 1, "attention_dropout": 0.5}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    parts = [samples()[0], samples()[2]]
+    torch.manual_seed(1)
+    alone = torch.cat([model(input_ids=part[None]).logits for part in parts], dim=1)
+    enable_packing(model)
+    positions = torch.cat([torch.arange(len(part)) for part in parts])[None]
+    torch.manual_seed(1)
+    packed = model(input_ids=torch.cat(parts)[None], position_ids=positions, use_cache=False).logits
+    torch.testing.assert_close(packed, alone)
+    assert not torch.allclose(packed, model.eval()(input_ids=torch.cat(parts)[None], position_ids=positions).logits)
+
+
 def test_the_leak_is_seen_in_a_model_at_its_initial_values_too() -> None:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(CONFIGS["opt"]()).eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,3 +101,55 @@ def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(UsageError, match=r"data\.cache_dir"):
         prepared(tmp_path, train=lines(tmp_path / "a.jsonl", ["abc"]), format="text")
+
+
+def test_whatever_decides_on_the_tokens_is_in_the_name_of_their_store(tmp_path: Path) -> None:
+    """Each of these changes what is tokenised, or into what: it never finds the tokens of the others."""
+    rows = [{"instruction": "say it", "output": f"{n}", "answer": "no", "text": f"t {n}"} for n in range(3)]
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    template = char_tokenizer()
+    template.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    other_end = char_tokenizer()
+    other_end.eos_token = "<unk>"  # a mark that the vocabulary has: nothing else changes
+    words = char_tokenizer()
+    words.add_tokens(["say it"])
+    base: dict[str, Any] = {"train": str(file), "format": "alpaca"}
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "as it is": (None, {}),
+        "format": (None, {"format": "text"}),
+        "max_length": (None, {"max_length": 100}),
+        "template": (None, {"template": "{instruction}: "}),
+        "column": (None, {"output_field": "answer"}),
+        "truncation": (None, {"truncation": "tokens"}),
+        "chat template": (template, {}),
+        "vocabulary": (words, {}),
+        "no end of sequence": (char_tokenizer(eos=False), {}),
+        "another end of sequence": (other_end, {}),
+    }
+    stores: set[str] = set()
+    for what, (tokenizer, changed) in cases.items():
+        found = prepared(tmp_path, tokenizer, **base | changed)
+        now = {path.name for path in (tmp_path / "cache").iterdir()}
+        assert len(now) == len(stores) + 1, what
+        stores = now
+        assert len(found.train) == 3
+    file.write_text(file.read_text().replace('"output": "2"', '"output": "7"'))
+    prepared(tmp_path, **base)
+    assert len(list((tmp_path / "cache").iterdir())) == len(stores) + 1
+
+
+def test_a_disk_that_refuses_the_tokens_is_one_sentence_and_leaves_no_store(tmp_path: Path) -> None:
+    """The kernel's own refusal: a limit on the size of files, below the largest column."""
+    resource = pytest.importorskip("resource")
+    file = lines(tmp_path / "a.jsonl", ["abc " * 100] * 40)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (20_000, 40_000):  # below a piece, and between a piece and a column
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+        try:
+            with pytest.raises(UsageError, match=r"data\.cache_dir is .*cannot be written: File too large"):
+                prepared(tmp_path, train=file, format="text")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert not [path for path in (tmp_path / "cache").iterdir() if not path.name.startswith(".parts-")]
+    assert len(prepared(tmp_path, train=file, format="text").train) == 40

@@ -1,0 +1,75 @@
+"""Calls of the library that every rank makes, each with a fault of one rank: what each rank raised."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import dist_subspace as dsub
+from dist_subspace.loading.load import download
+from dist_subspace.placement.collectives import barrier, gather_objects, world
+from dist_subspace.placement.process_group import ensure_process_group
+from tests.faults.agreements import Row
+from tests.faults.injection import installed
+
+_DEEPSPEED = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+
+
+def make_calls(rows: Sequence[Row], home: str) -> None:
+    """Writes a line for each row into `home/calls-RANK.jsonl`: kind and text of the error, and whether the ranks still agree."""
+    ensure_process_group()
+    torch.set_num_threads(1)
+    calls = _calls(Path(home))
+    with (Path(home) / f"calls-{world().rank}.jsonl").open("w", buffering=1) as answers:
+        for row in rows:
+            print(f"now: {row}", flush=True)
+            kind, text = "none", ""
+            try:
+                with installed(row.fault) if row.rank == world().rank else nullcontext():
+                    calls[row.scene]()
+            except Exception as error:
+                kind, text = type(error).__name__, str(error)
+            whole = gather_objects(world().rank) == list(range(world().size))
+            answers.write(json.dumps([kind, text, whole]) + "\n")
+
+
+def _calls(home: Path) -> dict[str, Callable[[], Any]]:
+    trained = _attached(home)
+    dsub.save_adapter(trained, home / "saved")
+    dsub.export_peft(trained, home / "peft", report=None)
+    if world().is_main:
+        _copy_of_the_base(home)
+    barrier()
+    numbers = iter(range(1000))
+    return {
+        "load": lambda: _loaded(home),
+        "download": lambda: download("nobody/nothing"),
+        "load_adapter": lambda: dsub.load_adapter(_loaded(home), home / "saved"),
+        "import_peft": lambda: dsub.import_peft(_loaded(home), home / "peft"),
+        "save_adapter": lambda: dsub.save_adapter(trained, home / f"out-{next(numbers)}"),
+        "merge": lambda: dsub.merge(trained, home / f"out-{next(numbers)}", report=None),
+        "export": lambda: dsub.export_peft(trained, home / f"out-{next(numbers)}", "lora", report=None),
+        "export_folder": lambda: dsub.export_peft(home / "saved", home / f"out-{next(numbers)}", report=None),
+    }
+
+
+def _loaded(home: Path) -> Any:
+    return dsub.load_frozen(home / "model", "fp32", deepspeed=_DEEPSPEED)
+
+
+def _attached(home: Path) -> Any:
+    """Split over the ranks, and with frozen factors that its adapter is not complete without."""
+    return dsub.attach(_loaded(home), dsub.SubspaceConfig(method="pissa", rank=2, target_modules=["q_proj"]))
+
+
+def _copy_of_the_base(home: Path) -> None:
+    """What PEFT writes beside an adapter "to be safe"."""
+    tensors = load_file(home / "peft" / "adapter_model.safetensors")
+    tensors["base_model.model.lm_head.weight"] = load_file(home / "model" / "model.safetensors")["lm_head.weight"]
+    save_file(tensors, home / "peft" / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,9 @@
+"""What nearly every process of the tests imports, once for all of them: `tests.forked` forks them from one that has."""
+
+import bitsandbytes  # noqa: F401
+import deepspeed  # noqa: F401
+import torch.distributed  # noqa: F401
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama  # noqa: F401
+
+import dist_subspace.training.run  # noqa: F401

@@ -1,0 +1,60 @@
+"""What training on needs of an adapter of PEFT: its dropout, its penalty, its seeds, and a triplet's place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+
+from dist_subspace.interchange.adapter import CONFIG
+from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.subspace import resolve
+from tests.interchange.test_peft_import import lora, pruned, written
+
+LAYERS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
+
+
+def adalora(**fields: Any) -> peft.AdaLoraConfig:
+    return peft.AdaLoraConfig(init_r=4, target_r=2, total_step=10, **LAYERS, **fields)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("kind", ["lora", "adalora", "vera"])
+def test_it_trains_on_with_the_dropout_that_it_was_trained_with(kind: str, dropout: float, tmp_path: Path) -> None:
+    made = {
+        "lora": lambda: lora(lora_dropout=dropout),
+        "adalora": lambda: adalora(lora_dropout=dropout),
+        "vera": lambda: peft.VeraConfig(r=5, vera_dropout=dropout, **LAYERS),
+    }[kind]()
+    assert read_peft(written(tmp_path, made)[0]).config.dropout == dropout
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3])
+def test_an_adalora_has_the_penalty_that_peft_gave_it_or_none(weight: float, tmp_path: Path) -> None:
+    folder, _ = written(tmp_path, adalora())
+    described = json.loads((folder / CONFIG).read_text()) | {"orth_reg_weight": weight}  # PEFT itself trains with some
+    (folder / CONFIG).write_text(json.dumps(described))
+    config = read_peft(folder).config
+    constraint = resolve(config).settings.constraint
+    assert (0.0 if constraint is None else constraint.weight) == weight
+    assert (config.rank, config.options["init_rank"]) == (2, 4)
+
+
+@pytest.mark.parametrize("key", [0, 7])
+def test_veras_projections_are_drawn_again_from_its_key_where_they_are_not_saved(key: int, tmp_path: Path) -> None:
+    config = peft.VeraConfig(r=5, projection_prng_key=key, save_projection=False, d_initial=0.2, **LAYERS)
+    options = read_peft(written(tmp_path, config)[0]).config.options
+    assert options == {"d_init": 0.2, "projection_seed": key, "save_projection": False}
+
+
+def test_triplets_that_adalora_has_kept_come_back_to_their_places(tmp_path: Path) -> None:
+    folder, _ = pruned(tmp_path)
+    masks = json.loads((folder / CONFIG).read_text())["rank_pattern"]
+    assert any(sorted(mask, reverse=True) != mask for mask in masks.values()), "the first are kept everywhere"
+    tensors = read_peft(folder).tensors
+    for name, mask in masks.items():
+        e = tensors[f"base_model.model.{name.removesuffix('.lora_E')}.lora_E"].flatten()
+        assert (e != 0).tolist() == mask

@@ -1,0 +1,236 @@
+"""The keys of the section `model`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from bitsandbytes import functional as bnb
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
+
+from dist_subspace.checkpoint.status import EXIT_USAGE
+from dist_subspace.subspace import disabled
+from tests.keys.begun import begin, logits, randomised
+from tests.keys.bench import UNSET, Bench
+from tests.keys.data_reference import all_trained, assert_same, classifying, marked
+from tests.keys.remote_code import folder_with_code
+from tests.keys.table import Key
+from tests.tiny_run import make_model
+
+IDS = torch.arange(7, 47).view(4, 10)
+EACH = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8")
+
+
+def path(bench: Bench) -> None:
+    other = str(make_model(bench.folder / "other", seed=3))
+    reference = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
+    with disabled(begin(bench, {"model.path": other}).model) as model:
+        torch.testing.assert_close(logits(model, IDS), logits(reference, IDS))
+
+
+def task(bench: Bench) -> None:
+    """A head that the base lacks, told the labels; each text is read as if it stood alone, whatever stands beside it."""
+    kinds = ("warm", "cold", "hot")
+    records = [{"text": "so " * n + kinds[n % 3], "label": kinds[n % 3]} for n in range(9)]
+    names = sorted(kinds)
+    told = {"num_labels": 3, "id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    for folder in (bench.folder / "model", _encoder(bench)):
+        changes = {"training.per_device_train_batch_size": 4, "model.path": str(folder)}
+        begun = begin(bench, classifying(bench, records) | changes)
+        model = begun.model
+        reference = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, **told)
+        assert type(model).__name__ == type(reference).__name__
+        assert (model.config.id2label, model.config.label2id) == (told["id2label"], told["label2id"])
+        head = "score" if hasattr(reference, "score") else "classifier"
+        trained = {name: p for name, p in model.named_parameters() if name.startswith(head) and p.requires_grad}
+        assert len(trained) == len(list(reference.get_submodule(head).parameters())), "the head is trained"
+        for name, parameter in trained.items():
+            reference.get_submodule(head).get_parameter(name.rpartition(".")[2]).data.copy_(parameter.data)
+        for micro in begun.micro_batches:
+            ids, mask = micro.inputs["input_ids"], micro.inputs["attention_mask"]
+            assert ids.shape[1] == 64, "rows are padded to a multiple of 64, and not to data.max_length"
+            alone = [row[kept.bool()] for row, kept in zip(ids, mask, strict=True)]
+            expected = torch.cat([logits(reference, row[None]) for row in alone])
+            torch.testing.assert_close(logits(model, ids, attention_mask=mask), expected)
+
+
+def _encoder(bench: Bench) -> Path:
+    """A BERT that reads both ways: what pads a row would be seen."""
+    folder, own = bench.folder / "encoder", AutoTokenizer.from_pretrained(bench.folder / "model")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 44}
+    torch.manual_seed(0)
+    made = BertForSequenceClassification(BertConfig(vocab_size=len(own), num_labels=3, **sizes))
+    for parameter in made.parameters():
+        parameter.data.mul_(3)
+    made.save_pretrained(folder)
+    own.save_pretrained(folder)
+    return folder
+
+
+def storage(bench: Bench) -> None:
+    """The linear layers of the blocks, in each storage what bitsandbytes or torch makes of them; all else as it is."""
+    for kind in EACH:
+        _holds(bench, {"model.storage": kind, "model.double_quant": False}, kind, nested=False)
+
+
+def double_quant(bench: Bench) -> None:
+    """The statistics of 4 bits quantised too, as bitsandbytes does it."""
+    size = {}
+    for nested in (True, False):
+        model = _holds(bench, {"model.storage": "nf4", "model.double_quant": nested}, "nf4", nested=nested)
+        size[nested] = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if "absmax" in n)
+    assert size[True] * 3 < size[False], "statistics in a byte each take a fourth of those in float32"
+    unset = begin(bench, {"model.storage": "nf4", "model.double_quant": UNSET}).model
+    assert sum(p.numel() * p.element_size() for n, p in unset.named_parameters() if "absmax" in n) == size[True]
+
+
+def _holds(bench: Bench, changes: dict[str, Any], kind: str, nested: bool) -> nn.Module:
+    model = begin(bench, {"subspace.init_from": UNSET, "subspace.rank": 2, **changes}).model
+    dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(kind, torch.bfloat16)
+    base, seen = bench.base_model(), 0
+    for name, module in base.named_modules():
+        if isinstance(module, nn.Linear) and name != "lm_head":
+            held = model.get_submodule(name).base
+            expected = _held(module.weight.data, kind, nested)
+            torch.testing.assert_close(held.dense(torch.float32), expected, rtol=0, atol=0, msg=f"{kind}: {name}")
+            assert held.storage == kind
+            seen += 1
+    assert seen == 14
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"):
+        found = dict(model.named_parameters()).get(name)
+        found = model.get_submodule(name.rpartition(".")[0]).weight if found is None else found
+        assert torch.equal(found, base.get_parameter(name).to(dtype)), f"{kind}: {name}"
+    return model
+
+
+def _held(weight: Tensor, kind: str, nested: bool) -> Tensor:
+    """float32: what a storage keeps of a matrix."""
+    if kind == "int8":
+        codes, scale, _ = bnb.int8_vectorwise_quant(weight.half())
+        return codes.float() * (scale.float() / 127)[:, None]
+    if kind in ("nf4", "fp4"):
+        packed, state = bnb.quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
+        state.shape = torch.Size((1, weight.numel()))  # its CPU kernel reads rows of less than a block wrongly
+        return bnb.dequantize_4bit(packed, state).view_as(weight).float()
+    return weight.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]).float()
+
+
+def dtype(bench: Bench) -> None:
+    """What is not packed is held in it, and the computation is in it: in float32 the product with what bitsandbytes unpacks."""
+    for kind in ("float32", "bfloat16", "float16"):
+        model = begin(bench, {"model.storage": "nf4", "model.double_quant": False, "model.dtype": kind}).model
+        reference = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=getattr(torch, kind))
+        table = model.get_input_embeddings().weight
+        assert torch.equal(table, reference.get_input_embeddings().weight) and table.dtype == reference.dtype
+        with disabled(model):
+            found = logits(model, IDS)
+        assert found.dtype == reference.dtype
+        if kind != "float32":
+            continue
+        for name, module in reference.named_modules():
+            if isinstance(module, nn.Linear) and name != "lm_head":
+                module.weight.data = _held(module.weight.data, "nf4", nested=False)
+        torch.testing.assert_close(found, logits(reference, IDS))
+    unset = begin(bench, {"model.storage": "nf4", "model.dtype": UNSET})
+    assert unset.plan.dtype == torch.bfloat16 == unset.model.get_input_embeddings().weight.dtype
+
+
+def attn_implementation(bench: Bench) -> None:
+    """Eager attention gives its weights, as transformers' does; unset, the choice is transformers' own."""
+    for kind in ("eager", UNSET):
+        options = {} if kind is UNSET else {"attn_implementation": kind}
+        model = begin(bench, {"model.attn_implementation": kind}).model
+        reference = AutoModelForCausalLM.from_pretrained(bench.folder / "model", dtype=torch.float32, **options)
+        assert model.config._attn_implementation == reference.config._attn_implementation
+        if kind == "eager":
+            with torch.no_grad(), disabled(model.eval()):
+                found = model(input_ids=IDS, output_attentions=True).attentions
+                expected = reference.eval()(input_ids=IDS, output_attentions=True).attentions
+            torch.testing.assert_close(found, expected)
+
+
+def tokenizer(bench: Bench) -> None:
+    """Its ids are trained on, and not those of the model's own folder."""
+    found = begin(bench, {"model.tokenizer": marked(bench)}).rows
+    own = begin(bench, {}).rows
+    texts = [json.loads(line)["text"] for line in Path(bench.data).read_text().splitlines()]
+    for folder, rows in ((marked(bench), found), (bench.folder / "model", own)):
+        other = AutoTokenizer.from_pretrained(folder)
+        assert_same(rows, [all_trained(other, text) for text in texts], "model.tokenizer")
+    assert sorted(found) != sorted(own)
+
+
+def new_tokens(bench: Bench) -> None:
+    """Rows of their own that begin at the mean, with the gradients of those of larger tables; the tables have none."""
+    data = bench.write("new.jsonl", [{"text": f"<b> {n}<a>!"} for n in range(4)])
+    changes = {"model.new_tokens": ["<a>", "<b>"], "data.train": data, "subspace.init_from": UNSET, "subspace.rank": 2}
+    begun = begin(bench, changes)
+    own = AutoTokenizer.from_pretrained(bench.folder / "model")
+    own.add_tokens(["<a>", "<b>"], special_tokens=True)
+    expected = [all_trained(own, f"<b> {n}<a>!") for n in range(4)]
+    assert_same(begun.rows, expected, "each new token is one id")
+    reference, model = bench.base_model(), begun.model
+    vocabulary = reference.config.vocab_size
+    reference.resize_token_embeddings(len(own), mean_resizing=False)
+    tables = (reference.get_input_embeddings().weight, reference.get_output_embeddings().weight)
+    for table in tables:
+        table.data[vocabulary:] = table.data[:vocabulary].mean(0)
+    ids = torch.tensor([row for row, _ in expected])
+    model.train()(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    reference.train()(input_ids=ids, labels=ids).loss.backward()
+    for name, table in zip(("embedding", "head"), tables, strict=True):
+        rows = model.get_parameter(f"new_tokens.{name}")
+        torch.testing.assert_close(rows.data, table.data[vocabulary:], msg=f"{name} does not begin at the mean")
+        torch.testing.assert_close(rows.grad, table.grad[vocabulary:])
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad and "lora" not in name}
+    assert trained == {"new_tokens.embedding", "new_tokens.head"}
+    outcome = bench.run(changes | {"training.max_steps": 2, "training.global_batch_size": 4})
+    saved = outcome.adapter
+    for name, table in zip(("embedding", "head"), tables, strict=True):
+        rows = saved[f"base_model.model.new_tokens.{name}"]
+        assert rows.shape == (2, 32) and bool((rows != table.data[vocabulary:]).all()), "each row is trained"
+
+
+def trust_remote_code(bench: Bench) -> None:
+    """Code in the model's folder is run where that is said, as transformers runs it, and refused else."""
+    folder = folder_with_code(bench.folder / "code")
+    refused = bench.run({"model.path": folder, "model.tokenizer": marked(bench)}, expect=EXIT_USAGE)
+    assert "trust_remote_code" in refused.said and refused.said.count("error: ") == 1 and not refused.calls
+    changes = {"model.path": folder, "model.tokenizer": marked(bench), "model.trust_remote_code": True}
+    model = begin(bench, changes).model
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
+    assert type(model).__name__ == type(reference).__name__ == "Louder"
+    with disabled(randomised(model)):
+        torch.testing.assert_close(logits(model, IDS), logits(reference, IDS))
+    assert not torch.allclose(logits(reference, IDS), logits(bench.base_model(), IDS))
+
+
+_TRANSFORMERS, _BNB = "transformers' from_pretrained", "bitsandbytes' quantisers"
+KEYS = [
+    Key("model.path", ("another folder",), "the base model", f"{_TRANSFORMERS}: logits", path),
+    Key(
+        "model.task",
+        ("classification",),
+        "the head, and what is padded",
+        f"{_TRANSFORMERS}: logits of each row alone",
+        task,
+    ),
+    Key("model.storage", EACH, "the values of the linear layers", f"{_BNB}, torch's casts", storage),
+    Key("model.double_quant", (True, False), "statistics in a byte", _BNB, double_quant),
+    Key("model.dtype", ("float32", "bfloat16", "float16"), "all else, and the computation", _TRANSFORMERS, dtype),
+    Key("model.attn_implementation", ("eager",), "the attention", f"{_TRANSFORMERS}: attentions", attn_implementation),
+    Key("model.tokenizer", ("another folder",), "the ids", "AutoTokenizer of both folders", tokenizer),
+    Key(
+        "model.new_tokens", (["<a>", "<b>"],), "rows that are trained", "resize_token_embeddings: gradients", new_tokens
+    ),
+    Key("model.trust_remote_code", (True, False), "code of the folder", f"{_TRANSFORMERS}: logits", trust_remote_code),
+]

@@ -1,0 +1,121 @@
+"""The keys of the section `run`: what is written where, and how often."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from itertools import accumulate
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from dist_subspace.checkpoint.status import EXIT_OK
+from dist_subspace.training.run import train
+from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
+from tests.keys.reference import assert_follows, held_out_loss, train_plainly
+from tests.keys.table import Key
+
+
+def _same_trajectory(outcome: Outcome, bench: Bench) -> None:
+    assert outcome.trained_on == bench.usual().trained_on
+    for name, tensor in bench.usual().adapter.items():
+        assert torch.equal(outcome.adapter[name], tensor), name
+
+
+def output_dir(bench: Bench) -> None:
+    """Everything of a run is in its folder; without the key, in one that has the configuration's name."""
+    bench.usual()  # which makes the folder of tokens
+    config = bench.configuration({"training.max_steps": 1})
+    place = bench.folder / "a" / "new" / "place"
+    config["run"]["output_dir"] = str(place)
+    before = set(bench.folder.iterdir())
+    bench.go(config)
+    assert set(bench.folder.iterdir()) - before == {bench.folder / "a"}
+    written = {path.name for path in place.iterdir()}
+    assert {"config.yaml", "status.json", "metrics.jsonl", "checkpoint-1", "adapter"} <= written
+    del config["run"]["output_dir"]
+    file = bench.folder / "named.yaml"
+    file.write_text(yaml.safe_dump(config))
+    with contextlib.chdir(bench.folder), contextlib.redirect_stdout(io.StringIO()):
+        assert train(file) == EXIT_OK
+    assert (bench.folder / "runs" / "named" / "adapter").is_dir()
+
+
+def logging_steps(bench: Bench) -> None:
+    """A line's loss is the mean over the steps since the last line; the first and the last step have one always."""
+    outcome = bench.run({"run.logging_steps": 4})
+    expected = train_plainly(bench.peft_model(), outcome.trained_on)
+    losses = expected.losses
+    means = [losses[0], sum(losses[1:4]) / 3, sum(losses[4:6]) / 2]
+    assert [line["step"] for line in outcome.steps] == [1, 4, 6]
+    assert [line["loss"] for line in outcome.steps] == pytest.approx(means, rel=2e-5)
+    assert [line["grad_norm"] for line in outcome.steps] == pytest.approx(
+        [expected.norms[n] for n in (0, 3, 5)], rel=2e-5
+    )
+    _same_trajectory(outcome, bench)
+    _counters(bench.usual())
+
+
+def _counters(outcome: Outcome) -> None:
+    """Each line counts the samples and tokens that the model was given until then."""
+    rows, lines = outcome.trained_on, outcome.steps
+    tokens = accumulate(sum(map(len, rows[start : start + 4])) for start in range(0, len(rows), 4))
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["samples"] for line in lines] == [4, 8, 12, 16, 20, 24]
+    assert [line["tokens"] for line in lines] == list(tokens)
+    assert [line["epoch"] for line in lines] == pytest.approx([4 * step / RECORDS for step in range(1, 7)])
+    seconds = [line["elapsed_seconds"] for line in lines]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+    assert all(line["tokens_per_second"] > 0 and line["peak_memory_bytes"] > 2**20 for line in lines)
+
+
+def eval_steps(bench: Bench) -> None:
+    """Null: at the end alone. Before the first step it is measured in any case."""
+    for every, steps in ((2, [0, 2, 4, 6]), (4, [0, 4, 6]), (None, [0, 6])):
+        outcome = bench.run({"run.eval_steps": every, "data.eval": bench.held_out})
+        assert [line["step"] for line in outcome.evaluations] == steps
+        losses: dict[int, float] = {}
+        rows = outcome.evaluated_on[:HELD_OUT]
+
+        def evaluate(
+            step: int, model: nn.Module, schedule: object, rows: object = rows, losses: object = losses
+        ) -> None:
+            losses[step] = held_out_loss(model, rows)  # type: ignore[index, arg-type]
+
+        expected = train_plainly(bench.peft_model(), outcome.trained_on, after_step=evaluate, before=True)
+        found = [line["eval_loss"] for line in outcome.evaluations]
+        assert found == pytest.approx([losses[step] for step in steps], rel=2e-5)
+        assert_follows(outcome, expected)
+
+
+def report_to(bench: Bench) -> None:
+    """Inert by design for what is trained: it adds files, which hold what metrics.jsonl holds."""
+    outcome = bench.run({"run.report_to": ["tensorboard"]})
+    _same_trajectory(outcome, bench)
+    extra = {path.name for path in outcome.folder.iterdir()} - {path.name for path in bench.usual().folder.iterdir()}
+    assert extra == {"tensorboard"}
+    events = EventAccumulator(str(outcome.folder / "tensorboard"))
+    events.Reload()
+    for key in ("loss", "learning_rate", "grad_norm"):
+        told = [(event.step, event.value) for event in events.Scalars(f"train/{key}")]
+        assert [step for step, _ in told] == [1, 2, 3, 4, 5, 6]
+        assert [value for _, value in told] == pytest.approx([line[key] for line in outcome.steps], rel=1e-6)
+
+
+KEYS = [
+    Key("run.output_dir", ("a folder", "unset"), "where everything is written", "the folder's files", output_dir),
+    Key(
+        "run.logging_steps", (4,), "which steps have a line, with the mean loss since the last", "a loop", logging_steps
+    ),
+    Key("run.eval_steps", (2, 4, None), "after which steps it is evaluated", "a loop that evaluates then", eval_steps),
+    Key(
+        "run.report_to",
+        ("tensorboard", "none"),
+        "inert by design for the trajectory: trackers get the same figures",
+        "TensorBoard's reader; bit-equal adapters",
+        report_to,
+    ),
+]

@@ -1,0 +1,7 @@
+"""The keys of the section `training`."""
+
+from __future__ import annotations
+
+from tests.keys import training_batch, training_manner, training_optimizer, training_schedule
+
+KEYS = [*training_batch.KEYS, *training_optimizer.KEYS, *training_schedule.KEYS, *training_manner.KEYS]

@@ -1,0 +1,142 @@
+"""Keys of `training` that say how a step is made: checkpointing, repetition, what is not finite, and when to stop."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+
+import torch
+from transformers import enable_full_determinism, get_scheduler
+
+from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED
+from tests.keys.bench import Bench, Outcome
+from tests.keys.reference import assert_follows, train_plainly
+from tests.keys.table import Key
+
+LAYERS = 2
+STEPS = 300  # more than can be made in a second
+
+
+def _checkpointed(bench: Bench, *grad: bool, **changes: object) -> Outcome:
+    """Each layer is called once for each of `grad`, with and without a graph; the trajectory stays."""
+    outcome = bench.run({name.replace("__", "."): value for name, value in changes.items()})
+    micro_batches = sum(call.trains for call in outcome.calls)
+    assert micro_batches == 12
+    assert sorted(outcome.seen.layers) == sorted(grad * LAYERS * micro_batches)
+    assert_follows(outcome, train_plainly(bench.peft_model(), outcome.trained_on))
+    return outcome
+
+
+def gradient_checkpointing(bench: Bench) -> None:
+    _checkpointed(bench, True)
+    _checkpointed(bench, True, True, training__gradient_checkpointing=True)
+
+
+def use_reentrant(bench: Bench) -> None:
+    """torch's older form makes its first pass without a graph, and the second one in backward with it."""
+    kwargs = {"use_reentrant": True}
+    changes = {"training__gradient_checkpointing": True, "training__gradient_checkpointing_kwargs": kwargs}
+    _checkpointed(bench, False, True, **changes)
+
+
+def full_determinism(bench: Bench) -> None:
+    """As transformers' own function sets torch; without the key nothing is set."""
+    names, cudnn = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING"), torch.backends.cudnn
+
+    def state() -> tuple[object, ...]:
+        algorithms = (torch.are_deterministic_algorithms_enabled(), cudnn.deterministic, cudnn.benchmark)
+        return (*algorithms, *(os.environ.get(name) for name in names))
+
+    before = {name: os.environ.pop(name, None) for name in names}
+    flags = (cudnn.deterministic, cudnn.benchmark)
+    try:
+        enable_full_determinism(0)
+        wanted = state()
+        torch.use_deterministic_algorithms(False)
+        plain = bench.run({"training.full_determinism": False, "training.max_steps": 1})
+        assert [call.deterministic for call in plain.calls if call.trains] == [False] * 2
+        for name in names:
+            os.environ.pop(name, None)
+        cudnn.deterministic, cudnn.benchmark = flags
+        strict = bench.run({"training.full_determinism": True, "training.max_steps": 2})
+        assert [call.deterministic for call in strict.calls if call.trains] == [True] * 4
+        assert state() == wanted
+        assert_follows(strict, train_plainly(bench.peft_model(), strict.trained_on))
+    finally:
+        torch.use_deterministic_algorithms(False)
+        cudnn.deterministic, cudnn.benchmark = flags
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def on_nonfinite(bench: Bench) -> None:
+    """One sample makes the loss no number: a loop that leaves its step out is followed, or the run ends there."""
+    model = bench.base_model()
+    poisoned = bench.folder / "poisoned"
+    with torch.no_grad():
+        model.get_input_embeddings().weight[bench.token("~")] = float("nan")
+    bench.save_model(model, poisoned)
+    data = bench.write("poisoned.jsonl", [{"text": f"{n} {'~' if n == 4 else ''}{n * 7}"} for n in range(12)])
+    changes = {"model.path": str(poisoned), "data.train": data, "training.max_steps": 5, "checkpoint.save_steps": 1}
+    changes |= {"training.lr_scheduler_type": "linear", "checkpoint.save_total_limit": None}
+    skipped = bench.run(changes | {"training.on_nonfinite": "skip"})
+    bad = sorted({n // 4 + 1 for n, row in enumerate(skipped.trained_on) if bench.token("~") in row})
+    schedule = partial(get_scheduler, "linear", num_warmup_steps=0, num_training_steps=5)  # which goes on meanwhile
+    expected = train_plainly(bench.peft_model(base=poisoned), skipped.trained_on, scheduler=schedule)
+    assert [step for step, loss in enumerate(expected.losses, 1) if loss != loss] == bad and bad[0] < 5
+    assert_follows(skipped, expected)
+    assert all(f"step {step} skipped: loss nan ({count} so far)" in skipped.said for count, step in enumerate(bad, 1))
+    stopped = bench.run(changes | {"training.on_nonfinite": "stop"}, EXIT_FAILED)
+    assert stopped.message.startswith(f"step {bad[0]} has loss nan, and training.on_nonfinite is stop")
+    assert stopped.checkpoints == list(range(1, bad[0])) and len(stopped.steps) == bad[0] - 1
+
+
+def max_time(bench: Bench) -> None:
+    """The run leaves with what it has, whole, and the same configuration goes on from there."""
+    outcome = bench.run({"training.max_time": "0:00:01", "training.max_steps": STEPS}, EXIT_INTERRUPTED)
+    made = len(outcome.steps)
+    assert made < STEPS and outcome.checkpoints == ([made] if made else [])
+    assert "training.max_time" in outcome.message
+    expected = train_plainly(bench.peft_model(), outcome.trained_on[: 4 * min(made, 20)])
+    assert_follows(outcome, expected, first=min(made, 20))
+
+
+KEYS = [
+    Key(
+        "training.gradient_checkpointing",
+        (True,),
+        "each layer is computed again in backward; the trajectory stays",
+        "calls of the layers, seen by torch's hooks",
+        gradient_checkpointing,
+    ),
+    Key(
+        "training.gradient_checkpointing_kwargs.use_reentrant",
+        (True,),
+        "the first pass has no graph; the trajectory stays",
+        "calls of the layers, seen by torch's hooks",
+        use_reentrant,
+    ),
+    Key(
+        "training.full_determinism",
+        (True,),
+        "torch's deterministic algorithms and CUDA's variables",
+        "transformers.enable_full_determinism",
+        full_determinism,
+    ),
+    Key(
+        "training.on_nonfinite",
+        ("skip", "stop"),
+        "skip: the step changes nothing; stop: the run fails there",
+        "a loop that leaves the step out",
+        on_nonfinite,
+    ),
+    Key(
+        "training.max_time",
+        ("0:00:01",),
+        "saves and stops, exit status 75",
+        "the exit status, the checkpoint; torch.optim.AdamW up to there",
+        max_time,
+    ),
+]

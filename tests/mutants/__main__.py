@@ -1,0 +1,67 @@
+"""Run the mutants: python -m tests.mutants [--only PATTERN ...] [--workers N] [--json FILE]."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.mutants.catalogue import mutants
+from tests.mutants.runner import Outcome, copy_of_the_tree, outcomes, tests_that_are_red_without_any
+
+ENOUGH = 0.95  # of all, caught
+
+
+def main() -> int:
+    arguments = _arguments()
+    chosen = [m for m in mutants() if any(fnmatch.fnmatch(m.name, pattern) for pattern in arguments.only)]
+    if not chosen:
+        print(f"no mutant is called {' or '.join(arguments.only)}", file=sys.stderr)
+        return 2
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="dist_subspace-mutants-") as folder:
+        red = tests_that_are_red_without_any(chosen, copy_of_the_tree(Path(folder) / "tree"))
+    if red:
+        print(red, "\nThese tests are red without any mutant: nothing can be told.", file=sys.stderr)
+        return 2
+    done: list[Outcome] = []
+    for outcome in outcomes(chosen, arguments.workers):
+        done.append(outcome)
+        print(f"{outcome.verdict:6}  {outcome.seconds:5.0f} s  {outcome.mutant.name}", flush=True)
+        if outcome.verdict != "caught":
+            print(f"        {outcome.mutant.promise}\n{outcome.output[-4000:]}", flush=True)
+    if arguments.json:
+        _write(done, arguments.json)
+    return _closing(done, time.monotonic() - start)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("--only", nargs="+", default=["*"], help="names, with * and ?")
+    parser.add_argument("--workers", type=int, default=2, help="mutants tried side by side")
+    parser.add_argument("--json", type=Path, help="where the outcomes are written")
+    return parser.parse_args()
+
+
+def _write(done: list[Outcome], path: Path) -> None:
+    rows = [{"name": o.mutant.name, "verdict": o.verdict, "seconds": round(o.seconds, 1)} for o in done]
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def _closing(done: list[Outcome], seconds: float) -> int:
+    counts = Counter(outcome.verdict for outcome in done)
+    others = ", ".join(f"{counts[verdict]} {verdict}" for verdict in ("missed", "hung", "unfit"))
+    print(f"{len(done)} mutants: {counts['caught']} caught, {others}; {seconds:.0f} s")
+    for outcome in done:
+        if outcome.verdict != "caught":
+            print(f"  {outcome.verdict}: {outcome.mutant.name} ({outcome.mutant.file})")
+    return 0 if counts["caught"] >= ENOUGH * len(done) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

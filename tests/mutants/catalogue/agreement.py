@@ -1,0 +1,226 @@
+"""Agreements of the ranks that are dropped, and decisions that a rank takes by itself."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+_RUN = "tests/faults/test_agreement.py::test_a_rank_that_fails_alone_in_a_run_ends_all_with_its_one_sentence"
+_CALL = "tests/faults/test_agreement.py::test_a_rank_that_fails_alone_in_a_call_is_an_error_of_all"
+_ALIKE = "tests/faults/test_decisions.py"
+_DISK = f"{_ALIKE}::test_a_rank_whose_disk_holds_something_else_is_named_and_nothing_is_trained"
+_TWO_DISKS = f"{_ALIKE}::test_only_rank_0_looks_for_a_checkpoint_and_writes_where_folders_differ"
+_PLAN, _TRAINER = "dist_subspace/training/plan.py", "dist_subspace/training/trainer.py"
+_COLLECTIVES, _PEERS = "dist_subspace/placement/collectives.py", "dist_subspace/placement/peers.py"
+_STATE, _ADAPTER = "dist_subspace/checkpoint/state.py", "dist_subspace/interchange/adapter.py"
+
+MUTANTS = [
+    Mutant(
+        name="configuration-read-without-an-agreement",
+        file="dist_subspace/training/run.py",
+        text='with STOP.leavable(), agreed("reading the configuration"):',
+        becomes="with STOP.leavable():",
+        promise="A configuration that one rank cannot read is a refusal of all, which rank 0 says.",
+        tests=[f"{_RUN}[training-run-_train-reading-the-configuration-_read]"],
+    ),
+    Mutant(
+        name="configurations-of-ranks-not-compared",
+        file="dist_subspace/training/run.py",
+        text="        refuse_unlike(settings_of_all(config))\n",
+        becomes="",
+        promise="A rank that reads another configuration is named, and nothing is trained.",
+        tests=[f"{_DISK}[other_rate]"],
+    ),
+    Mutant(
+        name="tokenizer-read-without-an-agreement",
+        file=_PLAN,
+        text='with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):',
+        becomes='with announced("reading the tokenizer", notice):',
+        promise="A tokenizer that one rank cannot read ends all ranks by an agreement.",
+        tests=[f"{_RUN}[training-plan-make_plan-reading-the-tokenizer-load_tokenizer]"],
+    ),
+    Mutant(
+        name="tokens-read-without-an-agreement",
+        file=_PLAN,
+        text='    with agreed("reading the tokenised data"):\n        return',
+        becomes="    if True:\n        return",
+        promise="Tokens that one rank cannot read end all ranks by an agreement.",
+        tests=[f"{_RUN}[training-plan-_prepare_data-reading-the-tokenised-data-read_columns]"],
+    ),
+    Mutant(
+        name="data-and-model-of-ranks-not-compared",
+        file=_PLAN,
+        text='        refuse_unlike({"data fingerprint": data.fingerprint, **model})\n',
+        becomes="",
+        promise="A rank whose data or model files are others is named, and nothing is trained.",
+        tests=[f"{_DISK}[other_records]"],
+    ),
+    Mutant(
+        name="model-compared-by-rank-0-alone",
+        file=_PLAN,
+        text='model = {"model fingerprint": base_fingerprint(folder)} if world().local_rank == 0 else {}',
+        becomes='model = {"model fingerprint": base_fingerprint(folder)} if world().rank == 0 else {}',
+        promise="Every node compares its copy of the model with rank 0's.",
+        tests=[f"{_DISK}[other_weights]"],
+    ),
+    Mutant(
+        name="checkpoint-found-by-every-rank",
+        file=_PLAN,
+        text="checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)",
+        becomes="checkpoint = _find_checkpoint(config, run_dir, fingerprints, notice)",
+        promise="Rank 0 alone looks for the checkpoint, and all go on from that one.",
+        tests=[_TWO_DISKS],
+    ),
+    Mutant(
+        name="checkpoint-written-by-every-rank",
+        file=_STATE,
+        text="return Path(on_main(write_checkpoint, run_dir, state.step, write))",
+        becomes="return Path(write_checkpoint(run_dir, state.step, write))",
+        promise="Rank 0 alone writes checkpoints.",
+        tests=[_TWO_DISKS],
+    ),
+    Mutant(
+        name="checkpoint-written-without-an-agreement",
+        file=_STATE,
+        text="return Path(on_main(write_checkpoint, run_dir, state.step, write))",
+        becomes="return write_checkpoint(run_dir, state.step, write) if world().is_main else run_dir",
+        promise="A checkpoint that rank 0 cannot write ends all ranks by an agreement.",
+        tests=[f"{_RUN}[checkpoint-state-save_checkpoint-write_checkpoint-write_adapter]"],
+    ),
+    Mutant(
+        name="optimizer-state-read-without-an-agreement",
+        file=_STATE,
+        text="    on_main(run)\n",
+        becomes="    if world().is_main:\n        run()\n",
+        promise="A checkpoint that rank 0 cannot read ends all ranks by an agreement.",
+        tests=[f"{_RUN}[checkpoint-state-restore-on_rank_zero_only-_read_optimizer-_read_optimizer]"],
+    ),
+    Mutant(
+        name="factors-checked-without-an-agreement",
+        file=_TRAINER,
+        text="        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)\n",
+        becomes="        if world().is_main:\n            check_factors(folder, self.model, self.plan.run_dir / FACTORS)\n",
+        promise="Factors that are not the checkpoint's are a refusal of all ranks.",
+        tests=[f"{_RUN}[training-trainer-Trainer-_resume-check_factors-read_description]"],
+    ),
+    Mutant(
+        name="old-checkpoints-removed-without-an-agreement",
+        file=_TRAINER,
+        text="        on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)\n",
+        becomes="        if world().is_main:\n"
+        "            purge(self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)\n",
+        promise="A checkpoint that rank 0 cannot remove ends all ranks by an agreement.",
+        tests=[f"{_RUN}[training-trainer-Trainer-_save-purge-purge]"],
+    ),
+    Mutant(
+        name="optimizer-made-without-an-agreement",
+        file=_TRAINER,
+        text='        with agreed("making the optimizer"):',
+        becomes="        if True:",
+        promise="No rank begins to make process groups with one that has failed.",
+        tests=[f"{_RUN}[training-trainer-Trainer-_make_engine-making-the-optimizer-make_optimizer]"],
+    ),
+    Mutant(
+        name="statistic-made-without-an-agreement",
+        file="dist_subspace/statistics/rounds.py",
+        text='with agreed("a statistic of the frozen weights"), torch.no_grad():',
+        becomes="with torch.no_grad():",
+        promise="A decomposition that fails on one rank ends all ranks by an agreement.",
+        tests=[f"{_RUN}[statistics-rounds-in_rounds-a-statistic-of-the-frozen-weights-svd]"],
+    ),
+    Mutant(
+        name="stored-factors-looked-for-by-every-rank",
+        file="dist_subspace/statistics/setup.py",
+        text="stored = set(on_main(_stored, store, {n: k for n, k in keys.items() if n not in known}))",
+        becomes="stored = set(_stored(store, {n: k for n, k in keys.items() if n not in known}))",
+        promise="Rank 0 alone reads RUN/factors, and all take the same way.",
+        tests=[f"{_ALIKE}::test_factors_that_only_rank_0_has_are_everyone_s"],
+    ),
+    Mutant(
+        name="download-decided-by-each-rank",
+        file="dist_subspace/loading/load.py",
+        text="if any_rank(not Path(path).expanduser().is_dir() and _is_hub_name(str(path))):",
+        becomes="if not Path(path).expanduser().is_dir() and _is_hub_name(str(path)):",
+        promise="All ranks meet for a download that one of them needs.",
+        tests=[f"{_ALIKE}::test_a_name_that_is_a_folder_for_one_rank_alone_is_fetched_by_all"],
+    ),
+    Mutant(
+        name="adapter-described-without-an-agreement",
+        file=_ADAPTER,
+        text='    with agreed("describing the adapter"):',
+        becomes="    if True:",
+        promise="save_adapter leaves nobody waiting for a rank that could not describe the adapter.",
+        tests=[f"{_CALL}[interchange-adapter-save_adapter-describing-the-adapter-base_tokenizer]"],
+    ),
+    Mutant(
+        name="merge-begun-without-an-agreement",
+        file="dist_subspace/interchange/merge.py",
+        text="        on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))\n",
+        becomes="        if world().is_main:\n            begin_folder(target, sum(tensor.bytes for tensor in plan))\n",
+        promise="merge leaves nobody waiting where rank 0 cannot begin the folder.",
+        tests=[f"{_CALL}[interchange-merge-merge-begin_folder-hidden_folder]"],
+    ),
+    Mutant(
+        name="non-finite-loss-decided-by-each-rank",
+        file=_TRAINER,
+        text="applied = self.stepper.apply(math.isfinite(loss))",
+        becomes="applied = self.stepper.apply(math.isfinite(own))",
+        promise="A loss that is not finite on one rank skips the step on all.",
+        tests=[f"{_ALIKE}::test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all[nan-zero0]"],
+    ),
+    Mutant(
+        name="stop-heeded-by-each-rank",
+        file=_TRAINER,
+        text="return stop > 0 and self.pause.agree()",
+        becomes="return self.pause.told()",
+        promise="A stop that one rank was told stops all after the same step, by the same reason.",
+        tests=[f"{_ALIKE}::test_one_rank_that_shall_stop_stops_all_after_the_same_step"],
+    ),
+    Mutant(
+        name="a-library-s-value-error-is-a-refusal",
+        file=_COLLECTIVES,
+        text="return UsageError if isinstance(error, UsageError) else None",
+        becomes="return UsageError if isinstance(error, ValueError) else None",
+        promise="A damaged JSON on rank 0 is a failure of all ranks, with one exit status.",
+        tests=[f"{_RUN}[training-plan-make_plan-_find_checkpoint-read_trainer_state]"],
+    ),
+    Mutant(
+        name="refusal-outside-an-agreement-not-said",
+        file="dist_subspace/training/run.py",
+        text="EXIT_USAGE, everywhere=not is_everyones(error))",
+        becomes="EXIT_USAGE)",
+        promise="A refusal that one rank alone comes to is said by that rank, with status 2 everywhere.",
+        tests=[f"{_RUN}[training-model-_loaded-check_supported]"],
+    ),
+    Mutant(
+        name="nobody-waits-until-the-others-know",
+        file=_COLLECTIVES,
+        text="_peers.tell(status, _HEARING)",
+        becomes="_peers.tell(status, 0.0)",
+        promise="Rank 0 that has failed is not taken for one that was killed.",
+        tests=[f"{_RUN}[training-observer-Observer-step-MetricsWriter-step]"],
+    ),
+    Mutant(
+        name="exit-status-of-the-rank-at-fault-not-told",
+        file=_PEERS,
+        text='self._set("told", str(status))',
+        becomes='self._set("told", "1")',
+        promise="The others leave with the status of the rank at fault.",
+        tests=[f"{_RUN}[training-model-_loaded-check_supported]"],
+    ),
+    Mutant(
+        name="busy-rank-left-behind",
+        file=_PEERS,
+        text="            os._exit(self.told)",
+        becomes="            pass",
+        promise="A rank that hears nothing leaves soon after another one has said why the run ends.",
+        tests=[f"{_ALIKE}::test_a_rank_that_is_busy_leaves_with_one_that_has_said_why_the_run_ends"],
+    ),
+    Mutant(
+        name="every-rank-says-the-same-fault",
+        file="dist_subspace/training/last_words.py",
+        text="    if everywhere and not may_speak():\n        return wait_until_told(_PATIENCE) or code\n",
+        becomes="",
+        promise="A fault that all ranks have alike is said once.",
+        tests=[f"{_ALIKE}::test_what_all_ranks_refuse_alike_is_said_once"],
+    ),
+]

@@ -1,0 +1,134 @@
+"""Every option of the command line, its exit status, and whose words are heard."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        name="merge-ignores-base",
+        file="dist_subspace/cli.py",
+        text="write(model, out, base, dtype=dtype",
+        becomes="write(model, out, dtype=dtype",
+        promise="merge --base says what the update is merged into.",
+        tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
+    ),
+    Mutant(
+        name="merge-ignores-dtype",
+        file="dist_subspace/cli.py",
+        text="write(model, out, base, dtype=dtype, ",
+        becomes="write(model, out, base, ",
+        promise="merge --dtype is the type of the written weights.",
+        tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
+    ),
+    Mutant(
+        name="merge-ignores-storage",
+        file="dist_subspace/cli.py",
+        text="load_adapted(folder, base_model, storage)",
+        becomes="load_adapted(folder, base_model)",
+        promise="merge --storage says how the base is held.",
+        tests=["tests/test_cli.py::test_merge_holds_the_base_as_it_is_told"],
+    ),
+    Mutant(
+        name="merge-ignores-base-model",
+        file="dist_subspace/cli.py",
+        text="load_adapted(folder, base_model, storage)",
+        becomes="load_adapted(folder, None, storage)",
+        promise="merge --base-model names the base.",
+        tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
+    ),
+    Mutant(
+        name="merge-ignores-json",
+        file="dist_subspace/cli.py",
+        text="tokenizer=tokenizer_of(folder), report=None)\n    print(json.dumps(made.as_dict(), indent=2) if as_json else made)",
+        becomes="tokenizer=tokenizer_of(folder), report=None)\n    print(made)",
+        promise="merge --json prints JSON.",
+        tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
+    ),
+    Mutant(
+        name="merge-without-tokenizer",
+        file="dist_subspace/cli.py",
+        text="tokenizer=tokenizer_of(folder), ",
+        becomes="",
+        promise="The adapter's tokenizer goes with the merged model.",
+        tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
+    ),
+    Mutant(
+        name="merge-refuses-after-loading",
+        file="dist_subspace/cli.py",
+        text="    refuse_unmergeable(resolved.info, resolved.settings)\n",
+        becomes="",
+        promise="A method that does not merge is refused before its base is looked for.",
+        tests=[
+            "tests/interchange/test_commands.py::test_what_is_refused_is_one_sentence_and_status_2[houlsby-merge-error: method houlsby cannot be merged: ]"
+        ],
+    ),
+    Mutant(
+        name="merge-killed-by-a-termination",
+        file="dist_subspace/cli.py",
+        text="    _leave_on_termination()\n",
+        becomes="",
+        promise="A merge that is terminated clears up.",
+        tests=["tests/interchange/test_commands.py::test_a_terminated_merge_leaves_nothing"],
+    ),
+    Mutant(
+        name="export-ignores-form",
+        file="dist_subspace/cli.py",
+        text="export_peft(source, out, form, for_class",
+        becomes="export_peft(source, out, for_class",
+        promise="export --form says which form.",
+        tests=["tests/interchange/test_peft_forms.py::test_the_command_writes_the_form_that_it_is_asked_for"],
+    ),
+    Mutant(
+        name="export-ignores-approximate-rank",
+        file="dist_subspace/cli.py",
+        text="approximate_rank=approximate_rank, ",
+        becomes="",
+        promise="export --approximate-rank asks for an approximation.",
+        tests=[
+            "tests/interchange/test_commands.py::test_export_measures_an_approximation_on_the_base_that_it_is_given"
+        ],
+    ),
+    Mutant(
+        name="export-ignores-for-class",
+        file="dist_subspace/cli.py",
+        text="for_class=for_class, ",
+        becomes="",
+        promise="export --for-class says whose module names are written.",
+        tests=["tests/test_cli.py::test_export_names_modules_for_the_class_that_it_is_told"],
+    ),
+    Mutant(
+        name="export-ignores-base-model",
+        file="dist_subspace/cli.py",
+        text="source = folder if base_model is None else load_adapted(folder, base_model)",
+        becomes="source = folder",
+        promise="export --base-model names the base that an approximation is measured on.",
+        tests=[
+            "tests/interchange/test_commands.py::test_export_measures_an_approximation_on_the_base_that_it_is_given"
+        ],
+    ),
+    Mutant(
+        name="export-ignores-json",
+        file="dist_subspace/cli.py",
+        text="approximate_rank=approximate_rank, report=None)\n    print(json.dumps(made.as_dict(), indent=2) if as_json else made)",
+        becomes="approximate_rank=approximate_rank, report=None)\n    print(made)",
+        promise="export --json prints JSON.",
+        tests=["tests/test_cli.py::test_export_prints_json_and_makes_the_rank_that_it_is_asked_for"],
+    ),
+    Mutant(
+        name="import-ignores-base-model",
+        file="dist_subspace/cli.py",
+        text="    if base_model is None:\n        imported",
+        becomes="    if True:\n        imported",
+        promise="import --base-model names the base that the start is made from.",
+        tests=["tests/interchange/test_commands.py::test_import_asks_for_the_base_where_the_start_is_made_from_it"],
+    ),
+    Mutant(
+        name="first-by-openmpi-unknown",
+        file="dist_subspace/launcher.py",
+        text='os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))',
+        becomes='os.environ.get("RANK", "0")',
+        promise="Under Open MPI rank 0 alone speaks before there is a process group.",
+        tests=["tests/test_cli.py::test_rank_0_is_known_by_the_launchers_environment[variables4-False]"],
+    ),
+]

@@ -1,0 +1,208 @@
+"""Breakages of what is promised of files when they are read: damage is noticed, caches are found by what they were made from."""
+
+from tests.mutants.mutant import Mutant
+
+CHECKPOINTS = "tests/test_power_loss.py::test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost"
+DAMAGE = "tests/test_damage.py::"
+DAMAGED = f"{DAMAGE}test_a_damaged_checkpoint_is_refused_by_name_and_passed_over_for_an_older_one"
+TOKENS = f"{DAMAGE}test_damaged_tokens_are_made_again"
+MODES = f"{DAMAGE}test_what_a_run_leaves_can_be_read_by_others"
+FILES = "tests/statistics/test_setup.py::test_whatever_a_statistic_is_made_from_is_in_the_name_of_its_file"
+STORE = "tests/training/data/test_tokens.py::test_whatever_decides_on_the_tokens_is_in_the_name_of_their_store"
+
+MUTANTS = [
+    Mutant(
+        name="hash-in-the-manifest-not-compared",
+        file="dist_subspace/checkpoint/store.py",
+        text='if _sha256(path) != entry.get("sha256"):',
+        becomes='if entry.get("sha256") is None:',
+        promise="A checkpoint's file with a changed byte is noticed.",
+        tests=[DAMAGED],
+    ),
+    Mutant(
+        name="named-checkpoint-not-verified",
+        file="dist_subspace/checkpoint/state.py",
+        text="reason = verify(folder) if folder.is_dir() else",
+        becomes="reason = None if folder.is_dir() else",
+        promise="A named checkpoint is continued from only if it is whole.",
+        tests=[DAMAGED],
+    ),
+    Mutant(
+        name="newest-checkpoint-not-verified",
+        file="dist_subspace/checkpoint/store.py",
+        text="        reason = verify(path)\n        if reason is None:\n",
+        becomes="        reason = None\n        if reason is None:\n",
+        promise="A damaged checkpoint is passed over for the newest whole one.",
+        tests=[DAMAGED],
+    ),
+    Mutant(
+        name="manifest-not-asked-when-an-adapter-is-read",
+        file="dist_subspace/interchange/adapter.py",
+        text="    _refuse_damaged(path)\n",
+        becomes="",
+        promise="A checkpoint's adapter with a changed byte is refused.",
+        tests=[f"{DAMAGE}test_the_adapter_of_a_damaged_checkpoint_is_not_read"],
+    ),
+    Mutant(
+        name="factors-read-without-their-hash",
+        file="dist_subspace/interchange/adapter.py",
+        text='if _sha256(file) != entry["sha256"]:',
+        becomes='if not entry["sha256"]:',
+        promise="Factors other than those that a checkpoint was trained with are refused.",
+        tests=[f"{DAMAGE}test_factors_that_are_not_those_of_the_checkpoint_are_not_read_with_it"],
+    ),
+    Mutant(
+        name="stored-tokens-read-without-their-hash",
+        file="dist_subspace/training/data/store.py",
+        text="return columns if whole and (told is None or told == _digests(folder, facts)) else None",
+        becomes="return columns if whole else None",
+        promise="A store of tokens with a changed byte is made again.",
+        tests=[TOKENS],
+    ),
+    Mutant(
+        name="adapter-files-readable-by-their-owner-alone",
+        file="dist_subspace/interchange/adapter.py",
+        text="    file.chmod(READABLE)\n",
+        becomes="",
+        promise="A saved adapter's weights can be read by others than their owner.",
+        tests=[MODES],
+    ),
+    Mutant(
+        name="optimizer-file-readable-by-its-owner-alone",
+        file="dist_subspace/checkpoint/state.py",
+        text="        (folder / OPTIMIZER).chmod(READABLE)\n",
+        becomes="",
+        promise="A checkpoint's optimizer state can be read by others than its owner.",
+        tests=[MODES],
+    ),
+    Mutant(
+        name="factor-files-readable-by-their-owner-alone",
+        file="dist_subspace/statistics/cache.py",
+        text="            partial.chmod(0o644)\n",
+        becomes="",
+        promise="Factor files can be read by others than their owner.",
+        tests=[MODES],
+    ),
+    Mutant(
+        name="token-store-readable-by-its-owner-alone",
+        file="dist_subspace/training/data/store.py",
+        text="        hidden.chmod(0o755)",
+        becomes="        pass",
+        promise="A store of tokens, which users may share, can be read by others than its owner.",
+        tests=[MODES],
+    ),
+    Mutant(
+        name="weights-not-in-the-name-of-a-statistic",
+        file="dist_subspace/statistics/cache.py",
+        text="[FORMAT, name, checksum, part",
+        becomes="[FORMAT, name, part",
+        promise="A statistic of other weights is not found.",
+        tests=[FILES],
+    ),
+    Mutant(
+        name="seed-not-in-the-name-of-a-statistic",
+        file="dist_subspace/statistics/cache.py",
+        text="part.out_features, seed]",
+        becomes="part.out_features]",
+        promise="A statistic that was drawn with another seed is not found.",
+        tests=[FILES],
+    ),
+    Mutant(
+        name="options-not-in-the-name-of-a-statistic",
+        file="dist_subspace/statistics/cache.py",
+        text="settings.alpha, options]",
+        becomes="settings.alpha]",
+        promise="A statistic made with other options is not found.",
+        tests=[FILES],
+    ),
+    Mutant(
+        name="alpha-not-in-the-name-of-a-statistic",
+        file="dist_subspace/statistics/cache.py",
+        text="settings.rank, settings.alpha, options]",
+        becomes="settings.rank, options]",
+        promise="A statistic made with another alpha is not found.",
+        tests=[FILES],
+    ),
+    Mutant(
+        name="tokenizer-not-in-the-name-of-its-tokens",
+        file="dist_subspace/training/data/tokens.py",
+        text="source.content, self.tokenizer_digest, matters",
+        becomes="source.content, matters",
+        promise="Tokens of another tokenizer are not found.",
+        tests=[STORE],
+    ),
+    Mutant(
+        name="truncation-not-in-the-name-of-the-tokens",
+        file="dist_subspace/training/data/tokens.py",
+        text='            renamed["truncation"] = self.settings.truncation\n',
+        becomes="            pass\n",
+        promise="Tokens that were cut in another way are not found.",
+        tests=[STORE],
+    ),
+    Mutant(
+        name="prompt-template-not-in-the-name-of-the-tokens",
+        file="dist_subspace/training/data/tokens.py",
+        text='"template": self.settings.template}',
+        becomes='"template": None}',
+        promise="Tokens of another prompt template are not found.",
+        tests=[STORE],
+    ),
+    Mutant(
+        name="chat-template-not-in-the-tokenizers-digest",
+        file="dist_subspace/training/data/fingerprint.py",
+        text="encoder.end, template]",
+        becomes="encoder.end]",
+        promise="Tokens of another chat template are not found.",
+        tests=[STORE],
+    ),
+    Mutant(
+        name="end-of-sequence-not-in-the-tokenizers-digest",
+        file="dist_subspace/training/data/fingerprint.py",
+        text="encoder.closing, encoder.end, template]",
+        becomes="encoder.closing, template]",
+        promise="Tokens with another end of sequence are not found.",
+        tests=[STORE],
+    ),
+    Mutant(
+        name="name-of-a-layer-not-in-the-name-of-its-statistic",
+        file="dist_subspace/statistics/cache.py",
+        text="[FORMAT, name, checksum",
+        becomes="[FORMAT, checksum",
+        promise="Two layers of equal weights have statistics of their own.",
+        tests=[FILES],
+    ),
+    Mutant(
+        name="half-written-checkpoint-counts",
+        file="dist_subspace/checkpoint/store.py",
+        text="if match[2] == REPLACED:",
+        becomes="if match[2] != REMOVED:",
+        promise="A checkpoint that was being written when the process died is none.",
+        tests=[
+            "tests/checkpoint/test_store.py::test_a_checkpoint_that_was_being_written_or_deleted_is_none_even_if_it_is_whole[partial]"
+        ],
+    ),
+    Mutant(
+        name="leftovers-of-a-killed-run-stay",
+        file="dist_subspace/training/plan.py",
+        text="    for sentence in remove_leftovers(run_dir):\n        notice(sentence)\n",
+        becomes="",
+        promise="What a killed run left is cleared away at the next start.",
+        tests=[f"{DAMAGE}test_what_a_killed_run_left_is_cleared_away_and_never_taken_for_a_checkpoint"],
+    ),
+    Mutant(
+        name="full-disk-under-the-curve-is-a-traceback",
+        file="dist_subspace/training/metrics.py",
+        text="            self._file.flush()\n        except OSError as error:",
+        becomes="            self._file.flush()\n        except ValueError as error:",
+        promise="A full disk under metrics.jsonl is one sentence.",
+        tests=["tests/training/test_metrics.py::test_a_disk_that_refuses_a_line_is_one_sentence"],
+    ),
+    Mutant(
+        name="best-checkpoint-purged",
+        file="dist_subspace/training/trainer.py",
+        text="self.config.checkpoint.save_total_limit, keep)",
+        becomes="self.config.checkpoint.save_total_limit)",
+        promise="The best checkpoint is never purged.",
+        tests=[CHECKPOINTS],
+    ),
+]

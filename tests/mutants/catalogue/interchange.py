@@ -1,0 +1,212 @@
+"""What is merged, exported, imported, described and reported."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        name="merge-onto-original-of-the-held",
+        file="dist_subspace/interchange/plain.py",
+        text="onto_original = _unchanged if part is None else part.merged_onto_original",
+        becomes="onto_original = _unchanged if part is None else part.merged",
+        promise="A merge onto the original weights takes the update for them.",
+        tests=["tests/interchange/test_merge.py::test_a_folded_residual_is_merged_onto_either_base[olora]"],
+    ),
+    Mutant(
+        name="merge-float-base-always-held",
+        file="dist_subspace/interchange/plain.py",
+        text='if operator.is_float and self.base == "original":',
+        becomes="if False:",
+        promise="A merge onto the original reads weights that are held in 16 bits again.",
+        tests=["tests/test_cli.py::test_merge_holds_the_base_as_it_is_told"],
+    ),
+    Mutant(
+        name="merge-drift-relative-to-nothing",
+        file="dist_subspace/interchange/plain.py",
+        text="torch.tensor(distances).norm() / torch.tensor(norms).norm()",
+        becomes="torch.tensor(distances).sum() / torch.tensor(norms).sum()",
+        promise="The drift over all layers is that of them as one.",
+        tests=[
+            "tests/interchange/test_merge.py::test_row_24_both_bases_are_offered_and_their_distance_is_measured_and_printed[nf4]"
+        ],
+    ),
+    Mutant(
+        name="merge-ignores-shard-size",
+        file="dist_subspace/interchange/merge.py",
+        text="WeightsWriter(hidden, plan, max_shard_bytes)",
+        becomes="WeightsWriter(hidden, plan, SHARD_BYTES)",
+        promise="max_shard_bytes limits a file.",
+        tests=["tests/interchange/test_merge.py::test_files_of_a_bounded_size_have_an_index"],
+    ),
+    Mutant(
+        name="merge-type-not-in-the-configuration",
+        file="dist_subspace/interchange/merge.py",
+        text="    config.dtype = dtype\n",
+        becomes="",
+        promise="A merged checkpoint's configuration says its type.",
+        tests=["tests/interchange/test_merge.py::test_the_weights_are_written_in_the_type_that_is_asked_for[float32]"],
+    ),
+    Mutant(
+        name="merge-class-not-in-the-configuration",
+        file="dist_subspace/interchange/merge.py",
+        text="    config.architectures = [type(model).__name__]\n",
+        becomes="",
+        promise="A merged checkpoint's configuration says its class.",
+        tests=["tests/test_cli.py::test_a_merged_model_names_its_own_class_and_brings_its_own_code"],
+    ),
+    Mutant(
+        name="merge-without-generation-config",
+        file="dist_subspace/interchange/merge.py",
+        text="            _save_generation_config(model, hidden)\n",
+        becomes="            pass\n",
+        promise="The generation configuration goes with a merged model.",
+        tests=["tests/interchange/test_merge.py::test_the_tokenizer_and_the_generation_settings_go_with_it"],
+    ),
+    Mutant(
+        name="merge-ties-in-spite-of-changes",
+        file="dist_subspace/interchange/merge.py",
+        text="        say_untied(model, config)  # nothing is tied any more\n",
+        becomes="        pass\n",
+        promise="An output layer that was changed without its embedding is no longer tied.",
+        tests=[
+            "tests/interchange/test_merge.py::test_an_output_layer_that_was_changed_without_its_embedding_is_no_longer_tied"
+        ],
+    ),
+    Mutant(
+        name="merge-without-the-models-code",
+        file="dist_subspace/interchange/merge.py",
+        text="        copy_files(own, names, hidden)\n",
+        becomes="",
+        promise="The code of a model of its own class goes with the merged one.",
+        tests=["tests/test_cli.py::test_a_merged_model_names_its_own_class_and_brings_its_own_code"],
+    ),
+    Mutant(
+        name="merge-folder-stays-after-an-error",
+        file="dist_subspace/interchange/merge.py",
+        text="            shutil.rmtree(hidden, ignore_errors=True)\n",
+        becomes="            pass\n",
+        promise="A merge that fails leaves nothing.",
+        tests=["tests/interchange/test_merge.py::test_a_value_that_the_type_cannot_hold_is_refused"],
+    ),
+    Mutant(
+        name="export-alphas-not-written",
+        file="dist_subspace/interchange/peft_export.py",
+        text='"alpha_pattern": dict(fewer)',
+        becomes='"alpha_pattern": {}',
+        promise="Every layer of an exported LoRA has γ = 1.",
+        tests=[
+            "tests/interchange/test_peft_export.py::test_layers_with_ranks_of_their_own_have_one_scale_for_vllm_and_patterns_for_peft[lora]"
+        ],
+    ),
+    Mutant(
+        name="export-rslora-compared-as-lora",
+        file="dist_subspace/interchange/peft_export.py",
+        text='(math.sqrt(rank) if described.get("use_rslora") else rank)',
+        becomes="rank",
+        promise="vLLM is never given patterns that it does not read.",
+        tests=[
+            "tests/interchange/test_peft_forms.py::test_ranks_and_alphas_of_single_layers_stay_in_the_file_where_all_have_one_scale[rslora-4.0-direct]"
+        ],
+    ),
+    Mutant(
+        name="export-lora-not-for-conv1d",
+        file="dist_subspace/interchange/peft_export.py",
+        text='"alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)}',
+        becomes='"alpha_pattern": dict(fewer), "fan_in_fan_out": False}',
+        promise="PEFT is told of Conv1D layers.",
+        tests=[
+            "tests/interchange/test_peft_forms.py::test_peft_is_told_how_a_layer_lies_and_has_nothing_to_correct[GPT2LMHeadModel-True]"
+        ],
+    ),
+    Mutant(
+        name="export-new-tokens-left-out",
+        file="dist_subspace/interchange/peft_export.py",
+        text='if described["dist_subspace"].get("new_tokens"):',
+        becomes="if False:",
+        promise="An adapter with new tokens is not exported without them.",
+        tests=["tests/interchange/test_peft_export.py::test_new_tokens_are_refused_with_merge_suggested"],
+    ),
+    Mutant(
+        name="export-drops-full-copies",
+        file="dist_subspace/interchange/peft_export.py",
+        text='        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])\n',
+        becomes="",
+        promise="Modules that were trained in full are exported.",
+        tests=[
+            "tests/interchange/test_peft_export.py::test_modules_that_were_trained_in_full_go_with_it_and_vllm_is_said_not_to_read_them[ssl]"
+        ],
+    ),
+    Mutant(
+        name="export-error-of-what-was-kept",
+        file="dist_subspace/interchange/peft_forms.py",
+        text="float(s[rank:].double().square().sum())",
+        becomes="float(s[:rank].double().square().sum())",
+        promise="An approximation's error is that of what is missing.",
+        tests=["tests/interchange/test_peft_export.py::test_an_approximation_has_its_error_measured[ssb]"],
+    ),
+    Mutant(
+        name="export-empty-triplets-kept",
+        file="dist_subspace/interchange/peft_forms.py",
+        text="kept = (pair[0].abs().amax(1) > 0) & (pair[1].abs().amax(0) > 0)",
+        becomes="kept = torch.ones(len(pair[0]), dtype=torch.bool)",
+        promise="Triplets that were taken away take no room.",
+        tests=[
+            "tests/interchange/test_peft_export.py::test_triplets_that_were_taken_away_take_no_room_in_a_lora[adalora]"
+        ],
+    ),
+    Mutant(
+        name="export-scaled-bias-as-a-lora",
+        file="dist_subspace/interchange/peft_forms.py",
+        text="return part.added_bias() is not None or shifted",
+        becomes="return part.added_bias() is not None",
+        promise="A LoRA is not exact where the bias is scaled.",
+        tests=["tests/interchange/test_peft_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
+    ),
+    Mutant(
+        name="import-pissa-randomized",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text='{"svd": "exact"} if residual == "pissa" else {}',
+        becomes="{}",
+        promise="PEFT's PiSSA starts at the exact decomposition.",
+        tests=[
+            "tests/interchange/test_peft_import.py::test_conv1d_layers_are_read_as_what_they_compute[{'init_lora_weights': 'pissa'}]"
+        ],
+    ),
+    Mutant(
+        name="import-rslora-of-dora-as-lora",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text="alphas = {name: alpha * math.sqrt(ranks[name]) for name, alpha in alphas.items()}",
+        becomes="pass",
+        promise="DoRA with use_rslora has γ = α / √r.",
+        tests=["tests/interchange/test_peft_import.py::test_a_lora_of_peft_has_the_same_logits[dora and rslora]"],
+    ),
+    Mutant(
+        name="import-takes-what-is-no-number",
+        file="dist_subspace/interchange/peft_import.py",
+        text="    check_finite(Path(folder), tensors)\n",
+        becomes="",
+        promise="An adapter with NaN is refused.",
+        tests=[
+            "tests/interchange/test_peft_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
+        ],
+    ),
+    Mutant(
+        name="import-vera-without-seed",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text='int(described.get("projection_prng_key") or 0)',
+        becomes="0",
+        promise="VeRA's projections are drawn with PEFT's key.",
+        tests=[
+            "tests/interchange/test_peft_import.py::test_every_other_kind_of_peft_has_the_same_logits[LlamaForCausalLM-vera by its seed]"
+        ],
+    ),
+    Mutant(
+        name="import-alpha-pattern-unread",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text='resolved("alpha_pattern", described["lora_alpha"])',
+        becomes='{n: described["lora_alpha"] for n in layers}',
+        promise="PEFT's alpha_pattern is read.",
+        tests=["tests/interchange/test_peft_import.py::test_a_lora_of_peft_has_the_same_logits[patterns]"],
+    ),
+]
