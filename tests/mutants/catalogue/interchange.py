@@ -1,4 +1,4 @@
-"""What is merged, exported, imported, described and reported."""
+"""What is merged, exported, imported and read back."""
 
 from __future__ import annotations
 
@@ -169,9 +169,7 @@ MUTANTS = [
         text='{"svd": "exact"} if residual == "pissa" else {}',
         becomes="{}",
         promise="PEFT's PiSSA starts at the exact decomposition.",
-        tests=[
-            "tests/interchange/test_peft_import.py::test_conv1d_layers_are_read_as_what_they_compute[{'init_lora_weights': 'pissa'}]"
-        ],
+        tests=["tests/interchange/test_peft_import.py::test_conv1d_layers_are_read_as_what_they_compute"],
     ),
     Mutant(
         name="import-rslora-of-dora-as-lora",
@@ -192,13 +190,29 @@ MUTANTS = [
         ],
     ),
     Mutant(
+        name="import-adalora-always-penalised",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text='constraint=None if weight > 0 else "none"',
+        becomes="constraint=None",
+        promise="An AdaLoRA of PEFT without orth_reg_weight has no penalty.",
+        tests=["tests/interchange/test_peft_kinds.py::test_an_adalora_has_the_penalty_that_peft_gave_it_or_none[0.0]"],
+    ),
+    Mutant(
+        name="import-adalora-rows-moved-up",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text="places = torch.arange(own) if mask is None else torch.tensor(mask).nonzero().flatten()",
+        becomes="places = torch.arange(own)",
+        promise="Triplets of a shortened AdaLoRA come back to their places.",
+        tests=["tests/interchange/test_peft_kinds.py::test_triplets_that_adalora_has_kept_come_back_to_their_places"],
+    ),
+    Mutant(
         name="import-vera-without-seed",
         file="dist_subspace/interchange/peft_kinds.py",
         text='int(described.get("projection_prng_key") or 0)',
         becomes="0",
         promise="VeRA's projections are drawn with PEFT's key.",
         tests=[
-            "tests/interchange/test_peft_import.py::test_every_other_kind_of_peft_has_the_same_logits[LlamaForCausalLM-vera by its seed]"
+            "tests/interchange/test_peft_kinds.py::test_veras_projections_are_drawn_again_from_its_key_where_they_are_not_saved[7]"
         ],
     ),
     Mutant(
@@ -208,5 +222,93 @@ MUTANTS = [
         becomes='{n: described["lora_alpha"] for n in layers}',
         promise="PEFT's alpha_pattern is read.",
         tests=["tests/interchange/test_peft_import.py::test_a_lora_of_peft_has_the_same_logits[patterns]"],
+    ),
+    Mutant(
+        name="import-vera-dropout-lost",
+        file="dist_subspace/interchange/peft_kinds.py",
+        text='float(described.get("vera_dropout") or 0.0)',
+        becomes="0.0",
+        promise="An imported adapter trains on with its dropout.",
+        tests=[
+            "tests/interchange/test_peft_kinds.py::test_it_trains_on_with_the_dropout_that_it_was_trained_with[vera-0.25]"
+        ],
+    ),
+    Mutant(
+        name="import-trained-biases-left-out",
+        file="dist_subspace/interchange/peft_import.py",
+        text='if bias != "none" and any(key.endswith(".bias") for key in tensors):',
+        becomes="if False:",
+        promise="Trained biases are not left out in silence.",
+        tests=["tests/interchange/test_peft_rules.py::test_a_model_without_biases_has_none_to_train[all]"],
+    ),
+    Mutant(
+        name="import-without-the-tokenizer",
+        file="dist_subspace/interchange/peft_import.py",
+        text="tokenizer = Path(folder) if has_tokenizer(Path(folder)) else None",
+        becomes="tokenizer = None",
+        promise="The tokenizer goes with an imported adapter.",
+        tests=[
+            "tests/interchange/test_description.py::test_a_saved_and_an_exported_adapter_bring_the_bases_tokenizer[us]"
+        ],
+    ),
+    Mutant(
+        name="adapter-with-nan-loads",
+        file="dist_subspace/interchange/adapter.py",
+        text="        check_finite(path, tensors)\n",
+        becomes="",
+        promise="An adapter with values that are no numbers is refused.",
+        tests=[
+            "tests/interchange/test_peft_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
+        ],
+    ),
+    Mutant(
+        name="adapter-of-another-base",
+        file="dist_subspace/interchange/base_model.py",
+        text="if wanted is None or fingerprint(place) == wanted:",
+        becomes="if True:",
+        promise="Another model in the base's place is not taken for it.",
+        tests=[
+            "tests/interchange/test_description.py::test_another_model_of_the_same_name_is_never_taken_for_the_base"
+        ],
+    ),
+    Mutant(
+        name="adapter-base-not-remembered",
+        file="dist_subspace/interchange/base_model.py",
+        text="            remember_base(path, described[OWN][FINGERPRINT])\n",
+        becomes="            pass\n",
+        promise="A base that was moved beside another is found where this machine has seen it.",
+        tests=["tests/interchange/test_description.py::test_a_base_anywhere_on_this_machine_is_found_by_what_it_holds"],
+    ),
+    Mutant(
+        name="adapter-of-another-format",
+        file="dist_subspace/interchange/description.py",
+        text='if ours.get("format") != FORMAT:',
+        becomes="if False:",
+        promise="An adapter of another format is refused.",
+        tests=["tests/interchange/test_adapter.py::test_an_adapter_of_another_format_or_an_unknown_method_is_said"],
+    ),
+    Mutant(
+        name="adapter-shape-of-one-side",
+        file="dist_subspace/interchange/fitting.py",
+        text="return module.out_features, module.in_features",
+        becomes="return module.out_features, module.out_features",
+        promise="An adapter of a layer of another shape is refused.",
+        tests=["tests/test_cli.py::test_merge_holds_the_base_as_it_is_told"],
+    ),
+    Mutant(
+        name="adapter-copies-unchecked",
+        file="dist_subspace/interchange/base_copies.py",
+        text='if list(parameter.shape) != copies[name]["shape"] or not torch.allclose(',
+        becomes='if list(parameter.shape) != copies[name]["shape"] or False and not torch.allclose(',
+        promise="Weights of the base in PEFT's file must be this base's.",
+        tests=["tests/interchange/test_peft_rules.py::test_the_copy_is_compared_with_a_base_in_fewer_bits[bf16]"],
+    ),
+    Mutant(
+        name="export-without-tokenizer",
+        file="dist_subspace/interchange/peft_export.py",
+        text="            beside = tokenizer_of(Path(model_or_folder))",
+        becomes="            beside = None",
+        promise="The adapter's tokenizer goes with the exported one.",
+        tests=["tests/interchange/test_description.py::test_a_saved_and_an_exported_adapter_bring_the_bases_tokenizer"],
     ),
 ]
