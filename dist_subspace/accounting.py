@@ -112,15 +112,9 @@ def _own_counts(module: nn.Module, seen: set[int]) -> tuple[int, int, int, int]:
             trainable += full_numel(parameter)
             trainable_bytes += kept_bytes(parameter)
         else:
-            frozen += _weights_in(module, name, parameter)
+            frozen += module.weights_in(name) if isinstance(module, FrozenLinear) else full_numel(parameter)
             frozen_bytes += kept_bytes(parameter)
     return trainable, frozen, trainable_bytes, frozen_bytes
-
-
-def _weights_in(module: nn.Module, name: str, parameter: nn.Parameter) -> int:
-    if isinstance(module, FrozenLinear) and name != "bias":
-        return module.in_features * module.out_features if name in ("weight", "codes") else 0
-    return full_numel(parameter)
 
 
 def _kind(name: str) -> str:

@@ -142,6 +142,7 @@ def load_adapted(folder: str | Path, base_model: str | Path | None = None, stora
         path,
         storage=kind,
         double_quant=bool(held.get("double_quant")),
+        storage_options=held.get("storage_options") if storage in (None, held.get("storage")) else None,
         task=held.get("task") or "causal-lm",
         dtype=None if storage_info(kind).dtype else held.get("dtype"),
         **labels,

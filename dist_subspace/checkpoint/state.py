@@ -72,13 +72,25 @@ class TrainerState:
     begun: dict[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(run_dir: Path, model: nn.Module, engine: Any, state: TrainerState, base_model: str | None) -> Path:
-    """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename."""
+def save_checkpoint(
+    run_dir: Path,
+    model: nn.Module,
+    engine: Any,
+    state: TrainerState,
+    base_model: str | None,
+    settle: Callable[[], None] = lambda: None,
+) -> Path:
+    """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename.
+
+    Arguments:
+        settle: called on rank 0 before: what a checkpoint must not be found without is on disk then.
+    """
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
     optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
+        settle()
         identify_base(described, base_model, lambda folder: state.fingerprints["model"])
         described[OWN]["factors"] = kept_files(model, run_dir / FACTORS)
         described[OWN]["statistics"] = remade_files(model, run_dir / FACTORS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dist_subspace.config.load import config_schema, dump_config, fill_unset, load_config, settings_of_all
-from dist_subspace.config.names import resolved_dtype
 from dist_subspace.config.schema import Config
 
-__all__ = ["Config", "config_schema", "dump_config", "fill_unset", "load_config", "resolved_dtype", "settings_of_all"]
+__all__ = ["Config", "config_schema", "dump_config", "fill_unset", "load_config", "settings_of_all"]

@@ -62,8 +62,14 @@ def settings_of_all(config: Config) -> dict[str, Any]:
 
 def config_schema() -> dict[str, Any]:
     """The JSON schema, for editors: types, ranges, names, defaults and a description of each key."""
+    from dist_subspace.storage import (
+        storages,  # not above: it takes seconds, and reading a configuration needs none of it
+    )
+
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    return dialect | Config.model_json_schema(mode="validation")
+    schema = dialect | Config.model_json_schema(mode="validation")
+    schema["$defs"]["ModelSection"]["properties"]["storage"]["enum"] = list(storages())
+    return schema
 
 
 def fill_unset(config: Config, values: Mapping[str, Any]) -> Config:

@@ -1,12 +1,9 @@
-"""The closed lists of the configuration, and which computation type goes with which storage."""
+"""The closed lists of the configuration. Methods and storages are no closed lists: a new one is a file of its own."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
-from dist_subspace.errors import UsageError, unknown_name
-
-Storage = Literal["fp32", "bf16", "fp16", "nf4", "fp4", "int8"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "classification"]
 Format = Literal["alpaca", "chat", "completion", "text", "classification"]
@@ -46,23 +43,3 @@ Optimizer = Literal[
 ]
 
 SHORT_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def resolved_dtype(storage: str, dtype: str | None) -> str:
-    """The type of the computation: `dtype`, or what goes with the storage where it is unset.
-
-    Raises:
-        UsageError: an unknown storage or type, or a float storage that is not computed in its own type.
-    """
-    if storage not in get_args(Storage):
-        raise unknown_name("model.storage", storage, get_args(Storage))
-    own = SHORT_DTYPES.get(storage)
-    if dtype is None:
-        return own or "bfloat16"
-    if dtype not in get_args(Dtype):
-        raise unknown_name("model.dtype", dtype, get_args(Dtype))
-    if own is not None and dtype != own:
-        raise UsageError(
-            f"model.dtype is {dtype!r}, which contradicts model.storage {storage!r}; accepted with it: {own}, null"
-        )
-    return dtype

@@ -20,8 +20,9 @@ class ModelSection(Section):
 
     path: Text = Field(description="A transformers model folder with safetensors, or a Hub name.")
     task: names.Task = Field(default="causal-lm", description="Which head the model has (the transformers auto class).")
-    storage: names.Storage = Field(default="nf4", description="How the large linear weights are held.")
-    double_quant: bool = Field(default=True, description="Quantise the statistics of nf4 and fp4 too.")
+    storage: Text = Field(default="nf4", description="How the large linear weights are held.")
+    storage_options: dict[str, Any] = Field(default={}, description="The storage's own further options.")
+    double_quant: bool = Field(default=True, description="The option double_quant of the storages that have it.")
     dtype: DtypeName | None = Field(
         default=None, description="Type of all else and of the computation; null: a float storage's own, else bfloat16."
     )
@@ -39,8 +40,13 @@ class ModelSection(Section):
     )
 
     @model_validator(mode="after")
-    def _storage_and_dtype_agree(self) -> ModelSection:
-        names.resolved_dtype(self.storage, self.dtype)
+    def _double_quant_is_said_once(self) -> ModelSection:
+        option = self.storage_options.get("double_quant", self.double_quant)
+        if "double_quant" in self.model_fields_set and option != self.double_quant:
+            raise UsageError(
+                f"model.double_quant is {self.double_quant} and model.storage_options.double_quant is {option!r}; "
+                "accepted: one of them"
+            )
         return self
 
 

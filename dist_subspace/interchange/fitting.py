@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import PREFIX
-from dist_subspace.storage import is_linear
-from dist_subspace.storage.adopt import linear_shape
+from dist_subspace.storage import is_linear, linear_shape
 from dist_subspace.subspace import Operator, SubspaceConfig
 from dist_subspace.subspace.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS

@@ -112,9 +112,11 @@ def _base(model: nn.Module) -> dict[str, Any]:
     task = task_of_class(type(model).__name__)
     if task == "seq2seq-lm" and not _has_encoder(model):
         task = "causal-lm"
+    options = {} if held is None else held.options()
     return {
         "storage": getattr(held, "storage", None),
-        "double_quant": bool(getattr(held, "double_quant", False)),
+        "double_quant": options.pop("double_quant", False),
+        **({"storage_options": options} if options else {}),
         "dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
         "task": task,
         **(_labels(model) if "classification" in task else {}),

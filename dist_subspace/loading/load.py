@@ -25,7 +25,7 @@ from dist_subspace.placement.helpers import check_nvme_helpers
 from dist_subspace.placement.json_file import read_deepspeed
 from dist_subspace.placement.process_group import ensure_process_group
 from dist_subspace.placement.zero import Partitioner, mark_leaf_blocks, outside_zero_init, remember_partitioner
-from dist_subspace.storage import storage_info
+from dist_subspace.storage import options_for, storage_info
 
 TASKS: Mapping[str, str] = {
     "causal-lm": "AutoModelForCausalLM",
@@ -48,6 +48,7 @@ def load_frozen(
     task: str = "causal-lm",
     dtype: str | torch.dtype | None = None,
     *,
+    storage_options: Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
@@ -63,13 +64,14 @@ def load_frozen(
 
     Arguments:
         path: a transformers model folder with safetensors, or a hub name (downloaded once a node).
-        storage: how the linear weights of the model are held: fp32 bf16 fp16 nf4 fp4 int8.
-        double_quant: quantise the statistics of the 4-bit storages too.
+        storage: how the linear weights of the model are held (`dist_subspace.storage.storages()` lists the ways).
+        double_quant: the option of that name of the 4-bit storages: quantise the statistics too.
         deepspeed: a DeepSpeed configuration (a dict, or the path of a JSON; "auto" values are allowed). Needs, or makes,
             the process group.
         task: which head: causal-lm classification masked-lm seq2seq-lm token-classification base.
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
             fp32, float16 for fp16, bfloat16 otherwise.
+        storage_options: the storage's own options, as `model.storage_options` of a configuration.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (tensors read, tensors in all).
@@ -78,7 +80,7 @@ def load_frozen(
     Raises:
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
-    kind = resolve_dtype(storage, dtype)
+    kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
     if task not in TASKS:
         raise unknown_name("model.task", task, TASKS)
     partitioner = None
@@ -100,7 +102,7 @@ def load_frozen(
         model.config._name_or_path = config._name_or_path  # type: ignore[union-attr]
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
-        stream = Stream(model, index, storage, double_quant, kind, seed)
+        stream = Stream(model, index, storage, options, kind, seed)
         _FRESH[model] = stream.fresh_modules()
     if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
         partitioner = Partitioner(dict(stage_config))
@@ -144,9 +146,14 @@ def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
     if kind is None:
         raise unknown_name("model.dtype", dtype, DTYPES)
     if own is not None and kind != own:
-        raise UsageError(f"model.dtype is {str(kind).removeprefix('torch.')}, but storage {storage} is computed in its own type; "
-                         f"accepted with it: {str(own).removeprefix('torch.')}")  # fmt: skip
+        raise UsageError(
+            f"model.dtype is {_named(kind)!r}, which contradicts model.storage {storage!r}; accepted with it: {_named(own)}, null"
+        )
     return kind
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def read_config(deepspeed: Mapping[str, Any] | str | Path | None) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ three calls here, so that only the first would change.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,10 +44,16 @@ class Stream:
     """The plan of a load, checked in full (every name, every shape) before the first tensor is read, and its execution."""
 
     def __init__(
-        self, model: nn.Module, index: CheckpointIndex, storage: str, double_quant: bool, dtype: torch.dtype, seed: int
+        self,
+        model: nn.Module,
+        index: CheckpointIndex,
+        storage: str,
+        options: Mapping[str, Any],
+        dtype: torch.dtype,
+        seed: int,
     ) -> None:
         self.model, self.index = model, index
-        self.storage, self.double_quant = storage, double_quant
+        self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
         self.made: dict[nn.Module, nn.Module] = {}  # linear layer -> the operator in its place
         self.sources = find_sources(model, index, self._is_head)
@@ -130,9 +137,9 @@ class Stream:
             full.to(device),
             self.storage,
             transposed=is_conv1d(module),
-            double_quant=self.double_quant,
             bias=ready,
             origin=origin,
+            **self.options,
         )
         if isinstance(packed, PackedLinear):
             packed.name, packed.compute_dtype = name, self.dtype

@@ -154,4 +154,6 @@ def _readable(load: Callable[[], Any], complaint: str) -> Any:
         return load()
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if "trust_remote_code" in str(error):
+            reason += "; accepted: model.trust_remote_code true, with its folder named"
         raise UsageError(f"{complaint}: {reason}") from error

@@ -12,30 +12,35 @@ _ENGINE_TYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16"}
 _QUANTIZED_TRAFFIC = ("zero_quantized_weights", "zero_quantized_nontrainable_weights", "zero_quantized_gradients")
 
 
-def check_supported(config: Mapping[str, Any], *, storage: str, dtype: str, quant_storage: str | None = None) -> None:
+def check_supported(
+    config: Mapping[str, Any], *, storage: str, unquantised: bool, dtype: str, quant_storage: str | None = None
+) -> None:
     """Refuse a configuration that would fail, or train something else, minutes later.
 
     Arguments:
         config: a DeepSpeed configuration without "auto" values.
-        storage: how the frozen weights are held: fp32 bf16 fp16 nf4 fp4 int8.
+        storage: how the frozen weights are held, for messages; unquantised: whether that is a type of floats.
         dtype: the computation's type: float32, bfloat16 or float16.
         quant_storage: the type of the packed bytes of a model that transformers loaded (`bnb_4bit_quant_storage`).
 
     Raises:
         UsageError: naming the key, its value and why.
     """
-    for reason in _reasons(config, storage, dtype, quant_storage):
+    for reason in _reasons(config, storage, unquantised, dtype, quant_storage):
         raise UsageError(reason)
 
 
-def _reasons(config: Mapping[str, Any], storage: str, dtype: str, quant_storage: str | None) -> Iterator[str]:
+def _reasons(
+    config: Mapping[str, Any], storage: str, unquantised: bool, dtype: str, quant_storage: str | None
+) -> Iterator[str]:
     yield from _precision(config, dtype)
     yield from _no_fp16_engine(config)
     yield from _unsplit_accumulation(config)
     yield from _packed_as_floats(config, quant_storage)
-    yield from _quantised_by_zero(config, storage, dtype)
+    yield from _quantised_by_zero(config, storage, unquantised, dtype)
     yield from _offload(config)
-    yield from _bytes_on_nvme(config, storage)
+    if not unquantised:
+        yield from _bytes_on_nvme(config, storage)
     yield from _rewritten_model(config)
 
 
@@ -101,7 +106,7 @@ def _packed_as_floats(config: Mapping[str, Any], quant_storage: str | None) -> I
         )
 
 
-def _quantised_by_zero(config: Mapping[str, Any], storage: str, dtype: str) -> Iterator[str]:
+def _quantised_by_zero(config: Mapping[str, Any], storage: str, unquantised: bool, dtype: str) -> Iterator[str]:
     weights = config.get("weight_quantization") or {}
     for key in ("quantized_initialization", "post_init_quant"):
         if weights.get(key):
@@ -111,7 +116,7 @@ def _quantised_by_zero(config: Mapping[str, Any], storage: str, dtype: str) -> I
             )
     section = config.get("zero_optimization") or {}
     for key in _QUANTIZED_TRAFFIC:
-        if section.get(key) and (dtype != "float16" or storage != "fp16"):
+        if section.get(key) and (dtype != "float16" or not unquantised):
             why = (
                 f"it dequantises to float16, which meets {dtype} in the product"
                 if dtype != "float16"
@@ -140,7 +145,7 @@ def _offload(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _bytes_on_nvme(config: Mapping[str, Any], storage: str) -> Iterator[str]:
     target = (config.get("zero_optimization") or {}).get("offload_param") or {}
-    if isinstance(target, Mapping) and target.get("device") == "nvme" and storage not in ("fp32", "bf16", "fp16"):
+    if isinstance(target, Mapping) and target.get("device") == "nvme":
         yield (
             f"weights are offloaded to NVMe, but model.storage is {storage}: DeepSpeed's swapper has one type for all its "
             "buffers, and packed bytes lie beside floats; accepted: a float storage, or offload to cpu"

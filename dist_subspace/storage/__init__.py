@@ -1,10 +1,10 @@
 """In which bytes a frozen matrix is held. Knows torch and bitsandbytes; knows neither methods nor ZeRO."""
 
-from dist_subspace.storage import dense, four_bit, int8
-from dist_subspace.storage.adopt import adopt, adopt_all, is_conv1d, is_linear, left_alone, replace
+from dist_subspace.storage.adopt import adopt, adopt_all, left_alone, replace
+from dist_subspace.storage.linear_layers import is_conv1d, is_linear, linear_shape
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
-from dist_subspace.storage.registry import StorageInfo, pack, storage_info, storages
+from dist_subspace.storage.registry import StorageInfo, options_for, pack, storage_info, storages
 
 __all__ = [
     "FrozenLinear",
@@ -16,9 +16,10 @@ __all__ = [
     "is_conv1d",
     "is_linear",
     "left_alone",
+    "linear_shape",
+    "options_for",
     "pack",
     "replace",
     "storage_info",
     "storages",
 ]
-del dense, four_bit, int8  # imported for their registrations

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.storage.linear_layers import is_conv1d, linear_shape
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.registry import register
 
@@ -17,6 +18,7 @@ class DenseLinear(FrozenLinear):
     """
 
     weight: nn.Parameter
+    matrix_name = "weight"
 
     def __init__(
         self, weight: Tensor, shape: tuple[int, int], *, transposed: bool, bias: Tensor | None, origin: Origin | None
@@ -46,15 +48,33 @@ class DenseLinear(FrozenLinear):
         )
 
 
+def adopt_plain(module: nn.Module) -> FrozenLinear:
+    """A plain linear layer as it is: its own parameters, in its own layout and type."""
+    weight: nn.Parameter = module.weight  # type: ignore[assignment]
+    return DenseLinear(
+        weight,
+        linear_shape(module),
+        transposed=is_conv1d(module),
+        bias=getattr(module, "bias", None),
+        origin=None,
+    )
+
+
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 def _register(dtype: torch.dtype, name: str) -> None:
-    @register(name, bits=dtype.itemsize * 8, dtype=dtype)
-    def pack(
-        weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None, double_quant: bool
-    ) -> FrozenLinear:
-        del double_quant  # there are no statistics to compress
+    def bytes_held(d_out: int, d_in: int) -> int:
+        return d_out * d_in * dtype.itemsize
+
+    @register(
+        name,
+        bits=dtype.itemsize * 8,
+        dtype=dtype,
+        bytes_held=bytes_held,
+        help=f"{str(dtype).removeprefix('torch.')}, unquantised",
+    )
+    def pack(weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None) -> FrozenLinear:
         shape = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])
         return DenseLinear(weight.to(dtype), shape, transposed=transposed, bias=bias, origin=origin)
 

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.storage.bnb import Packed4bit, dequantize_4bit, quantize_4bit
+from dist_subspace.options import flag
+from dist_subspace.storage.bnb import (
+    NESTED_BLOCKSIZE,
+    Packed4bit,
+    dequantize_4bit,
+    is_4bit,
+    quantize_4bit,
+    read_4bit,
+)
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.raw import from_bytes, to_bytes
-from dist_subspace.storage.registry import register
+from dist_subspace.storage.registry import adopts, register
+
+BLOCKSIZE = 64
 
 
 class FourBitLinear(PackedLinear):
@@ -46,12 +59,27 @@ class FourBitLinear(PackedLinear):
         packed = quantize_4bit(matrix, self.storage, double_quant=self.double_quant, blocksize=self.blocksize)
         return FourBitLinear(packed, bias=None, origin=None)
 
+    def options(self) -> dict[str, Any]:
+        return {"double_quant": self.double_quant}
+
     def plain_values(self) -> dict[str, float]:
         return {"offset": self.offset}
 
 
-def _register(quant_type: str) -> None:
-    @register(quant_type, bits=4)
+def _bytes_held(d_out: int, d_in: int, double_quant: bool) -> int:
+    blocks = math.ceil(d_out * d_in / BLOCKSIZE)
+    statistics = blocks + 4 * math.ceil(blocks / NESTED_BLOCKSIZE) if double_quant else 4 * blocks
+    return math.ceil(d_out * d_in / 2) + statistics
+
+
+def _register(quant_type: str, help: str) -> None:
+    @register(
+        quant_type,
+        bits=4,
+        bytes_held=_bytes_held,
+        help=help,
+        options={"double_quant": flag(True, "Quantise the statistics too, to one byte a block.")},
+    )
     def pack(
         weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None, double_quant: bool
     ) -> FrozenLinear:
@@ -59,5 +87,11 @@ def _register(quant_type: str) -> None:
         return FourBitLinear(quantize_4bit(logical, quant_type, double_quant=double_quant), bias=bias, origin=origin)
 
 
-for _quant_type in ("nf4", "fp4"):
-    _register(_quant_type)
+_register("nf4", "4 bits: quantiles of the normal distribution, in blocks of 64")
+_register("fp4", "4 bits: floating point with 2 bits of exponent, in blocks of 64")
+
+
+@adopts(is_4bit)
+def adopt_4bit(module: nn.Module) -> FrozenLinear:
+    """bitsandbytes' `Linear4bit`, byte for byte."""
+    return FourBitLinear(read_4bit(module), bias=getattr(module, "bias", None), origin=None)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.storage.bnb import Packed8bit, quantize_8bit
+from dist_subspace.storage.bnb import Packed8bit, is_8bit, quantize_8bit, read_8bit
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.raw import from_bytes, to_bytes
-from dist_subspace.storage.registry import register
+from dist_subspace.storage.registry import adopts, register
 
 
 class Int8Linear(PackedLinear):
@@ -45,9 +45,16 @@ class Int8Linear(PackedLinear):
         return self.codes.to(dtype), self._row_scale().to(dtype)
 
 
-@register("int8", bits=8)
-def pack(
-    weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None, double_quant: bool
-) -> FrozenLinear:
-    del double_quant  # one number a row is not worth compressing
+def _bytes_held(d_out: int, d_in: int) -> int:
+    return d_out * d_in + 4 * d_out
+
+
+@register("int8", bits=8, bytes_held=_bytes_held, help="8 bits, one scale a row")
+def pack(weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None) -> FrozenLinear:
     return Int8Linear(quantize_8bit(weight.t() if transposed else weight), bias=bias, origin=origin)
+
+
+@adopts(is_8bit)
+def adopt_8bit(module: nn.Module) -> FrozenLinear:
+    """bitsandbytes' `Linear8bitLt`, byte for byte."""
+    return Int8Linear(read_8bit(module), bias=getattr(module, "bias", None), origin=None)

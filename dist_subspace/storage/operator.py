@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class FrozenLinear(nn.Module):
     """
 
     storage: str
+    # The parameter that holds the matrix; the others hold what its codes mean.
+    matrix_name: str
     bias: nn.Parameter | None
     # Whether the layer was a Conv1D, whose checkpoint holds `(in_features, out_features)`; whatever the bytes' own layout.
     conv1d: bool = False
@@ -81,6 +84,10 @@ class FrozenLinear(nn.Module):
         """Another matrix `(out_features, in_features)` in this operator's storage and layout: a new operator, without bias."""
         raise TypeError(f"{type(self).__name__} does not say how a matrix is packed")
 
+    def options(self) -> dict[str, Any]:
+        """The storage's options with which this matrix is held (`model.storage_options`)."""
+        return {}
+
     def plain_values(self) -> dict[str, float]:
         """What belongs to the packed bytes but is no tensor (a double quantisation's offset)."""
         return {}
@@ -91,6 +98,13 @@ class FrozenLinear(nn.Module):
             setattr(self, name, value)
 
     # What everyone uses.
+
+    def weights_in(self, name: str) -> int:
+        """How many numbers of the layer the parameter called `name` stands for: packed bytes count as the weights that they
+        hold, statistics as none."""
+        if name == "bias":
+            return self.out_features
+        return self.in_features * self.out_features if name == self.matrix_name else 0
 
     def product(self, x: Tensor) -> Tensor:
         """`x W^T` for `x` of shape `(tokens, in_features)`; no autograd."""

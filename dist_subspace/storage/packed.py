@@ -18,6 +18,7 @@ class PackedLinear(FrozenLinear):
     """
 
     codes: nn.Parameter
+    matrix_name = "codes"
     name: str = ""
     compute_dtype: torch.dtype = torch.float32
 

@@ -1,5 +1,6 @@
 """What is trained, and how it acts. Knows torch and the operator's three questions; knows neither storage nor ZeRO."""
 
+from dist_subspace.options import Option
 from dist_subspace.subspace.accumulation import Accumulation
 from dist_subspace.subspace.attach import Attachment, attach_method, attached, attachment, disabled
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
@@ -7,7 +8,6 @@ from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.groups import named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart, Weight
 from dist_subspace.subspace.new_tokens import NewTokens
-from dist_subspace.subspace.options import Option
 from dist_subspace.subspace.registry import method_class, methods
 from dist_subspace.subspace.schedule import Edit, Schedule
 from dist_subspace.subspace.trained_copy import TrainedCopy

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.options import is_number
 from dist_subspace.subspace.constraints import CONSTRAINTS, Constraint
 from dist_subspace.subspace.method import MethodInfo, Settings, SubspacePart
 from dist_subspace.subspace.new_tokens import check_ids
-from dist_subspace.subspace.options import is_number
 from dist_subspace.subspace.registry import method_class
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.options import Option, choice
 from dist_subspace.subspace.accumulation import Accumulation
-from dist_subspace.subspace.options import Option, choice
 
 CONSTRAINTS = ("none", "mpc_o", "mpc_d", "mpc_n")
 PENALTIES = ("mpc_o", "mpc_d")

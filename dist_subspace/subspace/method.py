@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.linear_map import Gate, product_type
+from dist_subspace.options import Option
 from dist_subspace.subspace.constraints import Constraint, Penalty
 from dist_subspace.subspace.factors import FrozenFactor
-from dist_subspace.subspace.options import Option
 from dist_subspace.unread_weight import passed_by
 
 if TYPE_CHECKING:

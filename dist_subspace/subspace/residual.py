@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import Option, choice, whole
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.deviation import DeviationUpdate, FrozenPair, PinnedUpdate, wide
 from dist_subspace.subspace.low_rank import LowRankLinear, LowRankUpdate
 from dist_subspace.subspace.method import Settings, Weight, no_original
-from dist_subspace.subspace.options import Option, choice, whole
 
 Pair = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
 Split = Callable[[Tensor], Pair]

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import Option, steps
 from dist_subspace.subspace.method import Settings, SubspacePart
-from dist_subspace.subspace.options import Option, steps
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_subspace.options import Option, whole
 from dist_subspace.subspace.deviation import wide
 from dist_subspace.subspace.dropout import drop
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.method import SubspaceLinear, Weight
-from dist_subspace.subspace.options import Option, whole
 from dist_subspace.subspace.sums import summed_product
 from dist_subspace.subspace.svd import Triplets, every, largest
 

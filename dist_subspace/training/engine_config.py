@@ -12,6 +12,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.presets import check_supported, deepspeed_config, read_deepspeed
 from dist_subspace.placement.stock import Facts, stock_config, stock_training_keys
 from dist_subspace.placement.zero import largest_block_numel
+from dist_subspace.storage import storage_info
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.schedule import warmup_count
@@ -40,7 +41,8 @@ def engine_config(plan: Plan, model: nn.Module | None) -> dict[str, Any]:
         )
     else:
         made = stock_config(config.deepspeed.config, _facts(plan, rounds, trained, block))
-    check_supported(made, storage=config.model.storage, dtype=_name(plan))
+    unquantised = storage_info(config.model.storage).dtype is not None
+    check_supported(made, storage=config.model.storage, unquantised=unquantised, dtype=_name(plan))
     return made
 
 

@@ -49,6 +49,7 @@ def _loaded(plan: Plan, observer: Observer) -> nn.Module:
             plan.model_folder,
             storage=config.model.storage,
             double_quant=config.model.double_quant,
+            storage_options=config.model.storage_options,
             deepspeed=engine_config(plan, model=None),
             task=config.model.task,
             dtype=plan.dtype,

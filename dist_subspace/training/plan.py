@@ -20,6 +20,7 @@ from dist_subspace.loading.load import download, model_positions, resolve_dtype,
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
 from dist_subspace.placement.process_group import agreed_device
+from dist_subspace.storage import options_for
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
@@ -76,6 +77,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         if config.subspace.init_from is None:  # else the adapter has the first word
             resolve(subspace_config(config))
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
+        options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
         check_optimizer(config.training.optim, device)
         check_trackers(config.run.report_to)
         check_hardware(dtype, device)

@@ -304,8 +304,9 @@ class Trainer:
             loss_scaler=scaler_state(self.engine),
             unevaluated=self.unevaluated,
         )
-        on_main(self.observer.settle)  # a checkpoint without the lines of its steps would leave a hole in the curve
-        folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
+        folder = save_checkpoint(
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+        )
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         self.saved = now

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dist_subspace.config import load_config, resolved_dtype
-from dist_subspace.config.names import Storage
+from dist_subspace.config import load_config
 from dist_subspace.config.schema import Config, SubspaceSection
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceConfig
@@ -107,7 +106,6 @@ def test_a_wrong_type_or_range_names_field_value_and_accepted(override: str, mes
 @pytest.mark.parametrize(
     ("override", "value", "some_accepted"),
     [
-        ("model.storage=nf5", "nf5", ["nf4", "int8"]),
         ("model.task=chat", "chat", ["causal-lm", "classification"]),
         ("model.dtype=float64", "float64", ["float32", "bfloat16", "float16"]),
         ("data.format=aplaca", "aplaca", ["alpaca", "chat", "completion", "text", "classification"]),
@@ -219,18 +217,10 @@ def test_nvme_needs_a_folder() -> None:
     load_config(BASE, ["deepspeed.preset=zero3-nvme", "deepspeed.nvme_path=fast"])
 
 
-@pytest.mark.parametrize("storage", get_args(Storage))
-def test_the_computation_follows_a_float_storage(storage: str) -> None:
-    own = {"fp32": "float32", "fp16": "float16"}.get(storage, "bfloat16")
-    assert resolved_dtype(storage, None) == own
-    assert resolved_dtype(storage, own) == own
-
-
-@pytest.mark.parametrize(("storage", "dtype"), [("bf16", "float32"), ("fp32", "bfloat16"), ("fp16", "bfloat16")])
-def test_a_type_that_contradicts_a_float_storage_is_refused(storage: str, dtype: str) -> None:
-    message = refusal(f"model.storage={storage}", f"model.dtype={dtype}")
-    assert message.startswith(f"model.dtype is {dtype!r}, which contradicts model.storage {storage!r}")
-    assert resolved_dtype("nf4", dtype) == dtype
+def test_double_quant_is_said_once() -> None:
+    message = refusal("model.double_quant=true", "model.storage_options.double_quant=false")
+    assert message.startswith("model.double_quant is True and model.storage_options.double_quant is False; accepted")
+    load_config(BASE, ["model.storage_options.double_quant=false"])
 
 
 def test_short_names_of_types_are_understood() -> None:

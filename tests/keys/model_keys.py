@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -16,8 +19,10 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
 )
+from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from dist_subspace.checkpoint.status import EXIT_USAGE
+from dist_subspace.errors import UsageError
 from dist_subspace.subspace import disabled
 from tests.keys.begun import begin, logits, randomised
 from tests.keys.bench import UNSET, Bench
@@ -27,7 +32,8 @@ from tests.keys.table import Key
 from tests.tiny_run import make_model
 
 IDS = torch.arange(7, 47).view(4, 10)
-EACH = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8")
+EACH = ("fp32", "bf16", "fp16", "nf4", "fp4", "int8", "fp8")
+FP8 = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=(128, 128), scale_fmt="float"))
 
 
 def path(bench: Bench) -> None:
@@ -93,6 +99,15 @@ def double_quant(bench: Bench) -> None:
     assert sum(p.numel() * p.element_size() for n, p in unset.named_parameters() if "absmax" in n) == size[True]
 
 
+def storage_options(bench: Bench) -> None:
+    """A storage's own options, which outweigh the older name where that is not given."""
+    given = {"model.storage": "fp4", "model.double_quant": UNSET}
+    for nested in (True, False):
+        _holds(bench, given | {"model.storage_options": {"double_quant": nested}}, "fp4", nested=nested)
+    with pytest.raises(UsageError, match=r"model\.storage_options\.block is no option of storage 'fp4'"):
+        begin(bench, given | {"model.storage_options": {"block": 32}})
+
+
 def _holds(bench: Bench, changes: dict[str, Any], kind: str, nested: bool) -> nn.Module:
     model = begin(bench, {"subspace.init_from": UNSET, "subspace.rank": 2, **changes}).model
     dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(kind, torch.bfloat16)
@@ -121,6 +136,13 @@ def _held(weight: Tensor, kind: str, nested: bool) -> Tensor:
         packed, state = bnb.quantize_4bit(weight, quant_type=kind, compress_statistics=nested)
         state.shape = torch.Size((1, weight.numel()))  # its CPU kernel reads rows of less than a block wrongly
         return bnb.dequantize_4bit(packed, state).view_as(weight).float()
+    if kind == "fp8":
+        edge = [0, -weight.shape[1] % 128, 0, -weight.shape[0] % 128]
+        theirs = Fp8Quantize(FP8).convert({"weight": functional.pad(weight, edge)})
+        whole = theirs["weight"].float() * theirs["weight_scale_inv"].repeat_interleave(128, 0).repeat_interleave(
+            128, 1
+        )
+        return whole[: weight.shape[0], : weight.shape[1]]
     return weight.to({"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[kind]).float()
 
 
@@ -226,6 +248,7 @@ KEYS = [
     ),
     Key("model.storage", EACH, "the values of the linear layers", f"{_BNB}, torch's casts", storage),
     Key("model.double_quant", (True, False), "statistics in a byte", _BNB, double_quant),
+    Key("model.storage_options", ("double_quant",), "the bytes of the linear layers", _BNB, storage_options),
     Key("model.dtype", ("float32", "bfloat16", "float16"), "all else, and the computation", _TRANSFORMERS, dtype),
     Key("model.attn_implementation", ("eager",), "the attention", f"{_TRANSFORMERS}: attentions", attn_implementation),
     Key("model.tokenizer", ("another folder",), "the ids", "AutoTokenizer of both folders", tokenizer),

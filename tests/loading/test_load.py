@@ -321,7 +321,10 @@ def test_a_quantised_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> No
         ({"storage": "nf5"}, r"storage is 'nf5' \(did you mean 'nf4'\?\); accepted: .*int8"),
         ({"task": "casual-lm"}, r"model\.task is 'casual-lm' \(did you mean 'causal-lm'\?\); accepted: causal-lm, "),
         ({"storage": "nf4", "dtype": "float8"}, r"model\.dtype is 'float8' .*; accepted: float32, bfloat16, float16"),
-        ({"storage": "fp32", "dtype": "bfloat16"}, r"model\.dtype is bfloat16, but storage fp32 .*: float32"),
+        (
+            {"storage": "fp32", "dtype": "bfloat16"},
+            r"model\.dtype is 'bfloat16', which contradicts model\.storage 'fp32'; accepted with it: float32, null",
+        ),
         ({"deepspeed": "no/such.json"}, r"deepspeed(\.config)? is 'no/such.json', which cannot be read \(No such file"),
         ({"task": "seq2seq-lm"}, r"a llama model cannot be made for model\.task 'seq2seq-lm'"),
     ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import sentencepiece
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
@@ -150,3 +153,24 @@ def test_no_new_tokens_leave_a_tokenizer_as_it_is() -> None:
     tokenizer = make_tokenizer()
     before = tokenizer_digest(tokenizer)
     assert extend_tokenizer(tokenizer, []) == [] and tokenizer_digest(tokenizer) == before
+
+
+def test_a_new_token_never_takes_the_id_of_another() -> None:
+    """A vocabulary with a gap is extended by its number of tokens, which may be an id that is taken."""
+    core = Tokenizer(models.WordLevel({"a": 0, "b": 2}, unk_token="a"))
+    with pytest.raises(UsageError, match="would give the id 2 of 'b'; accepted: a tokenizer without gaps"):
+        extend_tokenizer(PreTrainedTokenizerFast(tokenizer_object=core, unk_token="a"), ["<new>"])
+
+
+def test_a_tokenizers_own_code_runs_only_where_that_is_said(tmp_path: Path) -> None:
+    make_tokenizer().save_pretrained(tmp_path)
+    code = "from transformers import PreTrainedTokenizerFast\n\nclass Own(PreTrainedTokenizerFast):\n    pass\n"
+    (tmp_path / "tokenization_own.py").write_text(code)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "tokenization_own.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert type(load_tokenizer(str(tmp_path), trust_remote_code=True)).__name__ == "Own"
+    for place in (tmp_path, tmp_path / "tokenizer.json"):
+        trusted = place.is_file()  # a file is named for its vocabulary
+        with pytest.raises(UsageError, match=r"accepted: model\.trust_remote_code true, with its folder named"):
+            load_tokenizer(str(tmp_path), str(place), trust_remote_code=trusted)

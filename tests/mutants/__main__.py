@@ -6,13 +6,12 @@ import argparse
 import fnmatch
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 from tests.mutants.catalogue import mutants
-from tests.mutants.runner import Outcome, copy_of_the_tree, outcomes, tests_that_are_red_without_any
+from tests.mutants.runner import Outcome, outcomes, tests_that_are_red_without_any
 
 ENOUGH = 0.95  # of all, caught
 
@@ -24,8 +23,7 @@ def main() -> int:
         print(f"no mutant is called {' or '.join(arguments.only)}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="dist_subspace-mutants-") as folder:
-        red = tests_that_are_red_without_any(chosen, copy_of_the_tree(Path(folder) / "tree"))
+    red = tests_that_are_red_without_any(chosen, arguments.workers)
     if red:
         print(red, "\nThese tests are red without any mutant: nothing can be told.", file=sys.stderr)
         return 2

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,7 +21,7 @@ from tests.mutants.mutant import Mutant
 ROOT = Path(__file__).resolve().parents[2]
 # pytest's exit codes: https://docs.pytest.org/en/stable/reference/exit-codes.html
 GREEN, RED = 0, 1
-SECONDS_PER_TEST = 300  # a cold start of torch, transformers and deepspeed on a busy machine takes up to 60
+SECONDS_PER_TEST = 300  # ranks are started anew for each mutant, which takes up to a minute on a busy machine
 
 
 @dataclass(frozen=True)
@@ -34,83 +34,100 @@ class Outcome:
     output: str
 
 
-def tests_that_are_red_without_any(mutants: Sequence[Mutant], tree: Path) -> str:
-    """The output of the mutants' tests on the untouched `tree`, empty where all are green."""
+class Tree:
+    """A copy of the tracked files, and of those that git would track, and a process that runs pytest in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self._output = folder / "tree", folder / "output"
+        _copy(self.root)
+        # No bytecode: a mutant of the same length, written within the second, would be taken for the module before it.
+        data = os.environ.get("DIST_SUBSPACE_DATA", str(ROOT.parent / "shared" / "data"))
+        wanted = {"PYTHONDONTWRITEBYTECODE": "1", "DIST_SUBSPACE_DATA": data, "PYTHONPATH": ""}
+        self._process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("warm.py"))],
+            cwd=folder,
+            env=os.environ | wanted | {"OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, tests: Sequence[str], seconds: float, *options: str) -> tuple[int | None, str]:
+        """pytest's exit status, None where it did not end in time, and its output."""
+        arguments = ["-q", "-p", "no:cacheprovider", *options, *tests]
+        request = {"tree": str(self.root), "arguments": arguments, "seconds": seconds, "output": str(self._output)}
+        assert self._process.stdin is not None and self._process.stdout is not None
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        code: int | None = json.loads(self._process.stdout.readline())
+        return code, self._output.read_text(encoding="utf-8", errors="replace")
+
+    @contextmanager
+    def broken_by(self, mutant: Mutant) -> Iterator[None]:
+        before = mutant.written_into(self.root)
+        try:
+            yield
+        finally:
+            (self.root / mutant.file).write_text(before, encoding="utf-8")
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def tests_that_are_red_without_any(mutants: Sequence[Mutant], workers: int) -> str:
+    """The output of the mutants' tests on the untouched tree, empty where all are green. A file's tests stay together."""
     names = sorted({test for mutant in mutants for test in mutant.tests})
-    code, output = _pytest(names, tree, SECONDS_PER_TEST + 30 * len(names), stop_at_first=False)
-    return "" if code == GREEN else output
+    files = sorted({name.partition("::")[0] for name in names})
+    shares = [[n for n in names if files.index(n.partition("::")[0]) % workers == share] for share in range(workers)]
+    with _trees(workers) as trees, ThreadPoolExecutor(workers) as pool:
+        done = pool.map(lambda share: _on(trees, share, SECONDS_PER_TEST + 30 * len(share)), filter(None, shares))
+        return "\n".join(output for code, output in done if code != GREEN)
 
 
 def outcomes(mutants: Sequence[Mutant], workers: int) -> Iterator[Outcome]:
     """One after another as they are ready; `workers` copies of the tree are broken side by side."""
-    trees: SimpleQueue[Path] = SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="dist_subspace-mutants-") as folder:
-        for number in range(workers):
-            trees.put(copy_of_the_tree(Path(folder) / str(number)))
-        with ThreadPoolExecutor(workers) as pool:
-            for done in as_completed([pool.submit(_judged, mutant, trees) for mutant in mutants]):
-                yield done.result()
+    with _trees(workers) as trees, ThreadPoolExecutor(workers) as pool:
+        for done in as_completed([pool.submit(_judged, mutant, trees) for mutant in mutants]):
+            yield done.result()
 
 
-def copy_of_the_tree(target: Path) -> Path:
-    """Tracked files, and those that git would track, as they are in the working tree."""
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
-    for name in filter(None, names):
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
-    return target
+@contextmanager
+def _trees(number: int) -> Iterator[SimpleQueue[Tree]]:
+    trees: SimpleQueue[Tree] = SimpleQueue()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dist_subspace-mutants-")))
+        for index in range(number):
+            tree = Tree(folder / str(index))
+            stack.callback(tree.close)
+            trees.put(tree)
+        yield trees
 
 
-def _judged(mutant: Mutant, trees: SimpleQueue[Path]) -> Outcome:
+def _on(trees: SimpleQueue[Tree], tests: Sequence[str], seconds: float, *options: str) -> tuple[int | None, str]:
+    tree = trees.get()
+    try:
+        return tree.run(tests, seconds, *options)
+    finally:
+        trees.put(tree)
+
+
+def _judged(mutant: Mutant, trees: SimpleQueue[Tree]) -> Outcome:
     tree = trees.get()
     start = time.monotonic()
     try:
-        with _broken(mutant, tree):
-            code, output = _pytest(mutant.tests, tree, SECONDS_PER_TEST * len(mutant.tests), stop_at_first=True)
+        with tree.broken_by(mutant):
+            code, output = tree.run(mutant.tests, SECONDS_PER_TEST * len(mutant.tests), "-x")
     finally:
         trees.put(tree)
     verdict = {GREEN: "missed", RED: "caught", None: "hung"}.get(code, "unfit")
     return Outcome(mutant, verdict, time.monotonic() - start, output)
 
 
-@contextmanager
-def _broken(mutant: Mutant, tree: Path) -> Iterator[None]:
-    before = mutant.written_into(tree)
-    try:
-        yield
-    finally:
-        (tree / mutant.file).write_text(before, encoding="utf-8")
-
-
-def _pytest(names: Sequence[str], tree: Path, seconds: float, stop_at_first: bool) -> tuple[int | None, str]:
-    """Exit code (None: it did not end in time and was killed with its children) and output."""
-    data = os.environ.get("DIST_SUBSPACE_DATA", str(ROOT.parent / "shared" / "data"))
-    # No bytecode: a mutant of the same length, written within the second, would be taken for the module before it.
-    wanted = {"PYTHONPATH": str(tree), "DIST_SUBSPACE_DATA": data, "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        *(["-x"] if stop_at_first else []),
-        *names,
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=tree,
-        env=os.environ | wanted,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=seconds)
-        return process.returncode, output
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        return None, process.communicate()[0]
+def _copy(target: Path) -> None:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)

@@ -7,12 +7,17 @@ from typing import Any
 import pytest
 
 from dist_subspace.errors import UsageError
+from dist_subspace.placement import supported
 from dist_subspace.placement.presets import (
     PRESETS,
-    check_supported,
     deepspeed_config,
     zero_stage,
 )
+from dist_subspace.storage import storage_info
+
+
+def check_supported(config: dict[str, Any], *, storage: str, **facts: Any) -> None:
+    supported.check_supported(config, storage=storage, unquantised=storage_info(storage).dtype is not None, **facts)
 
 
 def preset(name: str, **changes: Any) -> dict[str, Any]:

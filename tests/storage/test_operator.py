@@ -57,7 +57,8 @@ def test_product_and_gradient_are_those_of_the_dense_matrix(
 @each_storage
 def test_the_matrix_held_is_near_the_one_given(storage: str) -> None:
     weight = torch.randn(64, 128)
-    near = {4: 0.35, 8: 0.03, 16: 0.01, 32: 0.0}[storage_info(storage).bits]
+    # Of the largest weight. A float of 8 bits has 3 after the point: half a unit of its largest numbers is 2^-4 or less.
+    near = {4: 0.35, 8: 0.07 if storage == "fp8" else 0.03, 16: 0.01, 32: 0.0}[storage_info(storage).bits]
     for transposed in (False, True):
         frozen = pack(weight.t().contiguous() if transposed else weight, storage, transposed=transposed)
         assert (frozen.dense() - weight).abs().max() <= near * weight.abs().max()

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.options import steps, whole
 from dist_subspace.subspace.directions import DirectedUpdate
 from dist_subspace.subspace.low_rank import LowRankLinear
 from dist_subspace.subspace.method import MethodInfo, Settings, Weight
-from dist_subspace.subspace.options import steps, whole
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.schedules.switching import WARMUP, SwitchingSchedule
 from dist_subspace.subspace.svd import every

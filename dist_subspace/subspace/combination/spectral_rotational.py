@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import flag
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.deviation import wide
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import flag
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.spectral import REFUSALS, SpectralLinear, turned
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from dist_subspace.options import number, whole
 from dist_subspace.subspace.constraints import constraint_options
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import number, whole
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.schedule import phase_options
 from dist_subspace.subspace.schedules.cutting import DECISIONS, CuttingSchedule

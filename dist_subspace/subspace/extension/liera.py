@@ -13,10 +13,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from dist_subspace.options import choice
 from dist_subspace.subspace.dropout import drop
 from dist_subspace.subspace.low_rank import LowRankLinear
 from dist_subspace.subspace.method import MethodInfo
-from dist_subspace.subspace.options import choice
 from dist_subspace.subspace.registry import register
 
 

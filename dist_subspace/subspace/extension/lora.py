@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dist_subspace.options import choice, number, whole
 from dist_subspace.subspace.loftq import LoftqLinear
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import choice, number, whole
 from dist_subspace.subspace.registry import register
 
 LORA_OPTIONS = {

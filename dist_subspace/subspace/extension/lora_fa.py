@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import flag
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.dropout import drop
 from dist_subspace.subspace.factors import FrozenFactor
 from dist_subspace.subspace.low_rank import LowRankLinear, Up
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import flag
 from dist_subspace.subspace.registry import register
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import flag, number
 from dist_subspace.subspace.dropout import drop
 from dist_subspace.subspace.low_rank import Down, LowRankLinear, Up
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import flag, number
 from dist_subspace.subspace.registry import register
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.options import choice
 from dist_subspace.subspace.bottleneck import BottleneckLinear, BottleneckNorm
 from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspacePart
 from dist_subspace.subspace.norm_part import norm_width
-from dist_subspace.subspace.options import choice
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.targets import Choice, post_norm
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import flag, number, whole
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
-from dist_subspace.subspace.options import flag, number, whole
 from dist_subspace.subspace.projections import Projections
 from dist_subspace.subspace.registry import register
 

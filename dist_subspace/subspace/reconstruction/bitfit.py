@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import choice
 from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear, SubspacePart
 from dist_subspace.subspace.norm_part import NormPart, norm_width
-from dist_subspace.subspace.options import choice
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.targets import ALL_LINEAR, Choice, is_norm, naming
 

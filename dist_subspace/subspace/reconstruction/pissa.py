@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dist_subspace.options import choice
 from dist_subspace.subspace.method import MethodInfo
-from dist_subspace.subspace.options import choice
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.residual import ITERATIONS, NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
 from dist_subspace.subspace.svd import largest, largest_exact

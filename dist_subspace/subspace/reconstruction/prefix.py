@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from dist_subspace.options import choice, flag, whole
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import choice, flag, whole
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks

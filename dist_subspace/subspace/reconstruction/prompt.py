@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import Option, choice, text
 from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import Option, choice, text
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.trained_copy import Gathered
 from dist_subspace.subspace.virtual_tokens import stacks

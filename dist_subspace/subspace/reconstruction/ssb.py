@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.options import flag
 from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.options import flag
 from dist_subspace.subspace.registry import register
 from dist_subspace.subspace.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.targets import KEY_VALUE_UP

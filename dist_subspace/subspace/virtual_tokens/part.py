@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.options import Option, whole
 from dist_subspace.subspace.method import Settings, SubspacePart
-from dist_subspace.subspace.options import Option, whole
 from dist_subspace.subspace.targets import Choice
 from dist_subspace.subspace.virtual_tokens.stacks import text_config
 

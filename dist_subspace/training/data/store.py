@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from dist_subspace.atomic_files import make_folder, sync
-from dist_subspace.checkpoint.fingerprint import file_fingerprint
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.fingerprint import digest
 
@@ -100,6 +99,8 @@ def write_columns(folder: Path, pieces: Iterable[dict[str, Any]], facts: dict[st
 
 
 def _digests(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
+    from dist_subspace.checkpoint.fingerprint import file_fingerprint  # brings torch, which no worker needs
+
     return {name: file_fingerprint(folder / f"{name}.npy") for name in COLUMNS} | {"facts": digest(facts)}
 
 

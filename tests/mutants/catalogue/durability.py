@@ -129,13 +129,17 @@ MUTANTS = [
     Mutant(
         name="older-checkpoints-purged-before-the-newer-is-written",
         file="dist_subspace/training/trainer.py",
-        text="""        folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
+        text="""        folder = save_checkpoint(
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+        )
         keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
 """,
         becomes="""        keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
-        folder = save_checkpoint(self.plan.run_dir, self.model, self.engine, state, self._base_name())
+        folder = save_checkpoint(
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+        )
 """,
         promise="After a save there are save_total_limit checkpoints, and before it none of them is gone.",
         tests=[CHECKPOINTS],
@@ -143,8 +147,8 @@ MUTANTS = [
     Mutant(
         name="lines-of-saved-steps-not-synced",
         file="dist_subspace/training/trainer.py",
-        text="        on_main(self.observer.settle)",
-        becomes="        pass",
+        text="self._base_name(), self.observer.settle\n",
+        becomes="self._base_name()\n",
         promise="The lines of the steps of a checkpoint are on disk before the checkpoint is.",
         tests=[LINES],
     ),

@@ -9,6 +9,7 @@ SHARED = "tests/training/test_shared_batches.py"
 PACKED = "tests/training/data/test_packed_attention.py"
 BATCHES = "tests/training/data/test_batches.py"
 FORMATS = "tests/training/data/test_formats.py"
+TOKENIZER = "tests/loading/test_tokenizer.py"
 
 
 def key(name: str) -> list[str]:
@@ -275,5 +276,29 @@ MUTANTS = [
         becomes="for part in weight[1:].split(ROWS)]",
         promise="Rows of new tokens begin at the mean of the rows that there are.",
         tests=key("model.new_tokens"),
+    ),
+    Mutant(
+        name="new-token-takes-the-id-of-another",
+        file="dist_subspace/loading/tokenizer.py",
+        text="        if taken.get(number, token) != token:\n",
+        becomes="        if False:\n",
+        promise="A new token that would get the id of another is refused.",
+        tests=[f"{TOKENIZER}::test_a_new_token_never_takes_the_id_of_another"],
+    ),
+    Mutant(
+        name="tokenizers-own-code-never-runs",
+        file="dist_subspace/loading/tokenizer.py",
+        text="source, trust_remote_code=trust_remote_code, local",
+        becomes="source, local",
+        promise="With model.trust_remote_code a tokenizer's own code is run.",
+        tests=[f"{TOKENIZER}::test_a_tokenizers_own_code_runs_only_where_that_is_said"],
+    ),
+    Mutant(
+        name="tokenizers-own-code-runs-for-a-file",
+        file="dist_subspace/loading/tokenizer.py",
+        text="return _from_folder(path.parent, place, False)",
+        becomes="return _from_folder(path.parent, place, True)",
+        promise="A tokenizer.json that is named runs no code.",
+        tests=[f"{TOKENIZER}::test_a_tokenizers_own_code_runs_only_where_that_is_said"],
     ),
 ]

@@ -108,8 +108,8 @@ MUTANTS = [
     Mutant(
         name="accounting-packed-as-bytes",
         file="dist_subspace/accounting.py",
-        text='return module.in_features * module.out_features if name in ("weight", "codes") else 0',
-        becomes="return full_numel(parameter)",
+        text="frozen += module.weights_in(name) if isinstance(module, FrozenLinear) else full_numel(parameter)",
+        becomes="frozen += full_numel(parameter)",
         promise="A packed weight counts as weights.",
         tests=["tests/test_accounting.py::test_counts_are_of_weights_and_bytes_of_what_is_stored[fp4]"],
     ),

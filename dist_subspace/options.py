@@ -1,4 +1,4 @@
-"""Entries of `subspace.options`: a default, what is accepted, and one line of help."""
+"""Options of methods (`subspace.options`) and storages (`model.storage_options`): default, what is accepted, a line of help."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dist_subspace.errors import UsageError
 
 @dataclass(frozen=True)
 class Option:
-    """One option of a method. `accepts` decides about a value, `accepted` says in words what it lets through."""
+    """One option. `accepts` decides about a value, `accepted` says in words what it lets through."""
 
     default: Any
     help: str
     accepts: Callable[[Any], bool]
     accepted: str
 
-    def check(self, name: str, value: Any) -> None:
+    def check(self, name: str, value: Any, section: str = "subspace.options") -> None:
         """Raises UsageError for a value that is not accepted; the message names the option, the value, and what would be."""
         if not self.accepts(value):
-            raise UsageError(f"subspace.options.{name} is {value!r}; accepted: {self.accepted}")
+            raise UsageError(f"{section}.{name} is {value!r}; accepted: {self.accepted}")
 
 
 def choice(default: Any, help: str, *others: Any) -> Option:

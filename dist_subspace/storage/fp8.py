@@ -1,0 +1,97 @@
+"""Storage of 8 bits a weight as small floating-point numbers: `fp8`, float8 e4m3 with one float32 scale a block of 128 x 128.
+
+The layout of the FP8 checkpoints of DeepSeek-V3 (arXiv 2412.19437, 3.3.2) and Qwen3: `W = codes * scale`, the scale (which
+their files call `weight_scale_inv`) being the block's largest magnitude over 448. The activations are never quantised.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.packed import PackedLinear
+from dist_subspace.storage.raw import from_bytes, to_bytes
+from dist_subspace.storage.registry import adopts, register
+
+BLOCK = 128  # rows and columns
+KIND = torch.float8_e4m3fn
+LARGEST = torch.finfo(KIND).max  # 448
+
+
+class Fp8Linear(PackedLinear):
+    """Parameters, both int8: `codes` `(d_out, d_in)`, `scale` the bytes of one float32 a block, row by row of blocks."""
+
+    scale: nn.Parameter
+
+    storage = "fp8"
+
+    def __init__(self, codes: Tensor, scale: Tensor, *, bias: Tensor | None, origin: Origin | None) -> None:
+        rows, columns = codes.shape
+        tensors = {"codes": codes.contiguous().view(torch.int8), "scale": to_bytes(scale)}
+        super().__init__(columns, rows, tensors, bias=bias, origin=origin)
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
+        codes, matrix = self.codes.view(KIND), torch.empty(self.shape, dtype=dtype, device=self.codes.device)
+        # A row of blocks at a time: the float32 product is a temporary.
+        for number, own in enumerate(scale):
+            rows = slice(number * BLOCK, (number + 1) * BLOCK)
+            matrix[rows] = codes[rows].float() * own.repeat_interleave(BLOCK)[: self.in_features]
+        return matrix
+
+    def repacked(self, matrix: Tensor) -> FrozenLinear:
+        return pack(matrix, transposed=False, bias=None, origin=None)
+
+
+def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes `(d_out, d_in)` float8 and scales `(blocks of rows, blocks of columns)` float32 of a matrix of floats."""
+    codes = torch.empty(weight.shape, dtype=KIND, device=weight.device)
+    scale = torch.empty(_blocks(weight.shape), dtype=torch.float32, device=weight.device)
+    for number in range(scale.shape[0]):
+        rows = slice(number * BLOCK, (number + 1) * BLOCK)
+        strip = weight[rows].float()
+        largest = nn.functional.pad(strip.abs().amax(dim=0), (0, -strip.shape[1] % BLOCK)).view(-1, BLOCK).amax(dim=1)
+        factor = torch.where(largest > 0, LARGEST / largest, torch.ones_like(largest))  # of a block of zeros, any
+        scale[number] = 1 / factor
+        strip = strip * factor.repeat_interleave(BLOCK)[: strip.shape[1]]
+        codes[rows] = strip.clamp(-LARGEST, LARGEST).to(KIND)
+    return codes, scale
+
+
+def _blocks(shape: tuple[int, ...]) -> tuple[int, int]:
+    return math.ceil(shape[0] / BLOCK), math.ceil(shape[1] / BLOCK)
+
+
+def _bytes_held(d_out: int, d_in: int) -> int:
+    return d_out * d_in + 4 * math.prod(_blocks((d_out, d_in)))
+
+
+@register("fp8", bits=8, bytes_held=_bytes_held, help="8 bits: float8 e4m3, one scale a block of 128 x 128")
+def pack(weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None) -> FrozenLinear:
+    return Fp8Linear(*quantize(weight.t() if transposed else weight), bias=bias, origin=origin)
+
+
+def _is_fp8_linear(module: nn.Module) -> bool:
+    """transformers' `FP8Linear` in this layout, recognised by name so that storage need not import transformers; scales of
+    another type, other blocks and quantised activations with a scale of their own are not this storage's."""
+    scale = getattr(module, "weight_scale_inv", None)
+    return (
+        type(module).__name__ == "FP8Linear"
+        and getattr(module, "weight", None) is not None
+        and module.weight.dtype == KIND
+        and scale is not None
+        and scale.dtype == torch.float32
+        and tuple(getattr(module, "block_size", None) or ()) == (BLOCK, BLOCK)
+        and getattr(module, "activation_scale", None) is None
+    )
+
+
+@adopts(_is_fp8_linear)
+def adopt_fp8(module: nn.Module) -> FrozenLinear:
+    """The layer's own bytes."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    scale: Tensor = module.weight_scale_inv  # type: ignore[assignment]
+    return Fp8Linear(weight.detach(), scale.detach(), bias=getattr(module, "bias", None), origin=None)
