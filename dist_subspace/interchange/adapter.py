@@ -334,7 +334,8 @@ def _clear_away(files: Iterable[Path], folders: Iterable[Path]) -> None:
 
 
 def _refuse_empty(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """An adapter saved without being gathered is a file of empty tensors (pains.md row 4): never written."""
+    """An adapter saved without being gathered is a file of empty tensors (docs/failures.md, "An adapter is saved with empty
+    tensors"): never written."""
     empty = [key for key, tensor in tensors.items() if tensor.numel() == 0]
     if empty or not tensors:
         raise RuntimeError(

@@ -123,7 +123,7 @@ def test_the_tokenizer_and_the_generation_settings_go_with_it(tmp_path: Path) ->
     assert all(p.stat().st_mode & 0o777 == 0o644 for p in (tmp_path / "own").iterdir())
 
 
-# The two bases (pains.md row 24).
+# The two bases (docs/failures.md, "A merged model forgets").
 
 
 @pytest.mark.parametrize("storage", ["nf4", "int8"])

@@ -24,7 +24,8 @@ from tests.ranks import run_on_ranks
 
 ALL = all_cells(list(storages()), list(methods()))
 WIDTHS = ("bf16", "int8", "nf4")
-# What other tools refuse or get wrong (pains.md, rows 9 and 10).
+# What other tools refuse or get wrong (docs/failures.md, "PiSSA decomposes an empty or a packed weight", and docs/failures.md,
+# "DoRA fails on split 4-bit weights").
 TWO = [c for c in ALL if c.ranks == 2 and not c.reentrant]
 SHARDED_SVD = [
     c for c in TWO if (c.method, c.family, c.double_quant) == ("pissa", "llama", False) and c.storage in WIDTHS

@@ -120,7 +120,7 @@ def test_a_refused_model_computes_as_before_and_can_be_attached_after_all() -> N
     assert len(trainable_parameters(attach_tiny(model))) == 28
 
 
-# Gradient checkpointing (pains.md row 15).
+# docs/failures.md, "Gradient checkpointing finds nothing that requires a gradient".
 
 
 def gradients(model: Any, **checkpointing: Any) -> dict[str, torch.Tensor]:
