@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
 SOURCES = sorted(path for folder in ("dist_subspace", "tests", "launch") for path in (ROOT / folder).rglob("*.py"))
-OURS = {path.name for path in DOCS}
 
 # In code and tests: docs/methods.md, "Signs"; the heading may go on in the next line of a comment.
 CITATION = re.compile(r'docs/(\w+\.md)(?:, "([^"]+)")?')

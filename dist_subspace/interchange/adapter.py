@@ -120,7 +120,7 @@ def save_adapter(
     tokenizer: Any = None,
     identify: Callable[[Path], str] | None = None,
 ) -> Path:
-    """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved (row 4).
+    """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved.
 
     Arguments:
         base_model: what the adapter calls its base; unset: what the model was loaded from.
