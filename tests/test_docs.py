@@ -22,6 +22,8 @@ CITATION = re.compile(r'docs/(\w+\.md)(?:, "([^"]+)")?')
 UNPLACED = re.compile(r"(?<![\w/])(?:methods|pains|design|failures|style|cluster)\.md")
 NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 NAMED_FILE = re.compile(r"(?<![\w/.])((?:dist_subspace|tests|launch|configs)/[\w./]*\w/?|\.ci/run|\.github/[\w./]+)")
+EXAMPLES = ("test_docs.py", "docs_tables.py")  # which speak of citations
+WORKED = ("subspace/extension/moslora.py", "storage/fp8.py")  # shown in docs/extending.md
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -56,9 +58,6 @@ def citations(path: Path) -> list[tuple[str, str]]:
     """(page, heading or "") of every citation in a file of Python."""
     text = re.sub(r"\s*\n\s*(?:# ?)?", " ", path.read_text(encoding="utf-8"))
     return [(page, heading) for page, heading in CITATION.findall(text) if path.name not in EXAMPLES]
-
-
-EXAMPLES = ("test_docs.py", "docs_tables.py")
 
 
 def test_a_citation_in_code_or_tests_names_a_page_and_a_heading_that_are_there() -> None:
@@ -134,6 +133,18 @@ def test_every_failure_says_what_happens_elsewhere_what_happens_here_and_what_gu
     assert [entry for entry, found in parts if found != ["Elsewhere", "Here", "Guard"]] == []
 
 
+def test_the_worked_examples_are_the_code_of_the_tree() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    shown = {
+        line
+        for block in re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+        for line in block.splitlines()
+    }
+    code = "\n".join((ROOT / "dist_subspace" / path).read_text(encoding="utf-8") for path in WORKED).splitlines()
+    assert len(shown) > 40
+    assert sorted(shown - {*code, "    ..."}) == []
+
+
 def test_every_method_has_a_section_with_its_reference_its_count_and_its_options() -> None:
     from dist_subspace import methods
     from dist_subspace.subspace.constraints import constraint_options
@@ -145,6 +156,15 @@ def test_every_method_has_a_section_with_its_reference_its_count_and_its_options
         own = info.options.keys() - constraint_options(info.constraints).keys()
         wanted = [f"arXiv {info.reference}", f"*Count:* `{info.count}`", *(f"`{option}`" for option in sorted(own))]
         assert [what for what in wanted if what not in text] == [], name
+
+
+def test_every_golden_number_of_the_methods_is_one_that_a_test_holds() -> None:
+    golden = re.compile(r"(?<![\d.])\d+\.\d{6,}")
+    tests = [path for path in SOURCES if path.is_relative_to(ROOT / "tests" / "subspace")]
+    held = {float(number) for path in tests for number in golden.findall(path.read_text(encoding="utf-8"))}
+    shown = golden.findall(prose(ROOT / "docs" / "methods.md"))
+    assert len(shown) > 80
+    assert [number for number in shown if float(number) not in held] == []
 
 
 @pytest.mark.parametrize("name", docs_tables.TABLES)
