@@ -110,6 +110,8 @@ def test_no_test_is_named_by_the_number_of_a_promise() -> None:
 def test_every_file_that_a_page_names_is_there(page: Path) -> None:
     named = {path.rstrip(".") for path in NAMED_FILE.findall(prose(page))}
     assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    short = set(re.findall(r"`([\w/]+\.py)`", prose(page)))
+    assert [end for end in sorted(short) if not any(path.as_posix().endswith(f"/{end}") for path in SOURCES)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
