@@ -1,8 +1,8 @@
 """A product with a frozen matrix that autograd keeps nothing of: the ground that storages and frozen factors share.
 
-A saved view of a gathered weight would keep every layer's bytes alive from forward to backward (design.md 6). So the autograd
-node keeps the *module*, and the module reads its parameters again when the gradient arrives; by then a sharding engine has
-gathered them anew.
+A saved view of a gathered weight would keep every layer's bytes alive from forward to backward (docs/design.md, "Traps of
+ZeRO-3"). So the autograd node keeps the *module*, and the module reads its parameters again when the gradient arrives; by then
+a sharding engine has gathered them anew.
 """
 
 from __future__ import annotations

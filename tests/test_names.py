@@ -28,7 +28,7 @@ METHODS = (
     *("spectral-rotational", "lora-dash", "parallel-adapter", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning"),
     "vera",
 )
-# rank and alpha over rank of the method itself; None where it has none (methods.md 14.1).
+# rank and alpha over rank of the method itself; None where it has none (docs/methods.md, "Defaults of a method").
 DEFAULTS: dict[str, tuple[int | None, float | None]] = {
     **dict.fromkeys(
         ("lora", "rslora", "lora-fa", "dora", "trilora", "flora", "moslora", "liera", "lora-dash"), (16, 2)

@@ -120,7 +120,7 @@ def save_adapter(
     tokenizer: Any = None,
     identify: Callable[[Path], str] | None = None,
 ) -> Path:
-    """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved (row 4).
+    """Collective: write the adapter; rank 0 alone writes. Read back and compared before it is called saved.
 
     Arguments:
         base_model: what the adapter calls its base; unset: what the model was loaded from.
@@ -334,7 +334,8 @@ def _clear_away(files: Iterable[Path], folders: Iterable[Path]) -> None:
 
 
 def _refuse_empty(tensors: dict[str, Tensor], model: nn.Module) -> None:
-    """An adapter saved without being gathered is a file of empty tensors (pains.md row 4): never written."""
+    """An adapter saved without being gathered is a file of empty tensors (docs/failures.md, "An adapter is saved with empty
+    tensors"): never written."""
     empty = [key for key, tensor in tensors.items() if tensor.numel() == 0]
     if empty or not tensors:
         raise RuntimeError(

@@ -1,4 +1,4 @@
-"""The checkpoint's own matrix of a frozen operator, read again when it is asked for (methods.md 14.2)."""
+"""The checkpoint's own matrix of a frozen operator, read again when it is asked for (docs/methods.md, "The original weight")."""
 
 from __future__ import annotations
 

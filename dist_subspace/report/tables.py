@@ -10,7 +10,7 @@ from dist_subspace.subspace import MethodInfo
 from dist_subspace.subspace.constraints import CONSTRAINTS, constraint_options
 from dist_subspace.subspace.targets import KEY_VALUE_UP
 
-# The paper's terms (arXiv 2407.05417; methods.md 2), in the order of the table.
+# The paper's terms (arXiv 2407.05417; docs/methods.md, "The framework"), in the order of the table.
 CATEGORIES = {
     "reconstruction, mode 1": "singular values change, singular vectors stay",
     "reconstruction, mode 2": "the subspaces that W has are reshaped",

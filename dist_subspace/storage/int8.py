@@ -1,6 +1,6 @@
 """Storage of 8 bits a weight, row-wise absmax: `int8`, bitsandbytes' bytes (arXiv 2208.07339) with an exact product.
 
-The activations are never quantised: an outlier in one token would change the others (design.md 2).
+The activations are never quantised: an outlier in one token would change the others (docs/design.md, "int8 is exact").
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ TILES = 32  # of a matrix that is larger than so many: fewer calls, and a piece 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a frozen matrix was read from: a safetensors file and the key in it (methods.md 14.2, "the original weight")."""
+    """Where a frozen matrix was read from: a safetensors file and the key in it (docs/methods.md, "The original weight")."""
 
     file: str
     key: str

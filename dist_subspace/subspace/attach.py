@@ -295,8 +295,8 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
 
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
     """Reentrant checkpointing passes gradients only where an input of the block asks for one; with frozen embeddings none
-    does, and training fails with "element 0 of tensors does not require grad" (pains.md row 15). Blocks that are one autograd
-    function with a backward of its own do the same."""
+    does, and training fails (docs/failures.md, "Gradient checkpointing finds nothing that requires a gradient"). Blocks that
+    are one autograd function with a backward of its own do the same."""
     embeddings = input_embeddings(model)
     if embeddings is None:
         return

@@ -1,4 +1,5 @@
-"""Bottlenecks in series with a frozen module, the building block of the Houlsby and Pfeiffer adapters (methods.md 5.6)."""
+"""Bottlenecks in series with a frozen module, the building block of the Houlsby and Pfeiffer adapters (docs/methods.md,
+"Bottlenecks")."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dist_subspace.subspace.registry import method_class
 
 @dataclass(frozen=True)
 class SubspaceConfig:
-    """Which subspace is trained. Values left None are the method's own (methods.md 14.1).
+    """Which subspace is trained. Values left None are the method's own (docs/methods.md, "Defaults of a method").
 
     A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`). `rank_pattern` and
     `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base

@@ -1,4 +1,4 @@
-"""Matrix pattern constraints (arXiv 2407.05417, section IV.B, eqs 23-26; methods.md 7).
+"""Matrix pattern constraints (arXiv 2407.05417, section IV.B, eqs 23-26; docs/methods.md, "Matrix pattern constraints").
 
 For one layer, with `A (r, d_in)`, `B (d_out, r)` and `off(M) = M - diag(diag M)`:
 

@@ -20,7 +20,7 @@ def named_trainables(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
     """The trained parameters in groups for an optimizer; no group is empty (DeepSpeed drops empty ones, and a scheduler
-    that counts groups then fails: pains.md row 16).
+    that counts groups then fails: docs/failures.md, "An empty parameter group breaks the scheduler").
 
     One-dimensional parameters have no weight decay. Where the method has a learning-rate ratio (LoRA+), B's rate is
     multiplied by it. What is trained from a later step on (LoRA-Dash's δ) is a group of its own.

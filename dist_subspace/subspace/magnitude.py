@@ -39,7 +39,7 @@ class Stack(torch.autograd.Function):
 
 class ScaledUpdate(torch.autograd.Function):
     """`y = (1 + δ) ⊙ (W x + γ B A x)` from `out = W Stack(x)`, where δ `(d_out,)` is near zero and float32; under dropout
-    `y = W x + δ ⊙ W D(x) + (1 + δ) ⊙ γ B A D(x)`, as the published code has it (methods.md 6.1).
+    `y = W x + δ ⊙ W D(x) + (1 + δ) ⊙ γ B A D(x)`, as the published code has it (docs/methods.md, "dora").
 
     The gradient of `out` is zero in the rows of A: who differentiates through `W Aᵀ` takes those rows of `out` himself.
     `u = W D(x) + γ B A D(x)` is kept for the gradient of δ: taken back from y it would be 0/0 where the scale is zero.

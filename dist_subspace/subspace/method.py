@@ -57,7 +57,7 @@ class Operator(Protocol):
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """The identity card of a method (methods.md 14.1).
+    """The identity card of a method (docs/methods.md, "Defaults of a method").
 
     statistic: what of the frozen matrix is computed at set-up (`none`, `row norms`, `top-r SVD`, `full SVD`, `QR`).
     constraints: the MPC constraints it can have besides none; constraint: its own default; refusals: why it cannot have one;

@@ -5,7 +5,7 @@
 
 A0 and B0 are the initial A and B, exact in the computation's type. Both forms keep them: the file must be able to fold again,
 and a merge onto the checkpoint's own W subtracts them. `fold` takes a quantised layer's original W, in one round or several
-(QPiSSA); `stacked` the W that the forward really uses (methods.md 3.4).
+(QPiSSA); `stacked` the W that the forward really uses (docs/methods.md, "Quantised bases").
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Singular triplets of a frozen matrix, made once at set-up on one rank (methods.md 3.1, 3.2).
+"""Singular triplets of a frozen matrix, made once at set-up on one rank (docs/methods.md, "Singular triplets").
 
 The largest come from products alone, all of them or the smallest from a full decomposition. The sign that a pair of vectors
-has in common is settled by a rule, so that methods whose result depends on it start alike everywhere.
+has in common is settled by a rule (docs/methods.md, "Signs"), so that methods whose result depends on it start alike everywhere.
 """
 
 from __future__ import annotations

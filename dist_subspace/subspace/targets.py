@@ -16,7 +16,7 @@ from dist_subspace.subspace.towers import UNREACHED, is_unreached, unreached
 
 ALL_LINEAR = "all-linear"
 
-# Key, value and FFN-up by the names that model families use (methods.md 14.1). A gate is never one of them: scaling
+# Key, value and FFN-up by the names that model families use (docs/methods.md, "Targets"). A gate is never one of them: scaling
 # before the activation is another function. A fused QKV counts as key and value.
 KEY_VALUE_UP = (
     *(

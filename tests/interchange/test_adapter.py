@@ -69,9 +69,7 @@ FROZEN = ("dash_U", "dash_V", "active")  # which a schedule has chosen: not trai
 
 
 @each_method
-def test_row_6_an_adapters_file_is_four_bytes_a_trained_value_and_what_it_must_keep(
-    method: str, tmp_path: Path
-) -> None:
+def test_an_adapters_file_is_four_bytes_a_trained_value_and_what_it_must_keep(method: str, tmp_path: Path) -> None:
     for storage in ("fp32", "nf4"):
         tiny_model().save_pretrained(tmp_path / "base")
         model = trained(dsub.load_frozen(tmp_path / "base", storage=storage), method)
@@ -87,7 +85,7 @@ def test_row_6_an_adapters_file_is_four_bytes_a_trained_value_and_what_it_must_k
         assert sorted(p.name for p in (tmp_path / storage).iterdir()) == [CONFIG, WEIGHTS, OWN_CONFIG]
 
 
-def test_row_4_empty_tensors_are_never_saved(tmp_path: Path) -> None:
+def test_empty_tensors_are_never_saved(tmp_path: Path) -> None:
     """What a rank holds of a split parameter that nobody gathered is a tensor of no elements."""
     model = trained(tiny_model())
     model.model.layers[0].self_attn.q_proj.lora_A.data = torch.empty(0)

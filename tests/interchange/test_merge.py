@@ -123,11 +123,11 @@ def test_the_tokenizer_and_the_generation_settings_go_with_it(tmp_path: Path) ->
     assert all(p.stat().st_mode & 0o777 == 0o644 for p in (tmp_path / "own").iterdir())
 
 
-# The two bases (pains.md row 24).
+# The two bases (docs/failures.md, "A merged model forgets").
 
 
 @pytest.mark.parametrize("storage", ["nf4", "int8"])
-def test_row_24_both_bases_are_offered_and_their_distance_is_measured_and_printed(
+def test_both_bases_are_offered_and_their_distance_is_measured_and_printed(
     storage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The merged model "forgets" where the adapter was trained beside Ŵ and is merged into another W: both are a choice,

@@ -24,7 +24,8 @@ from tests.ranks import run_on_ranks
 
 ALL = all_cells(list(storages()), list(methods()))
 WIDTHS = ("bf16", "int8", "nf4")
-# What other tools refuse or get wrong (pains.md, rows 9 and 10).
+# What other tools refuse or get wrong (docs/failures.md, "PiSSA decomposes an empty or a packed weight", and docs/failures.md,
+# "DoRA fails on split 4-bit weights").
 TWO = [c for c in ALL if c.ranks == 2 and not c.reentrant]
 SHARDED_SVD = [
     c for c in TWO if (c.method, c.family, c.double_quant) == ("pissa", "llama", False) and c.storage in WIDTHS
@@ -142,17 +143,17 @@ def test_a_cell_of_the_full_product_trains_as_dense_weights_do(cell: Cell, model
 
 
 @pytest.mark.parametrize("cell", SHARDED_SVD, ids=str)
-def test_row_09_pissa_starts_at_its_base_at_every_stage_in_16_8_and_4_bits(cell: Cell, models: Path) -> None:
+def test_pissa_starts_at_its_base_at_every_stage_in_16_8_and_4_bits(cell: Cell, models: Path) -> None:
     check(cell, SAMPLE, models)
     assert all(seen.start_difference == 0 for seen in seen_of(cell, SAMPLE, models))
 
 
 @pytest.mark.parametrize("cell", SHARDED_DORA, ids=str)
-def test_row_10_dora_on_split_4_bit_weights_is_dora_on_dense_ones(cell: Cell, models: Path) -> None:
+def test_dora_on_split_4_bit_weights_is_dora_on_dense_ones(cell: Cell, models: Path) -> None:
     check(cell, SAMPLE, models)
 
 
-def test_row_28_every_frozen_parameter_is_partitioned_to_the_expected_shard(models: Path) -> None:
+def test_every_frozen_parameter_is_partitioned_to_the_expected_shard(models: Path) -> None:
     split = [cell for cell in SAMPLE if cell.stage == 3 and cell.ranks == 2]
     assert {cell.storage for cell in split} == set(storages())
     for cell in split:
@@ -160,7 +161,7 @@ def test_row_28_every_frozen_parameter_is_partitioned_to_the_expected_shard(mode
             assert seen.error is None and seen.not_split == [] and seen.wrong_shards == []
 
 
-def test_rows_3_and_30_no_rank_holds_a_whole_int8_matrix_after_a_step(models: Path) -> None:
+def test_no_rank_holds_a_whole_int8_matrix_after_a_step(models: Path) -> None:
     split = [cell for cell in SAMPLE if cell.storage == "int8" and cell.stage == 3 and cell.ranks == 2]
     assert split
     for cell in split:

@@ -91,13 +91,13 @@ def check_optimizer_bytes(facts: dict[str, int], stage: int, ranks: int) -> None
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_row_17_optimizer_bytes_are_12_for_each_trained_parameter_at_every_stage(llama: str, stage: int) -> None:
+def test_optimizer_bytes_are_12_for_each_trained_parameter_at_every_stage(llama: str, stage: int) -> None:
     """fp32 master (at stage 0 the parameter itself) and two moments, over all ranks, but for alignment."""
     check_optimizer_bytes(run_on_ranks(2, optimizer_facts, llama, stage, False)[0], stage, 2)
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_row_17_a_bf16_engine_allocates_no_fp32_copy_of_a_frozen_parameter(llama: str, stage: int) -> None:
+def test_a_bf16_engine_allocates_no_fp32_copy_of_a_frozen_parameter(llama: str, stage: int) -> None:
     facts = run_on_ranks(2, optimizer_facts, llama, stage, True)[0]
     aligned = facts["trained"] + 2 * (facts["parameters"] + 8)
     copies = 2 if stage == 0 else 1
@@ -105,7 +105,7 @@ def test_row_17_a_bf16_engine_allocates_no_fp32_copy_of_a_frozen_parameter(llama
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_row_18_no_frozen_parameter_is_in_the_optimizer(llama: str, stage: int) -> None:
+def test_no_frozen_parameter_is_in_the_optimizer(llama: str, stage: int) -> None:
     for facts in run_on_ranks(2, optimizer_facts, llama, stage, False):
         assert facts["frozen_given"] == 0 and facts["frozen_with_gradient"] == 0
         if stage == 0:
@@ -131,7 +131,7 @@ def scheduled_rates(folder: str, stage: int, method: str) -> tuple[int, list[flo
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("method", ["lora", "ssl"])
-def test_row_16_no_group_is_empty_and_a_scheduler_makes_its_first_steps(llama: str, stage: int, method: str) -> None:
+def test_no_group_is_empty_and_a_scheduler_makes_its_first_steps(llama: str, stage: int, method: str) -> None:
     for count, rates in run_on_ranks(2, scheduled_rates, llama, stage, method):
         assert rates == pytest.approx([tiny.RATE / 3] * count)
 

@@ -120,7 +120,7 @@ def test_a_refused_model_computes_as_before_and_can_be_attached_after_all() -> N
     assert len(trainable_parameters(attach_tiny(model))) == 28
 
 
-# Gradient checkpointing (pains.md row 15).
+# docs/failures.md, "Gradient checkpointing finds nothing that requires a gradient".
 
 
 def gradients(model: Any, **checkpointing: Any) -> dict[str, torch.Tensor]:
@@ -136,7 +136,7 @@ def gradients(model: Any, **checkpointing: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForSequenceClassification", "OPTForCausalLM"]
 )
-def test_row_15_gradients_are_equal_with_checkpointing_on_and_off(name: str, reentrant: bool) -> None:
+def test_gradients_are_equal_with_checkpointing_on_and_off(name: str, reentrant: bool) -> None:
     plain = gradients(randomise(attach_tiny(tiny_model(name), dropout=0.3)))
     checkpointed = gradients(randomise(attach_tiny(tiny_model(name), dropout=0.3)), use_reentrant=reentrant)
     assert plain.keys() == checkpointed.keys() and any(g.abs().max() > 0 for g in plain.values())
@@ -145,7 +145,7 @@ def test_row_15_gradients_are_equal_with_checkpointing_on_and_off(name: str, ree
 
 
 @each_method
-def test_row_15_every_method_trains_under_reentrant_checkpointing(method: str) -> None:
+def test_every_method_trains_under_reentrant_checkpointing(method: str) -> None:
     plain = gradients(randomise(attach_tiny(tiny_model(), method)))
     checkpointed = gradients(randomise(attach_tiny(tiny_model(), method)), use_reentrant=True)
     for key, expected in plain.items():

@@ -1,4 +1,4 @@
-"""Which constraint goes with which method: the table of methods.md 14.3, cell by cell."""
+"""Which constraint goes with which method: the table of docs/methods.md, "Constraints by method", cell by cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""MPC: values and gradients as methods.md 11.4 has them, injected once a step, in the training loss alone."""
+"""MPC: the values and gradients of docs/methods.md, "Matrix pattern constraints", injected once a step, in the training loss
+alone."""
 
 from __future__ import annotations
 

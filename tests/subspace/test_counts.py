@@ -1,4 +1,4 @@
-"""How much each method trains: the published counts of methods.md 10.1, the fixture's of 11.6, and every method's formula.
+"""How much each method trains: docs/methods.md, "Published counts", the fixture's counts, and every method's formula.
 
 Models have no values (meta device), and few blocks: what a block adds is multiplied.
 """
@@ -81,7 +81,7 @@ def count(build: Build, layers: int, method: str, **config: Any) -> int:
     return one + (layers - 1) * (two - one)
 
 
-# Backbone: blocks, parameters in millions, how far a printed ‰ may lie from the exact one (methods.md 10.1).
+# Backbone: blocks, parameters in millions, how far a printed ‰ may lie from the exact one.
 BACKBONES: dict[str, tuple[Build, int, int, float]] = {
     "roberta-base": (roberta(), 12, 125, 0.03),
     "deberta-v3-base": (deberta, 12, 184, 0.12),

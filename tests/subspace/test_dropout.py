@@ -1,4 +1,4 @@
-"""Dropout of every method against its definition (methods.md), for the mask that was really drawn.
+"""Dropout of every method against its definition (docs/methods.md), for the mask that was really drawn.
 
 A part is asked for one unit vector after the other under the same seed: what comes back beside the frozen share is a multiple of
 the trained share of that vector, and the multiples are the mask. With it the definition, in float64 under ordinary autograd and
@@ -23,7 +23,7 @@ P = 0.3  # no dropout looks like its complement
 RANK, ALPHA = 3, 5.0
 IN, OUT, TOKENS = 12, 9, 16
 
-# What the cards of methods.md say: these have a branch whose input is dropped.
+# What docs/methods.md says: these have a branch whose input is dropped.
 WITH = (
     *("lora", "rslora", "lora-fa", "dora", "pissa", "milora", "olora", "trilora", "adalora", "flexlora", "flora"),
     *("moslora", "liera", "sam-parser", "svdiff", "spectral-additive", "spectral-rotational", "lora-dash", "vera"),

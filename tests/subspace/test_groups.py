@@ -17,7 +17,7 @@ def groups(weight_decay: float = 0.0, **config: object) -> tuple[list, list]:
 
 @pytest.mark.parametrize("method", sorted(methods()))
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_row_16_no_group_is_empty_and_every_parameter_is_in_one(method: str, weight_decay: float) -> None:
+def test_no_group_is_empty_and_every_parameter_is_in_one(method: str, weight_decay: float) -> None:
     made, trained = groups(weight_decay, method=method)
     assert made and all(group["params"] for group in made)
     assert sorted(id(p) for group in made for p in group["params"]) == sorted(map(id, trained))

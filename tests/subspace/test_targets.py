@@ -133,7 +133,7 @@ def test_a_pattern_that_is_none_is_said() -> None:
         layers(tiny_model(), target_modules="*q")
 
 
-# The published counts: methods.md 10.1 (RoBERTa-base and -large; head apart), 11.6.
+# docs/methods.md, "Published counts" (RoBERTa-base and -large; head apart), and the fixture's.
 
 SHAPES = {
     "base": {},

@@ -98,7 +98,7 @@ def test_one_trajectory_on_one_two_and_three_ranks_packed_or_not_with_dropout(fo
 
 @pytest.mark.parametrize("preset", [pytest.param("zero0", marks=pytest.mark.slow), "zero3"])
 @pytest.mark.parametrize("method", sorted(methods()))
-def test_row_07_a_resumed_run_is_bit_equal_to_one_that_was_not_interrupted(
+def test_a_resumed_run_is_bit_equal_to_one_that_was_not_interrupted(
     method: str, preset: str, folder: Path, tmp_path: Path
 ) -> None:
     """A micro-batch a step and rank; of the rounds of a step, uneven ones too, the loss scaler's test below has eight."""
@@ -249,7 +249,7 @@ def test_the_adapter_appears_with_its_tokenizer_or_not_at_all(
     assert not [path for path in run.iterdir() if path.name.startswith(".adapter")]
 
 
-def test_row_08_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path, tmp_path: Path) -> None:
+def test_the_best_checkpoint_is_kept_and_becomes_the_adapter(folder: Path, tmp_path: Path) -> None:
     config = configuration(folder, tmp_path / "run", max_steps=8)
     config["data"]["eval"] = 0.2
     config["run"]["eval_steps"] = 1

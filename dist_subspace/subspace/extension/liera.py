@@ -2,7 +2,7 @@
 
 A and B start as LoRA's: identity. ΔW can have full rank; zeros of W stay. The update needs W entry by entry: the operator makes
 `W ⊙ Δ` a few rows at a time (`Δ = γ B A`, or `exp(γ B A) - 1`) and applies it beside W, on `D(x)`. An entry of W costs `2t + r`
-multiplications for t tokens, and the r + 1 products of methods.md 5.4 cost `(r + 1) t`: equal, but for one, for a single
+multiplications for t tokens, and r + 1 products (docs/methods.md, "liera") cost `(r + 1) t`: equal, but for one, for a single
 token, and dearer from the second on. So there is this route alone.
 """
 

@@ -1,5 +1,5 @@
-"""AdaLoRA's plan (arXiv 2303.10512; methods.md 8.1): the number of triplets of the whole model shrinks, and E is zeroed where
-the score is lowest.
+"""AdaLoRA's plan (arXiv 2303.10512; docs/methods.md, "AdaLoRA's budget"): the number of triplets of the whole model shrinks,
+and E is zeroed where the score is lowest.
 
 After each step every entry's importance is smoothed; a triplet's score is E's plus the mean of A's row plus the mean of B's
 column. With t_i steps of warm-up, t_f final ones, T in all and `p = (t - t_i) / (T - t_f - t_i)`, the budget goes from b₀, the

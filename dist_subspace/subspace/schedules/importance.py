@@ -1,4 +1,5 @@
-"""Smoothed sensitivity of trained entries, by which AdaLoRA shares out its budget (arXiv 2303.10512; methods.md 8.1)."""
+"""Smoothed sensitivity of trained entries, by which AdaLoRA shares out its budget (arXiv 2303.10512; docs/methods.md, "AdaLoRA's
+budget")."""
 
 from __future__ import annotations
 

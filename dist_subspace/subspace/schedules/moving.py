@@ -1,4 +1,5 @@
-"""FlexLoRA's plan (arXiv 2601.22905; methods.md 8.2): triplets move from layers of low to layers of high importance.
+"""FlexLoRA's plan (arXiv 2601.22905; docs/methods.md, "FlexLoRA's moves"): triplets move from layers of low to layers of high
+importance.
 
 A layer's importance is the entropy of `p_i = E_i² / Σ E²` over log r. At each decision the b layers of lowest importance lose the
 triplet of smallest |E_i|, and the b of highest gain one with E = 0, so that no output changes;

@@ -1,5 +1,5 @@
-"""LoRA-Dash's plan (arXiv 2409.01035; methods.md 6.4): once, after a warm-up, the directions that are trained from then on are
-chosen. Optimizer steps are counted, not forward calls, and the phase is part of a checkpoint."""
+"""LoRA-Dash's plan (arXiv 2409.01035; docs/methods.md, "LoRA-Dash's switch"): once, after a warm-up, the directions that are
+trained from then on are chosen. Optimizer steps are counted, not forward calls, and the phase is part of a checkpoint."""
 
 from __future__ import annotations
 

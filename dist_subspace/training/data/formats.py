@@ -1,4 +1,4 @@
-"""The five formats: from records to tokenised samples (design.md 5).
+"""The five formats: from records to tokenised samples (docs/usage.md, "Data").
 
 Each format is one function `(rows, encoder) -> for each row what became of its samples`: cut to `max_length`, or left out
 because an answer does not fit (or because nothing in it is trained).

@@ -28,7 +28,7 @@ MUTANTS = [
         becomes="torch.tensor(distances).sum() / torch.tensor(norms).sum()",
         promise="The drift over all layers is that of them as one.",
         tests=[
-            "tests/interchange/test_merge.py::test_row_24_both_bases_are_offered_and_their_distance_is_measured_and_printed[nf4]"
+            "tests/interchange/test_merge.py::test_both_bases_are_offered_and_their_distance_is_measured_and_printed[nf4]"
         ],
     ),
     Mutant(

@@ -217,7 +217,7 @@ class Made(TorchDispatchMode):
         return result
 
 
-def test_row_11_a_step_makes_no_dense_matrix_and_multiplies_little_more_than_lora() -> None:
+def test_a_step_makes_no_dense_matrix_and_multiplies_little_more_than_lora() -> None:
     flops: dict[str, int] = {}
     for method in ("lora", "dora"):
         resolved = resolve(SubspaceConfig(method, rank=16))

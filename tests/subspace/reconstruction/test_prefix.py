@@ -27,7 +27,7 @@ Q = torch.tensor([[1.0, 0], [0, 1]])
 K = torch.tensor([[1.0, 1], [0, 2]])
 V = torch.tensor([[1.0, 2], [3, 4]])
 P = torch.tensor([[[[2.0, -1]]], [[[-1.0, 1]]]])  # keys and values, one head, one virtual token
-GOLDEN = torch.tensor([[-0.3395230987, 1.3302384507], [2.0913309739, 3.165650605]])  # methods.md 11.9
+GOLDEN = torch.tensor([[-0.3395230987, 1.3302384507], [2.0913309739, 3.165650605]])  # docs/methods.md, "prefix"
 
 
 class Enabled(nn.Module):

@@ -31,7 +31,7 @@ def test_the_spectrum_starts_at_the_frozen_one_and_files_hold_it() -> None:
 
 
 def test_left_right_and_two_sided_forms_agree() -> None:
-    """methods.md 3.3: the one-sided forms need the product with W alone, but one half of the vectors."""
+    """docs/methods.md, "Product forms of a changed spectrum": the one-sided ones need one half of the vectors."""
     part = layer("sam-parser")
     part.load_file_tensors({"sam_parser_sigma": VALUES})
     shift = (VALUES - SIGMA) / SIGMA

@@ -1,0 +1,146 @@
+"""`python -m tests.docs_tables`: writes the tables of docs/reference.md that registries and the schema decide."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "reference.md"
+SIDE = 4096  # of the matrix whose bytes are shown
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def methods_table() -> str:
+    from dist_subspace import methods
+    from dist_subspace.report.tables import CATEGORIES
+
+    rows = []
+    for category, meaning in CATEGORIES.items():
+        rows.append((f"**{category}**: {meaning}", *[""] * 7))
+        for info in methods().values():
+            if info.category == category:
+                rank = "-" if info.rank is None else str(info.rank)
+                alpha = {None: "", 1.0: ", α = r"}.get(info.alpha_over_rank, f", α = {info.alpha_over_rank or 0:g} r")
+                marks = " ".join(kind[-1] for kind in info.constraints) or "-"
+                merges, own = "yes" if info.mergeable else "no", f"`{info.name}`"
+                rows.append((own, info.count, rank + alpha, info.statistic, merges, marks, info.peft_type or "-"))
+                rows[-1] += (f"[{info.reference}](https://arxiv.org/abs/{info.reference})",)
+    header = ("method", "trained in a layer", "rank", "statistic", "merges", "MPC", "PEFT", "arXiv")
+    return markdown(header, rows)
+
+
+def options_table() -> str:
+    from dist_subspace import methods
+    from dist_subspace.report.tables import value_text
+    from dist_subspace.subspace.constraints import constraint_options
+
+    rows = [
+        (f"`{info.name}`", f"`{name}`", f"`{value_text(option.default)}`", _plain(option.accepted), option.help)
+        for info in methods().values()
+        for name, option in info.options.items()
+        if name not in constraint_options(info.constraints)
+    ]
+    return markdown(("method", "option", "default", "accepted", "meaning"), rows)
+
+
+def storages_table() -> str:
+    from dist_subspace.report.tables import value_text
+    from dist_subspace.storage import storages
+
+    rows = []
+    for info in storages().values():
+        options = ", ".join(f"`{name}` ({value_text(option.default)})" for name, option in info.options.items())
+        held = info.bytes_held(SIDE, SIDE, **info.checked({}))
+        rows.append((f"`{info.name}`", str(info.bits), f"{held:,}", options or "-", info.help))
+    return markdown(("storage", "bits a weight", "bytes", "options (default)", "meaning"), rows)
+
+
+def presets_table() -> str:
+    from dist_subspace.placement.presets import PRESETS, deepspeed_config
+
+    rows = []
+    for name, stage in PRESETS.items():
+        numbers = {"micro_batch": 1, "rounds": 1, "world_size": 1, "max_grad_norm": 1.0}
+        zero = deepspeed_config(name, **numbers, nvme_path="/nvme")["zero_optimization"]  # type: ignore[arg-type]
+        places = [zero.get(key, {}).get("device", "-") for key in ("offload_optimizer", "offload_param")]
+        rows.append((f"`{name}`", str(stage), *places))
+    return markdown(("preset", "ZeRO stage", "optimizer offloaded to", "frozen weights offloaded to"), rows)
+
+
+def keys_table() -> str:
+    from dist_subspace.config.schema import Config
+
+    schema = Config.model_json_schema(mode="validation")
+    return markdown(("key", "accepted", "default", "meaning"), _keys(schema, schema["$defs"], ""))
+
+
+def _keys(node: dict[str, Any], defined: dict[str, Any], prefix: str) -> Iterator[tuple[str, ...]]:
+    required = node.get("required", ())
+    for name, entry in node["properties"].items():
+        if "$ref" in entry:
+            yield from _keys(defined[entry["$ref"].rpartition("/")[2]], defined, f"{prefix}{name}.")
+            continue
+        default = "required" if name in required else f"`{_yaml(entry.get('default'))}`"
+        yield f"`{prefix}{name}`", _accepted(entry), default, entry.get("description", "")
+
+
+def _accepted(node: dict[str, Any]) -> str:
+    from dist_subspace.report.tables import value_text
+
+    if "$ref" in node:
+        return "a mapping"
+    if "enum" in node:
+        return ", ".join(f"`{value}`" for value in node["enum"])
+    if "anyOf" in node:
+        return " or ".join(dict.fromkeys(map(_accepted, node["anyOf"])))
+    if "const" in node:
+        return f"`{node['const']}`"
+    kind = node.get("type", "any")
+    if kind == "array":
+        return f"list of {_accepted(node.get('items', {}))}"
+    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
+    limits = " and ".join(f"{word} {value_text(node[key])}" for key, word in words.items() if key in node)
+    names = {"integer": "whole number", "string": "text", "boolean": "true, false", "object": "mapping"}
+    return f"{names.get(kind, kind)} {limits}".strip()
+
+
+def _plain(accepted: str) -> str:
+    """As YAML has it."""
+    return ", ".join({"True": "true", "False": "false"}.get(word, word) for word in accepted.split(", "))
+
+
+def _yaml(value: Any) -> str:
+    from dist_subspace.report.tables import value_text
+
+    return "{}" if value == {} else value_text(value)
+
+
+def markdown(header: tuple[str, ...], rows: Any) -> str:
+    lines = [header, tuple("---" for _ in header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines) + "\n"
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "methods": methods_table,
+    "options": options_table,
+    "storages": storages_table,
+    "presets": presets_table,
+    "keys": keys_table,
+}
+
+
+def filled(text: str) -> str:
+    """The page with every generated table as it is now."""
+    return _BLOCK.sub(lambda block: block[1] + TABLES[block[2]]() + block[3], text)
+
+
+def shown(text: str) -> dict[str, str]:
+    """The tables that the page has, by name."""
+    return {block[2]: block[0].removeprefix(block[1]).removesuffix(block[3]) for block in _BLOCK.finditer(text)}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
