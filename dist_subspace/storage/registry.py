@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -98,13 +97,11 @@ def adopts(recognises: Callable[[nn.Module], bool]) -> Callable[[Adopt], Adopt]:
 
 def storages() -> dict[str, StorageInfo]:
     """Every registered storage by name."""
-    _discover()
     return {name: _STORAGES[name] for name in sorted(_STORAGES)}
 
 
 def foreign_layers() -> list[ForeignLayer]:
     """The kinds of layers of other libraries that some storage takes over."""
-    _discover()
     return list(_FOREIGN)
 
 
@@ -151,9 +148,7 @@ def pack(
     return operator
 
 
-@functools.cache
-def _discover() -> None:
-    """Import every file of this folder: those that hold storages register them."""
-    package = importlib.import_module("dist_subspace.storage")
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+def discover(folder: Iterable[str]) -> None:
+    """Import every file of the package: those that hold storages register them."""
+    for module in pkgutil.iter_modules(folder, "dist_subspace.storage."):
         importlib.import_module(module.name)
