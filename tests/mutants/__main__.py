@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 from tests.mutants.catalogue import mutants
-from tests.mutants.runner import Outcome, outcomes, tests_that_are_red_without_any
+from tests.mutants.runner import Outcome, outcomes, red_without_any
 
 ENOUGH = 0.95  # of all, caught
 
@@ -23,12 +23,11 @@ def main() -> int:
         print(f"no mutant is called {' or '.join(arguments.only)}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    red = tests_that_are_red_without_any(chosen, arguments.workers)
+    red, told = red_without_any(chosen, arguments.workers)
+    done = [Outcome(m, "unfit", 0.0, "its test is red without it") for m in chosen if set(m.tests) & set(red)]
     if red:
-        print(red, "\nThese tests are red without any mutant: nothing can be told.", file=sys.stderr)
-        return 2
-    done: list[Outcome] = []
-    for outcome in outcomes(chosen, arguments.workers):
+        print(told, "\nRed without any mutant:", *red, sep="\n  ", file=sys.stderr)
+    for outcome in outcomes([m for m in chosen if not set(m.tests) & set(red)], arguments.workers):
         done.append(outcome)
         print(f"{outcome.verdict:6}  {outcome.seconds:5.0f} s  {outcome.mutant.name}", flush=True)
         if outcome.verdict != "caught":

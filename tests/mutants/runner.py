@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,14 +76,21 @@ class Tree:
         self._process.wait()
 
 
-def tests_that_are_red_without_any(mutants: Sequence[Mutant], workers: int) -> str:
-    """The output of the mutants' tests on the untouched tree, empty where all are green. A file's tests stay together."""
+def red_without_any(mutants: Sequence[Mutant], workers: int) -> tuple[list[str], str]:
+    """The mutants' tests that are red on the untouched tree, and the output of them. A file's tests stay together."""
     names = sorted({test for mutant in mutants for test in mutant.tests})
     files = sorted({name.partition("::")[0] for name in names})
     shares = [[n for n in names if files.index(n.partition("::")[0]) % workers == share] for share in range(workers)]
+    red: list[str] = []
+    told = ""
     with _trees(workers) as trees, ThreadPoolExecutor(workers) as pool:
-        done = pool.map(lambda share: _on(trees, share, SECONDS_PER_TEST + 30 * len(share)), filter(None, shares))
-        return "\n".join(output for code, output in done if code != GREEN)
+        for share, code, output in pool.map(lambda share: _on(trees, share), filter(None, shares)):
+            if code != GREEN:
+                told += output
+                failed = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", output, re.M)
+                # Of a pytest that came to no summary, nothing is known.
+                red += [n for n in share if any(f.startswith(n) for f in failed)] if failed else share
+    return red, told
 
 
 def outcomes(mutants: Sequence[Mutant], workers: int) -> Iterator[Outcome]:
@@ -104,10 +112,10 @@ def _trees(number: int) -> Iterator[SimpleQueue[Tree]]:
         yield trees
 
 
-def _on(trees: SimpleQueue[Tree], tests: Sequence[str], seconds: float, *options: str) -> tuple[int | None, str]:
+def _on(trees: SimpleQueue[Tree], tests: Sequence[str]) -> tuple[Sequence[str], int | None, str]:
     tree = trees.get()
     try:
-        return tree.run(tests, seconds, *options)
+        return tests, *tree.run(tests, SECONDS_PER_TEST + 30 * len(tests))
     finally:
         trees.put(tree)
 
