@@ -1,4 +1,4 @@
-"""`methods`: every method in one table at every width, everything of it as JSON, and the README's table up to date."""
+"""`methods`: every method in one table at every width, and everything of it as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from dist_subspace import methods
 from dist_subspace.cli import main
 from dist_subspace.report.tables import CATEGORIES, method_text, methods_table, methods_text
-from tests.ranks import ROOT
 
 FOUND = methods()
 
@@ -76,22 +75,3 @@ def test_one_method_has_a_card(name: str, capsys: pytest.CaptureFixture[str]) ->
 def test_an_unknown_method_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "lorra"]) == 2
     assert "'lorra' (did you mean 'lora'?)" in capsys.readouterr().err
-
-
-def readme_table() -> str:
-    """What README.md shall say of the methods, from the registry; printed when it does not."""
-    rows = ["| method | trained in a layer | statistic | merges | MPC | arXiv |", "|---|---|---|---|---|---|"]
-    for category, meaning in CATEGORIES.items():
-        rows.append(f"| **{category}**: {meaning} | | | | | |")
-        for info in FOUND.values():
-            if info.category == category:
-                marks = " ".join(kind[-1] for kind in info.constraints) or "-"
-                merges = "yes" if info.mergeable else "no"
-                cells = (f"`{info.name}`", info.count, info.statistic, merges, marks, info.reference)
-                rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows)
-
-
-def test_the_readme_has_the_table_of_the_registry() -> None:
-    table = readme_table()
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8"), f"README.md shall have:\n{table}"
