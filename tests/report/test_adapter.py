@@ -204,7 +204,9 @@ def test_of_many_layers_those_that_moved_most_and_least_are_listed(tmp_path: Pat
     row = found["by_layer"][0]
     found["by_layer"] = [row | {"layer": f"layers.{n}.up", "norm": float(n)} for n in range(1, 31)]
     lines = adapter_text(found, 100).splitlines()
-    most, least = (next(i for i, line in enumerate(lines) if line.startswith(f"moved {which}")) for which in ("most", "least"))
+    most, least = (
+        next(i for i, line in enumerate(lines) if line.startswith(f"moved {which}")) for which in ("most", "least")
+    )
     assert [line.split()[0] for line in lines[most + 1 : least - 1]] == [f"layers.{n}.up" for n in range(30, 20, -1)]
     assert [line.split()[0] for line in lines[least + 1 :]] == [f"layers.{n}.up" for n in range(1, 6)]
 

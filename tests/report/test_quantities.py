@@ -11,7 +11,14 @@ from dist_subspace.report.quantities import amount, bytes_text, clock_text, figu
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**20, "5.0 MiB"), (3 * 2**30, "3.0 GiB"), (2**50, "1,024.0 TiB")],
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1536, "1.5 KiB"),
+        (5 * 2**20, "5.0 MiB"),
+        (3 * 2**30, "3.0 GiB"),
+        (2**50, "1,024.0 TiB"),
+    ],
 )
 def test_bytes_are_counted_by_1024(size: int, text: str) -> None:
     assert bytes_text(size) == text

@@ -81,7 +81,9 @@ def test_one_method_has_a_card(name: str, capsys: pytest.CaptureFixture[str]) ->
     info = FOUND[name]
     assert facts["merges"] == ("yes" if info.mergeable else "no")
     assert facts["dropout"] == ("on the method's own branch" if info.uses_dropout else "none")
-    assert facts["PEFT"].endswith(info.peft_type or "does not read its files") and facts["category"].startswith(info.category)
+    assert facts["PEFT"].endswith(info.peft_type or "does not read its files") and facts["category"].startswith(
+        info.category
+    )
     assert ("rank" in facts) == info.uses_rank
 
 

@@ -116,7 +116,9 @@ def test_a_gradient_that_is_not_finite_ends_a_run_that_shall_stop_there(base: Pa
     with gradient_broken_in(BROKEN):
         assert run_here(configuration(base, tmp_path / "run", on_nonfinite="stop")) == EXIT_FAILED
     status = read_status(tmp_path / "run") or {}
-    assert status["message"].startswith(f"step {BROKEN} has a gradient that is not finite, and training.on_nonfinite is stop")
+    assert status["message"].startswith(
+        f"step {BROKEN} has a gradient that is not finite, and training.on_nonfinite is stop"
+    )
     assert (tmp_path / "run" / "checkpoint-1").is_dir() and not (tmp_path / "run" / "adapter").exists()
 
 
@@ -137,4 +139,6 @@ def test_a_loss_that_is_no_number_is_no_matter_of_the_fp16_scale(
         assert run_here(config) == EXIT_FAILED
     finally:
         hook.remove()
-    assert (read_status(tmp_path / "run") or {})["message"].startswith("step 1 has loss nan, and training.on_nonfinite is stop")
+    assert (read_status(tmp_path / "run") or {})["message"].startswith(
+        "step 1 has loss nan, and training.on_nonfinite is stop"
+    )
