@@ -35,6 +35,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_published_can_be_read_by_others(tmp_path: Path) -> None:
+    with whole_folder(tmp_path / "out") as hidden:
+        (hidden / "below").mkdir()
+        for file in (hidden / "a", hidden / "below" / "b"):
+            file.touch(mode=0o600)  # as safetensors gives its files to their owner alone
+    assert [f.stat().st_mode & 0o777 for f in (tmp_path / "out" / "a", tmp_path / "out" / "below" / "b")] == [0o644] * 2
+
+
 def test_a_refusal_under_a_hidden_name_names_what_was_to_appear(tmp_path: Path) -> None:
     for name, shown in ((".out.partial", "out"), (".adapter", ".adapter"), ("out", "out")):
         told = storage_error(tmp_path / name, OSError("No space left on device"))

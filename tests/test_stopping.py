@@ -39,6 +39,37 @@ def test_a_signal_interrupts_a_block_where_nothing_is_lost_and_no_other(number: 
         assert time.monotonic() - began < 5
 
 
+def test_what_a_stop_interrupts_cleans_up_in_peace_and_the_first_reason_stays() -> None:
+    cleaned = []
+    with listening() as stop, stop.leavable(), pytest.raises(Interrupted, match="SIGTERM"), stop.interruptible():
+        try:
+            tell(signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            tell(signal.SIGUSR1)
+            time.sleep(0.3)
+            cleaned.append(stop.reason)
+    assert cleaned == ["signal SIGTERM"]
+
+
+def test_an_inner_block_that_is_over_does_not_end_the_outer_one() -> None:
+    with listening() as stop, stop.leavable(), pytest.raises(Interrupted):
+        with stop.leavable(), stop.interruptible():
+            pass
+        with stop.interruptible():
+            with stop.interruptible():
+                pass
+            tell(signal.SIGTERM)
+            time.sleep(2)
+    with listening() as stop:
+        with stop.leavable():
+            pass
+        with stop.interruptible():  # what is left behind leaves nothing leavable either
+            tell(signal.SIGTERM)
+            time.sleep(0.5)
+        assert stop.reason == "signal SIGTERM"
+
+
 def test_no_handler_on_the_way_takes_a_stop_for_a_fault() -> None:
     with listening() as stop, stop.leavable(), pytest.raises(Interrupted), stop.interruptible():
         try:

@@ -53,6 +53,20 @@ def test_any_change_of_the_weights_is_another_model(model: Path, tensors: dict[s
     assert base_fingerprint(model) != before
 
 
+def test_the_same_tensors_with_a_header_in_other_words_are_the_same_model(model: Path) -> None:
+    file = model / "model.safetensors"
+    save_file({"w": torch.arange(4096.0), "b": torch.zeros(3)}, file, metadata={"format": "pt", "by": "another tool"})
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    reordered = json.dumps({name: header[name] for name in sorted(header, reverse=True)}, separators=(",", ":"))
+    same = base_fingerprint(model)
+    other_metadata = header | {"__metadata__": {"format": "tf", "by": "another tool"}}
+    for text in (reordered, json.dumps(other_metadata, separators=(",", ":"))):
+        file.write_bytes(content[:8] + text.encode().ljust(length) + content[8 + length :])
+        assert file.read_bytes() != content and base_fingerprint(model) == same
+
+
 def test_another_architecture_is_another_model(model: Path) -> None:
     before = base_fingerprint(model)
     (model / "config.json").write_text(json.dumps({"hidden_size": 8, "rope_theta": 5e5}))
@@ -82,6 +96,11 @@ def test_a_large_file_is_sampled_at_both_ends_and_between(tmp_path: Path, monkey
     whole = file_fingerprint(path)
     for place in (0, 15, len(content) - 1, len(content) - 16):
         path.write_bytes(content[:place] + b"\xff\x00"[content[place] == 255 :][:1] + content[place + 1 :])
+        assert file_fingerprint(path) != whole, place
+    for place in range(0, len(content) - 400, 400):  # 32 samples, a 31st of the file apart
+        path.write_bytes(
+            content[:place] + bytes(255 - byte for byte in content[place : place + 400]) + content[place + 400 :]
+        )
         assert file_fingerprint(path) != whole, place
     path.write_bytes(content + b"\n")
     assert file_fingerprint(path) != whole

@@ -69,6 +69,13 @@ def test_it_is_refused_within_a_process_too_and_given_back(tmp_path: Path) -> No
     Occupancy(tmp_path).release()
 
 
+def test_the_lock_names_its_holder_and_nothing_of_a_former_one(tmp_path: Path) -> None:
+    (tmp_path / occupancy.LOCK).write_text("process 12345678 on a host with a long name\n")
+    held = Occupancy(tmp_path)
+    assert (tmp_path / occupancy.LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    held.release()
+
+
 def running(run: Path, **more: Any) -> None:
     known = {"host": "elsewhere", "pid": 1, "heartbeat": datetime.now(UTC).isoformat()}
     write_status(run, "running", "", 3, **known | more)
@@ -83,6 +90,9 @@ def test_a_young_heartbeat_of_another_host_is_refused_with_what_to_do(tmp_path: 
     for more in ({"heartbeat": old.isoformat()}, {"heartbeat": "soon"}, {"host": None}, {"host": socket.gethostname()}):
         running(tmp_path, **more)
         Occupancy(tmp_path).release()
+    ahead = datetime.now(UTC) + timedelta(seconds=ALIVE + 60)  # of a clock that is set so: it would be young for hours
+    running(tmp_path, heartbeat=ahead.isoformat())
+    Occupancy(tmp_path).release()
     write_status(tmp_path, "finished", host="elsewhere", pid=1, heartbeat=datetime.now(UTC).isoformat())
     Occupancy(tmp_path).release()
 
@@ -100,6 +110,35 @@ def test_without_locks_the_process_of_this_host_decides(tmp_path: Path, monkeypa
     for pid in (gone.pid, os.getpid()):
         running(tmp_path, host=socket.gethostname(), pid=pid)
         Occupancy(tmp_path).release()
+
+
+def test_an_error_of_the_disk_while_it_is_locked_does_not_pass_for_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> None:
+        raise OSError(occupancy.errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(occupancy.fcntl, "lockf", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        Occupancy(tmp_path)
+
+
+def test_the_heartbeat_outlives_a_disk_that_refuses_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(occupancy, "BEAT", 0.02)
+    monkeypatch.setattr(occupancy, "_now", lambda: str(time.monotonic()))
+    held = Occupancy(tmp_path)
+    held.write("running", step=3)
+    (tmp_path / ".status.json.heartbeat.partial").mkdir()  # where it would be written
+    time.sleep(0.3)
+    (tmp_path / ".status.json.heartbeat.partial").rmdir()
+    held.reached(4)
+    until = time.monotonic() + 20
+    while (read_status(tmp_path) or {})["step"] != 4 and time.monotonic() < until:
+        time.sleep(0.02)
+    held.release()
+    assert (read_status(tmp_path) or {})["step"] == 4
 
 
 def test_the_heartbeat_goes_on_with_the_step_until_the_state_or_another_rank_says_otherwise(

@@ -51,6 +51,17 @@ def test_a_run_that_goes_on_from_its_newest_checkpoint_moves_nothing(tmp_path: P
     assert set_aside_others(tmp_path / "killed", 0, None, False, pytest.fail) is None
 
 
+def test_the_newest_checkpoint_is_the_runs_own_however_its_place_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "run", 2, 4)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    for resumed in ("run/checkpoint-4", "run/../run/checkpoint-4", "link/checkpoint-4"):
+        assert set_aside_others(tmp_path / "run", 4, Path(resumed), False, pytest.fail) is None
+    assert list(checkpoints(tmp_path / "run")) == [2, 4]
+
+
 @pytest.mark.parametrize("case", ["none", "another run's", "the adapter alone"])
 def test_of_a_history_that_is_not_continued_at_all_nothing_stays(case: str, tmp_path: Path) -> None:
     run = tmp_path / "run"

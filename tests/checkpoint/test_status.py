@@ -21,6 +21,15 @@ def test_a_state_reads_back_with_its_message_step_rank_and_time(tmp_path: Path) 
     assert [path.name for path in (tmp_path / "run").iterdir()] == [STATUS]
 
 
+def test_a_heartbeat_and_a_rank_that_fails_at_the_same_moment_do_not_write_into_one_file(tmp_path: Path) -> None:
+    """What one of them has half-written (here a folder, which nobody can write into) does not keep the other out."""
+    for partial, more in ((f".{STATUS}.partial", {"heartbeat": "now"}), (f".{STATUS}.heartbeat.partial", {})):
+        (tmp_path / partial).mkdir()
+        write_status(tmp_path, "failed", str(more), **more)
+        assert (read_status(tmp_path) or {})["message"] == str(more)
+        (tmp_path / partial).rmdir()
+
+
 def test_no_status_or_a_damaged_one_reads_as_none(tmp_path: Path) -> None:
     assert read_status(tmp_path) is None
     for text in ("", "{", "[]", "\x00"):

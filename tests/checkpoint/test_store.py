@@ -112,6 +112,22 @@ def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     assert newest_whole(tmp_path, no_report) == tmp_path / "checkpoint-3"
 
 
+def test_one_that_was_set_aside_never_stands_for_the_one_that_has_its_name(tmp_path: Path) -> None:
+    """In whatever order the disk lists them."""
+    for step in range(1, 9):
+        os.rename(write_checkpoint(tmp_path, step, lambda f: fill(f, 1)), tmp_path / f".checkpoint-{step}.replaced")
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    assert checkpoints(tmp_path) == {step: tmp_path / f"checkpoint-{step}" for step in range(1, 9)}
+
+
+def test_what_a_killed_process_left_of_a_step_does_not_stand_in_its_way(tmp_path: Path) -> None:
+    for state in ("partial", "removed"):
+        (tmp_path / f".checkpoint-3.{state}").mkdir()
+        (tmp_path / f".checkpoint-3.{state}" / "old").write_text("1")
+    assert value_of(write_checkpoint(tmp_path, 3, lambda f: fill(f, 2))) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-3"] and not (tmp_path / "checkpoint-3" / "old").exists()
+
+
 @pytest.mark.parametrize("state", ["partial", "removed"])
 def test_a_checkpoint_that_was_being_written_or_deleted_is_none_even_if_it_is_whole(state: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2, fill)

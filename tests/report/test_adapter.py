@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib import colormaps
 from matplotlib.image import imread
+from safetensors.torch import load_file
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
 from dist_subspace.interchange.description import OWN_CONFIG
 from dist_subspace.report.adapter import adapter_report, adapter_text
+from dist_subspace.report.adapter_picture import adapter_picture
 from dist_subspace.training.run import train
 from tests.report.test_movement import moved
 from tests.tiny_run import make_model, make_records
@@ -152,3 +155,71 @@ def test_an_adapter_from_before_shapes_were_kept_still_shows_its_tensors(tmp_pat
     found = adapter_report(tmp_path)
     assert found["layers"] == 4 and len(found["norms"]) == 8
     assert torch.tensor(list(found["norms"].values())).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "expected"),
+    [
+        (
+            "lora",
+            {"alpha": 7.0, "dropout": 0.25, "constraint": "mpc_n", "target_modules": ["c_fc"], "seed": 5},
+            {"alpha": 7.0, "dropout": 0.25, "constraint": "mpc_n", "targets": ["c_fc"], "seed": 5, "mergeable": False},
+        ),
+        ("adalora", {}, {"constraint": "mpc_o", "mergeable": True}),
+        ("ssl", {}, {"constraint": None, "targets": "the method's own: key, value, FFN-up", "mergeable": True}),
+        ("lora", {"new_tokens": [96, 97, 98]}, {"new_tokens": 3, "seed": 0, "modules_to_save": []}),
+        ("lora", {"rank_pattern": {"c_fc": 2}}, {"rank_pattern": {"c_fc": 2}, "rank": 4}),
+    ],
+)
+def test_settings_are_said_as_they_were_given_and_a_constraint_where_the_method_has_its_own(
+    method: str, given: dict[str, Any], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    moved(method, tmp_path, **given)
+    found = adapter_report(tmp_path)
+    assert {key: found[key] for key in expected} == expected
+    lines = adapter_text(found, 200).splitlines()
+    if "mergeable" in expected:
+        assert f"merges         {'yes' if expected['mergeable'] else 'no'}" in lines
+    assert ("new tokens     3" in lines) == ("new_tokens" in given)
+
+
+def test_norms_are_of_the_trained_tensors_and_of_each_virtual_token(tmp_path: Path) -> None:
+    model = moved("pissa", tmp_path / "pissa")
+    expected = {
+        f"{name}.{suffix}": float(p.detach().norm())
+        for name, part in model.named_modules()
+        for suffix, p in (part.trainables() if hasattr(part, "trainables") else {}).items()
+    }
+    found = adapter_report(tmp_path / "pissa")["norms"]
+    assert sorted(found.values()) == pytest.approx(sorted(expected.values())), "frozen factors are none of them"
+    moved("prompt", tmp_path / "prompt")
+    tokens = load_file(tmp_path / "prompt" / WEIGHTS)["prompt_embeddings"]
+    norms = [float(row.norm()) for row in tokens]
+    assert len(norms) != tokens.shape[1] and adapter_report(tmp_path / "prompt")["by_token"] == pytest.approx(norms)
+
+
+def test_of_many_layers_those_that_moved_most_and_least_are_listed(tmp_path: Path) -> None:
+    moved("ssb", tmp_path)
+    found = adapter_report(tmp_path)
+    row = found["by_layer"][0]
+    found["by_layer"] = [row | {"layer": f"layers.{n}.up", "norm": float(n)} for n in range(1, 31)]
+    lines = adapter_text(found, 100).splitlines()
+    most, least = (
+        next(i for i, line in enumerate(lines) if line.startswith(f"moved {which}")) for which in ("most", "least")
+    )
+    assert [line.split()[0] for line in lines[most + 1 : least - 1]] == [f"layers.{n}.up" for n in range(30, 20, -1)]
+    assert [line.split()[0] for line in lines[least + 1 :]] == [f"layers.{n}.up" for n in range(1, 6)]
+
+
+def test_a_cell_of_the_picture_is_the_mean_of_its_layers_in_each_of_its_figures(tmp_path: Path) -> None:
+    """Three experts of one block share a cell; the colour says a value's share of the largest."""
+    moved("ssb", tmp_path / "adapter")
+    found = adapter_report(tmp_path / "adapter")
+    row = found["by_layer"][0] | {"module": "up", "rank": None, "effective_rank": None}
+    cells = [(0, 0.4, 1.0), (0, 0.5, 1.0), (0, 0.6, 1.0), (1, 2.0, 1.25)]
+    found["by_layer"] = [row | {"depth": depth, "norm": norm, "largest": most} for depth, norm, most in cells]
+    adapter_picture(found, tmp_path / "x.png")
+    pixels = (imread(tmp_path / "x.png")[..., :3] * 255).round().astype(int)
+    for share in (0.5 / 2.0, 1.0 / 1.25):
+        colour = [round(255 * part) for part in colormaps["cividis"](share)[:3]]
+        assert (abs(pixels - colour) <= 1).all(-1).sum() > 10_000, share

@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy
 import pytest
+from numpy.typing import NDArray
 
 from dist_subspace.errors import UsageError
 from dist_subspace.report.curve import loss_curve, smoothed, spikes, title
@@ -34,7 +35,43 @@ def colours(path: Path) -> set[int]:
     return set(numpy.unique(pixels @ [1 << 16, 1 << 8, 1]).tolist())
 
 
-TRAIN, EVAL, ODD = 0x1F5FA8, 0xD1495B, 0xE0A030
+TRAIN, EVAL, ODD, RATE = 0x1F5FA8, 0xD1495B, 0xE0A030, 0x5F6B76
+
+
+def pixels_of(path: Path, colour: int) -> tuple[NDArray[numpy.int64], NDArray[numpy.int64]]:
+    """Columns (from the left) and heights (from the bottom) of the pixels of this colour, but for those of the legend."""
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(numpy.int64) @ [1 << 16, 1 << 8, 1]
+    rows, columns = numpy.nonzero(pixels == colour)
+    beside = (columns < 0.6 * pixels.shape[1]) | (rows > 0.25 * len(pixels))
+    return columns[beside], len(pixels) - rows[beside]
+
+
+def test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went(tmp_path: Path) -> None:
+    """Lines are of steps that are not evenly apart; the loss falls, its evaluation rises, the rate rises and falls."""
+    writer = MetricsWriter(tmp_path)
+    for step, loss, rate in ((10, 5.0, 1.0), (20, 4.0, 3.0), (30, 3.0, 2.0), (90, 1.0, 1.0)):
+        writer.step(dict.fromkeys(KEYS, 1.0) | {"step": step, "loss": loss, "learning_rate": rate})
+    for step, loss in ((50, 1.5), (70, 3.0)):
+        writer.evaluation(step, {"eval_loss": loss})
+    writer.close()
+    path = loss_curve(tmp_path)
+    columns, heights = pixels_of(path, TRAIN)
+    first, last = columns.min(), columns.max()
+    assert heights[columns < first + 20].mean() > heights[columns > last - 20].mean() + 100
+    rates, levels = pixels_of(path, RATE)
+    assert rates.min() < first + 10 and rates[levels.argmax()] == pytest.approx(first + (last - first) / 8, abs=15)
+    evaluated, rising = pixels_of(path, EVAL)
+    wanted = [first + (last - first) * (step - 10) / 80 for step in (50, 70)]
+    assert [evaluated.min(), evaluated.max()] == pytest.approx(wanted, abs=15)
+    assert rising[evaluated < evaluated.min() + 5].mean() < rising[evaluated > evaluated.max() - 5].mean() - 50
+
+
+def test_a_spike_neither_presses_the_curve_flat_nor_lifts_its_mean(tmp_path: Path) -> None:
+    losses = decay(200)
+    losses[120] = 4000.0
+    columns, heights = pixels_of(loss_curve(run_of(tmp_path, losses)), TRAIN)
+    assert heights.max() - heights.min() > 200
+    assert columns[heights.argmax()] < columns.min() + 60, "the highest point is the first one"
 
 
 @pytest.mark.parametrize("count", [1, 2, 60, 10_000])

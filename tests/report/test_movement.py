@@ -97,6 +97,51 @@ def test_hollow_parts_hold_what_the_models_parts_hold(method: str, tmp_path: Pat
             assert torch.equal(part.file_tensors()[suffix], tensor), f"{name}.{suffix}"
 
 
+@pytest.mark.parametrize(
+    ("method", "config"),
+    [
+        ("lora", {"constraint": "mpc_n", "alpha": 12.0}),
+        ("flora", {"constraint": "mpc_n", "alpha": 12.0}),
+        ("trilora", {"constraint": "mpc_n", "alpha": 12.0}),
+        ("houlsby", {}),
+        ("pfeiffer", {}),
+    ],
+)
+def test_of_what_is_no_fixed_update_the_product_of_the_factors_is_measured(
+    method: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    model = moved(method, tmp_path, **config)
+    found = [movement for movement in movements(AdapterFolder(tmp_path)) if movement.kind == "factors"]
+    assert found
+    for movement in found:
+        own = {name: p.detach() for name, p in model.get_submodule(movement.layer).trainables().items()}
+        if "adapter_up" in own:
+            product = own["adapter_up"] @ own["adapter_down"]
+        else:
+            middle = [own[name] for name in own if name not in ("lora_A", "lora_B")]
+            core = (torch.diag(middle[0]) if middle[0].dim() == 1 else middle[0]) if middle else torch.eye(4)
+            product = 12.0 / 4 * own["lora_B"] @ core @ own["lora_A"]
+        assert movement.norm == pytest.approx(float(product.norm()), rel=1e-4)
+        assert movement.largest == pytest.approx(float(torch.linalg.svdvals(product)[0]), rel=1e-4)
+
+
+def test_scales_of_peft_are_measured_as_deviations_from_one(tmp_path: Path) -> None:
+    import peft
+
+    config = peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
+    model = peft.get_peft_model(tiny_model(), config)
+    for name, parameter in model.named_parameters():
+        if "ia3_l" in name:
+            parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    model.save_pretrained(tmp_path)
+    found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
+    assert len(found) == 4
+    for name, movement in found.items():
+        scales = model.base_model.model.get_submodule(name).ia3_l["default"].detach()
+        assert (movement.kind, movement.trained) == ("scaling", scales.numel())
+        assert movement.norm == pytest.approx(float((scales - 1).norm()), rel=1e-5)
+
+
 def test_a_layer_with_a_rank_of_its_own_is_made_with_it(tmp_path: Path) -> None:
     moved("lora", tmp_path, rank_pattern={"mlp.c_fc": 2})
     ranks = {m.layer.rpartition(".")[2]: m.rank for m in movements(AdapterFolder(tmp_path))}

@@ -52,6 +52,18 @@ def test_a_run_is_summed_up(tmp_path: Path) -> None:
     assert any("checkpoint-4/a has 0 bytes" in line for line in lines)
 
 
+def test_who_was_at_fault_what_is_doubtful_and_where_the_adapter_lies_is_said(tmp_path: Path) -> None:
+    write_status(tmp_path, "failed", "out of memory", step=1200, rank=3)
+    (state,) = (line for line in run_report(tmp_path).splitlines() if line.startswith("state"))
+    assert "failed at step 1,200 on rank 3 (" in state and state.endswith("): out of memory")
+    assert str(tmp_path / "adapter") not in run_report(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    write_status(tmp_path, "finished", step=5, warning="the run diverged", skipped=0)
+    text = run_report(tmp_path)
+    assert "finished at step 5 (" in text and "): the run diverged\n" in text and " on rank " not in text
+    assert text.splitlines()[-1].split() == ["adapter", str(tmp_path / "adapter")]
+
+
 def test_a_run_that_has_only_begun_is_reported(tmp_path: Path) -> None:
     write_status(tmp_path, "running")
     assert "no step was logged" in run_report(tmp_path) and "running" in run_report(tmp_path)

@@ -47,6 +47,8 @@ def test_settings_and_constraints_are_shown_with_their_defaults() -> None:
     assert "rank=16, alpha=2r, init=kaiming" in lora and " o d n " in lora
     adalora = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("adalora "))
     assert " o* d n " in adalora and "beta1=0.85" in methods_text(FOUND, 80)
+    pissa = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("pissa "))
+    assert "rank=16, alpha=r" in pissa
 
 
 def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +58,10 @@ def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
         info = FOUND[name]
         assert row["category"] == info.category in CATEGORIES
         assert row["mergeable"] == info.mergeable and row["statistic"] == info.statistic
+        assert row["identity_at_the_start"] == info.identity and row["peft_type"] == info.peft_type
+        for said in ("uses_rank", "uses_dropout", "rank", "alpha_over_rank", "constraint"):
+            assert row[said] == getattr(info, said)
+        assert (row["arxiv"], row["parameters_a_layer"]) == (info.reference, info.count)
         assert row["options"].keys() == info.options.keys()
         assert all(option["help"] and option["accepted"] for option in row["options"].values())
         assert set(row["constraints"]) | set(row["constraint_refusals"]) == {"mpc_o", "mpc_d", "mpc_n"}
@@ -70,6 +76,14 @@ def test_one_method_has_a_card(name: str, capsys: pytest.CaptureFixture[str]) ->
     for option, described in FOUND[name].options.items():
         assert f"  {option}" in text and described.help.split()[0] in text
     assert all(len(line) <= 90 for line in method_text(FOUND[name], 90).splitlines())
+    facts = {line[:13].strip(): line[15:] for line in text.partition("\noptions")[0].splitlines()}
+    info = FOUND[name]
+    assert facts["merges"] == ("yes" if info.mergeable else "no")
+    assert facts["dropout"] == ("on the method's own branch" if info.uses_dropout else "none")
+    assert facts["PEFT"].endswith(info.peft_type or "does not read its files") and facts["category"].startswith(
+        info.category
+    )
+    assert ("rank" in facts) == info.uses_rank
 
 
 def test_an_unknown_method_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

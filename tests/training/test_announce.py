@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 
+import pytest
 from rich.console import Console
 
 from dist_subspace.training.announce import announced
@@ -23,6 +24,16 @@ def test_only_what_takes_long_speaks_while_it_goes_on_and_when_it_is_over() -> N
     with announced("a long thing", said.append, silence=0.05, over=False):
         time.sleep(0.5)
     assert said[2:] == ["a long thing ..."]
+
+
+def test_what_is_over_in_time_is_not_spoken_of_later() -> None:
+    said: list[str] = []
+    with announced("a short thing", said.append, silence=0.2):
+        pass
+    with pytest.raises(RuntimeError), announced("a thing that fails", said.append, silence=0.2):
+        raise RuntimeError
+    time.sleep(0.6)
+    assert said == []
 
 
 def test_a_log_file_hears_of_a_long_load_every_half_minute() -> None:

@@ -136,6 +136,8 @@ def test_an_adapter_of_peft_is_taken_and_kept_in_checkpoints(
         ({"method": "dora"}, ["subspace.method is 'dora'", "has 'lora'"]),
         ({"rank": 5}, ["subspace.rank is 5", "has 16"]),
         ({"alpha": 3.0}, ["subspace.alpha is 3.0", "has"]),
+        ({"rank_pattern": {"q_proj": 2}}, ["subspace.rank_pattern is {'q_proj': 2}, but", "has {}"]),
+        ({"alpha_pattern": {"q_proj": 3.0}}, ["subspace.alpha_pattern is {'q_proj': 3.0}, but", "has {}"]),
         ({"target_modules": ["q_proj"]}, ["does not fit", "which this model has no layer for"]),
         ({"modules_to_save": ["lm_head"]}, ["does not fit", "the adapter lacks", "lm_head"]),
         ({"options": {"lr_ratio": 4.0}, "dropout": 0.2}, []),

@@ -67,3 +67,50 @@ def test_another_batch_size_says_where_the_data_goes_on_and_what_is_unset_now_sa
         "training.global_batch_size is 1000, and was 64 when checkpoint-2 was made: the data goes on at sample (or packed row) "
         "2,000, which is the step times the new size"
     )
+
+
+# What each key of the section changes in a run that goes on: part of the sentence; None where it changes nothing that is
+# computed, or is refused elsewhere (the seed).
+LENGTH, FOLLOWED = "are those of the new length", "the steps that come follow the new value"
+EFFECTS: dict[str, tuple[Any, str | None]] = {
+    "max_steps": (9, LENGTH),
+    "num_train_epochs": (2.5, LENGTH),
+    "global_batch_size": (32, "the data goes on at sample (or packed row) 128"),
+    "per_device_train_batch_size": (2, None),
+    "per_device_eval_batch_size": (2, None),
+    "optim": ("sgd", "its moments begin at zero"),
+    "adam_beta1": (0.8, FOLLOWED),
+    "adam_beta2": (0.9, FOLLOWED),
+    "adam_epsilon": (1e-6, FOLLOWED),
+    "learning_rate": (0.3, FOLLOWED),
+    "lr_scheduler_type": ("linear", "follow the new schedule from their number on"),
+    "lr_scheduler_kwargs": ({"num_cycles": 2}, FOLLOWED),
+    "warmup_steps": (3.0, FOLLOWED),
+    "weight_decay": (0.1, FOLLOWED),
+    "max_grad_norm": (0.5, FOLLOWED),
+    "seed": (7, None),
+    "gradient_checkpointing": (False, None),
+    "gradient_checkpointing_kwargs": ({"use_reentrant": True}, None),
+    "on_nonfinite": ("stop", None),
+    "max_time": (60.0, None),
+    "full_determinism": (True, None),
+}
+
+
+def test_every_key_of_training_has_its_case() -> None:
+    assert EFFECTS.keys() == configuration().training.model_dump().keys()
+
+
+@pytest.mark.parametrize("key", EFFECTS)
+def test_a_key_that_changes_what_comes_is_spoken_of_with_both_values(key: str) -> None:
+    now = configuration()
+    if key == "num_train_epochs":
+        now = load_config({"model": {"path": "m"}, "data": {"train": "t"}, "training": {"num_train_epochs": 1.5}})
+    before, effect = EFFECTS[key]
+    value = now.training.model_dump(mode="json")[key]
+    kept = now.training.model_dump(mode="json") | {key: before}
+    said = changed_settings(now, Path("checkpoint-2"), state(**kept))
+    assert len(said) == (0 if effect is None else 1)
+    if effect is not None:
+        assert said[0].startswith(f"training.{key} is {value}, and was {before} when checkpoint-2 was made: ")
+        assert effect in said[0]

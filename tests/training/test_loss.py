@@ -41,3 +41,27 @@ def test_the_mean_over_samples_is_the_loss_that_transformers_gives_a_classifier(
     batch = micro_batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, 4)
     ours = summed_loss(forward(model, batch, torch.device("cpu")), labels) / 4
     assert float(ours) == pytest.approx(float(model(input_ids=ids, labels=labels).loss), rel=1e-6)
+
+
+def test_logits_of_16_bits_are_summed_up_in_float32() -> None:
+    """A sum of many losses has no place in 16 bits: the last digits of the mean would be those of the type."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(4, 300, 50, generator=generator), torch.randint(0, 50, (4, 300), generator=generator)
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = logits.to(dtype)
+        shifted = rounded[:, :-1].double().flatten(0, 1)
+        expected = torch.nn.functional.cross_entropy(shifted, labels[:, 1:].flatten(), reduction="sum")
+        found = summed_loss(rounded, labels)
+        assert found.dtype == torch.float32 and float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_a_decoder_keeps_no_keys_and_values_and_an_encoder_is_given_what_it_takes(tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(make_model(tmp_path / "model")).train()
+    seen: list[bool | None] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs.get("use_cache", module.config.use_cache)), with_kwargs=True
+    )
+    ids = torch.arange(4, 20).view(2, 8)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "unknown_to_it": ids}
+    assert forward(model, micro_batch(inputs, ids, 14), torch.device("cpu")).shape == (2, 8, model.config.vocab_size)
+    assert seen == [False]
