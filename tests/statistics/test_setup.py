@@ -222,6 +222,41 @@ def test_a_fingerprint_sees_one_changed_bit() -> None:
     assert checksums([[weight]]) != before
 
 
+def of_one_layer(folder: str, method: str, cache: Path, **how: Any) -> nn.Module:
+    config = SubspaceConfig(
+        method=method, rank=3, target_modules=["layers.0.self_attn.q_proj"], **how.pop("config", {})
+    )
+    return attach(load_frozen(folder, storage="fp32", device="cpu"), config, cache=cache, **how)
+
+
+@pytest.mark.parametrize("residual", ["stacked", "fold"])
+def test_a_file_that_lacks_a_factor_is_named(residual: str, folder: str, tmp_path: Path) -> None:
+    config = {"config": {"options": {"residual": residual}}}
+    of_one_layer(folder, "pissa", tmp_path, **config)
+    (file,) = tmp_path.iterdir()
+    save_file({"lora_A0": load_file(file)["lora_A0"]}, file)
+    with pytest.raises(
+        UsageError, match=rf"{file.name} lacks 'lora_B0' of model\.layers\.0.*; delete it, and it is made"
+    ):
+        of_one_layer(folder, "pissa", tmp_path, **config)
+
+
+def test_factors_that_come_with_an_adapter_are_kept_and_others_of_that_name_refused(
+    folder: str, tmp_path: Path
+) -> None:
+    first = of_one_layer(folder, "spectral-additive", tmp_path / "own")
+    (layer,) = attached(first).layers
+    given = {layer: {name: t.clone() for name, t in first.get_submodule(layer).factor_tensors().items()}}
+    of_one_layer(folder, "spectral-additive", tmp_path / "new", factors=given)
+    (file,) = (tmp_path / "new").iterdir()
+    held = load_file(file)
+    assert held.keys() == given[layer].keys() and all(torch.equal(held[n], t) for n, t in given[layer].items())
+    of_one_layer(folder, "spectral-additive", tmp_path / "own", factors=given)  # the same ones
+    given[layer]["spectral_S"][1] += 1
+    with pytest.raises(UsageError, match=r"holds other factors of .* than the adapter that the run begins with"):
+        of_one_layer(folder, "spectral-additive", tmp_path / "own", factors=given)
+
+
 def failing_on_one_rank(folder: str) -> str:
     from dist_subspace.subspace import method_class
 

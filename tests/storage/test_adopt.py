@@ -168,9 +168,10 @@ class NeedsMore(nn.Linear):
 @pytest.mark.parametrize("kind", [Apart, Plain, Scaled])
 def test_a_subclass_that_computes_the_same_is_adopted(kind: type[nn.Linear], bias: bool) -> None:
     layer, x = kind(6, 4, bias=bias), torch.randn(2, 3, 6)
-    frozen, before = adopt(layer), torch.random.get_rng_state()
+    before = torch.random.get_rng_state()
+    frozen = adopt(layer)
+    assert torch.equal(torch.random.get_rng_state(), before), "adoption drew random numbers of the caller's"
     assert frozen is not None and frozen.weight is layer.weight
-    assert torch.equal(torch.random.get_rng_state(), before)
     torch.testing.assert_close(frozen(x), layer(x))
 
 
