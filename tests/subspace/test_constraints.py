@@ -183,6 +183,18 @@ def test_a_scaled_loss_scales_the_penalty_alike() -> None:
         torch.testing.assert_close(scaled[name], parameter.grad, rtol=1e-5, atol=1e-7)
 
 
+def test_a_loss_made_from_the_logits_has_the_whole_penalty_whatever_was_before() -> None:
+    """A forward without labels says nothing of its weight: it is a step's only one, and not scaled as the last was."""
+    model, ids = constrained_model(), global_batch(0)
+    (model(input_ids=ids, labels=ids, use_cache=False).loss * 1024).backward()
+    model.zero_grad()
+    logits = model(input_ids=ids, use_cache=False).logits
+    nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    expected = expected_gradients(model, [task_loss(model, 0)])
+    for name, parameter in trained(model).items():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_the_reported_loss_holds_no_penalty_and_the_penalty_is_known_apart() -> None:
     model, ids = constrained_model(), global_batch(0)
     plain = float(task_loss(model, 0).detach())
