@@ -78,7 +78,7 @@ MUTANTS = [
         text="self.matrix = nn.Parameter(matrix.detach().to(dtype or matrix.dtype).contiguous(), requires_grad=False)",
         becomes="self.matrix = matrix.detach().to(dtype or matrix.dtype).contiguous()",
         promise="A frozen factor moves and is split with the model.",
-        tests=[f"{_STEP}[vera]"],
+        tests=[f"{_STEP}[lora-fa]"],
     ),
     Mutant(
         name="operator-asked-for-its-bias",
