@@ -222,6 +222,38 @@ def test_a_fingerprint_sees_one_changed_bit() -> None:
     assert checksums([[weight]]) != before
 
 
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ({"method": "svdiff"}, [{"top_k": 2}, {"top_k": 3}]),
+        (
+            {"method": "pissa", "rank": 3},
+            [{"svd": "exact"}, {"residual": "fold"}, {"residual": "fold", "iterations": 2}],
+        ),
+        ({"method": "lora", "rank": 3}, [{"iterations": 2}, {"iterations": 3}]),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
+def test_an_option_that_a_statistic_depends_on_is_in_the_name_of_its_file_and_no_other(
+    config: dict[str, Any], changes: list[dict[str, Any]], folder: str, tmp_path: Path
+) -> None:
+    own = {"init": "loftq"} if config["method"] == "lora" else {}
+
+    def files(**options: Any) -> int:
+        chosen = SubspaceConfig(**config, target_modules=["layers.0.self_attn.q_proj"], options={**own, **options})
+        attach(load_frozen(folder, storage="nf4", device="cpu"), chosen, cache=tmp_path)
+        return len(list(tmp_path.iterdir()))
+
+    found = [files(), *(files(**options) for options in changes)]
+    assert found == list(range(1, len(found) + 1))
+    others = {
+        "svdiff": {"strength": 1.0},
+        "pissa": {"power": 1, "reduction": "sum"},
+        "lora": {"lr_ratio": 4.0, "power": 1},
+    }
+    assert files(**others[config["method"]]) == len(found)
+
+
 def of_one_layer(folder: str, method: str, cache: Path, **how: Any) -> nn.Module:
     config = SubspaceConfig(
         method=method, rank=3, target_modules=["layers.0.self_attn.q_proj"], **how.pop("config", {})
