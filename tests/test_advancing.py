@@ -54,12 +54,22 @@ def losses(model: nn.Module, ids: Tensor, parts: int) -> list[Tensor]:
     return [model(input_ids=part, labels=part, use_cache=False).loss / parts for part in ids.chunk(parts)]
 
 
-def train(method: str, *, parts: int = 1, scale: float = 1.0, cleared_first: bool = False, steps: int = STEPS) -> Any:
-    """A plain loop: `parts` micro-batches a step, the loss multiplied as a scaler does it."""
+def train(
+    method: str,
+    *,
+    parts: int = 1,
+    scale: float = 1.0,
+    said: bool = False,
+    cleared_first: bool = False,
+    steps: int = STEPS,
+) -> Any:
+    """A plain loop: `parts` micro-batches a step, the loss multiplied as a scaler does it; `said` as a run's own loop says it."""
     model = model_with(method)
     optimizer = torch.optim.AdamW(trainable_parameters(model), lr=3e-2)
     for step in range(1, steps + 1):
         for loss in losses(model, tiny.global_batch(step), parts):
+            if said:
+                attached(model).accumulation.share(scale / parts)
             (loss * scale).backward()
         for parameter in trainable_parameters(model):
             parameter.grad /= scale  # type: ignore[operator]
@@ -103,11 +113,13 @@ def test_importance_is_that_of_the_formula_with_the_weights_after_the_step() -> 
     assert any(value.any() for name, value in expected.items() if name.endswith("lora_A"))
 
 
-@pytest.mark.parametrize(("parts", "scale"), [(2, 1.0), (1, 1024.0), (2, 64.0)])
-def test_importance_is_free_of_accumulation_and_of_loss_scaling(parts: int, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("parts", "scale", "said"), [(2, 1.0, False), (1, 1024.0, False), (2, 64.0, False), (2, 64.0, True)]
+)
+def test_importance_is_free_of_accumulation_and_of_loss_scaling(parts: int, scale: float, said: bool) -> None:
     expected, found = (
         importance(train("adalora", steps=3)),
-        importance(train("adalora", parts=parts, scale=scale, steps=3)),
+        importance(train("adalora", parts=parts, scale=scale, said=said, steps=3)),
     )
     assert expected.keys() == found.keys()
     for name, value in expected.items():
