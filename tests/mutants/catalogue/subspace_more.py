@@ -238,6 +238,22 @@ MUTANTS = [
         tests=["tests/test_unread_weight.py"],
     ),
     Mutant(
+        name="beta-defaults",
+        file="dist_subspace/subspace/extension/adalora.py",
+        text='"beta2": number(0.85,',
+        becomes='"beta2": number(0.9,',
+        promise="An option that is not given is PEFT's own: AdaLoRA smooths by 0.85.",
+        tests=["tests/subspace/test_config.py::test_options_that_are_not_given_are_these"],
+    ),
+    Mutant(
+        name="orthogonal-with-signs",
+        file="dist_subspace/subspace/extension/moslora.py",
+        text="(q * r.diagonal().sign())",
+        becomes="q",
+        promise="An orthogonal mixer is drawn uniformly over all of them.",
+        tests=["tests/subspace/extension/test_moslora.py::test_orthogonal_mixers_are_uniform_over_all_of_them"],
+    ),
+    Mutant(
         name="reduction-default-sum",
         file="dist_subspace/subspace/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',

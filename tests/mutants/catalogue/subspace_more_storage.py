@@ -144,14 +144,6 @@ MUTANTS = [
         tests=["tests/test_unread_weight.py"],
     ),
     Mutant(
-        name="unread-weight-may-be-cloned",
-        file="dist_subspace/unread_weight.py",
-        text='"names.__get__", "nbytes.__get__"',
-        becomes='"names.__get__", "nbytes.__get__", "clone", "t"',
-        promise="A weight that is not there cannot be copied or transposed.",
-        tests=["tests/test_unread_weight.py"],
-    ),
-    Mutant(
         name="unread-weight-may-be-compared",
         file="dist_subspace/unread_weight.py",
         text='"names.__get__", "nbytes.__get__"',
