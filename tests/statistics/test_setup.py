@@ -261,6 +261,15 @@ def of_one_layer(folder: str, method: str, cache: Path, **how: Any) -> nn.Module
     return attach(load_frozen(folder, storage="fp32", device="cpu"), config, cache=cache, **how)
 
 
+@pytest.mark.parametrize("method", ["pissa", "svdiff", "spectral-additive", "spectral-rotational"])
+def test_frozen_factors_are_held_in_the_type_of_the_computation(method: str, folder: str) -> None:
+    """Twice the bytes else: of svdiff's, more than the weights have."""
+    model = load_frozen(folder, storage="nf4", dtype="bfloat16", device="cpu")
+    config = SubspaceConfig(method=method, rank=None if method == "svdiff" else 3, target_modules=["v_proj"])
+    frozen = own_frozen(attach(model, config))
+    assert frozen and {p.dtype for p in frozen.values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("residual", ["stacked", "fold"])
 def test_a_file_that_lacks_a_factor_is_named(residual: str, folder: str, tmp_path: Path) -> None:
     config = {"config": {"options": {"residual": residual}}}

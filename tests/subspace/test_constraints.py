@@ -208,6 +208,21 @@ def test_the_reported_loss_holds_no_penalty_and_the_penalty_is_known_apart() -> 
     assert penalties.total() == pytest.approx(float(dense_penalty(model, constraint)), rel=1e-5)
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_norms_that_are_not_squared_are_averaged_over_the_matrices_that_there_are(method: str) -> None:
+    """Two of a layer; of DoRA's, whose B a constraint leaves alone, one."""
+    model, ids = constrained_model(method, power=1), global_batch(0)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    norms = []
+    for name in attached(model).layers:
+        part = model.get_submodule(name)
+        for columns in (part.lora_A.t(), part.lora_B) if method == "lora" else (part.lora_A.t(),):
+            norms.append((columns.t() @ columns - torch.eye(columns.shape[1])).norm())
+    penalties = attached(model).penalties
+    assert penalties is not None
+    assert penalties.total() == pytest.approx(0.5 * float(torch.stack(norms).mean()), rel=1e-5)
+
+
 def test_reduction_sum_adds_the_layers_up() -> None:
     ids = global_batch(0)
     totals = []

@@ -254,6 +254,24 @@ MUTANTS = [
         tests=["tests/subspace/extension/test_moslora.py::test_orthogonal_mixers_are_uniform_over_all_of_them"],
     ),
     Mutant(
+        name="compute-dtype-not-set",
+        file="dist_subspace/subspace/attach.py",
+        text="part.compute_dtype, part.name = dtype, name",
+        becomes="part.name = name",
+        promise="Frozen factors are held in the type of the computation.",
+        tests=["tests/statistics/test_setup.py::test_frozen_factors_are_held_in_the_type_of_the_computation"],
+    ),
+    Mutant(
+        name="matrices-counted-as-two",
+        file="dist_subspace/subspace/attach.py",
+        text="penalties.matrices += len(factors)",
+        becomes="penalties.matrices += 2",
+        promise="Norms that are not squared are averaged over the matrices that a constraint acts on.",
+        tests=[
+            "tests/subspace/test_constraints.py::test_norms_that_are_not_squared_are_averaged_over_the_matrices_that_there_are[dora]"
+        ],
+    ),
+    Mutant(
         name="reduction-default-sum",
         file="dist_subspace/subspace/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',
