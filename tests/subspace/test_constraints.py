@@ -217,6 +217,7 @@ def test_norms_that_are_not_squared_are_averaged_over_the_matrices_that_there_ar
     for name in attached(model).layers:
         part = model.get_submodule(name)
         for columns in (part.lora_A.t(), part.lora_B) if method == "lora" else (part.lora_A.t(),):
+            columns = columns.detach()
             norms.append((columns.t() @ columns - torch.eye(columns.shape[1])).norm())
     penalties = attached(model).penalties
     assert penalties is not None

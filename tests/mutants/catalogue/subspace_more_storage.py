@@ -167,4 +167,12 @@ MUTANTS = [
         promise="A library's marks on the real parameter are seen on what is shown.",
         tests=["tests/test_unread_weight.py"],
     ),
+    Mutant(
+        name="dense-is-the-weight-itself",
+        file="dist_subspace/storage/operator.py",
+        text="return self.decode(dtype).clone(memory_format=torch.contiguous_format)",
+        becomes="return self.decode(dtype)",
+        promise="Who writes into the dense matrix does not write into the weight.",
+        tests=["tests/storage/test_operator.py::test_who_writes_into_the_dense_matrix_does_not_write_into_the_weight"],
+    ),
 ]
