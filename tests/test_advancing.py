@@ -54,12 +54,22 @@ def losses(model: nn.Module, ids: Tensor, parts: int) -> list[Tensor]:
     return [model(input_ids=part, labels=part, use_cache=False).loss / parts for part in ids.chunk(parts)]
 
 
-def train(method: str, *, parts: int = 1, scale: float = 1.0, cleared_first: bool = False, steps: int = STEPS) -> Any:
-    """A plain loop: `parts` micro-batches a step, the loss multiplied as a scaler does it."""
+def train(
+    method: str,
+    *,
+    parts: int = 1,
+    scale: float = 1.0,
+    said: bool = False,
+    cleared_first: bool = False,
+    steps: int = STEPS,
+) -> Any:
+    """A plain loop: `parts` micro-batches a step, the loss multiplied as a scaler does it; `said` as a run's own loop says it."""
     model = model_with(method)
     optimizer = torch.optim.AdamW(trainable_parameters(model), lr=3e-2)
     for step in range(1, steps + 1):
         for loss in losses(model, tiny.global_batch(step), parts):
+            if said:
+                attached(model).accumulation.share(scale / parts)
             (loss * scale).backward()
         for parameter in trainable_parameters(model):
             parameter.grad /= scale  # type: ignore[operator]
@@ -103,11 +113,13 @@ def test_importance_is_that_of_the_formula_with_the_weights_after_the_step() -> 
     assert any(value.any() for name, value in expected.items() if name.endswith("lora_A"))
 
 
-@pytest.mark.parametrize(("parts", "scale"), [(2, 1.0), (1, 1024.0), (2, 64.0)])
-def test_importance_is_free_of_accumulation_and_of_loss_scaling(parts: int, scale: float) -> None:
+@pytest.mark.parametrize(
+    ("parts", "scale", "said"), [(2, 1.0, False), (1, 1024.0, False), (2, 64.0, False), (2, 64.0, True)]
+)
+def test_importance_is_free_of_accumulation_and_of_loss_scaling(parts: int, scale: float, said: bool) -> None:
     expected, found = (
         importance(train("adalora", steps=3)),
-        importance(train("adalora", parts=parts, scale=scale, steps=3)),
+        importance(train("adalora", parts=parts, scale=scale, said=said, steps=3)),
     )
     assert expected.keys() == found.keys()
     for name, value in expected.items():
@@ -147,6 +159,48 @@ def test_moments_of_a_new_triplet_are_zero_in_the_optimizer_of_a_plain_loop() ->
                 return
         optimizer.zero_grad()
     pytest.fail("no triplet moved")
+
+
+def test_what_moves_loses_its_moments_and_nothing_else_does() -> None:
+    """Of a triplet that comes those of its row, its column and its strength; of one that goes those of its strength."""
+    model = model_with("flexlora")
+    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=3e-2)
+    came = went = 0
+    for step in range(1, STEPS + 1):
+        losses(model, tiny.global_batch(step), 1)[0].backward()
+        optimizer.step()
+        before, kept = decisions(model), {p: {k: t.clone() for k, t in s.items()} for p, s in optimizer.state.items()}
+        for state in optimizer.state.values():
+            state["exp_avg"].fill_(1)
+            state["exp_avg_sq"].fill_(1)
+        advance(model, step, STEPS)
+        for name, mask in decisions(model).items():
+            part: Any = model.get_submodule(name)
+            change = torch.tensor(mask).long() - torch.tensor(before[name]).long()
+            stays = {part.lora_A: (change != 1)[:, None], part.lora_B: change != 1, part.lora_E: change == 0}
+            came, went = came + int((change == 1).sum()), went + int((change == -1).sum())
+            for parameter, where in stays.items():
+                for key in ("exp_avg", "exp_avg_sq"):
+                    found = optimizer.state[parameter][key]
+                    assert torch.equal(found, where.expand_as(found).float()), (name, key)
+        for parameter, state in kept.items():
+            optimizer.state[parameter].update(state)
+        optimizer.zero_grad()
+    assert came == went > 0, "no triplet moved"
+
+
+def test_adam_counts_the_steps_of_strengths_from_the_switch_on_and_all_others_through() -> None:
+    """Else the first updates of the strengths lack the correction of moments that begin at zero."""
+    model = model_with("lora-dash")
+    optimizer = torch.optim.AdamW(trainable_parameters(model), lr=3e-2)
+    for step in range(1, 6):
+        losses(model, tiny.global_batch(step), 1)[0].backward()
+        optimizer.step()
+        advance(model, step, STEPS)
+        optimizer.zero_grad()
+    counted = {name: int(optimizer.state[p]["step"]) for name, p in model.named_parameters() if p.requires_grad}
+    assert {count for name, count in counted.items() if name.endswith("dash_delta")} == {2}
+    assert {count for name, count in counted.items() if not name.endswith("dash_delta")} == {5}
 
 
 def test_a_method_without_a_schedule_and_a_wrapped_model_are_taken_and_lengths_checked() -> None:

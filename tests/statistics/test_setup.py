@@ -222,6 +222,82 @@ def test_a_fingerprint_sees_one_changed_bit() -> None:
     assert checksums([[weight]]) != before
 
 
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        ({"method": "svdiff"}, [{"top_k": 2}, {"top_k": 3}]),
+        (
+            {"method": "pissa", "rank": 3},
+            [{"svd": "exact"}, {"residual": "fold"}, {"residual": "fold", "iterations": 2}],
+        ),
+        ({"method": "lora", "rank": 3}, [{"iterations": 2}, {"iterations": 3}]),
+    ],
+    ids=lambda value: value["method"] if isinstance(value, dict) else "",
+)
+def test_an_option_that_a_statistic_depends_on_is_in_the_name_of_its_file_and_no_other(
+    config: dict[str, Any], changes: list[dict[str, Any]], folder: str, tmp_path: Path
+) -> None:
+    own = {"init": "loftq"} if config["method"] == "lora" else {}
+
+    def files(**options: Any) -> int:
+        chosen = SubspaceConfig(**config, target_modules=["layers.0.self_attn.q_proj"], options={**own, **options})
+        attach(load_frozen(folder, storage="nf4", device="cpu"), chosen, cache=tmp_path)
+        return len(list(tmp_path.iterdir()))
+
+    found = [files(), *(files(**options) for options in changes)]
+    assert found == list(range(1, len(found) + 1))
+    others = {
+        "svdiff": {"strength": 1.0},
+        "pissa": {"power": 1, "reduction": "sum"},
+        "lora": {"lr_ratio": 4.0, "power": 1},
+    }
+    assert files(**others[config["method"]]) == len(found)
+
+
+def of_one_layer(folder: str, method: str, cache: Path, **how: Any) -> nn.Module:
+    config = SubspaceConfig(
+        method=method, rank=3, target_modules=["layers.0.self_attn.q_proj"], **how.pop("config", {})
+    )
+    return attach(load_frozen(folder, storage="fp32", device="cpu"), config, cache=cache, **how)
+
+
+@pytest.mark.parametrize("method", ["pissa", "svdiff", "spectral-additive", "spectral-rotational"])
+def test_frozen_factors_are_held_in_the_type_of_the_computation(method: str, folder: str) -> None:
+    """Twice the bytes else: of svdiff's, more than the weights have."""
+    model = load_frozen(folder, storage="nf4", dtype="bfloat16", device="cpu")
+    config = SubspaceConfig(method=method, rank=None if method == "svdiff" else 3, target_modules=["v_proj"])
+    frozen = own_frozen(attach(model, config))
+    assert frozen and {p.dtype for p in frozen.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("residual", ["stacked", "fold"])
+def test_a_file_that_lacks_a_factor_is_named(residual: str, folder: str, tmp_path: Path) -> None:
+    config = {"config": {"options": {"residual": residual}}}
+    of_one_layer(folder, "pissa", tmp_path, **config)
+    (file,) = tmp_path.iterdir()
+    save_file({"lora_A0": load_file(file)["lora_A0"]}, file)
+    with pytest.raises(
+        UsageError, match=rf"{file.name} lacks 'lora_B0' of model\.layers\.0.*; delete it, and it is made"
+    ):
+        of_one_layer(folder, "pissa", tmp_path, **config)
+
+
+def test_factors_that_come_with_an_adapter_are_kept_and_others_of_that_name_refused(
+    folder: str, tmp_path: Path
+) -> None:
+    first = of_one_layer(folder, "spectral-additive", tmp_path / "own")
+    (layer,) = attached(first).layers
+    given = {layer: {name: t.clone() for name, t in first.get_submodule(layer).factor_tensors().items()}}
+    of_one_layer(folder, "spectral-additive", tmp_path / "new", factors=given)
+    (file,) = (tmp_path / "new").iterdir()
+    held = load_file(file)
+    assert held.keys() == given[layer].keys() and all(torch.equal(held[n], t) for n, t in given[layer].items())
+    of_one_layer(folder, "spectral-additive", tmp_path / "own", factors=given)  # the same ones
+    given[layer]["spectral_S"][1] += 1
+    with pytest.raises(UsageError, match=r"holds other factors of .* than the adapter that the run begins with"):
+        of_one_layer(folder, "spectral-additive", tmp_path / "own", factors=given)
+
+
 def failing_on_one_rank(folder: str) -> str:
     from dist_subspace.subspace import method_class
 

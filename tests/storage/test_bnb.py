@@ -175,6 +175,23 @@ def test_a_layer_repacked_by_an_evaluation_is_refused_with_the_reason() -> None:
         bnb.read_4bit(layer)
 
 
+def test_nested_statistics_of_another_kind_are_refused() -> None:
+    """They would be decoded by a code, or in blocks, that they were not made with."""
+
+    def layer() -> nn.Module:
+        made = bitsandbytes.nn.Linear4bit(64, 32, bias=False, quant_type="nf4", compress_statistics=True)
+        return made.to("cpu")
+
+    other = layer()
+    other.weight.quant_state.state2.code = torch.linspace(-1, 1, 256)  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="another code than bitsandbytes' dynamic map"):
+        bnb.read_4bit(other)
+    other = layer()
+    other.weight.quant_state.state2.blocksize = 128  # type: ignore[union-attr]
+    with pytest.raises(UsageError, match="nested blocksize is 128; accepted: 256"):
+        bnb.read_4bit(other)
+
+
 def test_an_evaluation_on_this_machine_is_either_harmless_or_refused() -> None:
     layer = bitsandbytes.nn.Linear4bit(64, 64, bias=False, compute_dtype=torch.bfloat16).to("cpu").eval()
     before = bnb.read_4bit(layer)

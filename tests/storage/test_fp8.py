@@ -63,3 +63,11 @@ def test_a_layer_of_transformers_is_taken_over_byte_for_byte() -> None:
 def test_a_layer_in_another_layout_is_not_taken_for_it(change: dict[str, object]) -> None:
     layer = FP8Linear(256, 384, **({"block_size": (128, 128)} | change))  # type: ignore[arg-type]
     assert adopt(layer) is None
+
+
+def test_scales_of_another_type_are_not_taken_for_float32() -> None:
+    layer = FP8Linear(256, 384, block_size=(128, 128))
+    codes, scale = quantize(torch.randn(384, 256))
+    layer.weight = nn.Parameter(codes, requires_grad=False)
+    layer.weight_scale_inv = nn.Parameter(scale.to(torch.float8_e8m0fnu), requires_grad=False)  # DeepSeek-V3.1's
+    assert adopt(layer) is None

@@ -65,6 +65,18 @@ def test_the_matrix_held_is_near_the_one_given(storage: str) -> None:
 
 
 @each_storage
+@pytest.mark.parametrize("transposed", [False, True])
+def test_who_writes_into_the_dense_matrix_does_not_write_into_the_weight(storage: str, transposed: bool) -> None:
+    """As a decomposition does, in place: its matrix is a copy, whatever the storage."""
+    frozen = operator((7, 5), storage, transposed=transposed)
+    x, dense = torch.randn(2, 5), frozen.dense()
+    before = frozen(x)
+    assert dense.is_contiguous()
+    dense.zero_()
+    assert torch.equal(frozen(x), before) and before.any()
+
+
+@each_storage
 def test_a_transposed_weight_is_held_as_the_same_matrix(storage: str) -> None:
     weight = torch.randn(33, 31)
     plain, turned = pack(weight, storage), pack(weight.t().contiguous(), storage, transposed=True)

@@ -120,6 +120,19 @@ def test_a_refused_model_computes_as_before_and_can_be_attached_after_all() -> N
     assert len(trainable_parameters(attach_tiny(model))) == 28
 
 
+def test_the_end_of_an_inner_disabled_block_does_not_end_the_outer_one() -> None:
+    model = attach_tiny(tiny_model("Qwen2ForCausalLM"), modules_to_save=["lm_head"], new_tokens=[])
+    before = logits(model)
+    randomise(model)
+    changed = logits(model)
+    with disabled(model):
+        with disabled(model):
+            pass
+        torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(model), changed)
+    assert not torch.allclose(changed, before, atol=1e-3)
+
+
 # docs/failures.md, "Gradient checkpointing finds nothing that requires a gradient".
 
 

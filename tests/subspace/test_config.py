@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import peft
 import pytest
 
+from dist_subspace import methods
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceConfig, resolve
 
@@ -16,6 +18,60 @@ def test_unset_values_are_the_methods_own() -> None:
     assert (resolved.settings.rank, resolved.settings.alpha, resolved.settings.dropout) == (16, 32.0, 0.0)
     assert resolved.targets == "all-linear" and resolved.unused == ()
     assert resolve(SubspaceConfig(rank=4)).settings.alpha == 8.0
+
+
+PENALTY = {"power": 2, "reduction": "mean"}
+BETWEEN = {"activation": "relu"}
+PHASES = {"warmup_steps": None, "final_steps": None, "interval": None}
+LORA = {**PENALTY, **BETWEEN, "init": "kaiming", "iterations": 1, "lr_ratio": 1.0}
+FOLDED = {**PENALTY, "residual": "stacked"}
+COUNT = {"num_virtual_tokens": 20}
+# What every option is where nobody gives it, written down once by hand (methods.md 14.1).
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adalora": {**PENALTY, **BETWEEN, **PHASES, "power": 1, "init_rank": None, "beta1": 0.85, "beta2": 0.85},
+    "bitfit": {"biases": "auto"},
+    "dora": {**PENALTY, "differentiate_norm": False},
+    "flexlora": {**PENALTY, **BETWEEN, **PHASES, "power": 1, "max_rank": None, "budget": 4},
+    "flora": {**PENALTY, **BETWEEN},
+    "houlsby": {"activation": "swish", "train_norms": False},
+    "ia3": {"scale_bias": False, "input_scaled_modules": ()},
+    "liera": {**PENALTY, "form": "first-order"},
+    "lora": LORA,
+    "lora-dash": {**PENALTY, "directions": 8, "warmup_steps": None},
+    "lora-fa": {**BETWEEN, "corrected_gradient": False},
+    "milora": {**FOLDED, "iterations": 1, "svd": "exact"},
+    "moslora": {**PENALTY, **BETWEEN, "mixer": "kaiming"},
+    "olora": FOLDED,
+    "p-tuning": {**COUNT, "encoder": "mlp", "hidden": None, "placement": None},
+    "parallel-adapter": {**PENALTY, "scale": 1.0, "learned_scale": False},
+    "pfeiffer": {"activation": "relu"},
+    "pissa": {**FOLDED, "iterations": 1, "svd": "randomized"},
+    "prefix": {**COUNT, "init": "normal", "projection": False, "projection_dim": 512},
+    "prompt": {**COUNT, "init": "vocab", "init_text": None, "init_ids": (), "placement": None},
+    "rslora": LORA,
+    "sam-parser": {"top_k": None},
+    "spectral-additive": {},
+    "spectral-rotational": {"gain": False},
+    "ssb": {"scale_bias": False},
+    "ssl": {},
+    "svdiff": {"top_k": None, "strength": 1.0},
+    "trilora": {**PENALTY, **BETWEEN, "scale": "alpha/r"},
+    "vera": {"d_init": 0.1, "projection_seed": 0, "save_projection": True},
+}
+
+
+def test_options_that_are_not_given_are_these() -> None:
+    for method, info in methods().items():
+        found = {name: option.default for name, option in info.options.items()}
+        assert found == OPTIONS[method], method
+    of_peft, own = peft.AdaLoraConfig(total_step=1), OPTIONS["adalora"]
+    assert (own["beta1"], own["beta2"]) == (of_peft.beta1, of_peft.beta2)
+    projections = peft.VeraConfig()
+    peft_defaults = (projections.d_initial, projections.projection_prng_key, projections.save_projection)
+    assert tuple(OPTIONS["vera"].values()) == peft_defaults
+    config = SubspaceConfig()
+    assert (config.method, config.constraint_weight, config.seed) == ("lora", 0.1, 0)
+    assert {name for name, info in methods().items() if info.constraint != "none"} == {"adalora", "flexlora"}
 
 
 def test_what_a_method_has_not_is_accepted_and_said_to_be_unused() -> None:

@@ -184,6 +184,18 @@ def test_a_scaled_loss_scales_the_penalty_alike() -> None:
         torch.testing.assert_close(scaled[name], parameter.grad, rtol=1e-5, atol=1e-7)
 
 
+def test_a_loss_made_from_the_logits_has_the_whole_penalty_whatever_was_before() -> None:
+    """A forward without labels says nothing of its weight: it is a step's only one, and not scaled as the last was."""
+    model, ids = constrained_model(), global_batch(0)
+    (model(input_ids=ids, labels=ids, use_cache=False).loss * 1024).backward()
+    model.zero_grad()
+    logits = model(input_ids=ids, use_cache=False).logits
+    nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    expected = expected_gradients(model, [task_loss(model, 0)])
+    for name, parameter in trained(model).items():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
 def test_the_reported_loss_holds_no_penalty_and_the_penalty_is_known_apart() -> None:
     model, ids = constrained_model(), global_batch(0)
     plain = float(task_loss(model, 0).detach())
@@ -195,6 +207,22 @@ def test_the_reported_loss_holds_no_penalty_and_the_penalty_is_known_apart() -> 
     constraint = attached(model).settings.constraint
     assert constraint is not None
     assert penalties.total() == pytest.approx(float(dense_penalty(model, constraint)), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_norms_that_are_not_squared_are_averaged_over_the_matrices_that_there_are(method: str) -> None:
+    """Two of a layer; of DoRA's, whose B a constraint leaves alone, one."""
+    model, ids = constrained_model(method, power=1), global_batch(0)
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    norms = []
+    for name in attached(model).layers:
+        part = model.get_submodule(name)
+        for columns in (part.lora_A.t(), part.lora_B) if method == "lora" else (part.lora_A.t(),):
+            columns = columns.detach()
+            norms.append((columns.t() @ columns - torch.eye(columns.shape[1])).norm())
+    penalties = attached(model).penalties
+    assert penalties is not None
+    assert penalties.total() == pytest.approx(0.5 * float(torch.stack(norms).mean()), rel=1e-5)
 
 
 def test_reduction_sum_adds_the_layers_up() -> None:

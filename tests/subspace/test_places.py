@@ -12,7 +12,7 @@ from torch.nn.utils import prune, weight_norm
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from tests.tiny_models import logits, tiny_model
+from tests.tiny_models import logits, tiny_inputs, tiny_model
 
 METHODS = {"lora": {"rank": 2}, "dora": {"rank": 2}, "ssl": {}, "houlsby": {}}
 Model = Any
@@ -95,6 +95,38 @@ def test_a_hook_is_taken_away_by_its_handle() -> None:
     assert not torch.allclose(logits(model), expected, atol=1e-3)
     handle.remove()
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_see_what_they_saw_of_the_layer_itself(method: str) -> None:
+    """Gradients of a full backward hook; keyword arguments of hooks that ask for them; a hook that is called after an error."""
+
+    def seen(attached: bool) -> dict[str, list[Any]]:
+        model = tiny_model("BertForSequenceClassification")
+        layer, found = model.bert.encoder.layer[1].intermediate.dense, dict[str, list[Any]]()
+        layer.register_full_backward_hook(lambda m, ins, outs: found.setdefault("gradients", []).extend((*ins, *outs)))
+        layer.register_forward_hook(
+            lambda m, args, kwargs, y: found.setdefault("forward", []).extend((*args, kwargs, y)), with_kwargs=True
+        )
+        layer.register_forward_pre_hook(
+            lambda m, args, kwargs: found.setdefault("before", []).extend((*args, kwargs)), with_kwargs=True
+        )
+        layer.register_forward_hook(lambda m, args, y: found.setdefault("always", []).append(y), always_call=True)
+        if attached:
+            dsub.attach(model, dsub.SubspaceConfig(method=method, **METHODS[method]))
+        model(**tiny_inputs(model, labels=True)).loss.backward()
+        with pytest.raises(RuntimeError):
+            model.bert.encoder.layer[1].intermediate.dense(torch.ones(1, 3))
+        return found
+
+    plain, ours = seen(False), seen(True)
+    assert plain.keys() == ours.keys() == {"gradients", "forward", "before", "always"}
+    for name, values in plain.items():
+        for one, other in zip(values, ours[name], strict=True):
+            if isinstance(one, torch.Tensor):
+                torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-6)
+            else:
+                assert one == other, name
 
 
 def test_a_shared_module_that_is_trained_in_full_is_trained_in_every_place() -> None:

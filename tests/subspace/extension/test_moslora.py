@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dist_subspace.subspace.extension.moslora import orthogonal
 from tests.subspace.golden import A, B, W, X, give, layer
 
 G = torch.tensor([[1.0, 0.5], [-1, 2]])
@@ -27,6 +28,13 @@ def test_an_orthogonal_mixer_keeps_lengths_and_is_no_triangle() -> None:
     mixer = layer("moslora", rank=3, options={"mixer": "orthogonal"}).lora_G
     torch.testing.assert_close(mixer @ mixer.t(), torch.eye(3))
     assert mixer.tril(-1).any() and mixer.triu(1).any()
+
+
+def test_orthogonal_mixers_are_uniform_over_all_of_them() -> None:
+    """A QR decomposition's own factor has a first entry that is never positive: half of all rotations would be left out."""
+    drawn = torch.stack([orthogonal(4, torch.Generator().manual_seed(seed)) for seed in range(400)])
+    assert drawn.mean(0).abs().max() < 0.1  # of entries with spread 1/2
+    assert 0.4 < float((torch.linalg.det(drawn) > 0).float().mean()) < 0.6
 
 
 def test_only_b_learns_in_the_first_step() -> None:

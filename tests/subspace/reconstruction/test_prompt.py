@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from tokenizers import processors
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, save_adapter, trainable_parameters
 from dist_subspace.errors import UsageError
@@ -37,6 +38,12 @@ def test_it_begins_with_rows_of_the_vocabulary_drawn_by_the_seed() -> None:
     assert torch.equal(rows_of(again), rows_of(model)) and not torch.equal(rows_of(other), rows_of(model))
 
 
+def test_rows_are_drawn_from_the_whole_vocabulary() -> None:
+    model = attach(tiny_model(), config("prompt", num_virtual_tokens=50))
+    found = torch.cdist(rows_of(model), model.get_input_embeddings().weight).argmin(1)
+    assert torch.histc(found.float(), 4, 0, VOCABULARY).min() >= 5, "of each quarter about a dozen"
+
+
 def test_it_begins_with_a_texts_embeddings_repeated_or_cut() -> None:
     table = tiny_model().get_input_embeddings().weight
     for given, used in (([5, 6, 7], [5, 6, 7, 5]), ([9, 8, 7, 6, 5, 4], [9, 8, 7, 6])):
@@ -61,6 +68,12 @@ def test_a_runs_tokenizer_reads_the_text() -> None:
     given = config("prompt", init="text", init_text="ab")
     found = Prompt.read_text(given, tokenizer).options["init_ids"]
     assert found == tokenizer.convert_tokens_to_ids(["a", "b"])
+    ends = [("<s>", 0), ("</s>", 1)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, ends)
+    assert tokenizer("ab")["input_ids"] == [0, *found, 1]
+    assert Prompt.read_text(given, tokenizer).options["init_ids"] == found, (
+        "a text's own tokens, and no marks around it"
+    )
     assert Prompt.read_text(config("prompt"), tokenizer) == config("prompt")
 
 

@@ -141,6 +141,16 @@ def test_state_comes_back_and_goes_on_alike() -> None:
         assert [e.where.tolist() for e in one] == [e.where.tolist() for e in other]
 
 
+def test_unset_lengths_are_a_tenth_three_tenths_and_a_hundredth_of_the_run() -> None:
+    plan = schedule(layers=1)
+    plan.parts["layer0"].lora_E.data.normal_()
+    cut = [t for t in range(1, 301) if plan.advance(t, 300, gradients(plan, t))]
+    assert cut == [*range(33, 211, 3), *range(211, 301)]  # each third step between the phases, all of the final one
+    short = schedule(layers=1)
+    short.parts["layer0"].lora_E.data.normal_()
+    assert [t for t in range(1, 11) if short.advance(t, 10, gradients(short, t))] == list(range(2, 11))
+
+
 def test_phases_that_do_not_fit_are_refused_with_their_values() -> None:
     message = (
         r"subspace\.options\.warmup_steps is 80 and subspace\.options\.final_steps is 30, which leaves no step of "

@@ -94,6 +94,20 @@ def test_new_vectors_are_drawn_from_seed_layer_and_step_with_the_first_ones_spre
     assert 0.002 < float(drawn[0].std()) < 0.06
 
 
+def test_layers_that_gain_in_one_step_gain_different_vectors() -> None:
+    plan = schedule(warmup_steps=0, final_steps=0, interval=1, budget=2)
+    apply_edits(plan.advance(1, 40, {}))
+    first, second = (part for part in plan.parts.values() if all(part.active))
+    assert not torch.equal(first.lora_A[2], second.lora_A[2])
+    assert not torch.equal(first.lora_B[:, 2], second.lora_B[:, 2])
+
+
+def test_unset_lengths_are_a_tenth_three_tenths_and_a_fiftieth_of_the_run() -> None:
+    plan = schedule()
+    assert [t for t in range(1, 301) if plan.reads_parameters(t, 300)] == list(range(36, 211, 6))
+    assert [t for t in range(1, 11) if plan.reads_parameters(t, 10)] == list(range(2, 8))
+
+
 def test_a_layer_whose_e_is_all_zero_puts_off_every_move() -> None:
     plan = schedule(warmup_steps=0, final_steps=0, interval=1)
     plan.parts["layer2"].lora_E.data.zero_()
