@@ -152,6 +152,21 @@ def test_weights_beyond_float16_are_right_in_int8_and_refused_where_float16_comp
             dsub.load_frozen(tmp_path, storage=storage, dtype="float16")
 
 
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("part", ["embed_tokens", "up_proj", "model.norm"])
+def test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused(
+    part: str, kind: torch.dtype, tmp_path: Path
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (key, *_) = [key for key in tensors if key.endswith(f"{part}.weight")]
+    tensors[key] = tensors[key].to(kind)
+    tensors[key].view(-1)[3] = -1e5
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=rf"whose {key} has values up to [\d,]+, which float16 cannot hold"):
+        dsub.load_frozen(tmp_path, storage="fp16")
+
+
 def test_the_rows_that_float16_holds_keep_their_bytes_in_int8() -> None:
     torch.manual_seed(0)
     weight = torch.randn(6, 64)
