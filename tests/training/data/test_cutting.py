@@ -28,7 +28,7 @@ def write(path: Path, records: list[Any]) -> str:
 def chat(
     tmp_path: Path, talk: list[tuple[str, str]], limit: int, template: str = PLAIN, **settings: Any
 ) -> list[tuple[str, str]]:
-    names = {"s": "system", "u": "user", "a": "assistant"}
+    names = {"s": "system", "d": "developer", "u": "user", "a": "assistant"}
     tokenizer = char_tokenizer()
     tokenizer.chat_template = template
     file = write(tmp_path / "a.jsonl", [{"messages": [{"role": names[r], "content": c} for r, c in talk]}])
@@ -44,6 +44,12 @@ def test_whole_oldest_turns_go_and_the_marks_and_the_system_turn_stay(tmp_path: 
     for limit in (len(whole) - 1, len(whole) - len("[u]one[a]1$")):
         assert chat(tmp_path, TALK, limit) == [("^[s]be[u]two[a]2$[u]three[a]3$", "2$3$")]
     assert chat(tmp_path, TALK, 28) == [("^[s]be[u]three[a]3$", "3$")]
+
+
+def test_a_developers_turn_stays_as_the_systems_does(tmp_path: Path) -> None:
+    talk = [("d", "be"), *TALK[1:]]
+    assert chat(tmp_path, talk, 28) == [("^[d]be[u]three[a]3$", "3$")]
+    assert chat(tmp_path, talk, 17) == [("^[d]be[u]ree[a]3$", "3$")]
 
 
 def test_the_one_turn_that_is_still_too_long_is_cut_from_the_left_behind_the_marks(tmp_path: Path) -> None:
