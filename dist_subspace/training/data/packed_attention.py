@@ -30,8 +30,8 @@ LEAK_LIMIT = 1e-3
 """The most `packing_leak` of a model that may be trained packed (rounding is subtracted from it already; a random
 hybrid of linear attention, whose state runs on from sample to sample, was seen at 7e-3)."""
 NEAR = 16
-"""Tokens beside the border that are compared: what leaks is felt there first, and the mean of a long sample would hide it (a short
-convolution reaches over a few tokens)."""
+"""Tokens beside the border that are compared: what leaks is felt there first, and the mean of a long sample would hide it (a
+short convolution reaches over a few tokens)."""
 AHEAD_LIMIT = 0.1
 """A change of the first sample, in units of the losses' spread, that cannot be rounding."""
 

@@ -10,6 +10,76 @@ LOADING, DATA, CONFIG = "dist_subspace/loading", "dist_subspace/training/data", 
 
 MUTANTS = [
     Mutant(
+        name="probe-in-training-mode",
+        file=f"{DATA}/packed_attention.py",
+        text="    model.eval()\n    try:",
+        becomes="    try:",
+        promise="The probe for leaks draws no dropout.",
+        tests=[
+            f"{DATA_TESTS}/test_packed_attention.py::test_the_probe_draws_no_dropout_and_leaves_the_model_in_its_mode"
+        ],
+    ),
+    Mutant(
+        name="csv-blank-rows-are-records",
+        file=f"{DATA}/tables.py",
+        text="                if row:\n",
+        becomes="                if True:\n",
+        promise="A blank line of a CSV is no record.",
+        tests=[f"{DATA_TESTS}/test_sources.py::test_a_byte_order_mark_and_windows_line_ends_are_tolerated"],
+    ),
+    Mutant(
+        name="shape-ignores-options",
+        file=f"{DATA}/recipes.py",
+        text="rest = [talk.tools, talk.documents, talk.options]",
+        becomes="rest = [talk.tools, talk.documents]",
+        promise="Variables of the template are part of a conversation's shape.",
+        tests=[f"{DATA_TESTS}/test_recipes.py::test_variables_of_the_template_are_part_of_the_shape"],
+    ),
+    Mutant(
+        name="null-template-variables-passed",
+        file=f"{DATA}/messages.py",
+        text="return {key: value for key, value in found.items() if value is not None}",
+        becomes="return dict(found)",
+        promise="A null that Arrow fills in is no variable of the template.",
+        tests=[
+            f"{DATA_TESTS}/test_messages.py::test_a_null_among_the_variables_of_the_template_is_none_that_was_given"
+        ],
+    ),
+    Mutant(
+        name="slow-tokenizer-loses-the-last-token",
+        file=f"{DATA}/masked.py",
+        text="            end += end < len(beginnings[2 * number + 1])\n",
+        becomes="",
+        promise="A token that reaches over the end of a span is trained.",
+        tests=[f"{DATA_TESTS}/test_masked.py::test_a_span_that_ends_within_a_token_has_it_without_positions_too"],
+    ),
+    Mutant(
+        name="marks-without-options",
+        file=f"{DATA}/template.py",
+        text="**{**self.tokenizer.special_tokens_map, **talk.options},",
+        becomes="**self.tokenizer.special_tokens_map,",
+        promise="A template's marks are those of the rendering with the conversation's variables.",
+        tests=[
+            f"{DATA_TESTS}/test_chat_templates.py::test_marks_are_those_of_the_rendering_with_the_conversations_own_variables"
+        ],
+    ),
+    Mutant(
+        name="cutting-of-first-file-only",
+        file=f"{DATA}/tokens.py",
+        text="counted([c.seen for c in columns], [c.dropped for c in columns]",
+        becomes="counted([c.seen for c in columns[:1]], [c.dropped for c in columns]",
+        promise="What was cut is counted over all files.",
+        tests=[f"{DATA_TESTS}/test_cutting.py::test_what_was_cut_is_counted_over_all_files"],
+    ),
+    Mutant(
+        name="fast-path-without-target-check",
+        file=f"{DATA}/chat.py",
+        text="    if len(draft.ids) <= limit and draft.trained[1:].any():\n",
+        becomes="    if len(draft.ids) <= limit:\n",
+        promise="A conversation whose answer is no token is left out.",
+        tests=[f"{DATA_TESTS}/test_cutting.py::test_a_conversation_whose_answer_is_no_token_is_left_out"],
+    ),
+    Mutant(
         name="ratio-of-one-accepted",
         file=f"{CONFIG}/schema.py",
         text="or not 0 <= ratio < 1:",

@@ -152,6 +152,24 @@ def test_what_was_cut_is_counted_and_a_cached_run_says_the_same(tmp_path: Path) 
     assert long_enough.cut + long_enough.left_out <= 0.05 * long_enough.samples
 
 
+def test_what_was_cut_is_counted_over_all_files(tmp_path: Path) -> None:
+    rows = [{"prompt": LONG[:n], "completion": "xy"} for n in (2, 20, 30)]
+    files = [(write(tmp_path / f"{n}.jsonl", some), 1.0) for n, some in enumerate((rows[:1], rows[1:]))]
+    settings: dict[str, Any] = {"format": "completion", "max_length": 12}
+    parted = prepared(tmp_path, train=files, **settings).cutting
+    assert parted == prepared(tmp_path, train=write(tmp_path / "all.jsonl", rows), **settings).cutting
+    assert (parted.samples, parted.cut, parted.tokens_dropped) == (3, 2, 12 + 22)
+
+
+def test_a_conversation_whose_answer_is_no_token_is_left_out(tmp_path: Path) -> None:
+    tokenizer = char_tokenizer(eos=False)
+    tokenizer.chat_template = PLAIN.replace("</s>", "")
+    talks = [[("user", "a"), ("assistant", answer)] for answer in ("", "b")]
+    file = write(tmp_path / "a.jsonl", [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks])
+    data = prepared(tmp_path, tokenizer, train=file, format="chat")
+    assert texts(data) == [("^[u]a[a]b", "b")] and data.cutting.without_target == 1
+
+
 def test_conversations_without_a_trained_turn_are_counted_apart(tmp_path: Path) -> None:
     talks = [[("user", "a")], [("user", "a"), ("assistant", "b")], [("user", "a"), ("assistant", LONG)]]
     file = write(tmp_path / "a.jsonl", [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks])

@@ -91,6 +91,11 @@ def test_nulls_within_the_arguments_of_a_string_are_kept_and_those_of_arrow_are_
     assert found.messages == [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"b": 1}}]}]
 
 
+def test_a_null_among_the_variables_of_the_template_is_none_that_was_given() -> None:
+    for given in ({"a": None, "b": 1}, '{"a": null, "b": 1}'):
+        assert read(messages=TALK, chat_template_kwargs=given).options == {"b": 1}
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "strings"])
 def test_tools_documents_and_template_variables_reach_the_template_from_every_kind_of_file(
     tmp_path: Path, kind: str

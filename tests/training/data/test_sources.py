@@ -46,7 +46,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path: Path) -
     for name, body in {
         "a.jsonl": lines,
         "a.json": '[\r\n{"text": "0"},\r\n{"text": "1"}\r\n]',
-        "a.csv": "text\r\n0\r\n1\r\n",
+        "a.csv": "\r\ntext\r\n0\r\n\r\n1\r\n\r\n",
     }.items():
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + body.encode())
         assert read(tmp_path / name) == [{"text": "0"}, {"text": "1"}], name
