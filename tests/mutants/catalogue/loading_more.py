@@ -12,6 +12,40 @@ CONVERSIONS = "tests/loading/test_conversions.py"
 
 MUTANTS = [
     Mutant(
+        name="mtp-layers-refused",
+        file=f"{LOADING}/unused.py",
+        text='("num_nextn_predict_layers", "mtp_num_hidden_layers")',
+        becomes='("num_nextn_predict_layers",)',
+        promise="Layers that the configuration names by mtp_num_hidden_layers are left out, as transformers does.",
+        tests=[
+            f"{LOAD_TESTS}/test_unused.py::test_layers_that_a_familys_list_or_its_configuration_leaves_out_are_not_refused"
+        ],
+    ),
+    Mutant(
+        name="fsdp-names-not-known",
+        file=f"{LOADING}/unused.py",
+        text='"_orig_mod", "_fsdp_wrapped_module", ',
+        becomes='"_orig_mod", ',
+        promise="A wrapper's names are said to be a wrapper's.",
+        tests=[f"{LOAD_TESTS}/test_unused.py::test_a_tensor_that_changes_what_a_module_computes_is_refused[FSDP]"],
+    ),
+    Mutant(
+        name="adapter-names-vera",
+        file=f"{LOADING}/unused.py",
+        text="|vera_\\w+|",
+        becomes="|",
+        promise="Parts of an adapter are refused as such, and not called a model's own.",
+        tests=[f"{LOAD_TESTS}/test_unused.py::test_a_tensor_that_changes_what_a_module_computes_is_refused[VeRA]"],
+    ),
+    Mutant(
+        name="gptq-not-known",
+        file=f"{LOADING}/unused.py",
+        text="|zero_point|qweight|qzeros|",
+        becomes="|zero_point|",
+        promise="Codes of GPTQ are refused as quantised weights.",
+        tests=[f"{LOAD_TESTS}/test_unused.py::test_a_tensor_that_changes_what_a_module_computes_is_refused[GPTQ]"],
+    ),
+    Mutant(
         name="ratio-of-one-accepted",
         file=f"{CONFIG}/schema.py",
         text="or not 0 <= ratio < 1:",
