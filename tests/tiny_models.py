@@ -20,6 +20,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "RobertaConfig": {"intermediate_size": 44, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "GPT2Config": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "resid_pdrop": 0.0}
     | {"attn_pdrop": 0.0, "embd_pdrop": 0.0},
+    "DistilBertConfig": {"hidden_dim": 44, "dropout": 0.0, "attention_dropout": 0.0, "seq_classif_dropout": 0.0},
     "T5Config": {"d_model": 32, "d_kv": 8, "d_ff": 44, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0}
     | {"decoder_start_token_id": 0},
 }

@@ -36,6 +36,7 @@ from dist_subspace.storage import (
 )
 
 HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
+CLASSIFIERS = ("score", "classifier", "classification_head")  # heads that may be of several layers
 QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
 WIDER = (torch.float32, torch.bfloat16, torch.float64)  # than float16: types whose values it may not hold
 
@@ -166,6 +167,8 @@ class Stream:
 
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
+        if name.partition(".")[0] in CLASSIFIERS:
+            return True
         head = _output_embeddings(self.model)
         inputs = input_embeddings(self.model)
         tied = inputs is not None and getattr(inputs, "weight", None) is weight

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from dist_subspace.config import config_schema, dump_config, fill_unset, load_config
-from dist_subspace.config.schema import TrainingSection
+from dist_subspace.config import config_schema, dump_config, fill_unset, load_config, settings_of_all
+from dist_subspace.config.schema import Config, TrainingSection
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import storages
 
@@ -56,8 +56,47 @@ def test_an_override_of_steps_takes_the_files_epochs_away(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "other"),
+    [
+        ("max_steps", "num_train_epochs"),
+        ("num_train_epochs", "max_steps"),
+        ("warmup_steps", "warmup_ratio"),
+        ("warmup_ratio", "warmup_steps"),
+    ],
+)
+def test_an_override_of_one_of_a_pair_takes_the_other_of_the_file_away_and_null_takes_nothing(
+    given: str, other: str
+) -> None:
+    file = BASE | {"training": {other: 0.25 if "warmup" in other else 7}}
+    value = 0.5 if "warmup" in given else 3
+    found = load_config(file, [f"training.{given}={value}"]).training
+    assert found == load_config(BASE, [f"training.{given}={value}"]).training
+    if given in ("max_steps", "num_train_epochs"):
+        assert load_config(file, [f"training.{given}=null"]).training == load_config(file).training
+
+
+def test_a_folder_that_is_null_is_the_files(recipe: Path) -> None:
+    assert load_config(recipe, ["run.output_dir=null"]).run.output_dir == "runs/my-recipe"
+
+
+def test_ranks_must_share_every_key_but_those_that_say_where_something_lies() -> None:
+    places = {"model.path", "model.tokenizer", "subspace.init_from", "data.train", "data.eval", "data.cache_dir"}
+    places |= {"deepspeed.config", "deepspeed.nvme_path", "checkpoint.resume", "run.output_dir"}
+    every = {f"{name}.{key}" for name, field in Config.model_fields.items() for key in field.annotation.model_fields}  # type: ignore[union-attr]
+    assert every > places
+    shared = settings_of_all(load_config(BASE, ["training.seed=3", "data.max_length=9"]))
+    assert set(shared) == every - places
+    assert (shared["training.seed"], shared["data.max_length"]) == (3, 9)
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [
+        ("-3", -3),
+        ("+3", 3),
+        ("-2e-4", -2e-4),
+        ("-.5", -0.5),
+        ("-.inf", float("-inf")),
         ("10:30:00", "10:30:00"),
         ("2e-4", 2e-4),
         ("1_000", 1000),

@@ -85,6 +85,8 @@ def test_a_configuration_is_frozen() -> None:
         ("training.max_steps=true", "training.max_steps is True; accepted: a whole number of at least 1, or null"),
         ("training.learning_rate=-1e-4", "training.learning_rate is -0.0001; accepted: a number above 0"),
         ("training.learning_rate=.nan", "training.learning_rate is nan; accepted: a number above 0"),
+        ("training.learning_rate=.inf", "training.learning_rate is inf; accepted: a number above 0"),
+        ("training.weight_decay=.inf", "training.weight_decay is inf; accepted: a number of at least 0"),
         ("training.adam_beta2=1", "training.adam_beta2 is 1; accepted: a number of at least 0 and below 1"),
         ("training.gradient_checkpointing=1", "training.gradient_checkpointing is 1; accepted: true or false"),
         ("subspace.rank=0", "subspace.rank is 0; accepted: a whole number of at least 1, or null"),
@@ -168,7 +170,8 @@ def test_epochs_replace_steps_and_both_are_refused() -> None:
 def test_warmup_ratio_becomes_warmup_steps_and_both_are_refused() -> None:
     assert load_config(BASE, ["training.warmup_ratio=0.1"]).training.warmup_steps == 0.1
     assert "warmup_ratio is 0.1" in refusal(base=BASE | {"training": {"warmup_ratio": 0.1, "warmup_steps": 5}})
-    assert "training.warmup_ratio is 3" in refusal("training.warmup_ratio=3")
+    for ratio in ("3", "1", "1.0", "-0.1", "true"):  # a warmup_steps of 1 would be one step
+        assert "training.warmup_ratio is" in refusal(f"training.warmup_ratio={ratio}")
     assert "training.warmup_steps is 2.5" in refusal("training.warmup_steps=2.5")
     assert load_config(BASE, ["training.warmup_steps=100"]).training.warmup_steps == 100
 
@@ -215,6 +218,7 @@ def test_several_training_files_have_weights() -> None:
 def test_nvme_needs_a_folder() -> None:
     assert refusal("deepspeed.preset=zero3-nvme").startswith("deepspeed.nvme_path is null")
     load_config(BASE, ["deepspeed.preset=zero3-nvme", "deepspeed.nvme_path=fast"])
+    load_config(BASE, ["deepspeed.preset=zero3-nvme", "deepspeed.config=own.json"])  # which says where itself
 
 
 def test_double_quant_is_said_once() -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import dist_subspace as dsub
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.index import open_checkpoint, weight_files
+from dist_subspace.loading.index import PIECE, open_checkpoint, weight_files
 from dist_subspace.notices import heard
 from tests.tiny_models import logits, tiny_model
 
@@ -120,3 +120,15 @@ def test_a_named_file_that_is_none_is_refused(name: str, tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(config | {"transformers_weights": name}))
     with pytest.raises(UsageError, match=r"says transformers_weights: .*; accepted: a \.safetensors file or"):
         open_checkpoint(tmp_path)
+
+
+def test_two_tensors_are_the_same_only_if_every_row_is(tmp_path: Path) -> None:
+    """They are read in pieces of so many elements: here of a row each, and the last element of each row counts."""
+    rows = torch.zeros(3, PIECE, dtype=torch.float8_e4m3fn)
+    others = {f"other at {row}": rows.clone() for row in range(len(rows))}
+    for row, other in enumerate(others.values()):
+        other[row, -1] = 1
+    save_file({"one": rows, "copy": rows.clone()} | others, tmp_path / SINGLE)
+    index = open_checkpoint(tmp_path)
+    assert index.same("one", "copy", torch.float32)
+    assert not [name for name in others if index.same("one", name, torch.float32)]

@@ -13,6 +13,7 @@ from dist_subspace import load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.storage import FrozenLinear, adopt_all
+from tests.tiny_models import tiny_model
 
 
 class Doubled(nn.Linear):
@@ -64,3 +65,25 @@ def test_falcons_linear_layers_are_held_and_compute_what_transformers_computes(s
     wanted = expected(input_ids=ids).logits
     torch.testing.assert_close(model(input_ids=ids).logits, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
     assert len(adopt_all(expected)) == 9
+
+
+HEADS = {
+    "LlamaForSequenceClassification": ("LlamaConfig", {"score"}),
+    "BertForSequenceClassification": ("BertConfig", {"classifier"}),
+    "DistilBertForSequenceClassification": ("DistilBertConfig", {"pre_classifier", "classifier"}),
+    "RobertaForSequenceClassification": ("RobertaConfig", {"classifier.dense", "classifier.out_proj"}),
+    "T5ForSequenceClassification": ("T5Config", {"classification_head.dense", "classification_head.out_proj"}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_classification_head_that_the_checkpoint_has_keeps_every_value(name: str, tmp_path: Path) -> None:
+    kind, layers = HEADS[name]
+    tiny_model(name, config_name=kind).save_pretrained(tmp_path)
+    expected = getattr(transformers, name).from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model = load_frozen(tmp_path, storage="nf4", task="classification")
+    held = {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear)}
+    dense = {n for n, operator in held.items() if operator.storage == "bf16"}
+    assert dense == layers and len(held) > len(layers)
+    for layer in layers:
+        assert torch.equal(held[layer].dense(torch.bfloat16), expected.get_submodule(layer).weight), layer

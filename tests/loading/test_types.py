@@ -27,6 +27,9 @@ _BART |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 44, "max_position_emb
 _ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _MINIMAX = {"num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 8, "head_dim": 8, "num_key_value_heads": 2}
 _HUNYUAN = {"num_experts": 2, "moe_topk": 1, "head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 44}
+_DEEPSEEK = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8}
+_DEEPSEEK |= {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
+_DEEPSEEK |= {"first_k_dense_replace": 1, "intermediate_size": 44}
 _LLAMA3 = {"rope_parameters": _ROPE | {"original_max_position_embeddings": 32}}
 
 
@@ -36,13 +39,14 @@ def llama_sizes() -> dict[str, Any]:
     return {key: fields[key] for key in kept} | _SIZES
 
 
-# families that compute a table when they are made, keep a parameter in float32, or never save one
+# families that compute a table when they are made, keep a parameter in float32, never save one, or save a buffer
 MADE: dict[str, tuple[str, Any]] = {
     "gptj": ("causal-lm", transformers.GPTJConfig(**_GPTJ)),
     "codegen": ("causal-lm", transformers.CodeGenConfig(**_GPTJ)),
     "minimax": ("causal-lm", transformers.MiniMaxConfig(**llama_sizes(), **_MINIMAX)),
     "llama3": ("causal-lm", tiny_config("LlamaConfig", **_LLAMA3)),
     "hunyuan": ("causal-lm", transformers.HunYuanMoEV1Config(**llama_sizes() | _HUNYUAN)),
+    "deepseek": ("causal-lm", transformers.DeepseekV3Config(**llama_sizes() | _DEEPSEEK)),
     "marian": ("seq2seq-lm", transformers.MarianConfig(**_BART, decoder_start_token_id=0)),
     "m2m100": ("seq2seq-lm", transformers.M2M100Config(**_BART)),
     "t5": ("seq2seq-lm", tiny_config("T5Config")),
@@ -54,7 +58,11 @@ AUTO = {"causal-lm": transformers.AutoModelForCausalLM, "seq2seq-lm": transforme
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("made")
     for name, (task, config) in MADE.items():
-        AUTO[task].from_config(config).save_pretrained(root / name)
+        model = AUTO[task].from_config(config)
+        stored = model.state_dict()
+        for buffer in (stored[key] for key, _ in model.named_buffers() if key in stored):
+            buffer += torch.rand_like(buffer)  # as training leaves it, and not as it is made
+        model.save_pretrained(root / name)
     return {name: root / name for name in MADE}
 
 
@@ -142,6 +150,21 @@ def test_weights_beyond_float16_are_right_in_int8_and_refused_where_float16_comp
             UsageError, match=r"up_proj\.weight has values up to [\d,]+, which float16 cannot hold; accepted"
         ):
             dsub.load_frozen(tmp_path, storage=storage, dtype="float16")
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("part", ["embed_tokens", "up_proj", "model.norm"])
+def test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused(
+    part: str, kind: torch.dtype, tmp_path: Path
+) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (key, *_) = [key for key in tensors if key.endswith(f"{part}.weight")]
+    tensors[key] = tensors[key].to(kind)
+    tensors[key].view(-1)[3] = -1e5
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=rf"whose {key} has values up to [\d,]+, which float16 cannot hold"):
+        dsub.load_frozen(tmp_path, storage="fp16")
 
 
 def test_the_rows_that_float16_holds_keep_their_bytes_in_int8() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,28 @@ REFUSED: dict[str, tuple[str, Callable[[Tensors], Tensors], str]] = {
     ),
     "DDP": ("GPT2LMHeadModel", renamed("module.{key}"), r"module\.transformer\..*: names of a wrapped model"),
     "DDP of a compiled model": ("T5ForConditionalGeneration", renamed("module._orig_mod.{key}"), "names of a wrapped"),
+    "FSDP": (
+        "LlamaForCausalLM",
+        renamed("_fsdp_wrapped_module.{key}"),
+        r"_fsdp_wrapped_module\..*: names of a wrapped",
+    ),
+    "checkpointed blocks": (
+        "LlamaForCausalLM",
+        renamed("{owner}._checkpoint_wrapped_module.{own}"),
+        "names of a wrapped",
+    ),
+    "VeRA": (
+        "LlamaForCausalLM",
+        added(**{f"{LLAMA}.vera_lambda_b.default": V}),
+        "vera_lambda_b.default: parts of an adapter",
+    ),
+    "the rows of AdaLoRA": ("LlamaForCausalLM", added(**{f"{LLAMA}.ranknum.default": V}), "parts of an adapter"),
+    "GPTQ": (
+        "LlamaForCausalLM",
+        added(**{f"{LLAMA}.qweight": V, f"{LLAMA}.qzeros": V}),
+        "qweight, .*: scales of quant",
+    ),
+    "codes in 8 bits": ("LlamaForCausalLM", added(**{f"{LLAMA}.CB": V}), "CB: scales of quantised weights"),
     "a second copy": ("BertForMaskedLM", lambda t: t | renamed("module.{key}")(t), "names of a wrapped model"),
     "a parameter of attention": ("LlamaForCausalLM", added(**{"model.layers.0.self_attn.sinks": V}), "something else"),
 }
@@ -193,6 +216,9 @@ def test_layers_that_a_familys_list_or_its_configuration_leaves_out_are_not_refu
         told(tmp_path / "b")
     (said,) = told(tmp_path / "b", num_nextn_predict_layers=1)
     assert said.endswith("which are not read: model.layers.2 (1 tensor)")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"mtp_num_hidden_layers": 1}))
+    assert told(tmp_path / "b") == [said], "the name that Qwen has for it"
 
 
 @pytest.mark.parametrize(

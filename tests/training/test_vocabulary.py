@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
+from dist_subspace.training.data import DataSettings, prepare
 from dist_subspace.training.run import train
-from dist_subspace.training.vocabulary import usable_pad_id, without_gap
+from dist_subspace.training.vocabulary import check_ids_used, usable_pad_id, without_gap
 from tests.tiny_run import make_model, make_tokenizer
 
 ROWS = 258  # of the model: two marks and 256 bytes
@@ -163,6 +164,40 @@ def test_padding_is_the_tokenizers_where_it_has_a_row() -> None:
         usable_pad_id(tokenizer, ROWS, (), said.append) == 1
         and "none for the padding token '<pad>' (id 258)" in said[0]
     )
+
+
+def letters() -> Any:
+    """One token a letter and no marks: a sample begins with its first letter's id. "h", the last, has no row below."""
+    inner = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate("abcdefgh")}, unk_token="a"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="a")
+
+
+@pytest.mark.parametrize(
+    ("train", "held_out", "named"),
+    [
+        ([["abc", "hab", "ab"]], None, "first: record 2 "),
+        ([["abc", "ab", "abh"]], None, "first: record 3 "),
+        ([["abc"], ["ab", "ah"]], None, "second: record 2 "),
+        ([["abc"]], ["ab", "ab", "ha"], "data.eval: record 3 "),
+    ],
+)
+def test_the_record_is_named_wherever_the_token_stands(
+    train: list[list[str]], held_out: list[str] | None, named: str, tmp_path: Path
+) -> None:
+    def written(name: str, texts: list[str]) -> str:
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        return str(tmp_path / name)
+
+    tokenizer, files = letters(), [(written(f"{n}.jsonl", texts), 1.0) for n, texts in enumerate(train)]
+    settings = DataSettings(
+        train=files, eval=None if held_out is None else written("eval.jsonl", held_out), format="text"
+    )
+    data, names = prepare(settings, tokenizer, tmp_path / "cache", 0, False, "causal-lm"), ["first", "second"]
+    with pytest.raises(UsageError, match=f"^{named}has the token 'h' \\(id 7\\), and the model has 7 rows"):
+        check_ids_used(data, tokenizer, 7, (), names[: len(train)])
+    check_ids_used(data, tokenizer, 7, (7,), names[: len(train)])
+    check_ids_used(data, tokenizer, 8, (), names[: len(train)])
 
 
 def test_a_new_token_never_gets_the_id_of_another() -> None:

@@ -29,6 +29,9 @@ SDPA = "sdpa"
 LEAK_LIMIT = 1e-3
 """The most `packing_leak` of a model that may be trained packed (rounding is subtracted from it already; a random
 hybrid of linear attention, whose state runs on from sample to sample, was seen at 7e-3)."""
+NEAR = 16
+"""Tokens beside the border that are compared: what leaks is felt there first, and the mean of a long sample would hide it (a
+short convolution reaches over a few tokens)."""
 AHEAD_LIMIT = 0.1
 """A change of the first sample, in units of the losses' spread, that cannot be rounding."""
 
@@ -124,7 +127,7 @@ def packed_attention(
 def packing_leak(model: nn.Module, sample_a: Tensor, sample_b: Tensor) -> float:
     """How much sample b's loss is changed by sample a standing before it in the same row; three forward passes.
 
-    The mean change of b's token losses, in units of their own spread (an untrained model's losses hardly differ, so a
+    The mean change of b's first token losses, in units of their own spread (an untrained model's losses hardly differ, so a
     share of the loss itself would hide a leak), less what rounding does, as seen on sample a (nothing stands before
     it). Above LEAK_LIMIT the model mixes packed samples. Local, but under ZeRO-3 every rank must call it.
 
@@ -141,10 +144,10 @@ def packing_leak(model: nn.Module, sample_a: Tensor, sample_b: Tensor) -> float:
         model.train(training)
     first = len(alone_a)
     rounding = (packed[:first] - alone_a).abs().mean()
-    changed = (packed[first:] - alone_b).abs().mean()
+    changed = (packed[first:] - alone_b)[:NEAR].abs().mean()
     spread = torch.cat([alone_a, alone_b]).std().clamp_min(1e-8)
     # A change of a itself far above rounding: the model looks ahead, into b.
-    ahead = float(rounding / spread)
+    ahead = float((packed[:first] - alone_a)[-NEAR:].abs().mean() / spread)
     behind = float((changed - 3 * rounding).clamp_min(0) / spread)
     return max(behind, ahead if ahead > AHEAD_LIMIT else 0.0)
 

@@ -181,6 +181,21 @@ def test_marks_of_the_template_decide_and_the_closing_token_behind_them_is_train
     assert trained.replace(" ", "") == "thedog<|im_end|>dog<|im_end|>"
 
 
+def test_marks_are_those_of_the_rendering_with_the_conversations_own_variables() -> None:
+    tokenizer = chat_tokenizer("byte-level", "marked")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
+        "{{ 'kindly:\n' if kind else '' }}{% generation %}{{ m['content'] + '<|im_end|>' }}{% endgeneration %}"
+        "{% else %}{{ m['content'] + '<|im_end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    messages = [{"role": "user", "content": "a fox"}, {"role": "assistant", "content": "the dog"}]
+    for kind in (True, False):
+        (outcome,) = outcomes(tokenizer, messages, chat_template_kwargs={"kind": kind})
+        trained, rest = parts(tokenizer, outcome)
+        assert trained == "the dog<|im_end|>" and ("kindly" in rest) == kind
+
+
 def test_a_template_and_a_tokenizer_that_close_nothing_are_said(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     (outcome,) = outcomes(chat_tokenizer("byte-level", "endless", ends=False), messages)

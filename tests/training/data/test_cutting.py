@@ -28,7 +28,7 @@ def write(path: Path, records: list[Any]) -> str:
 def chat(
     tmp_path: Path, talk: list[tuple[str, str]], limit: int, template: str = PLAIN, **settings: Any
 ) -> list[tuple[str, str]]:
-    names = {"s": "system", "u": "user", "a": "assistant"}
+    names = {"s": "system", "d": "developer", "u": "user", "a": "assistant"}
     tokenizer = char_tokenizer()
     tokenizer.chat_template = template
     file = write(tmp_path / "a.jsonl", [{"messages": [{"role": names[r], "content": c} for r, c in talk]}])
@@ -44,6 +44,12 @@ def test_whole_oldest_turns_go_and_the_marks_and_the_system_turn_stay(tmp_path: 
     for limit in (len(whole) - 1, len(whole) - len("[u]one[a]1$")):
         assert chat(tmp_path, TALK, limit) == [("^[s]be[u]two[a]2$[u]three[a]3$", "2$3$")]
     assert chat(tmp_path, TALK, 28) == [("^[s]be[u]three[a]3$", "3$")]
+
+
+def test_a_developers_turn_stays_as_the_systems_does(tmp_path: Path) -> None:
+    talk = [("d", "be"), *TALK[1:]]
+    assert chat(tmp_path, talk, 28) == [("^[d]be[u]three[a]3$", "3$")]
+    assert chat(tmp_path, talk, 17) == [("^[d]be[u]ree[a]3$", "3$")]
 
 
 def test_the_one_turn_that_is_still_too_long_is_cut_from_the_left_behind_the_marks(tmp_path: Path) -> None:
@@ -144,6 +150,24 @@ def test_what_was_cut_is_counted_and_a_cached_run_says_the_same(tmp_path: Path) 
     assert prepared(tmp_path, **settings).cutting == expected == prepared(tmp_path, **settings).cutting
     long_enough = prepared(tmp_path, **settings | {"max_length": expected.length_95}).cutting
     assert long_enough.cut + long_enough.left_out <= 0.05 * long_enough.samples
+
+
+def test_what_was_cut_is_counted_over_all_files(tmp_path: Path) -> None:
+    rows = [{"prompt": LONG[:n], "completion": "xy"} for n in (2, 20, 30)]
+    files = [(write(tmp_path / f"{n}.jsonl", some), 1.0) for n, some in enumerate((rows[:1], rows[1:]))]
+    settings: dict[str, Any] = {"format": "completion", "max_length": 12}
+    parted = prepared(tmp_path, train=files, **settings).cutting
+    assert parted == prepared(tmp_path, train=write(tmp_path / "all.jsonl", rows), **settings).cutting
+    assert (parted.samples, parted.cut, parted.tokens_dropped) == (3, 2, 12 + 22)
+
+
+def test_a_conversation_whose_answer_is_no_token_is_left_out(tmp_path: Path) -> None:
+    tokenizer = char_tokenizer(eos=False)
+    tokenizer.chat_template = PLAIN.replace("</s>", "")
+    talks = [[("user", "a"), ("assistant", answer)] for answer in ("", "b")]
+    file = write(tmp_path / "a.jsonl", [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks])
+    data = prepared(tmp_path, tokenizer, train=file, format="chat")
+    assert texts(data) == [("^[u]a[a]b", "b")] and data.cutting.without_target == 1
 
 
 def test_conversations_without_a_trained_turn_are_counted_apart(tmp_path: Path) -> None:

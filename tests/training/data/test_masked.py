@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.training.data.masked import MaskedEncoder
 from dist_subspace.training.data.parting import Parting
 from tests.training.data.chat_for_tests import KINDS, chat_tokenizer
@@ -67,3 +70,17 @@ def test_the_same_content_is_parted_from_different_heads() -> None:
         assert len(head) in parting.edges(head + "the fox", [len(head)])
     for head in ("<|im_start|>assistant ", "<|im_start|>assistant"):
         assert len(head) not in parting.edges(head + "the fox", [len(head)])
+
+
+def test_a_span_that_ends_within_a_token_has_it_without_positions_too(stories260k: Path) -> None:
+    tokenizer, text = load_tokenizer(str(stories260k / "tokenizer.model")), "Once upon a time there was a little girl"
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
+    assert "".join(pieces) == "▁" + text.replace(" ", "▁")  # so that the pieces say where they lie
+    ends = [end - 1 for end in accumulate(map(len, pieces))]
+    start, within = text.index("little"), 0
+    for end in range(start + 1, len(text) + 1):
+        ((ids, trained),) = MaskedEncoder(tokenizer).tokens([(text, [(start, end)], [])])
+        last = next(n for n, reached in enumerate(ends) if reached >= end)
+        assert len(ids) == len(pieces) and trained[last] and not trained[last + 1 :].any(), text[start:end]
+        within += ends[last] > end
+    assert within > 2

@@ -13,6 +13,7 @@ import pytest
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.messages import Conversation, conversation
+from dist_subspace.training.data.pieces import RECORDS
 from dist_subspace.training.data.settings import DataSettings
 from tests.training.data.chat_for_tests import chat_tokenizer
 from tests.training.data.test_chat_templates import outcomes, parts
@@ -90,6 +91,11 @@ def test_nulls_within_the_arguments_of_a_string_are_kept_and_those_of_arrow_are_
     assert found.messages == [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": {"b": 1}}]}]
 
 
+def test_a_null_among_the_variables_of_the_template_is_none_that_was_given() -> None:
+    for given in ({"a": None, "b": 1}, '{"a": null, "b": 1}'):
+        assert read(messages=TALK, chat_template_kwargs=given).options == {"b": 1}
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "strings"])
 def test_tools_documents_and_template_variables_reach_the_template_from_every_kind_of_file(
     tmp_path: Path, kind: str
@@ -135,6 +141,15 @@ def test_columns_of_the_template_are_renamed_and_what_it_does_not_read_is_said(t
     assert prepared(tmp_path, tokenizer, **settings).notices == data.notices  # from the cache alike
     plain = chat_tokenizer("byte-level", "chatml")
     assert any("have tools, which" in notice for notice in prepared(tmp_path, plain, **settings).notices)
+
+
+def test_what_is_said_of_records_counts_those_of_every_piece_and_file(tmp_path: Path) -> None:
+    row = json.dumps({"messages": TALK[:1] + TALK[3:], "documents": [{"title": "t", "text": "x"}]})
+    for name, count in (("a", RECORDS + 2), ("b", 3)):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join([row] * count))
+    files = [(str(tmp_path / f"{name}.jsonl"), 1.0) for name in "ab"]
+    data = prepared(tmp_path, chat_tokenizer("byte-level", "qwen2"), train=files, format="chat")
+    assert data.notices == [f"{RECORDS + 5} conversations have documents, which the chat template does not read"]
 
 
 def test_a_template_of_its_own_for_tools_is_taken_for_rows_with_tools() -> None:

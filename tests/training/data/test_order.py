@@ -28,3 +28,10 @@ def test_a_weight_is_how_often_the_samples_of_a_file_come() -> None:
 
 def test_a_tiny_weight_still_gives_a_sample() -> None:
     assert epoch_size([(10, 0.001)]) == 1 == len(sample_order([(10, 0.001)], 0, 0))
+
+
+def test_a_fraction_is_rounded_to_the_nearest_number_of_samples_and_drawn_by_the_seed() -> None:
+    for weight, count in ((0.26, 3), (0.24, 2), (0.96, 10), (1.38, 14), (2.04, 20)):
+        assert epoch_size([(10, weight)]) == count == len(sample_order([(10, weight)], seed=0, epoch=0)), weight
+    drawn = {tuple(sorted(sample_order([(100, 0.1)], seed, epoch=0).tolist())) for seed in range(4)}
+    assert len(drawn) == 4

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     FalconConfig,
+    FalconH1Config,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -178,6 +179,22 @@ def test_a_model_that_looks_ahead_is_found_out() -> None:
     assert packing_leak(model, samples()[0], samples()[2]) > LEAK_LIMIT
 
 
+@pytest.mark.parametrize("length", [9, 2048])
+def test_a_memory_of_a_few_tokens_is_found_out_in_short_samples_and_in_long_ones(length: int) -> None:
+    """A hybrid of attention and a recurrent state: what the state carries over the border is felt by the first tokens alone."""
+    recurrent = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+    torch.manual_seed(0)
+    hybrid = AutoModelForCausalLM.from_config(FalconH1Config(**GROUPED, **recurrent)).eval()
+    for parameter in hybrid.parameters():
+        parameter.data.mul_(2)
+    pure = tiny("llama")
+    for model in (hybrid, pure):
+        enable_packing(model)
+    first, second = torch.randint(3, 64, (2, length), generator=torch.Generator().manual_seed(1))
+    assert packing_leak(hybrid, first, second) > LEAK_LIMIT
+    assert packing_leak(pure, first, second) < 1e-5
+
+
 def test_the_bases_own_attention_dropout_is_drawn_in_packed_rows_as_in_each_sample_alone() -> None:
     torch.manual_seed(0)
     config = LlamaConfig(**(GROUPED | {"num_hidden_layers": 1, "attention_dropout": 0.5}))
@@ -199,9 +216,11 @@ def test_the_leak_is_seen_in_a_model_at_its_initial_values_too() -> None:
     assert packing_leak(model, samples()[0], samples()[2]) > LEAK_LIMIT
 
 
-def test_the_probe_leaves_the_model_in_its_mode() -> None:
-    model = tiny("llama").train()
-    packing_leak(model, samples()[0], samples()[2])
+def test_the_probe_draws_no_dropout_and_leaves_the_model_in_its_mode() -> None:
+    config = LlamaConfig(**(GROUPED | {"attention_dropout": 0.5}))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
+    enable_packing(model)
+    assert packing_leak(model, samples()[0], samples()[2]) < 1e-5
     assert model.training
 
 

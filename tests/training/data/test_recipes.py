@@ -109,3 +109,15 @@ def test_what_a_template_makes_of_the_contents_is_not_taken_from_another_convers
     for contents in (("question", "answer"), ("why", "so"), ("a", "because")):
         one = talk([{"role": r, "content": c} for r, c in zip(("user", "assistant"), contents)])
         assert alike(recipes.passages(one)) == alike(passages(one, template))
+
+
+def test_variables_of_the_template_are_part_of_the_shape() -> None:
+    """Qwen 3 renders the whole conversation alike; with thinking off the empty thought is the prompt's, else the assistant's."""
+    template = ChatTemplate(chat_tokenizer("byte-level", "qwen3"))
+    recipes, found = Recipes(template), []
+    for thinks in (True, False):
+        one = talk([{"role": "user", "content": "why"}, {"role": "assistant", "content": "so"}])
+        one = replace(one, options={"enable_thinking": thinks})
+        found.append(alike(recipes.passages(one)))
+        assert found[-1] == alike(passages(one, template))
+    assert found[0][0].text == found[1][0].text and found[0][0].spans != found[1][0].spans

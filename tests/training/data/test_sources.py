@@ -29,12 +29,24 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path: Path) -> None:
         assert read(tmp_path / name) == ROWS, name
 
 
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.parquet", "a.json"])
+def test_a_text_of_a_megabyte_is_one_value(name: str, tmp_path: Path) -> None:
+    """Python's own CSV reader takes 131,072 characters unless it is told otherwise."""
+    rows = [{"text": "a, b " * 200_000, "label": "x"}]
+    if name == "a.parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / name)
+    else:
+        text = f'text,label\n"{rows[0]["text"]}",x\n' if name == "a.csv" else json.dumps(rows[0])
+        (tmp_path / name).write_text(text)
+    assert read(tmp_path / name) == rows
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_tolerated(tmp_path: Path) -> None:
     lines = "\r\n".join(json.dumps({"text": f"{i}"}) for i in range(2)) + "\r\n\r\n"
     for name, body in {
         "a.jsonl": lines,
         "a.json": '[\r\n{"text": "0"},\r\n{"text": "1"}\r\n]',
-        "a.csv": "text\r\n0\r\n1\r\n",
+        "a.csv": "\r\ntext\r\n0\r\n\r\n1\r\n\r\n",
     }.items():
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + body.encode())
         assert read(tmp_path / name) == [{"text": "0"}, {"text": "1"}], name

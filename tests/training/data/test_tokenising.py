@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data import DataSettings, prepare
@@ -89,6 +90,24 @@ def test_workers_give_the_bytes_that_this_process_gives_and_the_first_refusal(
     for number in range(6):
         expected = tokenised(rows[number * 100 :][:100], number * 100 + 1, "a.jsonl", SETTINGS, encoder)
         assert found[number] == expected
+
+
+class Forgetful(PreTrainedTokenizerFast):
+    """Its files are those of another tokenizer, as where a program changes one in ways that no file has."""
+
+    def save_pretrained(self, folder: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        return char_tokenizer(eos=False).save_pretrained(folder, *args, **kwargs)
+
+
+def test_a_tokenizer_that_comes_back_otherwise_from_its_files_works_here_alone() -> None:
+    tokenizer = char_tokenizer(Forgetful)
+    workers = Workers(SETTINGS, tokenizer, tokenizer_digest(tokenizer), "a.jsonl", 1, lambda *_: None)
+    try:
+        until(lambda: workers.ready or not workers._left)
+        assert not workers.ready
+        assert not workers.give(0, 1, talks(2), nothing)
+    finally:
+        workers.close()
 
 
 def test_a_worker_that_dies_is_one_sentence(started: Callable[..., Workers]) -> None:

@@ -52,6 +52,20 @@ def test_another_content_tokenizer_length_or_format_is_another_fingerprint_and_a
     assert len(found) == 6
 
 
+def test_the_seed_is_in_the_fingerprint_where_it_draws_what_is_held_out_and_there_alone(tmp_path: Path) -> None:
+    file = lines(tmp_path / "a.jsonl", ["abc", "def", "ghi", "jkl"])
+    for held_out, different in ((None, 1), (0.5, 2)):
+        found = {prepared(tmp_path, seed=s, train=file, format="text", eval=held_out).fingerprint for s in (0, 1)}
+        assert len(found) == different
+
+
+def test_what_a_tokenizer_was_last_asked_for_is_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+    file, tokenizer = lines(tmp_path / "a.jsonl", ["abc", "defgh"]), char_tokenizer()
+    base = prepared(tmp_path, tokenizer, train=file, format="text").fingerprint
+    tokenizer(["a long one", "a"], padding="max_length", truncation=True, max_length=4)
+    assert prepared(tmp_path, tokenizer, train=file, format="text").fingerprint == base
+
+
 def test_a_damaged_or_half_written_cache_is_made_anew(tmp_path: Path) -> None:
     file = lines(tmp_path / "a.jsonl", ["abc", "def"])
     whole = prepared(tmp_path, train=file, format="text")
