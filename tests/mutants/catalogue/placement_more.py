@@ -276,8 +276,8 @@ MUTANTS = [
     Mutant(
         name="sums-in-float32",
         file="dist_subspace/placement/collectives.py",
-        text="tensor = torch.tensor(values, dtype=torch.float64, device=device or message_device())\n    dist.all_reduce(tensor)\n",
-        becomes="tensor = torch.tensor(values, dtype=torch.float32, device=device or message_device())\n    dist.all_reduce(tensor)\n",
+        text="    dist.all_reduce(tensor)\n",
+        becomes="    tensor = tensor.float()\n    dist.all_reduce(tensor)\n",
         promise="Tokens are counted exactly however many they are.",
         tests=["tests/placement/test_collectives.py::test_small_questions_have_the_same_answer_on_every_rank"],
     ),
