@@ -27,7 +27,7 @@ SCHEDULERS = {
     "warmupcosinelr": ("cosine",),
 }
 # Settings of the JSON's optimizer that choose its implementation only; ours is made from the YAML.
-_IMPLEMENTATION = {"torch_adam", "adam_w_mode", "fused", "bias_correction"}
+_IMPLEMENTATION = {"torch_adam", "fused"}
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ def _equal_values(facts: Facts) -> tuple[tuple[str, str, Any], ...]:
         ("optimizer.params.betas", "training.adam_beta1, training.adam_beta2", list(facts.betas)),
         ("optimizer.params.eps", "training.adam_epsilon", facts.epsilon),
         ("optimizer.params.weight_decay", "training.weight_decay", facts.weight_decay),
+        ("optimizer.params.adam_w_mode", "the decay of weights apart from their gradient", True),
+        ("optimizer.params.bias_correction", "the bias correction of every Adam", True),
         ("scheduler.params.warmup_max_lr", "training.learning_rate", facts.learning_rate),
         ("scheduler.params.total_num_steps", "the run's number of steps", facts.total_steps),
         ("scheduler.params.warmup_min_lr", "the start of every schedule", 0),
@@ -223,7 +225,7 @@ def _check_warmup(config: dict[str, Any], steps: int) -> None:
 
 
 _KNOWN_PARAMS = {
-    "optimizer": {"lr", "betas", "eps", "weight_decay"} | _IMPLEMENTATION,
+    "optimizer": {"lr", "betas", "eps", "weight_decay", "adam_w_mode", "bias_correction"} | _IMPLEMENTATION,
     "scheduler": {
         *("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps", "warmup_type", "warmup_min_ratio"),
         "last_batch_iteration",

@@ -129,7 +129,10 @@ def _offload(config: Mapping[str, Any]) -> Iterator[str]:
     section, stage = config.get("zero_optimization") or {}, zero_stage(config)
     for key, lowest in (("offload_param", 3), ("offload_optimizer", 1)):
         target = section.get(key) or {}
-        device = target.get("device", "none") if isinstance(target, Mapping) else target
+        if not isinstance(target, Mapping):
+            yield f"deepspeed.config zero_optimization.{key} is {target!r}; accepted: a mapping that has a device"
+            continue
+        device = target.get("device", "none")
         if device == "none":
             continue
         if stage < lowest:

@@ -174,10 +174,24 @@ def test_import_asks_for_the_base_where_the_start_is_made_from_it(
         in capsys.readouterr().err
     )
     saved_base(tmp_path / "base")
+    for place in ("base", "peft"):
+        (tmp_path / place / "tokenizer.json").write_text(json.dumps({"of": place}))
     assert main(["import", str(folder), str(tmp_path / "own"), "--base-model", str(tmp_path / "base")]) == 0
     model = dsub.load_adapter(frozen(tmp_path / "base"), tmp_path / "own")
     assert (logits(model) - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert json.loads((tmp_path / "own" / "tokenizer.json").read_text()) == {"of": "peft"}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "own", "peft"]
+
+
+@pytest.mark.skipif("pissa" not in dsub.methods(), reason="pissa is not registered")
+def test_import_loads_the_base_as_the_model_of_the_adapters_task(tmp_path: Path) -> None:
+    name = "BertForSequenceClassification"
+    config = lora(init_lora_weights="pissa", target_modules=["query"], task_type="SEQ_CLS")
+    folder, expected = written(tmp_path / "peft", config, name)
+    base = saved_base(tmp_path / "base", name)
+    assert main(["import", str(folder), str(tmp_path / "own"), "--base-model", str(base)]) == 0
+    model = dsub.load_adapter(frozen(base, name), tmp_path / "own")
+    assert (logits(model) - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
 def test_import_of_an_unknown_kind_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,6 +134,39 @@ def test_another_model_of_the_same_name_is_never_taken_for_the_base(
     assert load_adapted(folder, tmp_path / "there" / "moved") is not None
 
 
+def test_a_base_that_was_given_by_a_relative_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it lies is remembered in the folder that DIST_SUBSPACE_CACHE names."""
+    monkeypatch.setenv("DIST_SUBSPACE_CACHE", str(tmp_path / "cache"))
+    base = saved_base(tmp_path / "here" / "base")
+    monkeypatch.chdir(base.parent)
+    model = trained(frozen(Path("base")))
+    folder = dsub.save_adapter(model, tmp_path / "far" / "adapter")
+    (remembered,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    assert remembered.read_text() == f"{base}\n"
+    monkeypatch.chdir(tmp_path)
+    torch.testing.assert_close(logits(load_adapted(folder)), logits(model))
+
+
+def test_a_run_whose_base_has_another_name_is_not_asked_for_it(tmp_path: Path) -> None:
+    """Of an adapter without a fingerprint, copied into the folder of a stranger's run."""
+    from dist_subspace.interchange.base_model import find_base
+
+    other = saved_base(tmp_path / "other")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"path": str(other)}}))
+    described = {"base_model_name_or_path": "org/base"}
+    assert find_base(tmp_path / "adapter", described, lambda place: "") == "org/base"
+
+
+def test_without_a_fingerprint_no_folder_beside_the_adapter_is_taken_for_its_name_alone(tmp_path: Path) -> None:
+    from dist_subspace.interchange.base_model import ELSEWHERE, find_base
+
+    saved_base(tmp_path / "base")
+    with pytest.raises(UsageError, match=r"'\./base', which is no folder that is found here; accepted"):
+        find_base(tmp_path / "adapter", {"base_model_name_or_path": f"./base{ELSEWHERE}"}, lambda place: "")
+
+
 def test_the_forms_of_a_base_models_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dist_subspace.interchange.base_model import base_name, short_base
 

@@ -46,6 +46,15 @@ def test_a_method_that_peft_knows_is_shown_for_both_libraries() -> None:
     for row in ("| steps | 1,200 |", "| eval loss | 1.235 |", "| learning rate | 0.0002 |", "| layers | 2 |"):
         assert row in card, row
     assert "absent" not in card and "None" not in card
+    for row in ("| method | lora |", "| rank | 16 |", "| alpha | 32 |", "| target modules | q_proj |"):
+        assert row in card, row
+
+
+def test_what_peft_wrote_and_what_was_trained_in_full_are_in_the_table() -> None:
+    theirs = {"peft_type": "LORA", "r": 8, "lora_alpha": 12, "target_modules": ["q", "v"], "modules_to_save": ["head"]}
+    card = model_card(theirs, {})
+    for row in ("| rank | 8 |", "| alpha | 12 |", "| target modules | q, v |", "| trained in full | head |"):
+        assert row in card, row
 
 
 def test_a_method_of_our_own_is_shown_for_ours_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -97,6 +98,20 @@ def test_an_error_of_the_rank_that_works_for_its_node_is_everyones() -> None:
     assert run_on_ranks(2, fail_once_a_node) == [("UsageError", "a bad value")] * 2
 
 
+def ranks_that_work(ranks_of_a_node: int) -> list[int]:
+    """Of two ranks that stand on nodes of so many, by the launcher's variable."""
+    before, ran = os.environ["LOCAL_RANK"], list[int]()
+    os.environ["LOCAL_RANK"] = str(world().rank % ranks_of_a_node)
+    collectives.once_per_node(ran.append, world().rank)
+    os.environ["LOCAL_RANK"] = before
+    return ran
+
+
+def test_the_first_rank_of_every_node_works_for_its_node() -> None:
+    assert run_on_ranks(2, ranks_that_work, 2) == [[0], []]
+    assert run_on_ranks(2, ranks_that_work, 1) == [[0], [1]]
+
+
 def tensors_to_send() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
@@ -105,6 +120,7 @@ def tensors_to_send() -> dict[str, Tensor]:
         "bytes": torch.arange(256, dtype=torch.uint8),
         "empty": torch.zeros(0, 4),
         "scalar": torch.tensor(2.5, dtype=torch.float64),
+        "turned": torch.randn(3, 4, generator=generator).t(),
         "nan": torch.tensor([float("nan"), float("inf"), -0.0]),
     }
 
@@ -137,17 +153,19 @@ def small_answers() -> list[Any]:
         collectives.broadcast_object({"from": rank}),
         collectives.broadcast_object(rank, source=world().size - 1),
         collectives.gather_objects(rank * 10),
+        collectives.sum_over_ranks([2.0**24 + 1])[0] - 2.0**24,  # tokens of a long run, which float32 cannot count
+        collectives.largest_over_ranks([float(rank), -2.0 - rank]),
     ]
 
 
 def test_small_questions_have_the_same_answer_on_every_rank() -> None:
-    expected = [True, False, 1.0, pytest.approx([2.0, 1.2]), {"from": 0}, 1, [0, 10]]
+    expected = [True, False, 1.0, pytest.approx([2.0, 1.2]), {"from": 0}, 1, [0, 10], 2.0**24 + 2, [1.0, -2.0]]
     assert run_on_ranks(2, small_answers) == [expected, expected]
 
 
 def test_without_a_process_group_a_process_is_a_world_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert small_answers() == [False, False, 0.0, pytest.approx([1.0, 0.1]), {"from": 0}, 0, [0]]
+    assert small_answers() == [False, False, 0.0, pytest.approx([1.0, 0.1]), {"from": 0}, 0, [0], 1.0, [0.0, -2.0]]
     assert broadcast_tensors({"a": torch.ones(2)})["a"].tolist() == [1.0, 1.0]
     assert caught(on_main, fail_on, 0, True) == ("UsageError", "a bad value")
 

@@ -66,14 +66,15 @@ def test_nvme_without_what_compiles_its_helper_is_refused(
         check_nvme_helpers(config)
 
 
+@pytest.mark.parametrize("helper", ["async_io", "pin_memory"])
 def test_nvme_beside_the_lock_of_a_killed_build_is_refused_with_the_files_name(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    helper: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from dist_subspace.placement import helpers
 
     monkeypatch.setattr(helpers, "_missing", list)  # as on a machine that has everything
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    lock = tmp_path / "py311_cpu" / "async_io" / "lock"
+    lock = tmp_path / "py311_cpu" / helper / "lock"
     lock.parent.mkdir(parents=True)
     lock.touch()
     check_nvme_helpers(NVME)  # another process may be building

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
-from dist_subspace.placement.loss_scale import restore_scaler, scaler_state
+from dist_subspace.placement.loss_scale import global_norm, loss_scale, missing_scale, restore_scaler, scaler_state
 from tests.ranks import run_on_ranks
 
 
@@ -61,3 +62,36 @@ def test_a_fixed_loss_scale_is_the_configurations() -> None:
         kept = engine.optimizer.loss_scaler if split else engine.optimizer.loss_scale_config
         assert kept.cur_scale == 128.0
     assert scaler_state(SimpleNamespace(optimizer=SimpleNamespace())) == {}
+
+
+def unsplit_engine(scale: float) -> tuple[Any, torch.nn.Parameter, torch.nn.Parameter]:
+    """DeepSpeed's own optimizer of an fp16 engine at stage 0, with a plain gradient step inside; and what it trains."""
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    held = torch.nn.Parameter(torch.tensor([3.0, -4.0], dtype=torch.float16))
+    optimizer = FP16_UnfusedOptimizer(torch.optim.SGD([held], lr=0.25), static_loss_scale=scale, verbose=False)
+    engine = SimpleNamespace(optimizer=optimizer, fp16_enabled=lambda: True)
+    engine.get_global_grad_norm = lambda: optimizer._global_grad_norm
+    return engine, held, optimizer.fp32_groups[0][0]
+
+
+def an_unsplit_step(scale: float) -> dict[str, Any]:
+    from dist_subspace.placement.process_group import ensure_process_group
+
+    ensure_process_group()
+    engine, held, master = unsplit_engine(scale)
+    ((held.float() ** 2).sum() / 2 * missing_scale(engine)).backward()
+    engine.optimizer.step()
+    return {
+        "scale": loss_scale(engine),
+        "norm": global_norm(engine, loss_scale(engine)),
+        "master": master.tolist(),
+        "held": held.tolist(),
+    }
+
+
+@pytest.mark.parametrize("scale", [1.0, 128.0])
+def test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale(scale: float) -> None:
+    """Of w² / 2 the gradient is w: with a rate of 1/4 three quarters of w are left, and the norm of (3, -4) is 5."""
+    (found,) = run_on_ranks(1, an_unsplit_step, scale)
+    assert found == {"scale": scale, "norm": 5.0, "master": [2.25, -3.0], "held": [2.25, -3.0]}

@@ -43,6 +43,10 @@ def test_deepspeed_accepts_every_preset(name: str, alone: None) -> None:
     assert (accepted.train_batch_size, accepted.gradient_accumulation_steps) == (6, 3)
     assert accepted.zero_allow_untested_optimizer and not accepted.zero_force_ds_cpu_optimizer
     assert accepted.gradient_clipping == 1.0
+    assert accepted.steps_per_print > 10**9 and not accepted.wall_clock_breakdown, "nothing is printed, nothing waits"
+    assert accepted.zero_config.overlap_comm == (PRESETS[name] == 3), (
+        "below, the buckets of an adapter would be doubled"
+    )
     if PRESETS[name]:
         assert accepted.zero_config.reduce_bucket_size == accepted.zero_config.allgather_bucket_size == 65536
 
@@ -58,7 +62,7 @@ def test_stage_3_keeps_no_weight_whole_and_holds_two_blocks_at_most(name: str, a
 
     zero = DeepSpeedConfig(preset(name, block_numel=70_000)).zero_config
     assert zero.param_persistence_threshold == 0
-    assert zero.prefetch_bucket_size <= 70_000
+    assert zero.prefetch_bucket_size == 70_000
     assert (zero.max_live_parameters, zero.max_reuse_distance) == (140_000, 70_000)
 
 
@@ -74,6 +78,14 @@ def test_offload_goes_where_the_preset_says() -> None:
     assert three["offload_param"]["device"] == "cpu"
     assert (nvme["offload_param"]["device"], nvme["offload_param"]["nvme_path"]) == ("nvme", "fast")
     assert nvme["offload_param"]["max_in_cpu"] == 0  # else the weights would stay in CPU memory
+
+
+@pytest.mark.parametrize(("block", "elements"), [(70_000, 10**8), (3 * 10**8, 3 * 10**8)])
+def test_the_buffer_of_the_nvme_swapper_takes_the_largest_block(block: int, elements: int, alone: None) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    zero = DeepSpeedConfig(preset("zero3-nvme", block_numel=block)).zero_config
+    assert zero.offload_param is not None and zero.offload_param.buffer_size == elements
 
 
 def test_the_engines_batch_counts_empty_micro_batches() -> None:
@@ -94,9 +106,10 @@ def test_deepcompile_with_frozen_parameters_at_stage_3_is_refused() -> None:
     check_supported(preset("zero3") | {"compile": {"deepcompile": False}}, storage="nf4", dtype="bfloat16")
 
 
-def test_quantised_initialisation_is_refused() -> None:
-    config = preset("zero3") | {"weight_quantization": {"quantized_initialization": {"num_bits": 4, "group_size": 64}}}
-    assert "weight_quantization.quantized_initialization is set" in refused(config)
+@pytest.mark.parametrize("key", ["quantized_initialization", "post_init_quant"])
+def test_quantised_initialisation_is_refused(key: str) -> None:
+    config = preset("zero3") | {"weight_quantization": {key: {"num_bits": 4, "group_size": 64}}}
+    assert f"weight_quantization.{key} is set" in refused(config)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +138,7 @@ def test_packed_bytes_in_a_float_type_are_refused_under_a_bf16_engine(quant_stor
         ({"fp16": {"enabled": True}}, "bfloat16", "fp16.enabled is true, but model.dtype is bfloat16"),
         ({"bf16": {"enabled": True}}, "float16", "bf16.enabled is true, but model.dtype is float16"),
         ({"bf16": {"enabled": True}}, "float32", "bf16.enabled is true, but model.dtype is float32"),
+        ({"bfloat16": {"enabled": True}}, "float16", "bfloat16.enabled is true, but model.dtype is float16"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bfloat16", "both true"),
         ({"tensor_parallel": {"autotp_size": 2}}, "bfloat16", "tensor_parallel.autotp_size is 2"),
     ],
@@ -148,6 +162,8 @@ def test_a_matching_16_bit_engine_is_supported() -> None:
         ({"stage": 0, "offload_optimizer": {"device": "cpu"}}, "at stage 0; accepted: stage 1 or above"),
         ({"stage": 3, "offload_param": {"device": "nvme"}}, "offload_param.nvme_path is missing"),
         ({"stage": 3, "offload_param": {"device": "disk"}}, "accepted: none, cpu, nvme"),
+        ({"stage": 3, "offload_param": "nvme"}, "zero_optimization.offload_param is 'nvme'; accepted: a mapping"),
+        ({"stage": 1, "offload_optimizer": "cpu"}, "zero_optimization.offload_optimizer is 'cpu'; accepted: a mapping"),
     ],
 )
 def test_an_offload_that_cannot_be_is_refused(zero: dict[str, Any], reason: str) -> None:

@@ -93,6 +93,28 @@ class TwoLoops(Stack):
         return x
 
 
+class HandedOn(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False)
+        return x
+
+
+class HandedOnAndCalled(Stack):
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(torch.utils.checkpoint.checkpoint(layer, x, use_reentrant=False))
+        return x
+
+
+class MoreLayersThanBlocks(Once):
+    """As its configuration says; whoever uses them again does so out of sight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = transformers.LlamaConfig(num_hidden_layers=6)
+
+
 class ByRepeats(Stack):
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
@@ -121,14 +143,20 @@ class OneTower(TwoTowers):
         return self.tower(x) if other is None else self.tower(other)
 
 
-@pytest.mark.parametrize("kind", [Once, OnceByNumber, OnceInAMethod, OneTower])
+@pytest.mark.parametrize("kind", [Once, OnceByNumber, OnceInAMethod, OneTower, HandedOn])
 def test_a_stack_that_is_walked_once_is_found(kind: type[nn.Module]) -> None:
     model = kind()
     assert called_once(model, next(name for name in block_lists(model) if name.endswith("layers")))
     assert mark_leaf_blocks(model)[-1] == "Linear"
 
 
-@pytest.mark.parametrize("kind", [ByRounds, ByOneLayer, TwiceInTheLoop, TwoLoops, ByRepeats, Shared, TwoTowers])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(ByRounds, ByOneLayer, TwiceInTheLoop, TwoLoops, ByRepeats, Shared, TwoTowers),
+        *(HandedOnAndCalled, MoreLayersThanBlocks),
+    ],
+)
 def test_a_stack_that_is_used_again_is_found(kind: type[nn.Module]) -> None:
     model = kind()
     assert not called_once(model, next(name for name in block_lists(model) if name.endswith("layers")))

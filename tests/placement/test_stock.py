@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import get_scheduler
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.json_file import read_deepspeed, zero_stage
@@ -153,6 +155,7 @@ def test_types_that_the_yaml_leaves_open_follow_the_stock_configuration() -> Non
 def test_a_setting_that_nobody_would_read_is_refused() -> None:
     assert "optimizer.params.freeze_step is 5" in contradicted({"optimizer": {"params": {"freeze_step": 5}}})
     assert 'prescale_gradients is "auto"' in contradicted({"prescale_gradients": "auto"})
+    assert 'aio.block_size is "auto"' in contradicted({"aio": {"block_size": "auto"}})
     assert "zero_optimization.stage is 4; accepted: 0, 1, 2, 3" in contradicted({"zero_optimization": {"stage": 4}})
     assert "fp16 is True; accepted: a mapping" in contradicted({"fp16": True})
 
@@ -162,6 +165,13 @@ def test_thresholds_that_a_stock_configuration_leaves_open_are_the_presets() -> 
     assert zero["stage3_param_persistence_threshold"] == 0 and zero["reduce_bucket_size"] == 131072
     kept = stock_config({"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}}, FACTS)["zero_optimization"]
     assert kept["reduce_bucket_size"] == 7
+
+
+@pytest.mark.parametrize("section", [{}, {"zero_optimization": {"overlap_comm": False}}])
+def test_a_stage_that_is_not_named_is_deepspeeds_own(section: dict[str, Any], alone: None) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    assert zero_stage(section) == DeepSpeedConfig({"train_batch_size": 1, **section}).zero_config.stage == 0
 
 
 def test_a_file_is_read_or_named_with_the_line(tmp_path: Path) -> None:
@@ -176,3 +186,67 @@ def test_a_file_is_read_or_named_with_the_line(tmp_path: Path) -> None:
         read_deepspeed(str(path))
     with pytest.raises(UsageError, match=r"gone\.json', which cannot be read \(No such file"):
         read_deepspeed(tmp_path / "gone.json")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "params"),
+    [
+        ("WarmupLR", {"warmup_max_lr": 1.0}),
+        ("WarmupDecayLR", {"warmup_max_lr": 1.0, "total_num_steps": 100}),
+        ("WarmupCosineLR", {"total_num_steps": 100}),
+    ],
+)
+def test_a_scheduler_of_deepspeed_is_followed_by_the_transformers_one_of_its_shape(
+    theirs: str, params: dict[str, Any]
+) -> None:
+    from deepspeed.runtime import lr_schedules
+
+    (name,) = stock_training_keys({"scheduler": {"type": theirs}}).values()
+    own, other = (torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2))
+    scheduler = getattr(lr_schedules, theirs)(other, warmup_num_steps=10, warmup_type="linear", **params)
+    ours = get_scheduler(name, own, num_warmup_steps=10, num_training_steps=100)
+    for _ in range(100):  # DeepSpeed begins a step before the first, and its cosine ends a step before the last
+        scheduler.step()
+        assert own.param_groups[0]["lr"] == pytest.approx(other.param_groups[0]["lr"], abs=0.02)
+        own.step()
+        ours.step()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("Adam", ["adamw_torch", "adamw_torch_fused"]),
+        ("AdamW", ["adamw_torch", "adamw_torch_fused"]),
+        ("SGD", ["sgd"]),
+        ("Adagrad", ["adagrad"]),
+        ("Lion", ["lion_32bit"]),
+    ],
+)
+def test_an_optimizer_of_deepspeed_is_the_one_of_its_name_and_no_other(theirs: str, ours: list[str]) -> None:
+    stock = {"optimizer": {"type": theirs}}
+    assert stock_training_keys(stock) == {"training.optim": ours[0]}
+    for name in ours:
+        stock_config(stock, replace(FACTS, optim=name))
+    for other in {"adamw_torch", "sgd", "adagrad", "lion_32bit", "lion_8bit", "adamw_bnb_8bit"} - set(ours):
+        assert f"training.optim is {other!r}" in contradicted(stock, replace(FACTS, optim=other))
+
+
+@pytest.mark.parametrize(
+    ("section", "params", "named"),
+    [
+        ("optimizer", {"lr": 2.001e-4}, "training.learning_rate is 0.0002"),
+        ("optimizer", {"betas": [0.9, 0.999, 0.9]}, "is [0.9, 0.999]"),
+        ("optimizer", {"bias_correction": False}, "the bias correction of every Adam is True"),
+        ("optimizer", {"adam_w_mode": False}, "the decay of weights apart from their gradient is True"),
+        ("scheduler", {"warmup_min_lr": 1e-5}, "the start of every schedule is 0"),
+        ("scheduler", {"warmup_min_ratio": 0.1}, "the start of every schedule is 0"),
+    ],
+)
+def test_a_value_that_the_run_would_not_have_is_refused(section: str, params: dict[str, Any], named: str) -> None:
+    assert named in contradicted({section: {"params": params}})
+
+
+def test_what_the_yaml_cannot_say_may_be_said_as_it_is() -> None:
+    params = {"torch_adam": True, "fused": True, "adam_w_mode": True, "bias_correction": True}
+    stock_config({"optimizer": {"type": "AdamW", "params": params}}, FACTS)
+    stock_config({"optimizer": {"type": "AdamW", "params": {"adam_w_mode": "auto", "bias_correction": "auto"}}}, FACTS)

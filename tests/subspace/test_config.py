@@ -26,7 +26,7 @@ PHASES = {"warmup_steps": None, "final_steps": None, "interval": None}
 LORA = {**PENALTY, **BETWEEN, "init": "kaiming", "iterations": 1, "lr_ratio": 1.0}
 FOLDED = {**PENALTY, "residual": "stacked"}
 COUNT = {"num_virtual_tokens": 20}
-# What every option is where nobody gives it, written down once by hand (methods.md 14.1).
+# What every option is where nobody gives it, written down once by hand (docs/methods.md, "Defaults of a method").
 OPTIONS: dict[str, dict[str, Any]] = {
     "adalora": {**PENALTY, **BETWEEN, **PHASES, "power": 1, "init_rank": None, "beta1": 0.85, "beta2": 0.85},
     "bitfit": {"biases": "auto"},

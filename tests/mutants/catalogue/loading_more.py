@@ -128,8 +128,8 @@ MUTANTS = [
     Mutant(
         name="classifier-is-packed",
         file=f"{LOADING}/stream.py",
-        text='"score", "classifier", ',
-        becomes='"score", ',
+        text='("lm_head", "score", "classifier", ',
+        becomes='("lm_head", "score", ',
         promise="A stored classification head is not packed.",
         tests=[
             f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[BertForSequenceClassification]"

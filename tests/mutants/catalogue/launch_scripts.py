@@ -1,0 +1,200 @@
+"""The scripts of the launch folder: checks, environments, and what the quickstart shows."""
+
+from __future__ import annotations
+
+from tests.mutants.mutant import Mutant
+
+MUTANTS = [
+    Mutant(
+        name="checks-without-a-status",
+        file="launch/test.sh",
+        text="[ ${#failed[@]} -eq 0 ] || status=1\n",
+        becomes="",
+        promise="A red check of launch/test.sh is its exit status.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="checks-that-fail-are-forgotten",
+        file="launch/test.sh",
+        text='"$@" || failed+=("$*")',
+        becomes='"$@" || true',
+        promise="launch/test.sh says which check is red.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="slow-tests-always",
+        file="launch/test.sh",
+        text='markers="not slow"',
+        becomes='markers=""',
+        promise="Slow tests are left out unless they are asked for.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="slow-tests-never",
+        file="launch/test.sh",
+        text='    markers=""\n',
+        becomes="",
+        promise="launch/test.sh --slow runs the slow tests too.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="types-unchecked",
+        file="launch/test.sh",
+        text="check python -m mypy\n",
+        becomes="",
+        promise="launch/test.sh checks types.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="format-unchecked",
+        file="launch/test.sh",
+        text="check ruff format --check .\n",
+        becomes="",
+        promise="launch/test.sh checks the format.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="red-tests-are-a-success",
+        file="launch/test.sh",
+        text='"$@" || status=$?',
+        becomes='"$@" || true',
+        promise="Red tests are the exit status of launch/test.sh.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="mutants-without-their-arguments",
+        file="launch/test.sh",
+        text='exec python -m tests.mutants "$@"',
+        becomes="exec python -m tests.mutants",
+        promise="launch/test.sh --mutants hands its arguments over.",
+        tests=["tests/launch/test_checks.py::test_mutants_are_handed_over_with_their_arguments_and_their_status"],
+    ),
+    Mutant(
+        name="hub-asked-by-tests",
+        file="launch/test.sh",
+        text="HF_HUB_OFFLINE=1",
+        becomes="HF_HUB_OFFLINE=0",
+        promise="Tests ask no hub.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="environment-without-the-repository",
+        file="launch/environment.sh",
+        text='PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"',
+        becomes='PYTHONPATH="${PYTHONPATH:-}"',
+        promise="The package is taken from this folder whatever is installed.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="environment-goes-on-without-packages",
+        file="launch/environment.sh",
+        text='        install "$@" || return 1\n',
+        becomes='        install "$@" || true\n',
+        promise="What cannot be installed ends the script.",
+        tests=["tests/launch/test_checks.py::test_what_is_missing_and_cannot_be_installed_stops_everything"],
+    ),
+    Mutant(
+        name="environment-another-python",
+        file="launch/environment.sh",
+        text='PYTHON="$DIST_SUBSPACE_PYTHON"',
+        becomes='PYTHON="$(command -v python3)"',
+        promise="The interpreter that DIST_SUBSPACE_PYTHON names is used.",
+        tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
+    ),
+    Mutant(
+        name="requirements-of-extras-unseen",
+        file="launch/environment.sh",
+        text='*(options["options.extras_require"][extra] for extra in extras)',
+        becomes="",
+        promise="The extra's requirements are looked for too.",
+        tests=["tests/launch/test_checks.py::test_what_is_missing_and_cannot_be_installed_stops_everything"],
+    ),
+    Mutant(
+        name="versions-unseen",
+        file="launch/environment.sh",
+        text="if not requirement.specifier.contains(",
+        becomes="if False and not requirement.specifier.contains(",
+        promise="A version that is too old is missing.",
+        tests=["tests/launch/test_checks.py::test_what_is_missing_and_cannot_be_installed_stops_everything"],
+    ),
+    Mutant(
+        name="shown-loss-without-the-first-token",
+        file="launch/quickstart/show.py",
+        text="targets[row, border : len(whole)] = ids[row, border : len(whole)]",
+        becomes="targets[row, border + 1 : len(whole)] = ids[row, border + 1 : len(whole)]",
+        promise="The loss that is shown is of every token of the answers.",
+        tests=["tests/launch/test_show.py::test_losses_and_answers_of_a_batch_are_those_of_its_samples"],
+    ),
+    Mutant(
+        name="shown-loss-with-the-prompt",
+        file="launch/quickstart/show.py",
+        text="targets[row, border : len(whole)] = ids[row, border : len(whole)]",
+        becomes="targets[row, : len(whole)] = ids[row, : len(whole)]",
+        promise="The loss that is shown is of the answers alone.",
+        tests=["tests/launch/test_show.py::test_losses_and_answers_of_a_batch_are_those_of_its_samples"],
+    ),
+    Mutant(
+        name="shown-loss-without-the-end",
+        file="launch/quickstart/show.py",
+        text='["input_ids"] + [tokenizer.eos_token_id] for row',
+        becomes='["input_ids"] for row',
+        promise="The loss that is shown counts the answer's end.",
+        tests=["tests/launch/test_show.py::test_losses_and_answers_of_a_batch_are_those_of_its_samples"],
+    ),
+    Mutant(
+        name="shown-answers-padded-on-the-right",
+        file="launch/quickstart/show.py",
+        text="[[end] * (width - len(prompt)) + prompt for",
+        becomes="[prompt + [end] * (width - len(prompt)) for",
+        promise="Answers follow their prompts at once.",
+        tests=["tests/launch/test_show.py::test_losses_and_answers_of_a_batch_are_those_of_its_samples"],
+    ),
+    Mutant(
+        name="shown-mean-of-batches",
+        file="launch/quickstart/show.py",
+        text="return Verdict(total / count, answers)",
+        becomes="return Verdict(total / max(1, count - 1), answers)",
+        promise="The loss that is shown is the mean over tokens.",
+        tests=["tests/launch/test_show.py::test_losses_and_answers_of_a_batch_are_those_of_its_samples"],
+    ),
+    Mutant(
+        name="shown-after-is-before",
+        file="launch/quickstart/show.py",
+        text="after = examine(dsub.load_adapter(model, given.adapter), tokenizer, rows)",
+        becomes="after = before",
+        promise="What is shown after is the adapter's.",
+        tests=[
+            "tests/launch/test_show.py::test_before_is_the_base_and_after_the_adapter_and_a_loss_that_did_not_fall_is_a_failure"
+        ],
+    ),
+    Mutant(
+        name="shown-failure-is-a-success",
+        file="launch/quickstart/show.py",
+        text="if after.loss >= before.loss:",
+        becomes="if after.loss < before.loss:",
+        promise="A held-out loss that did not fall is a failure.",
+        tests=[
+            "tests/launch/test_show.py::test_before_is_the_base_and_after_the_adapter_and_a_loss_that_did_not_fall_is_a_failure"
+        ],
+    ),
+    Mutant(
+        name="docstrings-of-private-modules",
+        file="launch/quickstart/docstrings.py",
+        text='if not each.module.startswith("_")',
+        becomes="if each.module",
+        promise="The quickstart's task has public modules alone.",
+        tests=[
+            "tests/launch/test_show.py::test_a_task_of_docstrings_has_the_commonest_public_modules_and_no_more_of_one_than_of_another"
+        ],
+    ),
+    Mutant(
+        name="docstrings-of-one-module-prevail",
+        file="launch/quickstart/docstrings.py",
+        text="if each.module == module][:PER_MODULE]",
+        becomes="if each.module == module]",
+        promise="No module's name is a good guess.",
+        tests=[
+            "tests/launch/test_show.py::test_a_task_of_docstrings_has_the_commonest_public_modules_and_no_more_of_one_than_of_another"
+        ],
+    ),
+]
