@@ -92,17 +92,18 @@ def conversations(file: Path, count: int) -> None:
 @contextlib.contextmanager
 def looked_at(told: Told, after: int) -> Iterator[None]:
     """At the beginning of each step that follows `after`, and before the first of all: the status."""
-    calls = 0
+    calls, late = 0, False
 
     def look(module: nn.Module, inputs: object) -> None:
-        nonlocal calls
+        nonlocal calls, late
         if not (isinstance(module, LlamaForCausalLM) and attachment(module) is not None and module.training):
             return
         if calls % ROUNDS == 0:
             primes = after > 0 and len(told.status) > 0  # a run that goes on makes the optimizer's moments first
             expected, until = after + len(told.status) - primes, time.monotonic() + 20
-            while (found := read_status(told.run) or {})["step"] != expected and time.monotonic() < until:
+            while (found := read_status(told.run) or {})["step"] != expected and time.monotonic() < until and not late:
                 time.sleep(0.02)
+            late |= found["step"] != expected
             told.status.append(found)
         calls += 1
 
