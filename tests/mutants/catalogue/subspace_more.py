@@ -272,6 +272,32 @@ MUTANTS = [
         ],
     ),
     Mutant(
+        name="begun-not-in-the-state",
+        file="dist_subspace/subspace/schedules/switching.py",
+        text='self.switched, self.begun = state.get("switched"), state.get("begun")',
+        becomes='self.switched = state.get("switched")',
+        promise="A resumed run knows when the optimizer began anew for the strengths.",
+        tests=["tests/subspace/schedules/test_switching.py::test_phase_and_step_are_its_state"],
+    ),
+    Mutant(
+        name="switch-on-chosen-directions",
+        file="dist_subspace/subspace/schedules/switching.py",
+        text="not chosen and self.switched is None",
+        becomes="self.switched is None",
+        promise="Directions that came with an adapter are not chosen anew.",
+        tests=[
+            "tests/subspace/schedules/test_switching.py::test_directions_that_came_with_an_adapter_are_not_chosen_anew"
+        ],
+    ),
+    Mutant(
+        name="target-of-the-model-not-the-layers",
+        file="dist_subspace/subspace/schedules/cutting.py",
+        text="sum(part.settings.rank for part in parts.values())",
+        becomes="settings.rank * len(parts)",
+        promise="AdaLoRA's budget ends at the sum of the layers' own ranks.",
+        tests=["tests/subspace/schedules/test_cutting.py::test_the_target_is_the_sum_of_the_layers_own_ranks"],
+    ),
+    Mutant(
         name="reduction-default-sum",
         file="dist_subspace/subspace/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',
