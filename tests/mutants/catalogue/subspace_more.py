@@ -298,6 +298,34 @@ MUTANTS = [
         tests=["tests/subspace/schedules/test_cutting.py::test_the_target_is_the_sum_of_the_layers_own_ranks"],
     ),
     Mutant(
+        name="doras-state-without-b",
+        file="dist_subspace/subspace/combination/dora.py",
+        text="(self.lora_A, self.lora_B, self.lora_magnitude_vector))",
+        becomes="(self.lora_A, self.lora_magnitude_vector))",
+        promise="DoRA's scale in evaluation follows B.",
+        tests=[
+            "tests/subspace/combination/test_dora.py::test_a_parameter_that_is_written_to_in_evaluation_acts_at_once[lora_B]"
+        ],
+    ),
+    Mutant(
+        name="loftq-is-promised-to-peft",
+        file="dist_subspace/subspace/loftq.py",
+        text="return super().agrees_with_peft() and not self.rebases",
+        becomes="return super().agrees_with_peft()",
+        promise="PEFT is not promised an adapter whose base it would not make.",
+        tests=[
+            "tests/subspace/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"
+        ],
+    ),
+    Mutant(
+        name="copys-output-cast-always",
+        file="dist_subspace/subspace/trained_copy.py",
+        text="return y.to(self.dtype) if self.is_embedding else y",
+        becomes="return y.to(self.dtype)",
+        promise="A head that is trained in full gives float32 logits.",
+        tests=["tests/subspace/test_attach.py::test_a_saved_copy_is_float32_beside_a_half_precision_model"],
+    ),
+    Mutant(
         name="reduction-default-sum",
         file="dist_subspace/subspace/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',
