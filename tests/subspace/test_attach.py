@@ -234,6 +234,9 @@ def test_tied_modules_that_are_saved_stay_tied() -> None:
     model = attach_tiny(tiny_model(), modules_to_save=["lm_head"])
     assert model.lm_head.trained.weight is model.model.embed_tokens.trained.weight
     assert model.lm_head.original.weight is model.model.embed_tokens.original.weight
+    assert model.lm_head.weight is model.lm_head.trained.weight
+    with disabled(model):
+        assert model.lm_head.weight is model.lm_head.original.weight
     assert len(trainable_parameters(model)) == 28 + 1
 
 

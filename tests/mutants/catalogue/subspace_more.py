@@ -326,6 +326,14 @@ MUTANTS = [
         tests=["tests/subspace/test_attach.py::test_a_saved_copy_is_float32_beside_a_half_precision_model"],
     ),
     Mutant(
+        name="copys-weight-is-the-trained-when-disabled",
+        file="dist_subspace/subspace/trained_copy.py",
+        text="return self.trained.weight if self.enabled else self.original.weight",
+        becomes="return self.trained.weight",
+        promise="Who reads the weight of a disabled module that is trained in full gets the frozen one.",
+        tests=["tests/subspace/test_attach.py::test_tied_modules_that_are_saved_stay_tied"],
+    ),
+    Mutant(
         name="reduction-default-sum",
         file="dist_subspace/subspace/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',
