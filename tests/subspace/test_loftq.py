@@ -58,6 +58,10 @@ def test_the_start_is_nearer_to_the_original_than_the_rounded_base(method: str, 
     assert torch.equal(part(x), part.base(x))
 
 
+def test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make() -> None:
+    assert fitted(rounds=1).agrees_with_peft() and not fitted(rounds=4).agrees_with_peft()
+
+
 def test_either_factor_gets_the_root() -> None:
     part = fitted()
     torch.testing.assert_close(part.lora_A.norm(dim=1), part.lora_B.norm(dim=0))

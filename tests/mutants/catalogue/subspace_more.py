@@ -272,6 +272,68 @@ MUTANTS = [
         ],
     ),
     Mutant(
+        name="begun-not-in-the-state",
+        file="dist_subspace/subspace/schedules/switching.py",
+        text='self.switched, self.begun = state.get("switched"), state.get("begun")',
+        becomes='self.switched = state.get("switched")',
+        promise="A resumed run knows when the optimizer began anew for the strengths.",
+        tests=["tests/subspace/schedules/test_switching.py::test_phase_and_step_are_its_state"],
+    ),
+    Mutant(
+        name="switch-on-chosen-directions",
+        file="dist_subspace/subspace/schedules/switching.py",
+        text="not chosen and self.switched is None",
+        becomes="self.switched is None",
+        promise="Directions that came with an adapter are not chosen anew.",
+        tests=[
+            "tests/subspace/schedules/test_switching.py::test_directions_that_came_with_an_adapter_are_not_chosen_anew"
+        ],
+    ),
+    Mutant(
+        name="target-of-the-model-not-the-layers",
+        file="dist_subspace/subspace/schedules/cutting.py",
+        text="sum(part.settings.rank for part in parts.values())",
+        becomes="settings.rank * len(parts)",
+        promise="AdaLoRA's budget ends at the sum of the layers' own ranks.",
+        tests=["tests/subspace/schedules/test_cutting.py::test_the_target_is_the_sum_of_the_layers_own_ranks"],
+    ),
+    Mutant(
+        name="doras-state-without-b",
+        file="dist_subspace/subspace/combination/dora.py",
+        text="(self.lora_A, self.lora_B, self.lora_magnitude_vector))",
+        becomes="(self.lora_A, self.lora_magnitude_vector))",
+        promise="DoRA's scale in evaluation follows B.",
+        tests=[
+            "tests/subspace/combination/test_dora.py::test_a_parameter_that_is_written_to_in_evaluation_acts_at_once[lora_B]"
+        ],
+    ),
+    Mutant(
+        name="loftq-is-promised-to-peft",
+        file="dist_subspace/subspace/loftq.py",
+        text="return super().agrees_with_peft() and not self.rebases",
+        becomes="return super().agrees_with_peft()",
+        promise="PEFT is not promised an adapter whose base it would not make.",
+        tests=[
+            "tests/subspace/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"
+        ],
+    ),
+    Mutant(
+        name="copys-output-cast-always",
+        file="dist_subspace/subspace/trained_copy.py",
+        text="return y.to(self.dtype) if self.is_embedding else y",
+        becomes="return y.to(self.dtype)",
+        promise="A head that is trained in full gives float32 logits.",
+        tests=["tests/subspace/test_attach.py::test_a_saved_copy_is_float32_beside_a_half_precision_model"],
+    ),
+    Mutant(
+        name="copys-weight-is-the-trained-when-disabled",
+        file="dist_subspace/subspace/trained_copy.py",
+        text="return self.trained.weight if self.enabled else self.original.weight",
+        becomes="return self.trained.weight",
+        promise="Who reads the weight of a disabled module that is trained in full gets the frozen one.",
+        tests=["tests/subspace/test_attach.py::test_tied_modules_that_are_saved_stay_tied"],
+    ),
+    Mutant(
         name="reduction-default-sum",
         file="dist_subspace/subspace/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',

@@ -251,6 +251,17 @@ def test_evaluation_asks_for_the_norms_once_and_again_after_training() -> None:
     torch.testing.assert_close(module(X), golden(None)(X))  # gradients are wanted: parameters may have moved
 
 
+@pytest.mark.parametrize("name", ["lora_A", "lora_B", "lora_magnitude_vector"])
+def test_a_parameter_that_is_written_to_in_evaluation_acts_at_once(name: str) -> None:
+    module = golden().eval()
+    with torch.no_grad():
+        before = module(X)
+        module.get_parameter(name).mul_(1.5)
+        fresh = give(golden(), **{own: p.data for own, p in module.trainables().items()})
+        assert not torch.allclose(module(X), before)
+        torch.testing.assert_close(module(X), fresh(X))
+
+
 def test_a_constraint_acts_on_a_alone() -> None:
     module = golden(constraint="mpc_o")
     assert module.constrained()[0] is module.lora_A and module.constrained()[1] is None

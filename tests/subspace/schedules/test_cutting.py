@@ -30,6 +30,13 @@ def test_the_budget_follows_the_golden_curve() -> None:
     assert {t: plan.budget(t, 100) for t in golden} == golden
 
 
+def test_the_target_is_the_sum_of_the_layers_own_ranks() -> None:
+    """Of a rank pattern's too."""
+    parts = {f"layer{rank}": layer("adalora", rank=rank, options={"init_rank": 3}) for rank in (1, 3, 3)}
+    plan = CuttingSchedule(parts, resolve(SubspaceConfig("adalora", rank=1, options={"init_rank": 3})).settings)
+    assert (plan.budget(0, 100), plan.budget(100, 100)) == (6, 4)
+
+
 def test_the_score_of_an_entry_is_the_golden_one() -> None:
     state = Importance(0.85, 0.85)
     expected = ((0.03, 0.0255), (0.0855, 0.06885), (0.087675, 0.06037125))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceConfig, resolve
 from dist_subspace.subspace.schedules.switching import SwitchingSchedule
+from tests.subspace.golden import layer
 
 
 def schedule(**options: Any) -> SwitchingSchedule:
@@ -37,13 +39,25 @@ def test_a_step_that_was_left_out_does_not_lose_the_switch() -> None:
     assert switches(schedule(warmup_steps=5), 30, first=8) == [8]
 
 
+def test_directions_that_came_with_an_adapter_are_not_chosen_anew() -> None:
+    """The strengths that came with them belong to those."""
+    part: Any = layer("lora-dash", rank=2, options={"directions": 2})
+    settings = resolve(SubspaceConfig(method="lora-dash")).settings
+    assert SwitchingSchedule({"layer": part}, settings).decomposes(10, 30)
+    part.load_file_tensors({**part.file_tensors(), "dash_U": torch.ones(3, 2), "dash_V": torch.ones(2, 4)})
+    plan = SwitchingSchedule({"layer": part}, settings)
+    assert not any(plan.decomposes(step, 30) for step in range(1, 31))
+
+
 def test_phase_and_step_are_its_state() -> None:
     plan = schedule(warmup_steps=5)
     assert plan.state() == {"phase": 1, "switched": None, "begun": None}
     switches(plan, 7)
     assert plan.state() == {"phase": 2, "switched": 5, "begun": None}
+    plan.begun = 5  # as the optimizer's counters said
     again = schedule(warmup_steps=5)
     again.restore(plan.state(), {})
+    assert (again.switched, again.begun) == (5, 5)
     assert switches(again, 30, first=8) == []
 
 
