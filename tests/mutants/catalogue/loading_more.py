@@ -12,6 +12,16 @@ CONVERSIONS = "tests/loading/test_conversions.py"
 
 MUTANTS = [
     Mutant(
+        name="heads-of-t5-packed",
+        file=f"{LOADING}/stream.py",
+        text='"score", "classifier", "classification_head")',
+        becomes='"score", "classifier")',
+        promise="classification_head is a head too.",
+        tests=[
+            f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[T5ForSequenceClassification]"
+        ],
+    ),
+    Mutant(
         name="mtp-layers-refused",
         file=f"{LOADING}/unused.py",
         text='("num_nextn_predict_layers", "mtp_num_hidden_layers")',
@@ -113,26 +123,6 @@ MUTANTS = [
         promise="A stored head of several layers is as dense as one of a single layer.",
         tests=[
             f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[RobertaForSequenceClassification]"
-        ],
-    ),
-    Mutant(
-        name="score-is-packed",
-        file=f"{LOADING}/stream.py",
-        text='HEADS = ("lm_head", "score", ',
-        becomes='HEADS = ("lm_head", ',
-        promise="A stored classification head is not packed.",
-        tests=[
-            f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[LlamaForSequenceClassification]"
-        ],
-    ),
-    Mutant(
-        name="classifier-is-packed",
-        file=f"{LOADING}/stream.py",
-        text='"score", "classifier", ',
-        becomes='"score", ',
-        promise="A stored classification head is not packed.",
-        tests=[
-            f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[BertForSequenceClassification]"
         ],
     ),
     Mutant(
