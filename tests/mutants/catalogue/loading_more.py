@@ -152,7 +152,7 @@ MUTANTS = [
         becomes="WIDER = (torch.float32, torch.bfloat16)",
         promise="A float64 value that float16 cannot hold is refused.",
         tests=[
-            f"{LOAD_TESTS}/test_types.py::test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused[up_proj-torch.float64]"
+            f"{LOAD_TESTS}/test_types.py::test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused[embed_tokens-torch.float64]"
         ],
     ),
     Mutant(
