@@ -143,11 +143,12 @@ def packing_leak(model: nn.Module, sample_a: Tensor, sample_b: Tensor) -> float:
     finally:
         model.train(training)
     first = len(alone_a)
-    rounding = (packed[:first] - alone_a).abs().mean()
+    before = (packed[:first] - alone_a).abs()
+    rounding = torch.stack([piece.mean() for piece in before.split(NEAR)]).max()  # as much as so few tokens show of it
     changed = (packed[first:] - alone_b)[:NEAR].abs().mean()
     spread = torch.cat([alone_a, alone_b]).std().clamp_min(1e-8)
     # A change of a itself far above rounding: the model looks ahead, into b.
-    ahead = float((packed[:first] - alone_a)[-NEAR:].abs().mean() / spread)
+    ahead = float(before.mean() / spread)
     behind = float((changed - 3 * rounding).clamp_min(0) / spread)
     return max(behind, ahead if ahead > AHEAD_LIMIT else 0.0)
 

@@ -12,6 +12,16 @@ CONVERSIONS = "tests/loading/test_conversions.py"
 
 MUTANTS = [
     Mutant(
+        name="heads-of-t5-packed",
+        file=f"{LOADING}/stream.py",
+        text='"score", "classifier", "classification_head")',
+        becomes='"score", "classifier")',
+        promise="classification_head is a head too.",
+        tests=[
+            f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[T5ForSequenceClassification]"
+        ],
+    ),
+    Mutant(
         name="mtp-layers-refused",
         file=f"{LOADING}/unused.py",
         text='("num_nextn_predict_layers", "mtp_num_hidden_layers")',
@@ -116,26 +126,6 @@ MUTANTS = [
         ],
     ),
     Mutant(
-        name="score-is-packed",
-        file=f"{LOADING}/stream.py",
-        text='HEADS = ("lm_head", "score", ',
-        becomes='HEADS = ("lm_head", ',
-        promise="A stored classification head is not packed.",
-        tests=[
-            f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[LlamaForSequenceClassification]"
-        ],
-    ),
-    Mutant(
-        name="classifier-is-packed",
-        file=f"{LOADING}/stream.py",
-        text='("lm_head", "score", "classifier", ',
-        becomes='("lm_head", "score", ',
-        promise="A stored classification head is not packed.",
-        tests=[
-            f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[BertForSequenceClassification]"
-        ],
-    ),
-    Mutant(
         name="pre-classifier-is-packed",
         file=f"{LOADING}/stream.py",
         text=', "pre_classifier")',
@@ -162,7 +152,7 @@ MUTANTS = [
         becomes="WIDER = (torch.float32, torch.bfloat16)",
         promise="A float64 value that float16 cannot hold is refused.",
         tests=[
-            f"{LOAD_TESTS}/test_types.py::test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused[up_proj-torch.float64]"
+            f"{LOAD_TESTS}/test_types.py::test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused[embed_tokens-torch.float64]"
         ],
     ),
     Mutant(
