@@ -26,14 +26,14 @@ METHODS = (
     *("lora", "rslora", "dora", "pissa", "milora", "olora", "lora-fa", "trilora", "adalora", "flora", "moslora"),
     *("liera", "flexlora", "ssl", "ssb", "ia3", "bitfit", "sam-parser", "svdiff", "spectral-additive"),
     *("spectral-rotational", "lora-dash", "parallel-adapter", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning"),
-    "vera",
+    *("vera", "lora-xs"),
 )
 # rank and alpha over rank of the method itself; None where it has none (methods.md 14.1).
 DEFAULTS: dict[str, tuple[int | None, float | None]] = {
     **dict.fromkeys(
         ("lora", "rslora", "lora-fa", "dora", "trilora", "flora", "moslora", "liera", "lora-dash"), (16, 2)
     ),
-    **dict.fromkeys(("pissa", "milora", "olora"), (16, 1)),
+    **dict.fromkeys(("pissa", "milora", "olora", "lora-xs"), (16, 1)),
     **dict.fromkeys(("spectral-rotational", "parallel-adapter"), (16, None)),
     **dict.fromkeys(("houlsby", "pfeiffer"), (64, None)),
     **dict.fromkeys(
@@ -90,7 +90,7 @@ KEYS = {
 
 def test_the_methods_are_these_with_the_defaults_of_their_cards() -> None:
     found = dist_subspace.methods()
-    assert len(METHODS) == 29 and set(found) == set(METHODS) == set(DEFAULTS)
+    assert len(METHODS) == 30 and set(found) == set(METHODS) == set(DEFAULTS)
     assert {name: (info.rank, info.alpha_over_rank) for name, info in found.items()} == DEFAULTS
     assert {name for name, info in found.items() if not info.mergeable} == NOT_MERGEABLE
     assert {name: info.peft_type for name, info in found.items() if info.peft_type} == PEFTS

@@ -23,14 +23,14 @@ from tests.interchange.test_merge import in_process
 from tests.interchange.trained import trained
 from tests.tiny_models import logits, tiny_model
 
-# What becomes of each of the 29 methods, and what PEFT is told.
+# What becomes of each of the 30 methods, and what PEFT is told.
 DIRECT = {
     **{"lora": "LORA", "rslora": "LORA", "dora": "LORA", "lora-fa": "LORA", "adalora": "ADALORA", "vera": "VERA"},
     **{"ia3": "IA3", "prompt": "PROMPT_TUNING", "p-tuning": "P_TUNING", "prefix": "PREFIX_TUNING"},
 }
 EXACT_LORA = (
     *("pissa", "milora", "olora", "trilora", "flexlora", "flora", "moslora"),
-    *("spectral-additive", "spectral-rotational", "lora-dash"),
+    *("spectral-additive", "spectral-rotational", "lora-dash", "lora-xs"),
 )
 SCALING = ("ssl",)
 TOO_LARGE = ("svdiff", "sam-parser")  # full spectra; an exact LoRA with a small top_k
@@ -51,7 +51,7 @@ def here(*names: str) -> list[str]:
 
 def test_the_table_names_every_method_once() -> None:
     table = [*DIRECT, *EXACT_LORA, *SCALING, *TOO_LARGE, *MERGE_INSTEAD, *OWN_FOLDER_ONLY]
-    assert len(table) == len(set(table)) == 29 and set(dsub.methods()) <= set(table)
+    assert len(table) == len(set(table)) == 30 and set(dsub.methods()) <= set(table)
 
 
 def model_with(method: str, name: str = "LlamaForCausalLM", **config: Any) -> Any:

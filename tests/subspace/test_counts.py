@@ -195,6 +195,7 @@ A_LAYER: dict[str, Formula] = {
     "flexlora": lambda o, i, r: 2 * r * (o + i) + 2 * r,  # rows for twice the starting rank are allocated
     **dict.fromkeys(("flora", "moslora"), lambda o, i, r: r * (o + i) + r * r),
     "spectral-rotational": lambda o, i, r: 2 * r * r,
+    "lora-xs": lambda o, i, r: r * r,
     "lora-dash": lambda o, i, r: r * (o + i) + min(8, o, i),
     "ssl": lambda o, i, r: i,
     "ia3": lambda o, i, r: o,
@@ -242,6 +243,7 @@ FIXTURE = {"sam-parser": 3, "svdiff": 3, "ia3": 3, "ssl": 4, "ssb": 7, "bitfit":
     **dict.fromkeys(("flora", "moslora"), 18),
     "dora": 17,
     "spectral-rotational": 8,
+    "lora-xs": 4,
     "lora-dash": 17,
     "vera": 5,
 }
