@@ -201,6 +201,33 @@ def _vera(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Im
     return Imported(config, flat(layers, saved) | {key: t.float() for key, t in shared.items()}, described, shapes)
 
 
+def _miss(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
+    layers = by_layer(tensors, {"miss_block": "miss_block"}, "MISS")
+    variant, rank = described.get("init_weights", True), int(described["r"])
+    if variant == "bat":
+        raise UsageError(
+            "init_weights is 'bat', whose update is made of blocks of the frozen matrix itself, so that it is no product with "
+            "it; accepted: True, mini"
+        )
+    columns = int(described["mini_r"]) if variant == "mini" else None
+    for name, held in layers.items():
+        own = tuple(held["miss_block"].shape)
+        if own[0] != rank or own[1] != (columns or own[1]):
+            raise UsageError(
+                f"the adapter holds {name}.miss_block as {list(own)}, which its configuration contradicts; it is damaged"
+            )
+    config = SubspaceConfig(
+        method="miss",
+        rank=rank,
+        dropout=float(described.get("miss_dropout") or 0.0),
+        target_modules=tuple(layers),
+        modules_to_save=tuple(saved),
+        options={"mini_r": columns},
+    )
+    shapes: Shapes = {n: (None if columns else held["miss_block"].shape[1], None) for n, held in layers.items()}
+    return Imported(config, flat(layers, saved), described, shapes)
+
+
 def _tokens(method: str, **options: Any) -> Kind:
     def read(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
         task, stacks = described.get("task_type"), described.get("num_transformer_submodules") or 1
@@ -229,6 +256,7 @@ KINDS: dict[str, Kind] = {
     "ADALORA": _adalora,
     "IA3": _ia3,
     "VERA": _vera,
+    "MISS": _miss,
     "PROMPT_TUNING": _tokens("prompt", init="normal", placement="front"),
     "P_TUNING": _tokens("p-tuning", encoder="none", placement="front"),
     "PREFIX_TUNING": _tokens("prefix"),

@@ -17,6 +17,7 @@ from dist_subspace.subspace.spectral import SpectralLinear
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"
+VALUES = "values"
 
 # What a norm is of, by kind.
 MEANING = {
@@ -25,8 +26,12 @@ MEANING = {
     SHIFT: "‖δ‖: the norm of what is added to a layer's bias, or scales a norm",
     FACTORS: "the Frobenius norm of the product of a layer's factors (what it does to W is no fixed ΔW)",
     TOKENS: "the Frobenius norm of the virtual tokens",
+    VALUES: "‖θ‖: the norm of a layer's trained values (what they do to W is told by its shape too)",
 }
 RANK_MEANING = "effective rank: exp of the entropy of the singular values' shares of their sum"
+
+# Tensors of PEFT's methods that change W in a way that depends on the layer's shape.
+_OF_PEFT_ALONE = {"miss_block"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,8 @@ def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) ->
         return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
     if "ia3_l" in found:
         return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
-    return of_values(layer, SHIFT, list(found.values()))
+    kind = VALUES if found.keys() & _OF_PEFT_ALONE else SHIFT
+    return of_values(layer, kind, list(found.values()))
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
@@ -150,7 +156,7 @@ def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
         return [EMBEDDINGS]
     found: dict[str, None] = {}
     for key in adapter.keys:
-        for ending in (".lora_A.weight", ".lora_A", ".ia3_l"):
+        for ending in (".lora_A.weight", ".lora_A", ".ia3_l", *(f".{suffix}" for suffix in _OF_PEFT_ALONE)):
             if key.endswith(ending):
                 found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
     return list(found)

@@ -134,7 +134,7 @@ def test_export_measures_an_approximation_on_the_base_that_it_is_given(
     assert "relative error of the updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", ["lora", "dora", "adalora", "ia3", "vera", "prompt", "prefix"])
+@pytest.mark.parametrize("case", ["lora", "dora", "adalora", "ia3", "vera", "miss", "prompt", "prefix"])
 def test_import_rewrites_pefts_adapter_without_a_base(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +148,7 @@ def test_import_rewrites_pefts_adapter_without_a_base(
         "adalora": lambda: peft.AdaLoraConfig(**layers, init_r=4, total_step=10),
         "ia3": lambda: peft.IA3Config(**layers, feedforward_modules=["down_proj"]),
         "vera": lambda: peft.VeraConfig(**layers, r=5),
+        "miss": lambda: peft.MissConfig(**layers, r=5),
         "prompt": lambda: peft.PromptTuningConfig(**tokens),
         "prefix": lambda: peft.PrefixTuningConfig(**tokens),
     }[case]()

@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import pytest
 
+from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG
 from dist_subspace.interchange.peft_import import read_peft
 from dist_subspace.subspace import resolve
@@ -22,12 +23,13 @@ def adalora(**fields: Any) -> peft.AdaLoraConfig:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
-@pytest.mark.parametrize("kind", ["lora", "adalora", "vera"])
+@pytest.mark.parametrize("kind", ["lora", "adalora", "vera", "miss"])
 def test_it_trains_on_with_the_dropout_that_it_was_trained_with(kind: str, dropout: float, tmp_path: Path) -> None:
     made = {
         "lora": lambda: lora(lora_dropout=dropout),
         "adalora": lambda: adalora(lora_dropout=dropout),
         "vera": lambda: peft.VeraConfig(r=5, vera_dropout=dropout, **LAYERS),
+        "miss": lambda: peft.MissConfig(r=5, miss_dropout=dropout, **LAYERS),
     }[kind]()
     assert read_peft(written(tmp_path, made)[0]).config.dropout == dropout
 
@@ -58,3 +60,30 @@ def test_triplets_that_adalora_has_kept_come_back_to_their_places(tmp_path: Path
     for name, mask in masks.items():
         e = tensors[f"base_model.model.{name.removesuffix('.lora_E')}.lora_E"].flatten()
         assert (e != 0).tolist() == mask
+
+
+def described_otherwise(folder: Path, config: Any, **fields: Any) -> Path:
+    """An adapter that PEFT saved, whose configuration says something else."""
+    written(folder, config)
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"init_weights": "bat"}, "init_weights is 'bat', whose update is made of blocks of the frozen matrix itself"),
+        ({"r": 4}, r"holds .*\.miss_block as \[5, \d+\], which its configuration contradicts; it is damaged"),
+        ({"init_weights": "mini", "mini_r": 3}, r"as \[5, \d+\], which its configuration contradicts"),
+        ({"bias": "all", "a_field_of_tomorrow": 1}, "a_field_of_tomorrow is 1, which is not known here"),
+    ],
+    ids=["bat", "another rank", "other columns", "a field of tomorrow"],
+)
+def test_a_miss_that_computes_something_else_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        read_peft(described_otherwise(tmp_path, peft.MissConfig(r=5, **LAYERS), **fields))
+
+
+def test_a_miss_knows_its_outputs(tmp_path: Path) -> None:
+    shapes = read_peft(written(tmp_path, peft.MissConfig(r=5, **LAYERS))[0]).shapes
+    assert shapes["model.layers.0.mlp.down_proj"] == (32, None)

@@ -145,6 +145,24 @@ def test_an_adalora_of_peft_is_measured_too(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("kind", "fields"), [("MissConfig", {"r": 4})])
+def test_what_the_shape_of_a_layer_decides_is_measured_as_the_values_that_were_trained(
+    kind: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    import peft
+
+    model = peft.get_peft_model(tiny_model(), getattr(peft, kind)(target_modules=["q_proj", "down_proj"], **fields))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        parameter.data.normal_()
+    model.save_pretrained(tmp_path)
+    found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
+    assert len(found) == 4
+    for name, movement in found.items():
+        (values,) = (p for key, p in trained.items() if f".{name}." in key)
+        assert movement.kind == "values" and movement.norm == pytest.approx(float(values.norm()), rel=1e-5)
+
+
 def test_virtual_tokens_of_peft_are_measured_too(tmp_path: Path) -> None:
     import peft
 

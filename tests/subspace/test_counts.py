@@ -189,7 +189,7 @@ PAIR: Formula = lambda o, i, r: r * (o + i)  # noqa: E731
 A_LAYER: dict[str, Formula] = {
     **dict.fromkeys(("lora", "rslora", "pissa", "milora", "olora", "liera", "parallel-adapter"), PAIR),
     "spectral-additive": PAIR,
-    "lora-fa": lambda o, i, r: r * o,
+    **dict.fromkeys(("lora-fa", "miss"), lambda o, i, r: r * o),
     "dora": lambda o, i, r: r * (o + i) + o,
     **dict.fromkeys(("trilora", "adalora"), lambda o, i, r: r * (o + i) + r),
     "flexlora": lambda o, i, r: 2 * r * (o + i) + 2 * r,  # rows for twice the starting rank are allocated
@@ -244,6 +244,7 @@ FIXTURE = {"sam-parser": 3, "svdiff": 3, "ia3": 3, "ssl": 4, "ssb": 7, "bitfit":
     "dora": 17,
     "spectral-rotational": 8,
     "lora-xs": 4,
+    "miss": 6,
     "lora-dash": 17,
     "vera": 5,
 }
