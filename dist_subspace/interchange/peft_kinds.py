@@ -228,6 +228,39 @@ def _miss(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Im
     return Imported(config, flat(layers, saved), described, shapes)
 
 
+def _oft(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
+    layers = by_layer(tensors, {"oft_R.weight": "oft_R.weight"}, "OFT")
+    if "oft_block_size" not in described:
+        raise UsageError("oft_block_size is not said: the adapter is of a PEFT whose OFT was another one (before 0.14)")
+    sizes = {name: _block_size(held["oft_R.weight"]) for name, held in layers.items()}
+    size, found = int(described["oft_block_size"]), sorted(set(sizes.values()))
+    if described.get("r") and len(found) > 1:
+        raise UsageError(
+            f"r is {described['r']}, so many blocks in each layer, which makes blocks of {found} inputs; accepted: r: 0 with an "
+            "oft_block_size, or layers with as many inputs"
+        )
+    shared = bool(described["block_share"])
+    config = SubspaceConfig(
+        method="oft",
+        target_modules=tuple(layers),
+        modules_to_save=tuple(saved),
+        options={
+            "oft_block_size": found[0] if described.get("r") else size,
+            "block_share": shared,
+            "cayley": "neumann" if described["use_cayley_neumann"] else "exact",
+            "neumann_terms": int(described["num_cayley_neumann_terms"]),
+        },
+    )
+    rows = {name: held["oft_R.weight"].shape[0] for name, held in layers.items()}
+    shapes: Shapes = {name: (None, None if shared else rows[name] * own) for name, own in sizes.items()}
+    return Imported(config, flat(layers, saved), described, shapes)
+
+
+def _block_size(above: Tensor) -> int:
+    """b of `(blocks, b (b - 1) / 2)`."""
+    return (1 + math.isqrt(1 + 8 * above.shape[1])) // 2
+
+
 def _tokens(method: str, **options: Any) -> Kind:
     def read(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
         task, stacks = described.get("task_type"), described.get("num_transformer_submodules") or 1
@@ -257,6 +290,7 @@ KINDS: dict[str, Kind] = {
     "IA3": _ia3,
     "VERA": _vera,
     "MISS": _miss,
+    "OFT": _oft,
     "PROMPT_TUNING": _tokens("prompt", init="normal", placement="front"),
     "P_TUNING": _tokens("p-tuning", encoder="none", placement="front"),
     "PREFIX_TUNING": _tokens("prefix"),

@@ -24,7 +24,7 @@ from tests.tiny_models import logits, tiny_model
 
 LLAMA, GPT2 = "LlamaForCausalLM", "GPT2LMHeadModel"
 LINEAR = {LLAMA: ["q_proj", "v_proj", "up_proj", "down_proj"], GPT2: ["c_attn", "c_fc", "mlp.c_proj"]}
-NOT_ON_CONV1D = ("miss",)
+NOT_ON_CONV1D = ("miss", "oft")
 TOKENS = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
 
 
@@ -106,6 +106,11 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "vera by its seed": ("vera", peft.VeraConfig(r=7, projection_prng_key=3, save_projection=False)),
     "miss": ("miss", peft.MissConfig(r=5, miss_dropout=0.1)),
     "miss with few columns": ("miss", peft.MissConfig(r=5, mini_r=4, init_weights="mini")),
+    "oft": ("oft", peft.OFTConfig(oft_block_size=8, module_dropout=0.2)),  # of 44 inputs it is 11
+    "oft by its default": ("oft", peft.OFTConfig()),
+    "oft of one shared block": ("oft", peft.OFTConfig(oft_block_size=4, block_share=True, num_cayley_neumann_terms=3)),
+    "oft without the series": ("oft", peft.OFTConfig(oft_block_size=4, use_cayley_neumann=False)),
+    "oft of two terms": ("oft", peft.OFTConfig(oft_block_size=4, num_cayley_neumann_terms=2)),
     "prompt": ("prompt", peft.PromptTuningConfig(**TOKENS)),
     "p-tuning": ("p-tuning", peft.PromptEncoderConfig(**TOKENS, encoder_hidden_size=6)),
     "p-tuning by an LSTM": (
@@ -257,7 +262,7 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
     [
         (
             {"peft_type": "LOHA"},
-            "peft_type is 'LOHA'.*; accepted: LORA, ADALORA, IA3, VERA, MISS,",
+            "peft_type is 'LOHA'.*; accepted: LORA, ADALORA, IA3, VERA, MISS, OFT,",
         ),
         ({"peft_type": None}, "peft_type is None; accepted: LORA"),
         (

@@ -13,7 +13,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG
 from dist_subspace.interchange.peft_import import read_peft
 from dist_subspace.subspace import resolve
-from tests.interchange.test_peft_import import lora, pruned, written
+from tests.interchange.test_peft_import import assert_imported, lora, pruned, written
+from tests.tiny_models import tiny_model
 
 LAYERS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}
 
@@ -87,3 +88,40 @@ def test_a_miss_that_computes_something_else_is_refused(fields: dict[str, Any], 
 def test_a_miss_knows_its_outputs(tmp_path: Path) -> None:
     shapes = read_peft(written(tmp_path, peft.MissConfig(r=5, **LAYERS))[0]).shapes
     assert shapes["model.layers.0.mlp.down_proj"] == (32, None)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"coft": True}, "coft is True, which is not known here"),
+        (
+            {"r": 4, "oft_block_size": 0},
+            r"r is 4, so many blocks in each layer, which makes blocks of \[8, 11\] inputs",
+        ),
+        ({"num_cayley_neumann_terms": 1}, "neumann_terms is 1; accepted: a whole number of at least 2"),
+    ],
+    ids=["coft", "blocks of two sizes", "one term"],
+)
+def test_an_oft_that_computes_something_else_is_refused(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    folder = described_otherwise(tmp_path, peft.OFTConfig(oft_block_size=8, **LAYERS), **fields)
+    with pytest.raises(UsageError, match=message):
+        resolve(read_peft(folder).config)
+
+
+def test_an_oft_from_before_it_had_a_block_size_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, peft.OFTConfig(oft_block_size=8, **LAYERS))
+    described = json.loads((tmp_path / CONFIG).read_text())
+    described.pop("oft_block_size")
+    (tmp_path / CONFIG).write_text(json.dumps(described))
+    with pytest.raises(UsageError, match="oft_block_size is not said"):
+        read_peft(tmp_path)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_oft_told_by_the_number_of_its_blocks_is_read_where_they_are_equal(shared: bool, tmp_path: Path) -> None:
+    config = peft.OFTConfig(r=8, oft_block_size=0, block_share=shared, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    folder, expected = written(tmp_path, config)
+    imported = read_peft(folder)
+    assert imported.config.options["oft_block_size"] == 4
+    assert imported.shapes["model.layers.0.self_attn.q_proj"] == (None, None if shared else 32)
+    assert_imported(tiny_model(), folder, expected, "oft")

@@ -198,6 +198,7 @@ A_LAYER: dict[str, Formula] = {
     "lora-xs": lambda o, i, r: r * r,
     "lora-dash": lambda o, i, r: r * (o + i) + min(8, o, i),
     "ssl": lambda o, i, r: i,
+    "oft": lambda o, i, r: i // 32 * (32 * 31 // 2),
     "ia3": lambda o, i, r: o,
     "ssb": lambda o, i, r: o + i,
     "bitfit": lambda o, i, r: o,
@@ -245,6 +246,7 @@ FIXTURE = {"sam-parser": 3, "svdiff": 3, "ia3": 3, "ssl": 4, "ssb": 7, "bitfit":
     "spectral-rotational": 8,
     "lora-xs": 4,
     "miss": 6,
+    "oft": 6,
     "lora-dash": 17,
     "vera": 5,
 }

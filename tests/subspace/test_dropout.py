@@ -29,7 +29,7 @@ WITH = (
     *("moslora", "liera", "sam-parser", "svdiff", "spectral-additive", "spectral-rotational", "lora-dash", "vera"),
     *("parallel-adapter", "lora-xs", "miss"),
 )
-WITHOUT = ("ssl", "ssb", "ia3", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning")
+WITHOUT = ("ssl", "ssb", "ia3", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning", "oft")
 
 Values = dict[str, Tensor]
 Share = Callable[[Tensor], Tensor]  # of x (tokens, d_in), without the frozen one
