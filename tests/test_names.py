@@ -26,25 +26,27 @@ METHODS = (
     *("lora", "rslora", "dora", "pissa", "milora", "olora", "lora-fa", "trilora", "adalora", "flora", "moslora"),
     *("liera", "flexlora", "ssl", "ssb", "ia3", "bitfit", "sam-parser", "svdiff", "spectral-additive"),
     *("spectral-rotational", "lora-dash", "parallel-adapter", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning"),
-    "vera",
+    *("vera", "lora-xs", "miss", "oft"),
 )
 # rank and alpha over rank of the method itself; None where it has none (docs/methods.md, "Defaults of a method").
 DEFAULTS: dict[str, tuple[int | None, float | None]] = {
     **dict.fromkeys(
         ("lora", "rslora", "lora-fa", "dora", "trilora", "flora", "moslora", "liera", "lora-dash"), (16, 2)
     ),
-    **dict.fromkeys(("pissa", "milora", "olora"), (16, 1)),
+    **dict.fromkeys(("pissa", "milora", "olora", "lora-xs"), (16, 1)),
     **dict.fromkeys(("spectral-rotational", "parallel-adapter"), (16, None)),
     **dict.fromkeys(("houlsby", "pfeiffer"), (64, None)),
     **dict.fromkeys(
-        ("ssl", "ssb", "ia3", "bitfit", "sam-parser", "svdiff", "prefix", "prompt", "p-tuning"), (None, None)
+        ("ssl", "ssb", "ia3", "bitfit", "sam-parser", "svdiff", "prefix", "prompt", "p-tuning", "oft"), (None, None)
     ),
     **{"adalora": (8, None), "flexlora": (8, 2), "spectral-additive": (8, None), "vera": (256, None)},
+    "miss": (64, None),
 }
 NOT_MERGEABLE = {"parallel-adapter", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning"}
 PEFTS = {
     **{"lora": "LORA", "rslora": "LORA", "lora-fa": "LORA", "dora": "LORA", "adalora": "ADALORA", "ia3": "IA3"},
     **{"vera": "VERA", "prefix": "PREFIX_TUNING", "prompt": "PROMPT_TUNING", "p-tuning": "P_TUNING"},
+    **{"miss": "MISS", "oft": "OFT"},
 }
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "nf4": 4, "fp4": 4, "int8": 8, "fp8": 8}
 STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "zero2-offload": 2, "zero3-offload": 3, "zero3-nvme": 3}
@@ -90,7 +92,7 @@ KEYS = {
 
 def test_the_methods_are_these_with_the_defaults_of_their_cards() -> None:
     found = dist_subspace.methods()
-    assert len(METHODS) == 29 and set(found) == set(METHODS) == set(DEFAULTS)
+    assert len(METHODS) == 32 and set(found) == set(METHODS) == set(DEFAULTS)
     assert {name: (info.rank, info.alpha_over_rank) for name, info in found.items()} == DEFAULTS
     assert {name for name, info in found.items() if not info.mergeable} == NOT_MERGEABLE
     assert {name: info.peft_type for name, info in found.items() if info.peft_type} == PEFTS

@@ -21,7 +21,7 @@ from dist_subspace.storage import FrozenLinear
 
 SAMPLES = 256
 ROUNDING = 2.0**-7  # of bfloat16, in which a base may be held
-_OF_A_METHOD = re.compile(r"(^|\.)(lora|vera|ia3)_|prompt_embeddings")
+_OF_A_METHOD = re.compile(r"(^|\.)(lora|vera|ia3|miss|oft)_|prompt_embeddings")
 Copies = Mapping[str, Mapping[str, Any]]  # the base's parameter -> its shape, and values evenly spaced over it
 
 

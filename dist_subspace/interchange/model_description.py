@@ -40,7 +40,8 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     }
     if described["peft_type"]:
         described |= resolved.method.peft_config(settings)
-        described |= {"fan_in_fan_out": _transposed(parts), **_patterns(parts, described)}
+        described |= {"fan_in_fan_out": _transposed(parts)} if resolved.method.peft_reads_conv1d else {}
+        described |= _patterns(parts, described)
         described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
         if described["task_type"] is None:  # PEFT's auto class goes by the model's own then
             described["auto_mapping"] = {
@@ -148,13 +149,18 @@ def _peft_type(model: nn.Module) -> str | None:
     attachment = attached(model)
     kind, parts = attachment.info.peft_type, [model.get_submodule(name) for name in attachment.layers]
     agrees = all(part.agrees_with_peft() for part in parts)  # type: ignore[operator]
+    placed = attachment.resolved.method.peft_reads_conv1d or not any(map(_is_conv1d, parts))
     alike = kind == "LORA" or all(part.settings == parts[0].settings for part in parts)  # which alone has patterns
-    return kind if agrees and alike and not attachment.config.new_tokens else None
+    return kind if agrees and placed and alike and not attachment.config.new_tokens else None
 
 
 def _transposed(parts: Mapping[str, nn.Module]) -> bool:
     """Whether the base model's own layers are Conv1D, which PEFT calls `fan_in_fan_out`."""
-    return any(getattr(part.base, "conv1d", False) for part in parts.values() if isinstance(part, SubspaceLinear))
+    return any(map(_is_conv1d, parts.values()))
+
+
+def _is_conv1d(part: nn.Module) -> bool:
+    return isinstance(part, SubspaceLinear) and bool(getattr(part.base, "conv1d", False))
 
 
 def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:

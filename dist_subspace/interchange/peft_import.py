@@ -43,6 +43,8 @@ READ = {
     *("lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
     *("init_r", "target_r", "beta1", "beta2", "orth_reg_weight", "tinit", "tfinal", "deltaT", "total_step"),
     *("feedforward_modules", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"),
+    *("miss_dropout", "mini_r", "init_weights"),
+    *("oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"),
     *("num_virtual_tokens", "num_transformer_submodules", "token_dim", "num_attention_heads", "num_layers"),
 }
 WITHOUT_EFFECT = {
@@ -64,9 +66,10 @@ WITHOUT_EFFECT = {
         "qalora_group_size",
         "runtime_config",
     ),
-    *("init_ia3_weights", "init_weights", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"),
+    *("init_ia3_weights", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"),
     *("tokenizer_kwargs", "prefix_projection", "encoder_reparameterization_type", "encoder_hidden_size"),
     *("encoder_num_layers", "encoder_dropout"),
+    *("module_dropout", "eps"),  # of OFT: of no linear layer in PEFT, and of coft alone
 }
 
 
@@ -75,6 +78,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "LORA": {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"},
     "ADALORA": {"init_r": 12, "target_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "orth_reg_weight": 0.5},
     "VERA": {"r": 256, "d_initial": 0.1, "vera_dropout": 0.0, "projection_prng_key": 0, "save_projection": True},
+    "MISS": {"r": 64, "miss_dropout": 0.0, "mini_r": 1, "init_weights": True, "bias": "none"},
+    "OFT": {"r": 0, "block_share": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "bias": "none"},
 }
 # The heads that PEFT trains in full for a task, whatever modules_to_save says.
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}

@@ -201,6 +201,66 @@ def _vera(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Im
     return Imported(config, flat(layers, saved) | {key: t.float() for key, t in shared.items()}, described, shapes)
 
 
+def _miss(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
+    layers = by_layer(tensors, {"miss_block": "miss_block"}, "MISS")
+    variant, rank = described.get("init_weights", True), int(described["r"])
+    if variant == "bat":
+        raise UsageError(
+            "init_weights is 'bat', whose update is made of blocks of the frozen matrix itself, so that it is no product with "
+            "it; accepted: True, mini"
+        )
+    columns = int(described["mini_r"]) if variant == "mini" else None
+    for name, held in layers.items():
+        own = tuple(held["miss_block"].shape)
+        if own[0] != rank or own[1] != (columns or own[1]):
+            raise UsageError(
+                f"the adapter holds {name}.miss_block as {list(own)}, which its configuration contradicts; it is damaged"
+            )
+    config = SubspaceConfig(
+        method="miss",
+        rank=rank,
+        dropout=float(described.get("miss_dropout") or 0.0),
+        target_modules=tuple(layers),
+        modules_to_save=tuple(saved),
+        options={"mini_r": columns},
+    )
+    shapes: Shapes = {n: (None if columns else held["miss_block"].shape[1], None) for n, held in layers.items()}
+    return Imported(config, flat(layers, saved), described, shapes)
+
+
+def _oft(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
+    layers = by_layer(tensors, {"oft_R.weight": "oft_R.weight"}, "OFT")
+    if "oft_block_size" not in described:
+        raise UsageError("oft_block_size is not said: the adapter is of a PEFT whose OFT was another one (before 0.14)")
+    sizes = {name: _block_size(held["oft_R.weight"]) for name, held in layers.items()}
+    size, found = int(described["oft_block_size"]), sorted(set(sizes.values()))
+    if described.get("r") and len(found) > 1:
+        raise UsageError(
+            f"r is {described['r']}, so many blocks in each layer, which makes blocks of {found} inputs; accepted: r: 0 with an "
+            "oft_block_size, or layers with as many inputs"
+        )
+    shared = bool(described["block_share"])
+    config = SubspaceConfig(
+        method="oft",
+        target_modules=tuple(layers),
+        modules_to_save=tuple(saved),
+        options={
+            "oft_block_size": found[0] if described.get("r") else size,
+            "block_share": shared,
+            "cayley": "neumann" if described["use_cayley_neumann"] else "exact",
+            "neumann_terms": int(described["num_cayley_neumann_terms"]),
+        },
+    )
+    rows = {name: held["oft_R.weight"].shape[0] for name, held in layers.items()}
+    shapes: Shapes = {name: (None, None if shared else rows[name] * own) for name, own in sizes.items()}
+    return Imported(config, flat(layers, saved), described, shapes)
+
+
+def _block_size(above: Tensor) -> int:
+    """b of `(blocks, b (b - 1) / 2)`."""
+    return (1 + math.isqrt(1 + 8 * above.shape[1])) // 2
+
+
 def _tokens(method: str, **options: Any) -> Kind:
     def read(described: Described, tensors: dict[str, Tensor], saved: Layers) -> Imported:
         task, stacks = described.get("task_type"), described.get("num_transformer_submodules") or 1
@@ -229,6 +289,8 @@ KINDS: dict[str, Kind] = {
     "ADALORA": _adalora,
     "IA3": _ia3,
     "VERA": _vera,
+    "MISS": _miss,
+    "OFT": _oft,
     "PROMPT_TUNING": _tokens("prompt", init="normal", placement="front"),
     "P_TUNING": _tokens("p-tuning", encoder="none", placement="front"),
     "PREFIX_TUNING": _tokens("prefix"),

@@ -143,7 +143,9 @@ def adapter_text(found: Mapping[str, Any], width: int | None = None) -> str:
         return "\n".join(lines)
     ranked = sorted(found["by_layer"], key=lambda row: -row["norm"])
     with_ranks = any(row["effective_rank"] is not None for row in ranked)
+    angles = [row["angle"] for row in ranked if row["angle"] is not None]
     lines += ["", f"norm: {found['norm_of']}"] + ([RANK_MEANING] if with_ranks else [])
+    lines += [f"largest angle: {max(angles):.3g} degrees"] if angles else []
     lines += ["", *_module_lines(found["by_module"], with_ranks)]
     if len(ranked) > 1:
         lines += ["", *_layer_lines("moved most", ranked[:SHOWN], with_ranks, width)]

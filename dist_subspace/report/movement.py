@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from dist_subspace.subspace.spectral import SpectralLinear
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"
+VALUES, ROTATION = "values", "rotation"
 
 # What a norm is of, by kind.
 MEANING = {
@@ -25,8 +27,13 @@ MEANING = {
     SHIFT: "‖δ‖: the norm of what is added to a layer's bias, or scales a norm",
     FACTORS: "the Frobenius norm of the product of a layer's factors (what it does to W is no fixed ΔW)",
     TOKENS: "the Frobenius norm of the virtual tokens",
+    ROTATION: "‖R - I‖: the Frobenius distance of a layer's rotation from none",
+    VALUES: "‖θ‖: the norm of a layer's trained values (what they do to W is told by its shape too)",
 }
 RANK_MEANING = "effective rank: exp of the entropy of the singular values' shares of their sum"
+
+# Tensors of PEFT's methods that change W in a way that depends on the layer's shape.
+_OF_PEFT_ALONE = {"miss_block", "oft_R.weight"}
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class Movement:
     """What became of one layer.
 
     kind: what the numbers are of (`MEANING`); norm: Frobenius; largest: the largest singular value, or the largest entry where
-    there are no singular values; effective_rank: at most `rank`; None where the layer's values are no matrix; trained: how
-    many values were.
+    there are no singular values; effective_rank: at most `rank`; None where the layer's values are no matrix; angle: of a
+    rotation, the largest by which it turns a direction, in degrees; trained: how many values were.
     """
 
     layer: str
@@ -45,6 +52,15 @@ class Movement:
     effective_rank: float | None = None
     rank: int | None = None
     trained: int = 0
+    angle: float | None = None
+
+
+@runtime_checkable
+class Rotating(Protocol):
+    """A part that turns the input of its layer."""
+
+    def rotation(self) -> Tensor:
+        """`R - I`, block by block `(blocks, b, b)`, of the block-diagonal rotation R or of its inverse."""
 
 
 def movements(adapter: AdapterFolder) -> Iterator[Movement]:
@@ -65,6 +81,8 @@ def part_movement(layer: str, part: SubspacePart) -> Movement:
         core = _between_orthonormal(part)
         if core is not None:
             return _of_spectrum(layer, UPDATE, core.abs() if core.dim() == 1 else torch.linalg.svdvals(core))
+        if isinstance(part, Rotating):
+            return of_rotation(layer, part.rotation())
         pair = part.low_rank_form()
         if pair is not None:
             return of_product(layer, UPDATE, *pair)
@@ -102,12 +120,19 @@ def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) ->
         return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
     if "ia3_l" in found:
         return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
-    return of_values(layer, SHIFT, list(found.values()))
+    kind = VALUES if found.keys() & _OF_PEFT_ALONE else SHIFT
+    return of_values(layer, kind, list(found.values()))
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
     """Of `B A` with `A (r, d_in)`, `B (d_out, r)`."""
     return _of_spectrum(layer, kind, singular_values(a, b))
+
+
+def of_rotation(layer: str, turn: Tensor) -> Movement:
+    """Of the blocks of `R - I`: a direction that R turns by θ moves by 2 sin(θ/2), a singular value."""
+    moved = _of_spectrum(layer, ROTATION, torch.linalg.svdvals(turn.float()).flatten())
+    return replace(moved, angle=math.degrees(2 * math.asin(min(1.0, moved.largest / 2))))
 
 
 def of_values(layer: str, kind: str, values: list[Tensor]) -> Movement:
@@ -150,7 +175,7 @@ def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
         return [EMBEDDINGS]
     found: dict[str, None] = {}
     for key in adapter.keys:
-        for ending in (".lora_A.weight", ".lora_A", ".ia3_l"):
+        for ending in (".lora_A.weight", ".lora_A", ".ia3_l", *(f".{suffix}" for suffix in _OF_PEFT_ALONE)):
             if key.endswith(ending):
                 found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
     return list(found)

@@ -137,6 +137,9 @@ class SubspacePart(nn.Module):
     # that flattens its groups counts the steps of a group, and theirs begin anew then.
     late_factors: ClassVar[tuple[str, ...]] = ()
 
+    # Whether PEFT puts its layers of this kind on Conv1D too, and its configuration has `fan_in_fan_out`.
+    peft_reads_conv1d: ClassVar[bool] = True
+
     settings: Settings
     enabled: bool
     name: str = "a layer"  # of its site in the model, set by attach: for messages

@@ -134,7 +134,7 @@ def test_export_measures_an_approximation_on_the_base_that_it_is_given(
     assert "relative error of the updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("case", ["lora", "dora", "adalora", "ia3", "vera", "prompt", "prefix"])
+@pytest.mark.parametrize("case", ["lora", "dora", "adalora", "ia3", "vera", "miss", "oft", "prompt", "prefix"])
 def test_import_rewrites_pefts_adapter_without_a_base(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +148,8 @@ def test_import_rewrites_pefts_adapter_without_a_base(
         "adalora": lambda: peft.AdaLoraConfig(**layers, init_r=4, total_step=10),
         "ia3": lambda: peft.IA3Config(**layers, feedforward_modules=["down_proj"]),
         "vera": lambda: peft.VeraConfig(**layers, r=5),
+        "miss": lambda: peft.MissConfig(**layers, r=5),
+        "oft": lambda: peft.OFTConfig(**layers, oft_block_size=4),
         "prompt": lambda: peft.PromptTuningConfig(**tokens),
         "prefix": lambda: peft.PrefixTuningConfig(**tokens),
     }[case]()
@@ -196,10 +198,10 @@ def test_import_loads_the_base_as_the_model_of_the_adapters_task(tmp_path: Path)
 
 def test_import_of_an_unknown_kind_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = written(tmp_path / "peft", lora())
-    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | {"peft_type": "OFT"}))
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | {"peft_type": "LOHA"}))
     assert main(["import", str(folder), str(tmp_path / "own")]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: peft_type is 'OFT'") and said.count("\n") == 1 and not (tmp_path / "own").exists()
+    assert said.startswith("error: peft_type is 'LOHA'") and said.count("\n") == 1 and not (tmp_path / "own").exists()
 
 
 def test_a_terminated_merge_leaves_nothing(tmp_path: Path) -> None:

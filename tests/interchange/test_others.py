@@ -19,7 +19,7 @@ import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
 from dist_subspace.interchange.description import OWN_CONFIG
-from tests.interchange.test_peft_export import DIRECT, model_with
+from tests.interchange.test_peft_export import DIRECT, NOT_ON_CONV1D, model_with
 from tests.interchange.trained import trained
 from tests.tiny_models import FAMILIES, logits, tiny_model
 
@@ -43,6 +43,8 @@ def said() -> Iterator[list[str]]:
             warnings.simplefilter("always")
             yield lines
             lines += [str(w.message) for w in caught if not issubclass(w.category, FutureWarning | DeprecationWarning)]
+            # Of any OFT without a version, which is what tells PEFT's own folders from ours.
+            lines[:] = [line for line in lines if not line.startswith("The cayley-neumann parameterization has been")]
     finally:
         for logger in loggers:
             logger.removeHandler(handler)
@@ -68,6 +70,8 @@ def test_peft_reads_a_folder_of_its_own_methods_without_a_word(method: str, tmp_
     "name", ["LlamaForCausalLM", "GPT2LMHeadModel", "BertForMaskedLM", "T5ForConditionalGeneration"]
 )
 def test_transformers_reads_a_folder_of_pefts_methods(method: str, name: str, tmp_path: Path) -> None:
+    if name.startswith("GPT2") and method in NOT_ON_CONV1D:
+        pytest.skip(f"PEFT has no {method} on Conv1D")
     model = model_with(method, name)
     dsub.save_adapter(model, tmp_path)
     theirs = tiny_model(name)

@@ -72,6 +72,11 @@ LEFT_OUT: dict[str, tuple[Any, tuple[str, ...]]] = {
         lambda: peft.VeraConfig(**LAYERS, r=8),
         ("d_initial", "projection_prng_key", "save_projection", "vera_dropout"),
     ),
+    "miss": (lambda: peft.MissConfig(**LAYERS, r=5), ("miss_dropout", "mini_r", "init_weights", "bias")),
+    "oft": (
+        lambda: peft.OFTConfig(**LAYERS),
+        ("r", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms", "coft", "eps", "module_dropout"),
+    ),
     "ia3": (lambda: peft.IA3Config(task_type="CAUSAL_LM"), ("feedforward_modules", "target_modules")),
 }
 

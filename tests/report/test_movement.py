@@ -12,6 +12,7 @@ import torch
 import dist_subspace as dsub
 from dist_subspace import SubspaceConfig, methods
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.report.adapter import adapter_report, adapter_text
 from dist_subspace.report.movement import MEANING, effective_rank, movements, singular_values
 from dist_subspace.subspace import SubspaceLinear, attached, trainable_parameters
 from tests.tiny_models import tiny_model
@@ -142,6 +143,24 @@ def test_scales_of_peft_are_measured_as_deviations_from_one(tmp_path: Path) -> N
         assert movement.norm == pytest.approx(float((scales - 1).norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_rotation_is_measured_as_one(shared: bool, tmp_path: Path) -> None:
+    """By tan(θ/2) = 1/2: θ is 53.13 degrees, and each of the two directions of its plane moves by 2 sin(θ/2)."""
+    options = {"oft_block_size": 8, "block_share": shared, "cayley": "exact"}
+    model = dsub.attach(tiny_model(), SubspaceConfig("oft", target_modules=["q_proj"], options=options))
+    for parameter in trainable_parameters(model):
+        parameter.data[0, 0] = 0.5
+    dsub.save_adapter(model, tmp_path)
+    for movement in movements(AdapterFolder(tmp_path)):
+        planes = 4 if shared else 1  # of 32 inputs
+        moved_by = 2 * math.sin(math.atan(0.5))
+        assert movement.kind == "rotation" and movement.angle == pytest.approx(math.degrees(2 * math.atan(0.5)))
+        assert movement.largest == pytest.approx(moved_by, rel=1e-5) and movement.rank == 32
+        assert movement.norm == pytest.approx((2 * planes) ** 0.5 * moved_by, rel=1e-5)
+        assert movement.effective_rank == pytest.approx(2 * planes, rel=1e-3)
+    assert "largest angle: 53.1 degrees" in adapter_text(adapter_report(tmp_path))
+
+
 def test_a_layer_with_a_rank_of_its_own_is_made_with_it(tmp_path: Path) -> None:
     moved("lora", tmp_path, rank_pattern={"mlp.c_fc": 2})
     ranks = {m.layer.rpartition(".")[2]: m.rank for m in movements(AdapterFolder(tmp_path))}
@@ -188,6 +207,24 @@ def test_an_adalora_of_peft_is_measured_too(tmp_path: Path) -> None:
     compare_with_peft(
         peft.AdaLoraConfig(init_r=6, target_r=2, lora_alpha=12, target_modules=targets, total_step=10), tmp_path
     )
+
+
+@pytest.mark.parametrize(("kind", "fields"), [("MissConfig", {"r": 4}), ("OFTConfig", {})])
+def test_what_the_shape_of_a_layer_decides_is_measured_as_the_values_that_were_trained(
+    kind: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    import peft
+
+    model = peft.get_peft_model(tiny_model(), getattr(peft, kind)(target_modules=["q_proj", "down_proj"], **fields))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        parameter.data.normal_()
+    model.save_pretrained(tmp_path)
+    found = {m.layer: m for m in movements(AdapterFolder(tmp_path))}
+    assert len(found) == 4
+    for name, movement in found.items():
+        (values,) = (p for key, p in trained.items() if f".{name}." in key)
+        assert movement.kind == "values" and movement.norm == pytest.approx(float(values.norm()), rel=1e-5)
 
 
 def test_virtual_tokens_of_peft_are_measured_too(tmp_path: Path) -> None:

@@ -189,14 +189,16 @@ PAIR: Formula = lambda o, i, r: r * (o + i)  # noqa: E731
 A_LAYER: dict[str, Formula] = {
     **dict.fromkeys(("lora", "rslora", "pissa", "milora", "olora", "liera", "parallel-adapter"), PAIR),
     "spectral-additive": PAIR,
-    "lora-fa": lambda o, i, r: r * o,
+    **dict.fromkeys(("lora-fa", "miss"), lambda o, i, r: r * o),
     "dora": lambda o, i, r: r * (o + i) + o,
     **dict.fromkeys(("trilora", "adalora"), lambda o, i, r: r * (o + i) + r),
     "flexlora": lambda o, i, r: 2 * r * (o + i) + 2 * r,  # rows for twice the starting rank are allocated
     **dict.fromkeys(("flora", "moslora"), lambda o, i, r: r * (o + i) + r * r),
     "spectral-rotational": lambda o, i, r: 2 * r * r,
+    "lora-xs": lambda o, i, r: r * r,
     "lora-dash": lambda o, i, r: r * (o + i) + min(8, o, i),
     "ssl": lambda o, i, r: i,
+    "oft": lambda o, i, r: i // 32 * (32 * 31 // 2),
     "ia3": lambda o, i, r: o,
     "ssb": lambda o, i, r: o + i,
     "bitfit": lambda o, i, r: o,
@@ -242,6 +244,9 @@ FIXTURE = {"sam-parser": 3, "svdiff": 3, "ia3": 3, "ssl": 4, "ssb": 7, "bitfit":
     **dict.fromkeys(("flora", "moslora"), 18),
     "dora": 17,
     "spectral-rotational": 8,
+    "lora-xs": 4,
+    "miss": 6,
+    "oft": 6,
     "lora-dash": 17,
     "vera": 5,
 }

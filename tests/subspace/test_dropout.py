@@ -27,9 +27,9 @@ IN, OUT, TOKENS = 12, 9, 16
 WITH = (
     *("lora", "rslora", "lora-fa", "dora", "pissa", "milora", "olora", "trilora", "adalora", "flexlora", "flora"),
     *("moslora", "liera", "sam-parser", "svdiff", "spectral-additive", "spectral-rotational", "lora-dash", "vera"),
-    "parallel-adapter",
+    *("parallel-adapter", "lora-xs", "miss"),
 )
-WITHOUT = ("ssl", "ssb", "ia3", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning")
+WITHOUT = ("ssl", "ssb", "ia3", "bitfit", "houlsby", "pfeiffer", "prefix", "prompt", "p-tuning", "oft")
 
 Values = dict[str, Tensor]
 Share = Callable[[Tensor], Tensor]  # of x (tokens, d_in), without the frozen one
@@ -52,6 +52,7 @@ LINEAR = [
     Case("liera", {"form": "exp"}),
     Case("dora", {"differentiate_norm": True}),
     Case("spectral-rotational", {"gain": True}),
+    Case("miss", {"mini_r": 3}),
 ]
 CASES = [*LINEAR, *(Case(method, constraint="mpc_n") for method in NONLINEAR)]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -146,6 +147,8 @@ def spectral(case: Case, w: Tensor, v: Values) -> Tensor:
     if case.method == "svdiff":
         return (u * (torch.relu(s + v["svdiff_delta"]) - s)) @ vt
     u, s, vt = u[:, :RANK], s[:RANK], vt[:RANK]
+    if case.method == "lora-xs":
+        return gamma(case.method) * (u * s) @ v["lora_xs_R"] @ vt
     if case.method == "spectral-additive":
         return ((u + v["spectral_P"]) * s) @ (vt + v["spectral_Q"].t()) - (u * s) @ vt
     gained = s * (1 + v["spectral_gain"]) if case.options.get("gain") else s
@@ -154,8 +157,11 @@ def spectral(case: Case, w: Tensor, v: Values) -> Tensor:
 
 def trained_matrix(case: Case, part: Any, w: Tensor, v: Values) -> Tensor:
     """What acts on `D(x)`."""
-    if "spectral_P" in v or "svdiff_delta" in v or "sam_parser_sigma" in v:
+    if v.keys() & {"spectral_P", "svdiff_delta", "sam_parser_sigma", "lora_xs_R"}:
         return spectral(case, w, v)
+    if case.method == "miss":  # of output o and input i: column o of the block (repeated), row i (modulo its rows)
+        rows, columns = v["miss_block"].shape
+        return v["miss_block"].t()[torch.arange(OUT) % columns][:, torch.arange(IN) % rows]
     if case.method == "vera":
         return (v["vera_lambda_b"][:, None] * v["vera_B"]) @ (v["vera_lambda_d"][:, None] * v["vera_A"])
     update = gamma(case.method) * v["lora_B"] @ core_of(case, v) @ v["lora_A"]
