@@ -102,6 +102,7 @@ def covering(cells: list[Cell], asked: list[Cell]) -> list[Cell]:
     return chosen
 
 
+@functools.cache  # asked for every cell at every choice
 def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     values = asdict(cell)
     values["storage"] = (values["storage"], values.pop("double_quant"))
