@@ -8,7 +8,7 @@ it three questions (apply, shape, dense) and knows neither how the matrix is sto
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -60,13 +60,11 @@ class MethodInfo:
     """The identity card of a method (docs/methods.md, "Defaults of a method").
 
     statistic: what of the frozen matrix is computed at set-up (`none`, `row norms`, `top-r SVD`, `full SVD`, `QR`).
-    constraints: the MPC constraints it can have besides none; constraint: its own default; refusals: why it cannot have one;
-    notices: what is said to who chooses one.
+    constraints: the MPC constraints it can have; constraint: its own default; refusals: why it cannot have one; notices: of each.
     identity: whether the model computes what its base computes before the first step.
     capped: an unset rank is cut to what the smallest target can have, instead of being refused.
     peft_type: PEFT's name, where the adapter's own files are files that PEFT reads.
-    count: trained parameters of a layer, as a formula.
-    uses_targets: whether `target_modules` can choose among the method's sites.
+    count: trained parameters of a layer, as a formula. uses_targets: whether `target_modules` can choose among the sites.
     """
 
     name: str
@@ -178,8 +176,6 @@ class SubspacePart(nn.Module):
     def fitted(cls, settings: Settings, smallest: int, config: SubspaceConfig) -> Settings:
         """The settings for a layer whose smaller dimension is `smallest`; an unset rank may be cut to it (`info.capped`)."""
         if cls.info.capped and config.rank is None and settings.rank > smallest:
-            from dataclasses import replace
-
             return replace(settings, rank=smallest)
         return settings
 
