@@ -33,8 +33,9 @@ CELLS = [
 EVERY_METHOD = [Cell("nf4", True, name, 3, 1, "gpt2", False) for name in methods()]
 LOSS = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}  # relative
 # Relative to the parameter's largest. The reference packs its matrices on the CPU, and a value between two codes may fall to
-# either: measured, up to 4.4e-3 (int8).
+# either; Adam then makes other steps of small gradients. Measured on an H200 after three steps: up to 1.4e-2, with int8.
 GRADIENT = {torch.float32: 1e-2, torch.float16: 1e-1, torch.bfloat16: 3e-1}
+OF_INT8 = 3e-2
 
 
 @dataclass
@@ -89,6 +90,8 @@ def matrix_bytes(cell: Cell, rows: int, columns: int) -> int:
     numel = rows * columns
     if cell.storage == "int8":
         return numel + 4 * rows
+    if cell.storage == "fp8":
+        return numel + 4 * -(-rows // 128) * -(-columns // 128)
     if cell.storage in ("nf4", "fp4"):
         blocks = -(-numel // 64)
         return -(-numel // 2) + (blocks + 4 * -(-blocks // 256) if cell.double_quant else 4 * blocks)
@@ -114,7 +117,8 @@ def check(cell: Cell, folder: Path) -> None:
             continue  # of directions that each side finds by itself: near ties fall otherwise in 16 bits
         scale = max(float(gradient.abs().max()), 0.01 * largest)
         difference = float((found.gradients[name].double() - gradient).abs().max())
-        assert difference <= GRADIENT[cell.dtype] * scale, f"{name}: {difference / scale:.2e} of its largest"
+        limit = max(GRADIENT[cell.dtype], OF_INT8 if cell.storage == "int8" else 0.0)
+        assert difference <= limit * scale, f"{name}: {difference / scale:.2e} of its largest"
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=str)
@@ -127,17 +131,20 @@ def test_every_method_trains_on_split_4_bit_weights(cell: Cell, models: Path) ->
     check(cell, models)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(320, 512), (35, 45), (6, 45)], ids=str)
 @pytest.mark.parametrize(("storage", "double"), KINDS)
-def test_the_device_packs_as_the_cpu_does(storage: str, double: bool, shape: tuple[int, int]) -> None:
+def test_the_device_packs_as_the_cpu_does(
+    storage: str, double: bool, shape: tuple[int, int], kind: torch.dtype
+) -> None:
     """What one machine packed, another one reads; a value that lies between two codes may fall to either."""
-    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(3))
+    matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(3)).to(kind).float()
     here, there = (pack(matrix.to(device), storage, double_quant=double) for device in ("cpu", DEVICE))
     difference = (here.dense() - there.dense().cpu()).abs()
     scale = float(matrix.abs().max())
     other = float((difference > 1e-4 * scale).float().mean())
     print(
-        f"packed otherwise: {storage} {double} {shape} {other:.2e} of the values, by {float(difference.max()) / scale:.2e}"
+        f"packed otherwise: {storage} {double} {kind} {shape} {other:.2e} of the values, by {float(difference.max()) / scale:.2e}"
     )
     # With double quantisation a block's magnitude may fall to the next code, and all its 64 values with it.
     assert other <= (0.0 if here.is_float else 1.0 if double else 5e-3), f"{other:.2e} of the values"

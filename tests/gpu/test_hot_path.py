@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import masking_utils
 
 from dist_subspace import SubspaceConfig, attach, load_frozen, methods
 from dist_subspace.subspace import named_trainables
@@ -15,6 +16,12 @@ from tests.gpu.device import DEVICE
 from tests.matrix import tiny
 
 STORAGES = ["nf4", "int8", "bf16"]
+
+
+@pytest.fixture(autouse=True)
+def transformers_does_not_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own look whether rows are packed waits for the device, once a forward; here is asked what ours does."""
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda position_ids: None)
 
 
 def adapted(models: Path, method: str, storage: str = "nf4", **config: Any) -> nn.Module:
@@ -34,7 +41,7 @@ def gradients(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Tensor]:
 
 def batch() -> dict[str, Tensor]:
     ids = tiny.global_batch(0).to(DEVICE)
-    return {"input_ids": ids}  # with positions transformers itself would look whether rows are packed, and wait
+    return {"input_ids": ids}
 
 
 @pytest.mark.parametrize("method", methods())

