@@ -1,4 +1,4 @@
-"""Run the mutants: python -m tests.mutants [--only PATTERN ...] [--workers N] [--json FILE]."""
+"""Run the mutants: python -m tests.mutants [--only PATTERN ...] [--workers N] [--seen-green] [--json FILE]."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def main() -> int:
         print(f"no mutant is called {' or '.join(arguments.only)}", file=sys.stderr)
         return 2
     start = time.monotonic()
-    red, told = red_without_any(chosen, arguments.workers)
+    red: list[str]
+    red, told = ([], "") if arguments.seen_green else red_without_any(chosen, arguments.workers)
     done = [Outcome(m, "unfit", 0.0, "its test is red without it") for m in chosen if set(m.tests) & set(red)]
     if red:
         print(told, "\nRed without any mutant:", *red, sep="\n  ", file=sys.stderr)
@@ -41,6 +42,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
     parser.add_argument("--only", nargs="+", default=["*"], help="names, with * and ?")
     parser.add_argument("--workers", type=int, default=2, help="mutants tried side by side")
+    parser.add_argument(
+        "--seen-green", action="store_true", help="the suite is green on this tree: do not try it again"
+    )
     parser.add_argument("--json", type=Path, help="where the outcomes are written")
     return parser.parse_args()
 
