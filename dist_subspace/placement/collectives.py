@@ -178,7 +178,7 @@ def _refuse_gone(gone: list[Peer], all_here: Callable[[], bool]) -> None:
 def may_speak() -> bool:
     """Local, true once in a run: whether this rank is the first that wants to say why the run ends. A fault that all ranks
     have alike is said by one of them."""
-    if is_distributed():
+    if world().size > 1:
         with suppress(RuntimeError):  # the store may have ended with the rank that held it
             return int(_store().add(f"{_told()}/speaker", 1)) == 1
     return True
@@ -188,7 +188,7 @@ def tell_peers(status: int = 1) -> None:
     """Local: this rank has said why it failed, and leaves with this exit status."""
     if _peers is not None:
         _peers.tell(status, _HEARING)
-    elif is_distributed():
+    elif world().size > 1:
         with suppress(RuntimeError):
             _store().set(_told(), str(status))
 
@@ -197,7 +197,7 @@ def wait_until_told(patience: float) -> int | None:
     """Local, after `PeerFailed`: wait until the rank at fault has called `tell_peers`, or `patience` seconds; its exit status, or
     None. A launcher ends all ranks with the first one that leaves, and those at fault may still have something to close before
     they speak."""
-    if not is_distributed():
+    if world().size == 1:
         return None
     store, began = _store(), time.monotonic()
     with suppress(RuntimeError):

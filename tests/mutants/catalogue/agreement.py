@@ -223,4 +223,12 @@ MUTANTS = [
         promise="A fault that all ranks have alike is said once.",
         tests=[f"{_ALIKE}::test_what_all_ranks_refuse_alike_is_said_once"],
     ),
+    Mutant(
+        name="second-run-of-a-process-ends-without-a-word",
+        file="dist_subspace/placement/collectives.py",
+        text="    if world().size > 1:\n        with suppress(RuntimeError):  # the store may have ended",
+        becomes="    if is_distributed():\n        with suppress(RuntimeError):  # the store may have ended",
+        promise="Of several runs in one process each says why it was refused.",
+        tests=["tests/test_bad_input.py::test_bad_input_is_refused_in_one_sentence"],
+    ),
 ]
