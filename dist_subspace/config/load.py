@@ -62,9 +62,8 @@ def settings_of_all(config: Config) -> dict[str, Any]:
 
 def config_schema() -> dict[str, Any]:
     """The JSON schema, for editors: types, ranges, names, defaults and a description of each key."""
-    from dist_subspace.storage import (
-        storages,  # not above: it takes seconds, and reading a configuration needs none of it
-    )
+    # Not above: it takes seconds, and reading a configuration needs none of it.
+    from dist_subspace.storage import storages
 
     dialect = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     schema = dialect | Config.model_json_schema(mode="validation")
