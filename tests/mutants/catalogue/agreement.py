@@ -32,7 +32,7 @@ MUTANTS = [
     ),
     Mutant(
         name="tokenizer-read-without-an-agreement",
-        file=_PLAN,
+        file="dist_subspace/training/plan.py",
         text='with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):',
         becomes='with announced("reading the tokenizer", notice):',
         promise="A tokenizer that one rank cannot read ends all ranks by an agreement.",
@@ -40,7 +40,7 @@ MUTANTS = [
     ),
     Mutant(
         name="tokens-read-without-an-agreement",
-        file=_PLAN,
+        file="dist_subspace/training/plan.py",
         text='    with agreed("reading the tokenised data"):\n        return',
         becomes="    if True:\n        return",
         promise="Tokens that one rank cannot read end all ranks by an agreement.",
@@ -48,7 +48,7 @@ MUTANTS = [
     ),
     Mutant(
         name="data-and-model-of-ranks-not-compared",
-        file=_PLAN,
+        file="dist_subspace/training/plan.py",
         text='        refuse_unlike({"data fingerprint": data.fingerprint, **model})\n',
         becomes="",
         promise="A rank whose data or model files are others is named, and nothing is trained.",
@@ -56,7 +56,7 @@ MUTANTS = [
     ),
     Mutant(
         name="model-compared-by-rank-0-alone",
-        file=_PLAN,
+        file="dist_subspace/training/plan.py",
         text='model = {"model fingerprint": base_fingerprint(folder)} if world().local_rank == 0 else {}',
         becomes='model = {"model fingerprint": base_fingerprint(folder)} if world().rank == 0 else {}',
         promise="Every node compares its copy of the model with rank 0's.",
@@ -64,7 +64,7 @@ MUTANTS = [
     ),
     Mutant(
         name="checkpoint-found-by-every-rank",
-        file=_PLAN,
+        file="dist_subspace/training/plan.py",
         text="checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)",
         becomes="checkpoint = _find_checkpoint(config, run_dir, fingerprints, notice)",
         promise="Rank 0 alone looks for the checkpoint, and all go on from that one.",
@@ -72,7 +72,7 @@ MUTANTS = [
     ),
     Mutant(
         name="checkpoint-written-by-every-rank",
-        file=_STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="return Path(on_main(write_checkpoint, run_dir, state.step, write))",
         becomes="return Path(write_checkpoint(run_dir, state.step, write))",
         promise="Rank 0 alone writes checkpoints.",
@@ -80,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         name="checkpoint-written-without-an-agreement",
-        file=_STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="return Path(on_main(write_checkpoint, run_dir, state.step, write))",
         becomes="return write_checkpoint(run_dir, state.step, write) if world().is_main else run_dir",
         promise="A checkpoint that rank 0 cannot write ends all ranks by an agreement.",
@@ -88,7 +88,7 @@ MUTANTS = [
     ),
     Mutant(
         name="optimizer-state-read-without-an-agreement",
-        file=_STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="    on_main(run)\n",
         becomes="    if world().is_main:\n        run()\n",
         promise="A checkpoint that rank 0 cannot read ends all ranks by an agreement.",
@@ -96,7 +96,7 @@ MUTANTS = [
     ),
     Mutant(
         name="factors-checked-without-an-agreement",
-        file=_TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)\n",
         becomes="        if world().is_main:\n            check_factors(folder, self.model, self.plan.run_dir / FACTORS)\n",
         promise="Factors that are not the checkpoint's are a refusal of all ranks.",
@@ -104,7 +104,7 @@ MUTANTS = [
     ),
     Mutant(
         name="old-checkpoints-removed-without-an-agreement",
-        file=_TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="        on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)\n",
         becomes="        if world().is_main:\n"
         "            purge(self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)\n",
@@ -113,7 +113,7 @@ MUTANTS = [
     ),
     Mutant(
         name="optimizer-made-without-an-agreement",
-        file=_TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='        with agreed("making the optimizer"):',
         becomes="        if True:",
         promise="No rank begins to make process groups with one that has failed.",
@@ -145,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-described-without-an-agreement",
-        file=_ADAPTER,
+        file="dist_subspace/interchange/adapter.py",
         text='    with agreed("describing the adapter"):',
         becomes="    if True:",
         promise="save_adapter leaves nobody waiting for a rank that could not describe the adapter.",
@@ -161,7 +161,7 @@ MUTANTS = [
     ),
     Mutant(
         name="loss-of-the-own-rank-for-all",
-        file=_TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="loss = total / max(1, batch.targets)",
         becomes="loss = own * world().size / max(1, batch.targets)",
         promise="The loss of a step is all ranks', and one that is not finite on any rank is not.",
@@ -169,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         name="stop-heeded-by-each-rank",
-        file=_TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="return stop > 0 and self.pause.agree()",
         becomes="return self.pause.told()",
         promise="A stop that one rank was told stops all after the same step, by the same reason.",
@@ -177,7 +177,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a-library-s-value-error-is-a-refusal",
-        file=_COLLECTIVES,
+        file="dist_subspace/placement/collectives.py",
         text="return UsageError if isinstance(error, UsageError) else None",
         becomes="return UsageError if isinstance(error, ValueError) else None",
         promise="A damaged JSON on rank 0 is a failure of all ranks, with one exit status.",
@@ -193,7 +193,7 @@ MUTANTS = [
     ),
     Mutant(
         name="nobody-hears-why-rank-0-failed",
-        file=_PEERS,
+        file="dist_subspace/placement/peers.py",
         text='if self.told is None and self._has("told"):',
         becomes="if False:",
         promise="Rank 0 that has failed, and holds the store, is not taken for one that was killed.",
@@ -201,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         name="exit-status-of-the-rank-at-fault-not-told",
-        file=_PEERS,
+        file="dist_subspace/placement/peers.py",
         text='self._set("told", str(status))',
         becomes='self._set("told", "1")',
         promise="The others leave with the status of the rank at fault.",
@@ -209,7 +209,7 @@ MUTANTS = [
     ),
     Mutant(
         name="busy-rank-left-behind",
-        file=_PEERS,
+        file="dist_subspace/placement/peers.py",
         text="            os._exit(self.told)",
         becomes="            pass",
         promise="A rank that hears nothing leaves soon after another one has said why the run ends.",

@@ -12,7 +12,7 @@ TESTS = "tests/config/test_load.py"
 MUTANTS = [
     Mutant(
         name="last-override-loses",
-        file=LOAD,
+        file="dist_subspace/config/load.py",
         text="    for override in overrides:\n",
         becomes="    for override in reversed(overrides):\n",
         promise="Of two overrides of one key the later one wins.",
@@ -20,7 +20,7 @@ MUTANTS = [
     ),
     Mutant(
         name="override-leaves-the-other-of-a-pair",
-        file=LOAD,
+        file="dist_subspace/config/load.py",
         text="        node.pop(other, None)\n",
         becomes="        pass\n",
         promise="An override of max_steps takes the file's num_train_epochs away.",
@@ -28,7 +28,7 @@ MUTANTS = [
     ),
     Mutant(
         name="override-is-text",
-        file=LOAD,
+        file="dist_subspace/config/load.py",
         text='    node[last] = parse(text, f"override {override!r}")',
         becomes="    node[last] = text",
         promise="The value of an override is YAML.",
@@ -36,7 +36,7 @@ MUTANTS = [
     ),
     Mutant(
         name="mapping-is-changed",
-        file=LOAD,
+        file="dist_subspace/config/load.py",
         text="copy.deepcopy(dict(source))",
         becomes="dict(source)",
         promise="A mapping given to load_config stays as it was.",
@@ -44,7 +44,7 @@ MUTANTS = [
     ),
     Mutant(
         name="given-keys-are-filled",
-        file=LOAD,
+        file="dist_subspace/config/load.py",
         text="        if key not in getattr(config, section).model_fields_set:\n",
         becomes="        if True:\n",
         promise="A stock DeepSpeed file fills only keys that the user left open.",
@@ -52,7 +52,7 @@ MUTANTS = [
     ),
     Mutant(
         name="exponent-is-text",
-        file=YAML_TEXT,
+        file="dist_subspace/config/yaml_text.py",
         text="| [0-9][0-9_]*[eE][-+]?[0-9]+ |",
         becomes="|",
         promise="2e-4 is a number.",
@@ -60,7 +60,7 @@ MUTANTS = [
     ),
     Mutant(
         name="clock-is-a-number-to-base-60",
-        file=YAML_TEXT,
+        file="dist_subspace/config/yaml_text.py",
         text="(?:0|[1-9][0-9_]*)|0x",
         becomes="(?:0|[1-9][0-9_]*(?::[0-5]?[0-9])*)|0x",
         promise="10:30:00 is text.",
@@ -68,7 +68,7 @@ MUTANTS = [
     ),
     Mutant(
         name="key-given-twice",
-        file=YAML_TEXT,
+        file="dist_subspace/config/yaml_text.py",
         text='            if name in seen and name != "<<":\n',
         becomes='            if name in seen and name == "<<":\n',
         promise="A key given twice is refused, not overwritten.",
@@ -76,7 +76,7 @@ MUTANTS = [
     ),
     Mutant(
         name="minutes-are-seconds",
-        file=FIELDS,
+        file="dist_subspace/config/fields.py",
         text="hours * 3600 + minutes * 60 + seconds",
         becomes="hours * 3600 + minutes + seconds",
         promise="training.max_time reads hh:mm:ss.",
@@ -84,7 +84,7 @@ MUTANTS = [
     ),
     Mutant(
         name="unknown-keys-are-ignored",
-        file=FIELDS,
+        file="dist_subspace/config/fields.py",
         text='extra="forbid"',
         becomes='extra="ignore"',
         promise="A misspelt key is an error.",
@@ -92,7 +92,7 @@ MUTANTS = [
     ),
     Mutant(
         name="batch-need-not-divide",
-        file=SCHEMA,
+        file="dist_subspace/config/schema.py",
         text="self.global_batch_size % self.per_device_train_batch_size:",
         becomes="self.global_batch_size < self.per_device_train_batch_size:",
         promise="global_batch_size is a multiple of the micro-batch.",
@@ -100,7 +100,7 @@ MUTANTS = [
     ),
     Mutant(
         name="no-means-auto",
-        file=FIELDS,
+        file="dist_subspace/config/fields.py",
         text='return "none" if value is None or value is False else value',
         becomes='return "none" if value is None else value or "auto"',
         promise="checkpoint.resume: no starts anew.",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-LOADING = "dist_subspace/loading"
-CONFIG = "dist_subspace/config"
 LOAD_TESTS = "tests/loading"
 CONFIG_TESTS = "tests/config"
 CONVERSIONS = "tests/loading/test_conversions.py"
@@ -13,7 +11,7 @@ CONVERSIONS = "tests/loading/test_conversions.py"
 MUTANTS = [
     Mutant(
         name="heads-of-t5-packed",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text='"score", "classifier", "classification_head")',
         becomes='"score", "classifier")',
         promise="classification_head is a head too.",
@@ -23,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         name="mtp-layers-refused",
-        file=f"{LOADING}/unused.py",
+        file="dist_subspace/loading/unused.py",
         text='("num_nextn_predict_layers", "mtp_num_hidden_layers")',
         becomes='("num_nextn_predict_layers",)',
         promise="Layers that the configuration names by mtp_num_hidden_layers are left out, as transformers does.",
@@ -33,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fsdp-names-not-known",
-        file=f"{LOADING}/unused.py",
+        file="dist_subspace/loading/unused.py",
         text='"_orig_mod", "_fsdp_wrapped_module", ',
         becomes='"_orig_mod", ',
         promise="A wrapper's names are said to be a wrapper's.",
@@ -41,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-names-vera",
-        file=f"{LOADING}/unused.py",
+        file="dist_subspace/loading/unused.py",
         text="|vera_\\w+|",
         becomes="|",
         promise="Parts of an adapter are refused as such, and not called a model's own.",
@@ -49,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         name="gptq-not-known",
-        file=f"{LOADING}/unused.py",
+        file="dist_subspace/loading/unused.py",
         text="|zero_point|qweight|qzeros|",
         becomes="|zero_point|",
         promise="Codes of GPTQ are refused as quantised weights.",
@@ -57,7 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         name="ratio-of-one-accepted",
-        file=f"{CONFIG}/schema.py",
+        file="dist_subspace/config/schema.py",
         text="or not 0 <= ratio < 1:",
         becomes="or not 0 <= ratio <= 1:",
         promise="A warmup_ratio of 1 is refused: as warmup_steps it would be one step.",
@@ -65,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         name="nvme-without-config-refused",
-        file=f"{CONFIG}/schema.py",
+        file="dist_subspace/config/schema.py",
         text='self.preset == "zero3-nvme" and self.config is None and',
         becomes='self.preset == "zero3-nvme" and',
         promise="A DeepSpeed configuration of one's own needs no nvme_path beside it.",
@@ -73,7 +71,7 @@ MUTANTS = [
     ),
     Mutant(
         name="infinite-rate-accepted",
-        file=f"{CONFIG}/fields.py",
+        file="dist_subspace/config/fields.py",
         text="allow_inf_nan=False",
         becomes="allow_inf_nan=True",
         promise="A number of the configuration is finite.",
@@ -81,7 +79,7 @@ MUTANTS = [
     ),
     Mutant(
         name="duplicates-compared-at-their-beginning",
-        file=f"{LOADING}/index.py",
+        file="dist_subspace/loading/index.py",
         text="for start in range(0, shape[0], rows)",
         becomes="for start in range(0, min(rows, shape[0]), rows)",
         promise="Two tensors for one parameter are the same only if every row is.",
@@ -89,7 +87,7 @@ MUTANTS = [
     ),
     Mutant(
         name="experts-in-the-order-of-text",
-        file=f"{LOADING}/transformers_internals.py",
+        file="dist_subspace/loading/transformers_internals.py",
         text="for key in sorted(keys, key=dot_natural_key):",
         becomes="for key in sorted(keys):",
         promise="Expert 10 is stacked behind expert 9, and not behind expert 1.",
@@ -97,7 +95,7 @@ MUTANTS = [
     ),
     Mutant(
         name="stored-buffers-not-read",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text="value = self.sources.read(self.model, name) if self.sources.has(name) else buffer\n",
         becomes="value = buffer\n",
         promise="A buffer that the checkpoint holds (a router's correction) is read.",
@@ -107,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         name="stored-buffers-lose-their-type",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text="kind = self.kept(name) if self.sources.has(name) else None",
         becomes="kind = None",
         promise="A stored buffer has the type that transformers keeps it in.",
@@ -117,7 +115,7 @@ MUTANTS = [
     ),
     Mutant(
         name="heads-of-several-layers-packed",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text='        if name.partition(".")[0] in CLASSIFIERS:\n            return True\n',
         becomes="",
         promise="A stored head of several layers is as dense as one of a single layer.",
@@ -127,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         name="pre-classifier-is-packed",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text=', "pre_classifier")',
         becomes=")",
         promise="The layer before a classifier is part of the head.",
@@ -137,7 +135,7 @@ MUTANTS = [
     ),
     Mutant(
         name="overflow-of-norms-unseen",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text="        self._refuse_overflow(name, value, kind)\n",
         becomes="",
         promise="A value that float16 cannot hold is refused in every parameter.",
@@ -147,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         name="double-overflows-unseen",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text="WIDER = (torch.float32, torch.bfloat16, torch.float64)",
         becomes="WIDER = (torch.float32, torch.bfloat16)",
         promise="A float64 value that float16 cannot hold is refused.",
@@ -157,7 +155,7 @@ MUTANTS = [
     ),
     Mutant(
         name="overflow-only-of-positive-values",
-        file=f"{LOADING}/stream.py",
+        file="dist_subspace/loading/stream.py",
         text="largest = value.abs().amax()",
         becomes="largest = value.amax()",
         promise="A negative value that float16 cannot hold is refused.",
@@ -167,7 +165,7 @@ MUTANTS = [
     ),
     Mutant(
         name="warmup-steps-override-keeps-ratio",
-        file=f"{CONFIG}/load.py",
+        file="dist_subspace/config/load.py",
         text='    "training.warmup_steps": "warmup_ratio",\n',
         becomes="",
         promise="An override of warmup_steps takes the file's warmup_ratio away.",
@@ -177,7 +175,7 @@ MUTANTS = [
     ),
     Mutant(
         name="epochs-override-keeps-steps",
-        file=f"{CONFIG}/load.py",
+        file="dist_subspace/config/load.py",
         text='    "training.num_train_epochs": "max_steps",\n',
         becomes="",
         promise="An override of num_train_epochs takes the file's max_steps away.",
@@ -187,7 +185,7 @@ MUTANTS = [
     ),
     Mutant(
         name="null-override-takes-the-other-away",
-        file=f"{CONFIG}/load.py",
+        file="dist_subspace/config/load.py",
         text="if other is not None and node[last] is not None:",
         becomes="if other is not None:",
         promise="An override with null takes nothing away.",
@@ -197,7 +195,7 @@ MUTANTS = [
     ),
     Mutant(
         name="null-output-dir-stays",
-        file=f"{CONFIG}/load.py",
+        file="dist_subspace/config/load.py",
         text='run.get("output_dir") is None',
         becomes='"output_dir" not in run',
         promise="A run.output_dir of null is the file's own.",
@@ -205,7 +203,7 @@ MUTANTS = [
     ),
     Mutant(
         name="places-compared-between-ranks",
-        file=f"{CONFIG}/load.py",
+        file="dist_subspace/config/load.py",
         text='_PLACES = {\n    *("model.path", ',
         becomes="_PLACES = {\n    *(",
         promise="A rank may have the model elsewhere than another.",
@@ -213,7 +211,7 @@ MUTANTS = [
     ),
     Mutant(
         name="max-length-of-ranks-not-compared",
-        file=f"{CONFIG}/load.py",
+        file="dist_subspace/config/load.py",
         text='"data.eval", "data.cache_dir"),',
         becomes='"data.eval", "data.cache_dir", "data.max_length"),',
         promise="Ranks must share data.max_length.",
@@ -221,7 +219,7 @@ MUTANTS = [
     ),
     Mutant(
         name="negative-numbers-text",
-        file=f"{CONFIG}/yaml_text.py",
+        file="dist_subspace/config/yaml_text.py",
         text='("int", _INT, "-+0123456789")',
         becomes='("int", _INT, "+0123456789")',
         promise="-3 is a number.",

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-DATA = "dist_subspace/training/data"
 DATA_TESTS = "tests/training/data"
 
 MUTANTS = [
     Mutant(
         name="worker-takes-another-tokenizer",
-        file=f"{DATA}/worker.py",
+        file="dist_subspace/training/data/worker.py",
         text='tokenizer is None or tokenizer_digest(tokenizer) != task["tokenizer"]',
         becomes="tokenizer is None",
         promise="A tokenizer that its files do not give back works in no other process.",
@@ -20,7 +19,7 @@ MUTANTS = [
     ),
     Mutant(
         name="probe-in-training-mode",
-        file=f"{DATA}/packed_attention.py",
+        file="dist_subspace/training/data/packed_attention.py",
         text="    model.eval()\n    try:",
         becomes="    try:",
         promise="The probe for leaks draws no dropout.",
@@ -30,7 +29,7 @@ MUTANTS = [
     ),
     Mutant(
         name="csv-blank-rows-are-records",
-        file=f"{DATA}/tables.py",
+        file="dist_subspace/training/data/tables.py",
         text="                if row:\n",
         becomes="                if True:\n",
         promise="A blank line of a CSV is no record.",
@@ -38,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         name="shape-ignores-options",
-        file=f"{DATA}/recipes.py",
+        file="dist_subspace/training/data/recipes.py",
         text="rest = [talk.tools, talk.documents, talk.options]",
         becomes="rest = [talk.tools, talk.documents]",
         promise="Variables of the template are part of a conversation's shape.",
@@ -46,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         name="null-template-variables-passed",
-        file=f"{DATA}/messages.py",
+        file="dist_subspace/training/data/messages.py",
         text="return {key: value for key, value in found.items() if value is not None}",
         becomes="return dict(found)",
         promise="A null that Arrow fills in is no variable of the template.",
@@ -56,7 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         name="slow-tokenizer-loses-the-last-token",
-        file=f"{DATA}/masked.py",
+        file="dist_subspace/training/data/masked.py",
         text="            end += end < len(beginnings[2 * number + 1])\n",
         becomes="",
         promise="A token that reaches over the end of a span is trained.",
@@ -64,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         name="marks-without-options",
-        file=f"{DATA}/template.py",
+        file="dist_subspace/training/data/template.py",
         text="**{**self.tokenizer.special_tokens_map, **talk.options},",
         becomes="**self.tokenizer.special_tokens_map,",
         promise="A template's marks are those of the rendering with the conversation's variables.",
@@ -74,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         name="cutting-of-first-file-only",
-        file=f"{DATA}/tokens.py",
+        file="dist_subspace/training/data/tokens.py",
         text="counted([c.seen for c in columns], [c.dropped for c in columns]",
         becomes="counted([c.seen for c in columns[:1]], [c.dropped for c in columns]",
         promise="What was cut is counted over all files.",
@@ -82,7 +81,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fast-path-without-target-check",
-        file=f"{DATA}/chat.py",
+        file="dist_subspace/training/data/chat.py",
         text="    if len(draft.ids) <= limit and draft.trained[1:].any():\n",
         becomes="    if len(draft.ids) <= limit:\n",
         promise="A conversation whose answer is no token is left out.",
@@ -90,7 +89,7 @@ MUTANTS = [
     ),
     Mutant(
         name="developer-no-system",
-        file=f"{DATA}/chat.py",
+        file="dist_subspace/training/data/chat.py",
         text='SYSTEM = ("system", "developer")',
         becomes='SYSTEM = ("system",)',
         promise="A developer's turn stays where older turns are cut.",
@@ -98,7 +97,7 @@ MUTANTS = [
     ),
     Mutant(
         name="leak-hidden-by-length",
-        file=f"{DATA}/packed_attention.py",
+        file="dist_subspace/training/data/packed_attention.py",
         text="    changed = (packed[first:] - alone_b)[:NEAR].abs().mean()\n",
         becomes="    changed = (packed[first:] - alone_b).abs().mean()\n",
         promise="What leaks over the border of two samples is seen however long they are.",
@@ -108,7 +107,7 @@ MUTANTS = [
     ),
     Mutant(
         name="leak-limit-wide",
-        file=f"{DATA}/packed_attention.py",
+        file="dist_subspace/training/data/packed_attention.py",
         text="LEAK_LIMIT = 1e-3",
         becomes="LEAK_LIMIT = 1e-2",
         promise="A hybrid model whose state runs on is refused packed rows.",
@@ -142,7 +141,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fraction-ignores-the-seed",
-        file=f"{DATA}/order.py",
+        file="dist_subspace/training/data/order.py",
         text="np.random.default_rng([seed, epoch, SHARE, number])",
         becomes="np.random.default_rng([0, epoch, SHARE, number])",
         promise="training.seed draws the part of a file of fractional weight.",
@@ -152,7 +151,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fraction-rounds-down",
-        file=f"{DATA}/order.py",
+        file="dist_subspace/training/data/order.py",
         text="extra = round((weight - whole) * n)",
         becomes="extra = int((weight - whole) * n)",
         promise="A fraction of a file is rounded to the nearest sample.",
@@ -162,7 +161,7 @@ MUTANTS = [
     ),
     Mutant(
         name="csv-fields-limited",
-        file=f"{DATA}/tables.py",
+        file="dist_subspace/training/data/tables.py",
         text="    csv.field_size_limit(2**31 - 1)\n",
         becomes="",
         promise="A long cell of a CSV is read.",
@@ -170,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         name="held-out-seed-not-in-fingerprint",
-        file=f"{DATA}/tokens.py",
+        file="dist_subspace/training/data/tokens.py",
         text="held = [settings.eval, seed]",
         becomes="held = [settings.eval]",
         promise="Another held-out part is other training data.",
@@ -180,7 +179,7 @@ MUTANTS = [
     ),
     Mutant(
         name="state-of-the-last-call-in-the-digest",
-        file=f"{DATA}/fingerprint.py",
+        file="dist_subspace/training/data/fingerprint.py",
         text='if key not in ("truncation", "padding")',
         becomes='if key != "padding"',
         promise="Truncation of the last call is no part of a tokenizer's digest.",
@@ -188,7 +187,7 @@ MUTANTS = [
     ),
     Mutant(
         name="remarks-of-one-piece-only",
-        file=f"{DATA}/store.py",
+        file="dist_subspace/training/data/store.py",
         text="remarks[remark] = remarks.get(remark, 0) + count",
         becomes="remarks[remark] = count",
         promise="What is said of records counts those of every piece.",
@@ -196,7 +195,7 @@ MUTANTS = [
     ),
     Mutant(
         name="notices-of-first-file-only",
-        file=f"{DATA}/tokens.py",
+        file="dist_subspace/training/data/tokens.py",
         text="    for one in columns:\n        counts.update",
         becomes="    for one in columns[:1]:\n        counts.update",
         promise="What is said of records counts those of every file.",

@@ -17,7 +17,7 @@ MUTANTS = [
     # LoRA-XS
     Mutant(
         name="lora-xs-scale-lost",
-        file=_LORA_XS,
+        file="dist_subspace/subspace/combination/lora_xs.py",
         text="self.scale * wide(",
         becomes="wide(",
         promise="LoRA-XS's γ is α / r.",
@@ -25,7 +25,7 @@ MUTANTS = [
     ),
     Mutant(
         name="lora-xs-singular-values-on-the-wrong-side",
-        file=_LORA_XS,
+        file="dist_subspace/subspace/combination/lora_xs.py",
         text="wide(self.spectral_S)[:, None]",
         becomes="wide(self.spectral_S)",
         promise="LoRA-XS's singular values belong to B = U_r Σ_r.",
@@ -33,7 +33,7 @@ MUTANTS = [
     ),
     Mutant(
         name="lora-xs-starts-at-the-papers-noise",
-        file=_LORA_XS,
+        file="dist_subspace/subspace/combination/lora_xs.py",
         text='if settings.options["init"] == "normal":',
         becomes='if settings.options["init"]:',
         promise="LoRA-XS is exactly its base at the start, unless the paper's start is asked for.",
@@ -42,7 +42,7 @@ MUTANTS = [
     # MiSS
     Mutant(
         name="miss-shards-interleaved",
-        file=_MISS,
+        file="dist_subspace/subspace/extension/miss.py",
         text="padded.unflatten(-1, (-1, rank)).sum(-2)",
         becomes="padded.unflatten(-1, (rank, -1)).sum(-1)",
         promise="MiSS adds up inputs that lie r apart.",
@@ -50,7 +50,7 @@ MUTANTS = [
     ),
     Mutant(
         name="miss-columns-interleaved",
-        file=_MISS,
+        file="dist_subspace/subspace/extension/miss.py",
         text=".repeat(self.out_features // self.miss_block.shape[1], 1)",
         becomes=".repeat_interleave(self.out_features // self.miss_block.shape[1], 0)",
         promise="With mini_r the columns of D repeat along the outputs, as PEFT's do.",
@@ -58,7 +58,7 @@ MUTANTS = [
     ),
     Mutant(
         name="miss-drops-in-evaluation",
-        file=_MISS,
+        file="dist_subspace/subspace/extension/miss.py",
         text="self.settings.dropout if self.training else 0.0",
         becomes="self.settings.dropout",
         promise="In evaluation nothing is dropped.",
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-miss-mini-as-miss",
-        file=_KINDS,
+        file="dist_subspace/interchange/peft_kinds.py",
         text='options={"mini_r": columns}',
         becomes="options={}",
         promise="A MiSS of few columns is read as one.",
@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-miss-bat-as-miss",
-        file=_KINDS,
+        file="dist_subspace/interchange/peft_kinds.py",
         text='if variant == "bat":',
         becomes='if variant == "bath":',
         promise="PEFT's Bat variant of MiSS, which is not computed here, is refused.",
@@ -83,7 +83,7 @@ MUTANTS = [
     # OFT
     Mutant(
         name="oft-turns-the-other-way",
-        file=_OFT,
+        file="dist_subspace/subspace/reconstruction/oft.py",
         text="skew = upper - upper.mT",
         becomes="skew = upper.mT - upper",
         promise="OFT turns the way that PEFT's OFT turns.",
@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant(
         name="oft-last-term-doubled",
-        file=_OFT,
+        file="dist_subspace/subspace/reconstruction/oft.py",
         text="return total + power @ skew",
         becomes="return total + 2 * power @ skew",
         promise="The last term of the series has the factor 1.",
@@ -99,7 +99,7 @@ MUTANTS = [
     ),
     Mutant(
         name="oft-merges-the-inverse",
-        file=_OFT,
+        file="dist_subspace/subspace/reconstruction/oft.py",
         text='"onc,nkc->onk"',
         becomes='"onk,nkc->onc"',
         promise="What is merged is W R.",
@@ -107,7 +107,7 @@ MUTANTS = [
     ),
     Mutant(
         name="oft-larger-divisor-of-two",
-        file=_OFT,
+        file="dist_subspace/subspace/reconstruction/oft.py",
         text="(abs(n - size), n)",
         becomes="(abs(n - size), -n)",
         promise="Of two divisors as near, PEFT takes the smaller one.",
@@ -115,7 +115,7 @@ MUTANTS = [
     ),
     Mutant(
         name="a-shared-rotation-counted-once",
-        file=_OFT,
+        file="dist_subspace/subspace/reconstruction/oft.py",
         text="self.turn().expand(self.blocks, -1, -1)",
         becomes="self.turn()",
         promise="inspect measures a rotation that blocks share in each of them.",

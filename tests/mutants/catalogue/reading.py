@@ -21,7 +21,7 @@ def key(name: str) -> list[str]:
 MUTANTS = [
     Mutant(
         name="weights-of-files-dropped",
-        file=f"{TRAINING}/plan.py",
+        file="dist_subspace/training/plan.py",
         text='given["train"] = [(source.path, source.weight) for source in section.train]',
         becomes='given["train"] = [(source.path, 1.0) for source in section.train]',
         promise="A file of weight 2 comes twice an epoch.",
@@ -29,7 +29,7 @@ MUTANTS = [
     ),
     Mutant(
         name="packing-not-passed",
-        file=f"{TRAINING}/plan.py",
+        file="dist_subspace/training/plan.py",
         text='packing = config.data.packing and config.data.format != "classification"',
         becomes='packing = config.data.format != "classification"',
         promise="data.packing false gives each sample a row of its own.",
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         name="classification-padded-to-the-longest",
-        file=f"{TRAINING}/plan.py",
+        file="dist_subspace/training/plan.py",
         text='packing = config.data.packing and config.data.format != "classification"',
         becomes="packing = config.data.packing",
         promise="Samples to classify are never packed, and padded no further than they need.",
@@ -45,7 +45,7 @@ MUTANTS = [
     ),
     Mutant(
         name="held-out-part-ignores-the-seed",
-        file=f"{TRAINING}/plan.py",
+        file="dist_subspace/training/plan.py",
         text="arguments = (settings, tokenizer, cache, config.training.seed)",
         becomes="arguments = (settings, tokenizer, cache, 0)",
         promise="training.seed draws what a fraction holds out.",
@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         name="tokenizer-key-ignored",
-        file=f"{TRAINING}/plan.py",
+        file="dist_subspace/training/plan.py",
         text="load_tokenizer(str(folder), config.model.tokenizer, config",
         becomes="load_tokenizer(str(folder), None, config",
         promise="model.tokenizer gives the ids, and not the model's own folder.",
@@ -61,7 +61,7 @@ MUTANTS = [
     ),
     Mutant(
         name="double-quant-not-passed",
-        file=f"{TRAINING}/model.py",
+        file="dist_subspace/training/model.py",
         text="            double_quant=config.model.double_quant,\n",
         becomes="",
         promise="model.double_quant quantises the statistics too.",
@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         name="attention-not-passed",
-        file=f"{TRAINING}/model.py",
+        file="dist_subspace/training/model.py",
         text="            attn_implementation=config.model.attn_implementation,\n",
         becomes="",
         promise="model.attn_implementation picks transformers' attention.",
@@ -77,7 +77,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dtype-key-ignored",
-        file=f"{TRAINING}/plan.py",
+        file="dist_subspace/training/plan.py",
         text="resolve_dtype(config.model.storage, config.model.dtype)",
         becomes="resolve_dtype(config.model.storage, None)",
         promise="model.dtype is the type of all that is not packed, and of the computation.",
@@ -85,7 +85,7 @@ MUTANTS = [
     ),
     Mutant(
         name="label-names-half-told",
-        file=f"{TRAINING}/model.py",
+        file="dist_subspace/training/model.py",
         text='        "label2id": {label: number for number, label in names.items()},\n',
         becomes="",
         promise="A classification model knows its labels both ways.",
@@ -93,7 +93,7 @@ MUTANTS = [
     ),
     Mutant(
         name="padding-id-not-told",
-        file=f"{TRAINING}/model.py",
+        file="dist_subspace/training/model.py",
         text='        "pad_token_id": plan.pad_id,\n',
         becomes="",
         promise="A classification model reads the last token that is no padding.",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-to-begin-with-not-read",
-        file=f"{TRAINING}/model.py",
+        file="dist_subspace/training/model.py",
         text="return attach_beginning(model, subspace, plan.beginning, cache, progress)",
         becomes="return attach(model, subspace, cache=cache, progress=progress)",
         promise="A run with subspace.init_from begins at that adapter's values.",
@@ -109,7 +109,7 @@ MUTANTS = [
     ),
     Mutant(
         name="packed-attention-not-put-on",
-        file=f"{TRAINING}/model.py",
+        file="dist_subspace/training/model.py",
         text="    if plan.batches.packing:\n        enable_packing(model)\n",
         becomes="",
         promise="Packed rows run without a mask of tokens x tokens.",
@@ -117,7 +117,7 @@ MUTANTS = [
     ),
     Mutant(
         name="leaky-packing-not-refused",
-        file=f"{TRAINING}/trainer.py",
+        file="dist_subspace/training/trainer.py",
         text="            self._refuse_leaky_packing()\n",
         becomes="            pass\n",
         promise="A model that mixes packed samples is refused.",
@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         name="order-of-the-first-epoch-for-ever",
-        file=f"{DATA}/batches.py",
+        file="dist_subspace/training/data/batches.py",
         text="order = sample_order(self.table.shares, self.seed, epoch)",
         becomes="order = sample_order(self.table.shares, self.seed, 0)",
         promise="Each epoch has an order of its own.",
@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         name="ranks-take-the-same-samples",
-        file=f"{DATA}/batches.py",
+        file="dist_subspace/training/data/batches.py",
         text="            index = start + self.rank\n",
         becomes="            index = start\n",
         promise="Each rank has samples of its own.",
@@ -141,7 +141,7 @@ MUTANTS = [
     ),
     Mutant(
         name="padding-counts-as-tokens",
-        file=f"{DATA}/batches.py",
+        file="dist_subspace/training/data/batches.py",
         text="            tokens=int(self.table.lengths[samples].sum()),\n",
         becomes="            tokens=len(rows) * self.max_length,\n",
         promise="Tokens are counted without padding.",
@@ -149,7 +149,7 @@ MUTANTS = [
     ),
     Mutant(
         name="last-partial-evaluation-batch-dropped",
-        file=f"{DATA}/batches.py",
+        file="dist_subspace/training/data/batches.py",
         text="count = -(-len(table) // micro_batch_size)",
         becomes="count = len(table) // micro_batch_size",
         promise="Every held-out sample is evaluated, those of the last partial micro-batch too.",
@@ -157,7 +157,7 @@ MUTANTS = [
     ),
     Mutant(
         name="rounding-makes-a-step-more",
-        file=f"{DATA}/batches.py",
+        file="dist_subspace/training/data/batches.py",
         text="math.ceil(rows / self.global_batch_size - 1e-9)",
         becomes="math.ceil(rows / self.global_batch_size)",
         promise="The rounding of a number of epochs makes no further step.",
@@ -165,7 +165,7 @@ MUTANTS = [
     ),
     Mutant(
         name="padding-of-classes-not-masked",
-        file=f"{DATA}/collate.py",
+        file="dist_subspace/training/data/collate.py",
         text="mask = self._stack([np.ones_like(row) for row in ids], 0)\n        labels",
         becomes="mask = self._stack([np.ones_like(row) for row in ids], 1)\n        labels",
         promise="A text to classify is read as if it stood alone, whatever it is padded with.",
@@ -173,7 +173,7 @@ MUTANTS = [
     ),
     Mutant(
         name="blank-input-gets-a-block",
-        file=f"{DATA}/formats.py",
+        file="dist_subspace/training/data/formats.py",
         text='(ALPACA if fields["input"].strip() else',
         becomes='(ALPACA if fields["input"] else',
         promise="alpaca has no Input block where the input is blank.",
@@ -181,7 +181,7 @@ MUTANTS = [
     ),
     Mutant(
         name="renamed-column-loses-to-its-namesake",
-        file=f"{DATA}/formats.py",
+        file="dist_subspace/training/data/formats.py",
         text="row.texts() | fields)",
         becomes="fields | row.texts())",
         promise="In a template a renamed column goes before one that bears the format's name.",
@@ -189,7 +189,7 @@ MUTANTS = [
     ),
     Mutant(
         name="documents-lose-a-character-a-block",
-        file=f"{DATA}/formats.py",
+        file="dist_subspace/training/data/formats.py",
         text="        start = end\n    return [*blocks",
         becomes="        start = end + 1\n    return [*blocks",
         promise="A long document loses nothing where it is cut into blocks.",
@@ -197,7 +197,7 @@ MUTANTS = [
     ),
     Mutant(
         name="attention-dropout-lost-in-packed-rows",
-        file=f"{DATA}/packed_attention.py",
+        file="dist_subspace/training/data/packed_attention.py",
         text='"dropout": dropout,',
         becomes='"dropout": 0.0,',
         promise="The base's own attention dropout is drawn in packed rows too.",
@@ -207,7 +207,7 @@ MUTANTS = [
     ),
     Mutant(
         name="looking-ahead-passes-for-rounding",
-        file=f"{DATA}/packed_attention.py",
+        file="dist_subspace/training/data/packed_attention.py",
         text="AHEAD_LIMIT = 0.1",
         becomes="AHEAD_LIMIT = 1e9",
         promise="A model that sees the next sample of its row is found out.",
@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         name="small-fraction-holds-nothing-out",
-        file=f"{DATA}/table.py",
+        file="dist_subspace/training/data/table.py",
         text="held = max(1, round(fraction * count))",
         becomes="held = round(fraction * count)",
         promise="A fraction holds out a record at least.",
@@ -223,7 +223,7 @@ MUTANTS = [
     ),
     Mutant(
         name="records-of-two-files-taken-for-one",
-        file=f"{DATA}/table.py",
+        file="dist_subspace/training/data/table.py",
         text="np.full(len(key), number)",
         becomes="np.full(len(key), 0)",
         promise="A fraction is one of the records of all files.",
@@ -231,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         name="evaluation-split-is-the-training-split",
-        file=f"{DATA}/tokens.py",
+        file="dist_subspace/training/data/tokens.py",
         text='open_source(settings.eval, settings.eval_split, "data.eval")',
         becomes='open_source(settings.eval, settings.split, "data.eval")',
         promise="A Hub data set is evaluated on data.eval_split.",
@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         name="half-of-the-dropout",
-        file=f"{SUBSPACE}/dropout.py",
+        file="dist_subspace/subspace/dropout.py",
         text="generator=generator) >= self.p",
         becomes="generator=generator) >= self.p / 2",
         promise="subspace.dropout is the share that is dropped.",
@@ -247,7 +247,7 @@ MUTANTS = [
     ),
     Mutant(
         name="constraint-weight-not-passed",
-        file=f"{SUBSPACE}/config.py",
+        file="dist_subspace/subspace/config.py",
         text="Constraint(kind, config.constraint_weight,",
         becomes="Constraint(kind, 0.1,",
         promise="subspace.constraint_weight is the penalty's weight in the loss.",
@@ -255,7 +255,7 @@ MUTANTS = [
     ),
     Mutant(
         name="rank-pattern-ignored",
-        file=f"{SUBSPACE}/attach.py",
+        file="dist_subspace/subspace/attach.py",
         text="rank = next((r for ending, r in config.rank_pattern.items() if ends_with(name, ending)), config.rank)",
         becomes="rank = config.rank",
         promise="subspace.rank_pattern gives single layers another rank.",
@@ -263,7 +263,7 @@ MUTANTS = [
     ),
     Mutant(
         name="excluded-modules-trained",
-        file=f"{SUBSPACE}/attach.py",
+        file="dist_subspace/subspace/attach.py",
         text="exclude = [*config.exclude_modules, *trained_in_full]",
         becomes="exclude = [*trained_in_full]",
         promise="subspace.exclude_modules are no targets.",
@@ -271,7 +271,7 @@ MUTANTS = [
     ),
     Mutant(
         name="new-rows-begin-beside-the-mean",
-        file=f"{SUBSPACE}/new_tokens.py",
+        file="dist_subspace/subspace/new_tokens.py",
         text="for part in weight.split(ROWS)]",
         becomes="for part in weight[1:].split(ROWS)]",
         promise="Rows of new tokens begin at the mean of the rows that there are.",

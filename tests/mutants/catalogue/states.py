@@ -8,7 +8,6 @@ TRAINER, EVALUATE, ENGINE, RUN, PLAN, PROGRESS, MODEL = (
     f"dist_subspace/training/{name}.py"
     for name in ("trainer", "evaluate", "engine", "run", "plan", "progress", "model")
 )
-STATE = "dist_subspace/checkpoint/state.py"
 OF_RUNS, OF_STATES, OF_STEPS = (
     "tests/training/test_trainer.py",
     "tests/checkpoint/test_state.py",
@@ -32,7 +31,7 @@ BROKEN = f"{OF_STEPS}::test_a_step_with_one_gradient_that_is_not_finite_is_left_
 MUTANTS = [
     Mutant(
         name="stays-in-eval-after-an-evaluation",
-        file=EVALUATE,
+        file="dist_subspace/training/evaluate.py",
         text="        model.train(was_training)\n",
         becomes="        pass\n",
         promise="After an evaluation the model trains again: dropout is on.",
@@ -40,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         name="evaluates-in-training-mode",
-        file=EVALUATE,
+        file="dist_subspace/training/evaluate.py",
         text="    model.eval()\n",
         becomes="    model.train()\n",
         promise="A held-out loss is measured without dropout.",
@@ -48,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         name="evaluation-records-gradients",
-        file=EVALUATE,
+        file="dist_subspace/training/evaluate.py",
         text="@torch.no_grad()\ndef evaluate",
         becomes="def evaluate",
         promise="An evaluation keeps no activations for a backward.",
@@ -56,7 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         name="filler-counts-in-the-held-out-loss",
-        file=EVALUATE,
+        file="dist_subspace/training/evaluate.py",
         text="            if batch is not None:\n                loss += float(summed_loss(logits, batch.labels))\n"
         "                targets += batch.targets\n",
         becomes="            loss += float(summed_loss(logits, used.labels))\n            targets += used.targets\n"
@@ -66,7 +65,7 @@ MUTANTS = [
     ),
     Mutant(
         name="best-forgotten-on-resume",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.progress = Progress(*counts, state.elapsed_seconds, best)",
         becomes="self.progress = Progress(*counts, state.elapsed_seconds)",
         promise="The best checkpoint from before a resume still counts.",
@@ -74,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         name="best-removed-by-the-limit",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.config.checkpoint.save_total_limit, keep)",
         becomes="self.config.checkpoint.save_total_limit, [])",
         promise="save_total_limit does not remove the best checkpoint.",
@@ -82,7 +81,7 @@ MUTANTS = [
     ),
     Mutant(
         name="plateau-forgotten-on-resume",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.schedule.restore(state.schedule, state.step)",
         becomes="self.schedule.restore({}, state.step)",
         promise="A plateau schedule goes on with what it had learned.",
@@ -90,7 +89,7 @@ MUTANTS = [
     ),
     Mutant(
         name="time-begins-anew-on-resume",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.progress = Progress(*counts, state.elapsed_seconds, best)",
         becomes="self.progress = Progress(*counts, 0.0, best)",
         promise="elapsed_seconds is of the whole run.",
@@ -98,7 +97,7 @@ MUTANTS = [
     ),
     Mutant(
         name="skipped-steps-forgotten-on-resume",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="state.tokens, state.skipped, state.overflowed)",
         becomes="state.tokens, 0, state.overflowed)",
         promise="Steps that were skipped are counted over the whole run.",
@@ -106,7 +105,7 @@ MUTANTS = [
     ),
     Mutant(
         name="data-begins-anew-on-resume",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="        batch = self.plan.batches.batch(self.progress.step)\n",
         becomes="        batch = self.plan.batches.batch(len(self.losses))\n",
         promise="A continued run goes on with the batch that comes, in the middle of an epoch.",
@@ -114,7 +113,7 @@ MUTANTS = [
     ),
     Mutant(
         name="metrics-keep-the-lines-beyond-the-resume",
-        file=RUN,
+        file="dist_subspace/training/run.py",
         text="MetricsWriter(plan.run_dir, resume_step=step)",
         becomes="MetricsWriter(plan.run_dir, resume_step=plan.total_steps)",
         promise="metrics.jsonl has each step once.",
@@ -122,7 +121,7 @@ MUTANTS = [
     ),
     Mutant(
         name="tracker-not-told-of-the-resume",
-        file=RUN,
+        file="dist_subspace/training/run.py",
         text="plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), observer.display.warning, step\n",
         becomes="plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), observer.display.warning\n",
         promise="A tracker shows each step of a continued run once.",
@@ -130,7 +129,7 @@ MUTANTS = [
     ),
     Mutant(
         name="optimizer-counters-not-restored",
-        file=STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="tensors, state.optimizer_steps)\n    restore_scaler",
         becomes="tensors, 1)\n    restore_scaler",
         promise="Adam's bias correction goes on where it stood.",
@@ -138,7 +137,7 @@ MUTANTS = [
     ),
     Mutant(
         name="modules-to-save-dropped-beside-a-head",
-        file=MODEL,
+        file="dist_subspace/training/model.py",
         text="dict.fromkeys([*plan.subspace.modules_to_save, *heads, *poolers])",
         becomes="dict.fromkeys([*heads, *poolers])",
         promise="modules_to_save are trained in full beside a new classification head.",
@@ -146,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         name="method-known-by-its-name",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text="[resolved.info.name, resolved.config.as_dict(), str(resolved.settings)]",
         becomes="[resolved.info.name]",
         promise="A checkpoint of another rank is not continued.",
@@ -154,7 +153,7 @@ MUTANTS = [
     ),
     Mutant(
         name="method-known-by-a-layers-settings",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text="[resolved.info.name, resolved.config.as_dict(), str(resolved.settings)]",
         becomes="[resolved.info.name, str(resolved.settings)]",
         promise="A checkpoint of other targets, or of a rank of one layer, is not continued.",
@@ -162,7 +161,7 @@ MUTANTS = [
     ),
     Mutant(
         name="base-known-by-its-name",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text='"model": base_fingerprint(folder),',
         becomes='"model": hashlib.sha256(folder.name.encode()).hexdigest(),',
         promise="A base whose file was replaced is another one.",
@@ -170,7 +169,7 @@ MUTANTS = [
     ),
     Mutant(
         name="base-known-by-its-place",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text='"model": base_fingerprint(folder),',
         becomes='"model": hashlib.sha256(str(folder).encode()).hexdigest(),',
         promise="A base that was moved is the same one.",
@@ -178,7 +177,7 @@ MUTANTS = [
     ),
     Mutant(
         name="one-allowed-difference-allows-all",
-        file=STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="and what not in allowed:",
         becomes="and not allowed:",
         promise="allow_different allows what it names.",
@@ -186,7 +185,7 @@ MUTANTS = [
     ),
     Mutant(
         name="replaced-factors-accepted",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)\n",
         becomes="",
         promise="A factor file that was replaced is refused on resume.",
@@ -194,7 +193,7 @@ MUTANTS = [
     ),
     Mutant(
         name="replaced-row-norms-accepted",
-        file=STATE,
+        file="dist_subspace/checkpoint/state.py",
         text='        described[OWN]["statistics"] = remade_files(model, run_dir / FACTORS)\n',
         becomes="",
         promise="So are DoRA's row norms, which no adapter holds.",
@@ -202,7 +201,7 @@ MUTANTS = [
     ),
     Mutant(
         name="altered-frozen-factor-accepted",
-        file=STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="    _check_frozen(model, folder)\n    tensors",
         becomes="    tensors",
         promise="A frozen A that is not the checkpoint's is refused.",
@@ -218,7 +217,7 @@ MUTANTS = [
     ),
     Mutant(
         name="infinite-gradient-accepted",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="if not (finite and self._gradients_are_finite()):",
         becomes="if not finite:",
         promise="A finite loss with an infinite gradient changes nothing at stage 0.",
@@ -226,7 +225,7 @@ MUTANTS = [
     ),
     Mutant(
         name="skipped-step-shifts-the-accumulation",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="                self.engine.micro_steps += 1  # what engine.step would have counted\n",
         becomes="",
         promise="After a skipped step the next one is made after all its rounds.",
@@ -234,7 +233,7 @@ MUTANTS = [
     ),
     Mutant(
         name="skipped-gradients-are-kept",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="                self.engine.zero_grad()\n                self.engine.micro_steps",
         becomes="                self.engine.micro_steps",
         promise="A skipped step's gradients are not added to the next one's.",
@@ -242,7 +241,7 @@ MUTANTS = [
     ),
     Mutant(
         name="newer-checkpoints-not-set-aside",
-        file=RUN,
+        file="dist_subspace/training/run.py",
         text="    set_aside_others(plan.run_dir, step, resumed, anew, observer.display.warning)\n",
         becomes="",
         promise="What a run finds in its folder and does not continue is moved away, and never overwritten.",
@@ -261,7 +260,7 @@ MUTANTS = [
     ),
     Mutant(
         name="micro-batches-not-seeded",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="        seed_micro_batch(self.seed, micro.number)\n",
         becomes="",
         promise="Dropout after a resume is what it would have been.",
@@ -280,7 +279,7 @@ MUTANTS = [
     ),
     Mutant(
         name="nothing-saved-before-a-decomposition",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="        self._save_before_decomposing()\n",
         becomes="",
         promise="The step before a long decomposition is saved.",
@@ -291,7 +290,7 @@ MUTANTS = [
     ),
     Mutant(
         name="best-is-no-number",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="        if not math.isfinite(value):  # a diverged",
         becomes="        if False:  # a diverged",
         promise="An evaluation that gives no number is never the best.",
@@ -299,7 +298,7 @@ MUTANTS = [
     ),
     Mutant(
         name="best-is-replaced-by-its-equal",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='(value > best["value"] if up else value < best["value"])',
         becomes='(value > best["value"]) == up',
         promise="Of two equal evaluations the first is the best, as in transformers.",
@@ -317,7 +316,7 @@ MUTANTS = [
     ),
     Mutant(
         name="optimizer-tensors-of-another-shape-not-refused",
-        file=STATE,
+        file="dist_subspace/checkpoint/state.py",
         text="        if stored != own:\n",
         becomes="        if False:\n",
         promise="A checkpoint of another rank, which was allowed, is refused in a sentence and not by a traceback.",

@@ -15,7 +15,7 @@ OLDER = "tests/storage/test_registry.py::test_the_older_name_reaches_the_storage
 MUTANTS = [
     Mutant(
         name="fp8-scaled-to-240",
-        file=FP8,
+        file="dist_subspace/storage/fp8.py",
         text="LARGEST = torch.finfo(KIND).max",
         becomes="LARGEST = 240.0",
         promise="The largest number of a block becomes the largest float8 e4m3, 448.",
@@ -23,7 +23,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fp8-scale-a-strip",
-        file=FP8,
+        file="dist_subspace/storage/fp8.py",
         text="view(-1, BLOCK).amax(dim=1)",
         becomes="view(-1, BLOCK).amax(dim=1).amax().expand(scale.shape[1])",
         promise="Each block of 128 x 128 has a scale of its own.",
@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fp8-zeros-become-nothing",
-        file=FP8,
+        file="dist_subspace/storage/fp8.py",
         text="torch.where(largest > 0, LARGEST / largest, torch.ones_like(largest))",
         becomes="LARGEST / largest",
         promise="A block of zeros stays zeros.",
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fp8-edge-takes-the-next-scale",
-        file=FP8,
+        file="dist_subspace/storage/fp8.py",
         text="own.repeat_interleave(BLOCK)[: self.in_features]",
         becomes="own.repeat_interleave(BLOCK)[-self.in_features :]",
         promise="The columns beyond the last whole block have the last scale.",
@@ -47,7 +47,7 @@ MUTANTS = [
     ),
     Mutant(
         name="fp8-of-other-blocks-is-taken",
-        file=FP8,
+        file="dist_subspace/storage/fp8.py",
         text='and tuple(getattr(module, "block_size", None) or ()) == (BLOCK, BLOCK)',
         becomes='and getattr(module, "block_size", None) is not None',
         promise="A layer of transformers in other blocks is not read as if it had these.",
@@ -55,7 +55,7 @@ MUTANTS = [
     ),
     Mutant(
         name="storage-bytes-without-nested-statistics",
-        file=FOUR_BIT,
+        file="dist_subspace/storage/four_bit.py",
         text="blocks + 4 * math.ceil(blocks / NESTED_BLOCKSIZE) if double_quant",
         becomes="blocks if double_quant",
         promise="A storage knows the bytes of a matrix, the statistics of its statistics included.",
@@ -63,7 +63,7 @@ MUTANTS = [
     ),
     Mutant(
         name="storage-options-are-ignored",
-        file=REGISTRY,
+        file="dist_subspace/storage/registry.py",
         text="info.checked(older | dict(options or {}))",
         becomes="info.checked(dict(options or {}) | older)",
         promise="model.storage_options outweighs the default of the older name.",
@@ -71,7 +71,7 @@ MUTANTS = [
     ),
     Mutant(
         name="unknown-storage-options-pass",
-        file=REGISTRY,
+        file="dist_subspace/storage/registry.py",
         text="            if name not in self.options:\n",
         becomes="            if not self.options:\n                continue\n            if name not in self.options:\n",
         promise="An option that the storage does not have is refused.",
@@ -79,7 +79,7 @@ MUTANTS = [
     ),
     Mutant(
         name="foreign-layers-are-no-operators",
-        file=ADOPT,
+        file="dist_subspace/storage/adopt.py",
         text="return own or (adopt_plain if is_linear(module) else None)",
         becomes="return adopt_plain if is_linear(module) else None",
         promise="A layer that another library quantised is taken over in its own bytes.",

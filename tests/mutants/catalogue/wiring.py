@@ -7,7 +7,6 @@ from tests.mutants.mutant import Mutant
 TRAINING = "dist_subspace/training"
 TRAINER, ENGINE, PLAN, MODEL, RUN = (f"{TRAINING}/{name}.py" for name in ("trainer", "engine", "plan", "model", "run"))
 OPTIMIZERS, SCHEDULE, ENGINE_CONFIG = (f"{TRAINING}/{name}.py" for name in ("optimizers", "schedule", "engine_config"))
-STOCK = "dist_subspace/placement/stock.py"
 
 
 def key_tests(name: str) -> list[str]:
@@ -25,7 +24,7 @@ TWO_RANKS = ["tests/keys/test_ranks.py::test_two_ranks_under_zero_3_go_the_way_o
 _OPTIMIZER = [
     Mutant(
         name="weight-decay-not-passed",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="parameter_groups(self.model, training.learning_rate, training.weight_decay)",
         becomes="parameter_groups(self.model, training.learning_rate, 0.0)",
         promise="training.weight_decay decays the trained matrices.",
@@ -41,7 +40,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="adam-betas-dropped",
-        file=OPTIMIZERS,
+        file="dist_subspace/training/optimizers.py",
         text="lr=s.learning_rate, betas=(s.beta1, s.beta2), eps=s.epsilon, **options)",
         becomes="lr=s.learning_rate, eps=s.epsilon, **options)",
         promise="AdamW has the configuration's betas.",
@@ -49,7 +48,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="adam-beta2-is-the-default",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="training.adam_beta1, training.adam_beta2, training.adam_epsilon",
         becomes="training.adam_beta1, 0.999, training.adam_epsilon",
         promise="training.adam_beta2 reaches the optimizer.",
@@ -57,7 +56,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="adam-epsilon-dropped",
-        file=OPTIMIZERS,
+        file="dist_subspace/training/optimizers.py",
         text="betas=(s.beta1, s.beta2), eps=s.epsilon, **options)",
         becomes="betas=(s.beta1, s.beta2), **options)",
         promise="training.adam_epsilon reaches AdamW.",
@@ -65,7 +64,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="bitsandbytes-epsilon-dropped",
-        file=OPTIMIZERS,
+        file="dist_subspace/training/optimizers.py",
         text='{"eps": s.epsilon} if "Adam" in name else {}',
         becomes="{}",
         promise="training.adam_epsilon reaches bitsandbytes' optimizers.",
@@ -73,7 +72,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="fused-adamw-is-the-plain-one",
-        file=OPTIMIZERS,
+        file="dist_subspace/training/optimizers.py",
         text='"adamw_torch_fused": lambda groups, s: _adamw(groups, s, fused=True)',
         becomes='"adamw_torch_fused": lambda groups, s: _adamw(groups, s)',
         promise="adamw_torch_fused is torch's fused AdamW.",
@@ -81,7 +80,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="rmsprop-is-sgd",
-        file=OPTIMIZERS,
+        file="dist_subspace/training/optimizers.py",
         text='"rmsprop": _of_torch("RMSprop")',
         becomes='"rmsprop": _of_torch("SGD")',
         promise="Each name of training.optim is the optimizer of that name.",
@@ -89,7 +88,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="lion-in-8-bits-has-32",
-        file=OPTIMIZERS,
+        file="dist_subspace/training/optimizers.py",
         text='"lion_8bit": _of_bitsandbytes("Lion8bit")',
         becomes='"lion_8bit": _of_bitsandbytes("Lion32bit")',
         promise="lion_8bit keeps its state in 8 bits.",
@@ -97,7 +96,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="clipping-ignored-by-presets",
-        file=ENGINE_CONFIG,
+        file="dist_subspace/training/engine_config.py",
         text="            max_grad_norm=training.max_grad_norm,\n            trainable_numel",
         becomes="            max_grad_norm=0.0,\n            trainable_numel",
         promise="training.max_grad_norm clips the gradient of the global batch.",
@@ -105,7 +104,7 @@ _OPTIMIZER = [
     ),
     Mutant(
         name="logged-norm-is-the-clipped-one",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="            self._norm = self._plain_norm()",
         becomes="            self._norm = min(self._plain_norm(), self.engine.gradient_clipping() or float('inf'))",
         promise="grad_norm in metrics.jsonl is the norm before clipping.",
@@ -116,7 +115,7 @@ _OPTIMIZER = [
 _SCHEDULE = [
     Mutant(
         name="rate-never-written",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='            group["lr"] = rate\n        rate = self.schedule.rates[0]',
         becomes="            pass\n        rate = self.schedule.rates[0]",
         promise="The schedule's rate is the optimizer's.",
@@ -124,7 +123,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="schedule-a-step-ahead",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="        return self.at(self._step)",
         becomes="        return self.at(self._step + 1)",
         promise="The first step has the schedule's first rate.",
@@ -132,7 +131,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="schedule-five-steps-too-long",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="num_training_steps=total_steps,",
         becomes="num_training_steps=total_steps + 5,",
         promise="The schedule is as long as the run.",
@@ -140,7 +139,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="warmup-dropped",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="num_warmup_steps=warmup_count(warmup_steps, total_steps)",
         becomes="num_warmup_steps=0",
         promise="training.warmup_steps is the length of the warm-up.",
@@ -148,7 +147,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="warmup-rounded-down",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="return -int(-warmup_steps * total_steps // 1) if",
         becomes="return int(warmup_steps * total_steps) if",
         promise="A share of all steps is rounded up, as transformers does.",
@@ -156,7 +155,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="schedule-options-dropped",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="        training.lr_scheduler_kwargs,\n",
         becomes="        {},\n",
         promise="training.lr_scheduler_kwargs reach the schedule.",
@@ -164,7 +163,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="options-without-a-use-accepted",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="if options and name in _WITHOUT_OPTIONS:",
         becomes="if False:",
         promise="Options that a schedule has no use for are refused.",
@@ -175,7 +174,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="schedule-type-dropped",
-        file=SCHEDULE,
+        file="dist_subspace/training/schedule.py",
         text="        training.lr_scheduler_type,\n",
         becomes='        "cosine",\n',
         promise="training.lr_scheduler_type is the schedule.",
@@ -183,7 +182,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="plateau-never-told",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='self.schedule.evaluated(values["eval_loss"])',
         becomes="pass",
         promise="A plateau schedule is told the loss of each evaluation.",
@@ -191,7 +190,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="epochs-ignored",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text="return batches.total_steps(config.training.num_train_epochs)",
         becomes="return batches.total_steps(1)",
         promise="training.num_train_epochs is how many epochs are trained.",
@@ -199,7 +198,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="epochs-rounded-down",
-        file=f"{TRAINING}/data/batches.py",
+        file="dist_subspace/training/data/batches.py",
         text="math.ceil(rows / self.global_batch_size - 1e-9)",
         becomes="int(rows / self.global_batch_size)",
         promise="The last samples of the epochs have a step too.",
@@ -207,7 +206,7 @@ _SCHEDULE = [
     ),
     Mutant(
         name="schedule-begins-anew-on-resume",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.schedule.restore(state.schedule, state.step)",
         becomes="self.schedule.restore(state.schedule, 0)",
         promise="A resumed run goes on in its schedule.",
@@ -218,7 +217,7 @@ _SCHEDULE = [
 _STEP = [
     Mutant(
         name="dropout-alike-in-every-micro-batch",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="seed_micro_batch(self.seed, micro.number)",
         becomes="seed_micro_batch(self.seed, 0)",
         promise="Each micro-batch drops something else.",
@@ -226,7 +225,7 @@ _STEP = [
     ),
     Mutant(
         name="head-without-the-seed",
-        file=MODEL,
+        file="dist_subspace/training/model.py",
         text="seed=config.training.seed,",
         becomes="seed=0,",
         promise="training.seed chooses a new head's initial values.",
@@ -234,7 +233,7 @@ _STEP = [
     ),
     Mutant(
         name="skipped-step-is-not-counted",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="                self.engine.micro_steps += 1  # what engine.step would have counted\n",
         becomes="",
         promise="The steps after a skipped one are whole.",
@@ -242,7 +241,7 @@ _STEP = [
     ),
     Mutant(
         name="checkpointing-ignored",
-        file=MODEL,
+        file="dist_subspace/training/model.py",
         text="    elif training.gradient_checkpointing:\n",
         becomes="    elif False:\n",
         promise="training.gradient_checkpointing computes the layers again in backward.",
@@ -250,7 +249,7 @@ _STEP = [
     ),
     Mutant(
         name="checkpointing-always",
-        file=MODEL,
+        file="dist_subspace/training/model.py",
         text="    elif training.gradient_checkpointing:\n",
         becomes="    else:\n",
         promise="Without training.gradient_checkpointing nothing is computed twice.",
@@ -258,7 +257,7 @@ _STEP = [
     ),
     Mutant(
         name="reentrant-ignored",
-        file=MODEL,
+        file="dist_subspace/training/model.py",
         text="enable(training.gradient_checkpointing_kwargs.model_dump())",
         becomes="enable()",
         promise="use_reentrant chooses the form of checkpointing.",
@@ -266,7 +265,7 @@ _STEP = [
     ),
     Mutant(
         name="determinism-ignored",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="if plan.config.training.full_determinism:",
         becomes="if False:",
         promise="training.full_determinism sets torch's deterministic algorithms.",
@@ -274,7 +273,7 @@ _STEP = [
     ),
     Mutant(
         name="order-without-the-seed",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text="        seed=config.training.seed,\n",
         becomes="        seed=0,\n",
         promise="training.seed chooses the order of samples.",
@@ -282,7 +281,7 @@ _STEP = [
     ),
     Mutant(
         name="start-without-the-seed",
-        file=PLAN,
+        file="dist_subspace/training/plan.py",
         text='{"seed": config.training.seed}',
         becomes='{"seed": 0}',
         promise="training.seed chooses the method's initial values.",
@@ -290,7 +289,7 @@ _STEP = [
     ),
     Mutant(
         name="dropout-without-the-seed",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.config.training.seed, world().size)",
         becomes="0, world().size)",
         promise="training.seed chooses what dropout drops.",
@@ -298,7 +297,7 @@ _STEP = [
     ),
     Mutant(
         name="stop-at-nonfinite-ignored",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='self.config.training.on_nonfinite == "stop"',
         becomes='self.config.training.on_nonfinite == "raise"',
         promise="on_nonfinite stop ends the run at the step that is not finite.",
@@ -306,7 +305,7 @@ _STEP = [
     ),
     Mutant(
         name="max-time-ignored",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="Pause(STOP, plan.config.training.max_time, plan.device)",
         becomes="Pause(STOP, None, plan.device)",
         promise="training.max_time ends the run with what it has.",
@@ -314,7 +313,7 @@ _STEP = [
     ),
     Mutant(
         name="accumulation-divides-again",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="self.engine.backward(loss * factor, scale_wrt_gas=False)",
         becomes="self.engine.backward(loss * factor)",
         promise="Micro-batches add up to one large batch.",
@@ -322,7 +321,7 @@ _STEP = [
     ),
     Mutant(
         name="ranks-not-multiplied-back",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text="weight = self.world_size / max(1, targets) if counts else 0.0",
         becomes="weight = 1.0 / max(1, targets) if counts else 0.0",
         promise="The gradient on two ranks is that of one.",
@@ -330,7 +329,7 @@ _STEP = [
     ),
     Mutant(
         name="eval-batch-size-ignored",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="training.per_device_eval_batch_size or training.per_device_train_batch_size",
         becomes="training.per_device_train_batch_size",
         promise="training.per_device_eval_batch_size is the size of a call in evaluation.",

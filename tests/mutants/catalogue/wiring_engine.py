@@ -5,12 +5,11 @@ from __future__ import annotations
 from tests.mutants.catalogue.wiring import ENGINE, ENGINE_CONFIG, RUN, STOCK, TRAINER, TRAINING, key_tests
 from tests.mutants.mutant import Mutant
 
-PRESETS = "dist_subspace/placement/presets.py"
 
 _DEEPSPEED = [
     Mutant(
         name="engine-sized-without-the-model",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="engine_config(self.plan, self.model)",
         becomes="engine_config(self.plan, None)",
         promise="Two decoder blocks are live at once, whatever their size.",
@@ -18,7 +17,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="weights-decay-while-the-engine-starts",
-        file=ENGINE,
+        file="dist_subspace/training/engine.py",
         text='        group["lr"] = 0.0  # some engines make',
         becomes="        pass  # some engines make",
         promise="An engine's own first step changes no weight.",
@@ -26,7 +25,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="stock-json-does-not-clip",
-        file=STOCK,
+        file="dist_subspace/placement/stock.py",
         text='config.setdefault("gradient_clipping", facts.max_grad_norm)',
         becomes='config.setdefault("gradient_clipping", 0.0)',
         promise="training.max_grad_norm counts where a stock JSON says nothing about it.",
@@ -34,7 +33,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="stock-decay-compared-with-epsilon",
-        file=ENGINE_CONFIG,
+        file="dist_subspace/training/engine_config.py",
         text="weight_decay=training.weight_decay,",
         becomes="weight_decay=training.adam_epsilon,",
         promise="A stock JSON's weight decay is compared with the YAML's.",
@@ -46,7 +45,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="offload-preset-at-stage-1",
-        file=PRESETS,
+        file="dist_subspace/placement/presets.py",
         text='"zero2-offload": 2,',
         becomes='"zero2-offload": 1,',
         promise="A preset is the ZeRO stage in its name.",
@@ -54,7 +53,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="preset-without-offload",
-        file=PRESETS,
+        file="dist_subspace/placement/presets.py",
         text='if preset.endswith(("-offload", "-nvme")):',
         becomes='if preset.endswith("-nvme"):',
         promise="An offload preset holds the optimizer on the CPU.",
@@ -62,7 +61,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="nvme-path-dropped",
-        file=PRESETS,
+        file="dist_subspace/placement/presets.py",
         text='"nvme_path": nvme_path,',
         becomes='"nvme_path": "/local_nvme",',
         promise="deepspeed.nvme_path is where weights are swapped to.",
@@ -70,7 +69,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="stock-thresholds-overruled",
-        file=STOCK,
+        file="dist_subspace/placement/stock.py",
         text='config["zero_optimization"] = ours | section',
         becomes='config["zero_optimization"] = section | ours',
         promise="Thresholds of a stock JSON reach the engine.",
@@ -78,7 +77,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="stock-schedule-ignored",
-        file=ENGINE_CONFIG,
+        file="dist_subspace/training/engine_config.py",
         text="return fill_unset(config, stock_training_keys(read_deepspeed(config.deepspeed.config)))",
         becomes="return config",
         promise="Optimizer and schedule of a stock JSON are the run's, where the YAML leaves them open.",
@@ -97,7 +96,7 @@ _DEEPSPEED = [
 _RESULTS = [
     Mutant(
         name="save-steps-are-those-of-evaluation",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="if self._due(self.config.checkpoint.save_steps) or",
         becomes="if self._due(self.config.run.eval_steps) or",
         promise="checkpoint.save_steps is the distance of checkpoints.",
@@ -105,7 +104,7 @@ _RESULTS = [
     ),
     Mutant(
         name="total-limit-ignored",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="self.config.checkpoint.save_total_limit, keep)",
         becomes="None, keep)",
         promise="checkpoint.save_total_limit checkpoints stay.",
@@ -121,7 +120,7 @@ _RESULTS = [
     ),
     Mutant(
         name="greater-is-better-ignored",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text=" if greater is None else greater",
         becomes="",
         promise="checkpoint.greater_is_better says which end is the best.",
@@ -129,7 +128,7 @@ _RESULTS = [
     ),
     Mutant(
         name="loss-counts-as-greater-is-better",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='up = not name.endswith(("loss", "perplexity"))',
         becomes='up = not name.endswith("loss")',
         promise="Unset, a smaller perplexity is better.",
@@ -137,7 +136,7 @@ _RESULTS = [
     ),
     Mutant(
         name="first-evaluation-stays-the-best",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text='if best is None or (value > best["value"] if up else value < best["value"]):',
         becomes="if best is None:",
         promise="The best step is the one with the best metric.",
@@ -153,7 +152,7 @@ _RESULTS = [
     ),
     Mutant(
         name="last-step-not-evaluated",
-        file=TRAINER,
+        file="dist_subspace/training/trainer.py",
         text="(self._due(self.config.run.eval_steps) or self._last())",
         becomes="self._due(self.config.run.eval_steps)",
         promise="A run ends with an evaluation.",
@@ -161,7 +160,7 @@ _RESULTS = [
     ),
     Mutant(
         name="logged-loss-is-of-the-last-step",
-        file=f"{TRAINING}/observer.py",
+        file="dist_subspace/training/observer.py",
         text='"loss": sum(self._losses) / len(self._losses),',
         becomes='"loss": self._losses[-1],',
         promise="The loss of a line is the mean since the line before.",
@@ -169,7 +168,7 @@ _RESULTS = [
     ),
     Mutant(
         name="trackers-get-nothing",
-        file=RUN,
+        file="dist_subspace/training/run.py",
         text="plan.config.run.report_to, plan.run_dir,",
         becomes="(), plan.run_dir,",
         promise="run.report_to names who gets the figures.",
