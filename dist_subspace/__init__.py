@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from dist_subspace.advancing import advance
     from dist_subspace.api import attach, import_peft, load_adapter, save_adapter
     from dist_subspace.interchange.merge import merge
-    from dist_subspace.interchange.peft_export import export_peft
+    from dist_subspace.interchange.peft.export import export_peft
     from dist_subspace.loading.load import load_frozen
     from dist_subspace.subspace import (
         MethodInfo,
@@ -47,7 +47,7 @@ _HOMES = {
     "import_peft": "dist_subspace.api",
     "load_adapter": "dist_subspace.api",
     "load_frozen": "dist_subspace.loading.load",
-    "export_peft": "dist_subspace.interchange.peft_export",
+    "export_peft": "dist_subspace.interchange.peft.export",
     "merge": "dist_subspace.interchange.merge",
     "summary": "dist_subspace.accounting",
     "save_adapter": "dist_subspace.api",

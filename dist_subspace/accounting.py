@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dist_subspace.placement.zero import full_numel, full_shape, is_partitioned, kept_bytes
+from dist_subspace.placement.deepspeed.shards import full_numel, full_shape, is_partitioned, kept_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import SubspaceLinear, attachment
 

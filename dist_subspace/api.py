@@ -16,15 +16,16 @@ from dist_subspace.interchange.adapter import save_adapter as write_own
 from dist_subspace.interchange.base_copies import check_copies
 from dist_subspace.interchange.base_model import find_base
 from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft_files import Imported
-from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
+from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
+from dist_subspace.placement.deepspeed.optimizer_state import watch_optimizers
+from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.placement.generation import keep_ranks_together
-from dist_subspace.placement.optimizer_state import watch_optimizers
-from dist_subspace.placement.zero import gathered, mark_leaf_blocks
 from dist_subspace.statistics import settle
 from dist_subspace.storage import adopt_all, left_alone, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached

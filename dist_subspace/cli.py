@@ -66,7 +66,7 @@ def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
     if is_first():
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
-    from dist_subspace.placement.process_group import leave_process_group
+    from dist_subspace.placement.deepspeed.process_group import leave_process_group
     from dist_subspace.training.run import train as run
 
     return run, leave_process_group
@@ -176,7 +176,7 @@ def export(
     """
     _choose_accelerator()
     from dist_subspace.api import load_adapted
-    from dist_subspace.interchange.peft_export import export_peft
+    from dist_subspace.interchange.peft.export import export_peft
 
     folder = _adapter_folder(adapter)
     source = folder if base_model is None else load_adapted(folder, base_model)
@@ -197,7 +197,7 @@ def import_(
     _choose_accelerator()
     from dist_subspace.api import rewrite_on_base
     from dist_subspace.checkpoint.fingerprint import base_fingerprint
-    from dist_subspace.interchange.peft_import import rewrite_peft
+    from dist_subspace.interchange.peft.importing import rewrite_peft
 
     if base_model is None:
         imported = rewrite_peft(peft_adapter, out, base_fingerprint)

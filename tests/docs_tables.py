@@ -35,7 +35,7 @@ def methods_table() -> str:
 def options_table() -> str:
     from dist_subspace import methods
     from dist_subspace.report.tables import value_text
-    from dist_subspace.subspace.constraints import constraint_options
+    from dist_subspace.subspace.core.constraints import constraint_options
 
     rows = [
         (f"`{info.name}`", f"`{name}`", f"`{value_text(option.default)}`", _plain(option.accepted), option.help)
@@ -59,7 +59,7 @@ def storages_table() -> str:
 
 
 def presets_table() -> str:
-    from dist_subspace.placement.presets import PRESETS, deepspeed_config
+    from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 
     rows = []
     for name, stage in PRESETS.items():

@@ -53,7 +53,7 @@ def join_group() -> None:
     import deepspeed
     import torch
 
-    from dist_subspace.placement.helpers import without_cpu_helper
+    from dist_subspace.placement.deepspeed.cpp_helpers import without_cpu_helper
 
     without_cpu_helper()
     torch.set_num_threads(1)

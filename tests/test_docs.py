@@ -149,7 +149,7 @@ def test_the_worked_examples_are_the_code_of_the_tree() -> None:
 
 def test_every_method_has_a_section_with_its_reference_its_count_and_its_options() -> None:
     from dist_subspace import methods
-    from dist_subspace.subspace.constraints import constraint_options
+    from dist_subspace.subspace.core.constraints import constraint_options
 
     page = ROOT / "docs" / "methods.md"
     for name, info in methods().items():
@@ -178,7 +178,7 @@ def test_a_generated_table_is_that_of_the_registry(name: str) -> None:
 
 def test_every_configuration_section_storage_and_preset_is_spoken_of() -> None:
     from dist_subspace.config.schema import Config
-    from dist_subspace.placement.presets import PRESETS
+    from dist_subspace.placement.deepspeed.presets import PRESETS
     from dist_subspace.storage import storages
 
     sections = section(ROOT / "docs" / "design.md", "Configuration sections")

@@ -62,7 +62,9 @@ ALLOWED: dict[str, set[str]] = {
 # The file for what a library does not promise; its docstrings name the version that was read. What tokenises does not import
 # torch, so transformers has a second one for chat templates.
 KEEPERS = {
-    "deepspeed": ("placement/zero.py",),
+    "deepspeed": tuple(
+        f"placement/deepspeed/{n}.py" for n in ("shards", "partitioner", "leaf_blocks", "persistent", "fragments")
+    ),
     "bitsandbytes": ("storage/bnb.py",),
     "transformers": ("loading/transformers_internals.py", "loading/template_internals.py"),
 }
@@ -182,12 +184,12 @@ def test_private_names_of_libraries_stay_in_their_file(path: str) -> None:
         ("storage/x.py", "from dist_subspace.placement import zero"),
         ("storage/x.py", "def f():\n    import dist_subspace.subspace.lora"),
         ("subspace/deep/x.py", "from ...storage import four_bit"),
-        ("subspace/x.py", "from ..placement.zero import gather"),
+        ("subspace/x.py", "from ..placement.deepspeed.shards import gathered"),
         ("placement/x.py", "from dist_subspace import storage"),
         ("loading/x.py", "from dist_subspace.subspace import lora"),
         ("checkpoint/x.py", "from dist_subspace.training.loop import train"),
         ("report/x.py", "import dist_subspace.training"),
-        ("config.py", "from dist_subspace.subspace.registry import methods"),
+        ("config.py", "from dist_subspace.subspace.core.registry import methods"),
         ("training/x.py", "from dist_subspace.cli import main"),
         ("training/x.py", "from dist_subspace import attach"),
         ("api.py", "from dist_subspace import cli"),
@@ -238,7 +240,7 @@ def test_a_private_name_outside_its_file_is_found(source: str) -> None:
         ("training/x.py", "import deepspeed\nengine = deepspeed.initialize(model=m)\nengine._own = 1"),
         ("training/x.py", "import transformers\ntransformers.AutoModel.from_pretrained('x')\nself._private"),
         ("training/x.py", "import bitsandbytes as bnb\nbnb.optim.AdamW8bit([p])"),
-        ("placement/zero.py", "from deepspeed.runtime.zero import partition_parameters\np.ds_tensor"),
+        ("placement/deepspeed/shards.py", "from deepspeed.runtime.zero import partition_parameters\np.ds_tensor"),
         ("storage/bnb.py", "from bitsandbytes import functional"),
     ],
 )

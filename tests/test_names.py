@@ -16,9 +16,9 @@ from dist_subspace import cli
 from dist_subspace.config import names
 from dist_subspace.config.schema import Config
 from dist_subspace.loading.load import DTYPES, TASKS
-from dist_subspace.placement.presets import PRESETS, deepspeed_config
+from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.storage import pack, storages
-from dist_subspace.subspace.constraints import CONSTRAINTS
+from dist_subspace.subspace.core.constraints import CONSTRAINTS
 from dist_subspace.training import metrics, optimizers, trackers
 from dist_subspace.training.data.formats import FORMATS
 

@@ -21,7 +21,7 @@ from dist_subspace.checkpoint.state import read_trainer_state
 from dist_subspace.checkpoint.status import EXIT_OK, STATUS, read_status
 from dist_subspace.checkpoint.store import checkpoints, newest_whole, purge, verify, write_checkpoint
 from dist_subspace.interchange.adapter import read_adapter
-from dist_subspace.interchange.peft_import import rewrite_peft
+from dist_subspace.interchange.peft.importing import rewrite_peft
 from dist_subspace.report.history import read_lines, training_lines
 from dist_subspace.training.data.store import read_columns
 from dist_subspace.training.run import train

@@ -32,9 +32,9 @@ from dist_subspace.interchange.adapter import (
 from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import OWN, read_description
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
-from dist_subspace.placement.loss_scale import restore_scaler
-from dist_subspace.placement.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.zero import full_numel, gathered
+from dist_subspace.placement.deepspeed.loss_scale import restore_scaler
+from dist_subspace.placement.deepspeed.optimizer_state import read_state, set_counters, write_state
+from dist_subspace.placement.deepspeed.shards import full_numel, gathered
 from dist_subspace.statistics import FACTORS, kept_files, remade_files
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
 

@@ -26,8 +26,8 @@ from dist_subspace.interchange.model_description import adapter_config as adapte
 from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
 from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
+from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.placement.wholes import on_wholes
-from dist_subspace.placement.zero import gathered
 from dist_subspace.subspace import (
     NewTokens,
     SubspaceConfig,

@@ -12,7 +12,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import PREFIX
 from dist_subspace.storage import is_linear, linear_shape
 from dist_subspace.subspace import Operator, SubspaceConfig
-from dist_subspace.subspace.targets import ends_with
+from dist_subspace.subspace.core.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 Shapes = dict[str, tuple[int | None, int | None]]

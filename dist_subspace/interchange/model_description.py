@@ -13,7 +13,7 @@ from dist_subspace.interchange.description import FORMAT, OWN
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached
-from dist_subspace.subspace.targets import ends_with
+from dist_subspace.subspace.core.targets import ends_with
 
 
 def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:

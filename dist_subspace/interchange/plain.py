@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.original import original_of
-from dist_subspace.placement.zero import full_shape
+from dist_subspace.placement.deepspeed.shards import full_shape
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
     MethodInfo,
@@ -26,7 +26,7 @@ from dist_subspace.subspace import (
     TrainedCopy,
     attached,
 )
-from dist_subspace.subspace.trained_copy import TrainedLinear
+from dist_subspace.subspace.beside.trained_copy import TrainedLinear
 
 BASES = ("dequantised", "original")
 

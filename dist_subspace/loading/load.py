@@ -20,11 +20,12 @@ from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node
+from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
+from dist_subspace.placement.deepspeed.json_file import read_deepspeed
+from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
+from dist_subspace.placement.deepspeed.partitioner import Partitioner, outside_zero_init, remember_partitioner
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.generation import keep_ranks_together
-from dist_subspace.placement.helpers import check_nvme_helpers
-from dist_subspace.placement.json_file import read_deepspeed
-from dist_subspace.placement.process_group import ensure_process_group
-from dist_subspace.placement.zero import Partitioner, mark_leaf_blocks, outside_zero_init, remember_partitioner
 from dist_subspace.storage import options_for, storage_info
 
 TASKS: Mapping[str, str] = {
@@ -273,7 +274,7 @@ def _in_a_line(error: Exception) -> str:
 
 def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
     if stage_config is not None:
-        from dist_subspace.placement.process_group import agreed_device
+        from dist_subspace.placement.deepspeed.process_group import agreed_device
 
         return agreed_device()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

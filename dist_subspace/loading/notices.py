@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_subspace.placement.zero import full_numel, full_shape
+from dist_subspace.placement.deepspeed.shards import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
 WORTH = 0.02  # of the model's bytes: what is less needs no word

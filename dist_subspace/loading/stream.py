@@ -21,7 +21,7 @@ from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
 from dist_subspace.module_places import replace_everywhere
 from dist_subspace.notices import say
-from dist_subspace.placement.zero import Partitioner
+from dist_subspace.placement.deepspeed.partitioner import Partitioner
 from dist_subspace.storage import (
     FrozenLinear,
     Origin,

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.placement.zero import is_registered, is_split
+from dist_subspace.placement.deepspeed.shards import is_registered, is_split
 
 
 def keep_ranks_together(model: nn.Module) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dist_subspace.placement.collectives import agreed, world
-from dist_subspace.placement.zero import gather_to, lent
+from dist_subspace.placement.deepspeed.shards import gather_to, lent
 
 T = TypeVar("T")
 

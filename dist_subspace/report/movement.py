@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
-from dist_subspace.interchange.peft_kinds import pattern_key
+from dist_subspace.interchange.peft.kinds import pattern_key
 from dist_subspace.subspace import SubspacePart
-from dist_subspace.subspace.low_rank import LowRankLinear, with_core_left
-from dist_subspace.subspace.spectral import SpectralLinear
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear, with_core_left
+from dist_subspace.subspace.blocks.spectral import SpectralLinear
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"

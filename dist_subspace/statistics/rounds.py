@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dist_subspace.loading.original import original_of
 from dist_subspace.placement.collectives import agreed, world
-from dist_subspace.placement.zero import gather_to, lent
+from dist_subspace.placement.deepspeed.shards import gather_to, lent
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import SubspaceLinear, Weight
 from dist_subspace.subspace.attach import seed_of

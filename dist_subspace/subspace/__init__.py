@@ -1,16 +1,19 @@
 """What is trained, and how it acts. Knows torch and the operator's three questions; knows neither storage nor ZeRO."""
 
 from dist_subspace.options import Option
-from dist_subspace.subspace.accumulation import Accumulation
 from dist_subspace.subspace.attach import Attachment, attach_method, attached, attachment, disabled
+from dist_subspace.subspace.beside.new_tokens import NewTokens
+from dist_subspace.subspace.beside.trained_copy import TrainedCopy
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, resolve
-from dist_subspace.subspace.factors import FrozenFactor
+from dist_subspace.subspace.core.accumulation import Accumulation
+from dist_subspace.subspace.core.factors import FrozenFactor
+from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.operator import Operator, Weight
+from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.registry import method_class, methods
+from dist_subspace.subspace.core.schedule import Edit, Schedule
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.groups import named_trainables, parameter_groups, trainable_parameters
-from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart, Weight
-from dist_subspace.subspace.new_tokens import NewTokens
-from dist_subspace.subspace.registry import method_class, methods
-from dist_subspace.subspace.schedule import Edit, Schedule
-from dist_subspace.subspace.trained_copy import TrainedCopy
 
 __all__ = [
     "Accumulation",

@@ -15,15 +15,18 @@ from dist_subspace.errors import UsageError
 from dist_subspace.input_embeddings import input_embeddings
 from dist_subspace.module_places import move_hooks, replace_everywhere
 from dist_subspace.notices import say
-from dist_subspace.subspace.accumulation import Accumulation, watch_loss
-from dist_subspace.subspace.collect import GradientCollector
+from dist_subspace.subspace.beside.new_tokens import NewTokens, check_new_tokens
+from dist_subspace.subspace.beside.trained_copy import Gathered, TrainedCopy
 from dist_subspace.subspace.config import Resolved, SubspaceConfig, layer_settings, resolve
-from dist_subspace.subspace.constraints import PENALTIES, Penalties, Penalty
-from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear, SubspacePart
-from dist_subspace.subspace.new_tokens import NewTokens, check_new_tokens
-from dist_subspace.subspace.schedule import Schedule
-from dist_subspace.subspace.targets import ALL_LINEAR, Choice, LeftOut, ends_with
-from dist_subspace.subspace.trained_copy import Gathered, TrainedCopy
+from dist_subspace.subspace.core.accumulation import Accumulation, watch_loss
+from dist_subspace.subspace.core.collect import GradientCollector
+from dist_subspace.subspace.core.constraints import PENALTIES, Penalties, Penalty
+from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.schedule import Schedule
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut, ends_with
 
 # Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
 ONE_FUNCTION = ("ReformerEncoder",)

@@ -9,10 +9,11 @@ from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.options import is_number
-from dist_subspace.subspace.constraints import CONSTRAINTS, Constraint
-from dist_subspace.subspace.method import MethodInfo, Settings, SubspacePart
-from dist_subspace.subspace.new_tokens import check_ids
-from dist_subspace.subspace.registry import method_class
+from dist_subspace.subspace.beside.new_tokens import check_ids
+from dist_subspace.subspace.core.constraints import CONSTRAINTS, Constraint
+from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.registry import method_class
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @dataclass(frozen=True)

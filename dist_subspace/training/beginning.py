@@ -17,8 +17,8 @@ from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import CONFIG, read_adapter
 from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft_files import Imported
-from dist_subspace.interchange.peft_import import read_peft
+from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import tokenizer_of
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.placement.collectives import broadcast_tensors, on_main

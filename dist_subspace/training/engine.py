@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from dist_subspace.placement.collectives import sum_over_ranks
-from dist_subspace.placement.loss_scale import global_norm, loss_scale, missing_scale
-from dist_subspace.placement.optimizer_state import settle_masters
-from dist_subspace.placement.zero import keep_trainables_whole
+from dist_subspace.placement.deepspeed.loss_scale import global_norm, loss_scale, missing_scale
+from dist_subspace.placement.deepspeed.optimizer_state import settle_masters
+from dist_subspace.placement.deepspeed.persistent import keep_trainables_whole
 from dist_subspace.subspace import Accumulation, attachment
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.loss import forward, summed_loss

@@ -9,9 +9,9 @@ from torch import nn
 
 from dist_subspace.config import Config, fill_unset
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.presets import check_supported, deepspeed_config, read_deepspeed
-from dist_subspace.placement.stock import Facts, stock_config, stock_training_keys
-from dist_subspace.placement.zero import largest_block_numel
+from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
+from dist_subspace.placement.deepspeed.presets import check_supported, deepspeed_config, read_deepspeed
+from dist_subspace.placement.deepspeed.stock import Facts, stock_config, stock_training_keys
 from dist_subspace.storage import storage_info
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.plan import Plan

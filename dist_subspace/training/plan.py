@@ -19,7 +19,7 @@ from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
-from dist_subspace.placement.process_group import agreed_device
+from dist_subspace.placement.deepspeed.process_group import agreed_device
 from dist_subspace.storage import options_for
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
 from dist_subspace.training.announce import announced

@@ -24,8 +24,8 @@ from dist_subspace.placement.collectives import (
     refuse_unlike,
     world,
 )
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.peers import join
-from dist_subspace.placement.process_group import ensure_process_group
 from dist_subspace.stopping import STOP, Interrupted, listening
 from dist_subspace.training.announce import announced
 from dist_subspace.training.changes import changed_settings, earlier_tokens

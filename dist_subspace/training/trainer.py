@@ -15,8 +15,8 @@ from dist_subspace.checkpoint.state import TrainerState, check_factors, method_s
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, max_over_ranks, on_main, sum_over_ranks, world
-from dist_subspace.placement.loss_scale import scaler_state
-from dist_subspace.placement.optimizer_state import read_state, step_count
+from dist_subspace.placement.deepspeed.loss_scale import scaler_state
+from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count
 from dist_subspace.statistics import FACTORS
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import broadcast_object, world
-from dist_subspace.placement.process_group import ensure_process_group
-from dist_subspace.placement.zero import full_numel, unmark_leaf_blocks
+from dist_subspace.placement.deepspeed.leaf_blocks import unmark_leaf_blocks
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.deepspeed.shards import full_numel
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from dist_subspace.training.engine import be_quiet
 from tests.matrix import tiny

@@ -30,8 +30,8 @@ import dist_subspace as dsub
 from dist_subspace.config import load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import barrier, world
-from dist_subspace.placement.process_group import ensure_process_group
-from dist_subspace.placement.zero import full_numel
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.deepspeed.shards import full_numel
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine import be_quiet

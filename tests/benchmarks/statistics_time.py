@@ -19,9 +19,9 @@ import torch
 
 import dist_subspace as dsub
 from dist_subspace.placement.collectives import barrier, max_over_ranks, world
-from dist_subspace.placement.presets import deepspeed_config
-from dist_subspace.placement.process_group import ensure_process_group
-from dist_subspace.placement.zero import kept_bytes
+from dist_subspace.placement.deepspeed.presets import deepspeed_config
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.deepspeed.shards import kept_bytes
 from dist_subspace.training.engine import be_quiet
 
 

@@ -19,9 +19,9 @@ from torch import nn
 
 from dist_subspace.config import load_config
 from dist_subspace.placement.collectives import max_over_ranks, sum_over_ranks, world
-from dist_subspace.placement.optimizer_state import plain_optimizer
-from dist_subspace.placement.process_group import ensure_process_group
-from dist_subspace.placement.zero import resident_bytes
+from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.deepspeed.shards import resident_bytes
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import methods, trainable_parameters
 from dist_subspace.training.display import Display

@@ -10,8 +10,8 @@ from transformers import SchedulerType
 
 from dist_subspace.config import names
 from dist_subspace.loading.load import DTYPES, TASKS
-from dist_subspace.placement.presets import PRESETS
-from dist_subspace.subspace.constraints import CONSTRAINTS
+from dist_subspace.placement.deepspeed.presets import PRESETS
+from dist_subspace.subspace.core.constraints import CONSTRAINTS
 from dist_subspace.training.data import formats, settings
 from dist_subspace.training.optimizers import ON_ANY_DEVICE, ON_CUDA
 from dist_subspace.training.trackers import PACKAGES

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 import dist_subspace as dsub
 from dist_subspace.loading.load import download
 from dist_subspace.placement.collectives import barrier, gather_objects, world
-from dist_subspace.placement.process_group import ensure_process_group
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from tests.faults.agreements import Row
 from tests.faults.injection import installed
 

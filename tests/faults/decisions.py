@@ -123,7 +123,7 @@ def fetches_where_one_rank_has_it(folders: list[str]) -> None:
     from dist_subspace.errors import UsageError
     from dist_subspace.loading.load import download
     from dist_subspace.placement.collectives import gather_objects, world
-    from dist_subspace.placement.process_group import ensure_process_group
+    from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 
     ensure_process_group()
     os.chdir(folders[world().rank])

@@ -9,7 +9,7 @@ from transformers.models.llama import modeling_llama
 import dist_subspace.api
 import dist_subspace.cli
 import dist_subspace.interchange.merge
-import dist_subspace.interchange.peft_export
+import dist_subspace.interchange.peft.export
 import dist_subspace.training.data.batches
 import dist_subspace.training.data.tokens
 import dist_subspace.training.run

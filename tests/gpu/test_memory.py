@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.placement.zero import largest_block_numel
+from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.subspace import trainable_parameters
 from tests.gpu.device import DEVICE
 from tests.matrix import tiny

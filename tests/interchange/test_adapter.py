@@ -25,7 +25,7 @@ from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter, wri
 from dist_subspace.interchange.description import OWN_CONFIG, read_description
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import SubspacePart, attached, named_trainables
-from dist_subspace.subspace.registry import method_class
+from dist_subspace.subspace.core.registry import method_class
 from tests.tiny_models import FAMILIES, logits, tiny_model
 
 ABSOLUTE = {"dora": 1e-5, "sam-parser": 1e-5}

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dist_subspace.config import load_config
 from dist_subspace.notices import heard
-from dist_subspace.placement.process_group import ensure_process_group
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.training.data import MicroBatch, eval_batches
 from dist_subspace.training.display import Display
 from dist_subspace.training.model import make_model

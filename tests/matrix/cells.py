@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from dist_subspace import SubspaceConfig, advance, attach, disabled, load_adapter, load_frozen, merge, save_adapter
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.optimizer_state import read_state, step_count, write_state
-from dist_subspace.placement.zero import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
+from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count, write_state
+from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
 from dist_subspace.storage import FrozenLinear, storage_info
 from dist_subspace.subspace import (
     SubspaceLinear,
@@ -27,7 +27,7 @@ from dist_subspace.subspace import (
     parameter_groups,
     trainable_parameters,
 )
-from dist_subspace.subspace.collect import GradientCollector
+from dist_subspace.subspace.core.collect import GradientCollector
 from tests.matrix import tiny
 
 RANK = 3

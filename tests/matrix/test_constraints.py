@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.zero import full_numel, gathered
+from dist_subspace.placement.deepspeed.shards import full_numel, gathered
 from dist_subspace.subspace import attached, named_trainables, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.subspace.test_constraints import dense_penalty
+from tests.subspace.core.test_constraints import dense_penalty
 
 ROUNDS = 2
 CONSTRAINT = SubspaceConfig(method="trilora", rank=2, constraint="mpc_d", constraint_weight=0.5)

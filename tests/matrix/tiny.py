@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
-from dist_subspace.placement.loss_scale import missing_scale
-from dist_subspace.placement.presets import deepspeed_config
-from dist_subspace.placement.zero import full_numel, resident_bytes
+from dist_subspace.placement.deepspeed.loss_scale import missing_scale
+from dist_subspace.placement.deepspeed.presets import deepspeed_config
+from dist_subspace.placement.deepspeed.shards import full_numel, resident_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.engine import start_engine

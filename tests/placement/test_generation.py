@@ -12,8 +12,8 @@ import torch
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
+from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.generation import keep_ranks_together
-from dist_subspace.placement.process_group import ensure_process_group
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 

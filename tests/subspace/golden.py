@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dist_subspace.storage import pack
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, Weight, resolve
-from dist_subspace.subspace.method import no_original
+from dist_subspace.subspace.core.operator import no_original
 
 W = torch.tensor([[2.0, -1, 0, 1], [0, 3, 1, -2], [1, 0, -1, 4]])
 BIAS = torch.tensor([0.1, -0.2, 0.3])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack, storages
 from dist_subspace.subspace import FrozenFactor, Operator, SubspaceConfig, SubspaceLinear, methods, resolve
-from dist_subspace.subspace.projections import Projections
+from dist_subspace.subspace.blocks.projections import Projections
 from tests.alive import Made
 from tests.subspace.golden import settled
 

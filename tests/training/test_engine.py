@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import sum_over_ranks, world
-from dist_subspace.placement.optimizer_state import read_state
-from dist_subspace.placement.zero import full_numel, gathered
+from dist_subspace.placement.deepspeed.optimizer_state import read_state
+from dist_subspace.placement.deepspeed.shards import full_numel, gathered
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.options import flag
-from dist_subspace.subspace.dropout import Dropout
-from dist_subspace.subspace.low_rank import LowRankLinear
-from dist_subspace.subspace.magnitude import SMALLEST, ScaledUpdate, Stack, deviation
-from dist_subspace.subspace.method import MethodInfo, Settings, Weight
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.dropout import Dropout
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear
+from dist_subspace.subspace.blocks.magnitude import SMALLEST, ScaledUpdate, Stack, deviation
+from dist_subspace.subspace.core.operator import Weight
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, beside trained magnitudes"
 

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.options import steps, whole
-from dist_subspace.subspace.directions import DirectedUpdate
-from dist_subspace.subspace.low_rank import LowRankLinear
-from dist_subspace.subspace.method import MethodInfo, Settings, Weight
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.directions import DirectedUpdate
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear
+from dist_subspace.subspace.blocks.svd import every
+from dist_subspace.subspace.core.operator import Weight
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.schedules.switching import WARMUP, SwitchingSchedule
-from dist_subspace.subspace.svd import every
 
 EPSILON = 1e-6
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.options import choice
-from dist_subspace.subspace.deviation import wide
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.spectral import REFUSALS, SpectralLinear
+from dist_subspace.subspace.blocks.deviation import wide
+from dist_subspace.subspace.blocks.spectral import REFUSALS, SpectralLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 STD = 1e-5
 

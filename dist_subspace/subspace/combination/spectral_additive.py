@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.subspace.deviation import DeviationUpdate, FrozenPair, weighted, wide
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.spectral import SpectralLinear
+from dist_subspace.subspace.blocks.deviation import DeviationUpdate, FrozenPair, weighted, wide
+from dist_subspace.subspace.blocks.spectral import SpectralLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 NO_PATTERN = "its factors are shifts of singular vectors, zero at the start"
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag
+from dist_subspace.subspace.blocks.deviation import wide
+from dist_subspace.subspace.blocks.spectral import REFUSALS, SpectralLinear, turned
 from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.deviation import wide
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.spectral import REFUSALS, SpectralLinear, turned
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

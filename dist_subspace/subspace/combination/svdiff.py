@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.options import number
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.spectral import REFUSALS, TOP_K, SpectrumLinear
+from dist_subspace.subspace.blocks.spectral import REFUSALS, TOP_K, SpectrumLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from dist_subspace.options import number, whole
-from dist_subspace.subspace.constraints import constraint_options
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.schedule import phase_options
+from dist_subspace.subspace.blocks.triplets import TripletLinear
+from dist_subspace.subspace.core.constraints import constraint_options
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.schedule import phase_options
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.schedules.cutting import DECISIONS, CuttingSchedule
-from dist_subspace.subspace.triplets import TripletLinear
 
 if TYPE_CHECKING:
     from dist_subspace.subspace.config import SubspaceConfig

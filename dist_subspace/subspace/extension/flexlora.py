@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from dist_subspace.options import whole
-from dist_subspace.subspace.constraints import constraint_options
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.schedule import phase_options
+from dist_subspace.subspace.blocks.triplets import TripletLinear
+from dist_subspace.subspace.core.constraints import constraint_options
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.schedule import phase_options
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.schedules.moving import DECISIONS, MovingSchedule
-from dist_subspace.subspace.triplets import TripletLinear
 
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
 

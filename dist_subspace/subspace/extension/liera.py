@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from dist_subspace.options import choice
-from dist_subspace.subspace.dropout import drop
-from dist_subspace.subspace.low_rank import LowRankLinear
-from dist_subspace.subspace.method import MethodInfo
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.dropout import drop
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo
 
 
 @register(

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dist_subspace.options import choice, number, whole
-from dist_subspace.subspace.loftq import LoftqLinear
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.loftq import LoftqLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 LORA_OPTIONS = {
     "init": choice("kaiming", "initial values of A; loftq: of A and B, on a quantised base", "gaussian", "loftq"),

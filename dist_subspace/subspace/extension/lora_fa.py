@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag
+from dist_subspace.subspace.blocks.dropout import drop
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear, Up
 from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.dropout import drop
-from dist_subspace.subspace.factors import FrozenFactor
-from dist_subspace.subspace.low_rank import LowRankLinear, Up
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.core.factors import FrozenFactor
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

@@ -17,11 +17,13 @@ from torch.nn import functional
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import whole
-from dist_subspace.subspace.deviation import wide
-from dist_subspace.subspace.dropout import drop
-from dist_subspace.subspace.low_rank import Up
-from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspaceLinear
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.deviation import wide
+from dist_subspace.subspace.blocks.dropout import drop
+from dist_subspace.subspace.blocks.low_rank import Up
+from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

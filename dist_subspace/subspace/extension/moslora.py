@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.options import choice
-from dist_subspace.subspace.low_rank import LowRankLinear, kaiming_uniform
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear, kaiming_uniform
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

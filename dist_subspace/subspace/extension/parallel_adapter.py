@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag, number
-from dist_subspace.subspace.dropout import drop
-from dist_subspace.subspace.low_rank import Down, LowRankLinear, Up
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.blocks.dropout import drop
+from dist_subspace.subspace.blocks.low_rank import Down, LowRankLinear, Up
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

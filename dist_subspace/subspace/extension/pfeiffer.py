@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from dist_subspace.options import choice
-from dist_subspace.subspace.bottleneck import BottleneckLinear, BottleneckNorm
-from dist_subspace.subspace.method import MethodInfo, Operator, Settings, SubspacePart
-from dist_subspace.subspace.norm_part import norm_width
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.targets import Choice, post_norm
+from dist_subspace.subspace.blocks.bottleneck import BottleneckLinear, BottleneckNorm
+from dist_subspace.subspace.blocks.norm_part import norm_width
+from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.targets import Choice, post_norm
 
 
 @register(

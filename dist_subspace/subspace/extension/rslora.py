@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.extension.lora import LORA_OPTIONS, Lora
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
 
 
 @register(

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag, number, whole
+from dist_subspace.subspace.blocks.projections import Projections
 from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
-from dist_subspace.subspace.projections import Projections
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

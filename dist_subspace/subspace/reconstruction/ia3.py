@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag, name_list
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.scaling import Scale, ScalingLinear
-from dist_subspace.subspace.targets import KEY_VALUE_UP, ends_with
+from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.targets import KEY_VALUE_UP, ends_with
 
 
 @register(

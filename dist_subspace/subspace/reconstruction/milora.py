@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from dist_subspace.options import choice
-from dist_subspace.subspace.method import MethodInfo
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.residual import ITERATIONS, NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
-from dist_subspace.subspace.svd import largest, smallest
+from dist_subspace.subspace.blocks.residual import ITERATIONS, NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
+from dist_subspace.subspace.blocks.svd import largest, smallest
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo
 
 
 @register(

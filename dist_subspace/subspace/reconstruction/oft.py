@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import choice, flag, whole
-from dist_subspace.subspace.deviation import wide
-from dist_subspace.subspace.method import MethodInfo, Settings, SubspaceLinear
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.spectral import turned
+from dist_subspace.subspace.blocks.deviation import wide
+from dist_subspace.subspace.blocks.spectral import turned
+from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
 @register(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dist_subspace.subspace.method import MethodInfo
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.residual import NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
+from dist_subspace.subspace.blocks.residual import NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo
 
 
 @register(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from dist_subspace.options import choice, whole
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
 from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, linear_parameters
 

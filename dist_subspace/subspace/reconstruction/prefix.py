@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dist_subspace.options import choice, flag, whole
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.targets import Choice
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.attention import Prefix as Hooks
 from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_modules, geometry, redirect

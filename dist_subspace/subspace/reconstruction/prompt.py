@@ -14,10 +14,10 @@ from torch import nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import Option, choice, text
+from dist_subspace.subspace.beside.trained_copy import Gathered
 from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.method import MethodInfo, Settings
-from dist_subspace.subspace.registry import register
-from dist_subspace.subspace.trained_copy import Gathered
+from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
 from dist_subspace.subspace.virtual_tokens.part import COUNT

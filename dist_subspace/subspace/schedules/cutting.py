@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_subspace.subspace.method import Settings, SubspacePart
-from dist_subspace.subspace.schedule import Edit, Phases, Schedule, phases_of
+from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.schedule import Edit, Phases, Schedule, phases_of
+from dist_subspace.subspace.core.spec import Settings
 from dist_subspace.subspace.schedules.importance import Importance
 
 DECISIONS = 100  # in a run, where no interval is given

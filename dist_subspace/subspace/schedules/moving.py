@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.subspace.attach import seed_of
-from dist_subspace.subspace.schedule import Edit, Phases, Schedule, phases_of
-from dist_subspace.subspace.triplets import new_vectors
+from dist_subspace.subspace.blocks.triplets import new_vectors
+from dist_subspace.subspace.core.schedule import Edit, Phases, Schedule, phases_of
 
 DECISIONS = 50  # in a run, where no interval is given
 EPSILON = 1e-8

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.subspace.schedule import Edit, Schedule
+from dist_subspace.subspace.core.schedule import Edit, Schedule
 
 WARMUP = 100  # or a third of a run that is shorter than three times that
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.options import Option
-from dist_subspace.subspace.targets import Choice
+from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.insertion import (
     AFTER_FIRST,

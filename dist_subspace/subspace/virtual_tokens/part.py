@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import Option, whole
-from dist_subspace.subspace.method import Settings, SubspacePart
-from dist_subspace.subspace.targets import Choice
+from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.spec import Settings
+from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens.stacks import text_config
 
 EMBEDDINGS = "prompt_embeddings"  # PEFT's name of the one tensor of such an adapter's file

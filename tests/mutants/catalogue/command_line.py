@@ -75,7 +75,7 @@ MUTANTS = [
         text="export_peft(source, out, form, for_class",
         becomes="export_peft(source, out, for_class",
         promise="export --form says which form.",
-        tests=["tests/interchange/test_peft_forms.py::test_the_command_writes_the_form_that_it_is_asked_for"],
+        tests=["tests/interchange/peft/test_forms.py::test_the_command_writes_the_form_that_it_is_asked_for"],
     ),
     Mutant(
         name="export-ignores-approximate-rank",

@@ -5,7 +5,7 @@ from tests.mutants.mutant import Mutant
 _STEP = "tests/devices/test_hot_path.py::test_a_step_of_every_method_stays_on_the_device"
 _CONSTRAINT = "tests/devices/test_hot_path.py::test_a_step_with_a_constraint_stays_on_the_device"
 _LOOP = "tests/devices/test_hot_path.py::test_the_loop_reads_the_losses_of_a_step_behind_its_last_round"
-_EIGHT = "tests/placement/test_eight_bit.py"
+_EIGHT = "tests/placement/deepspeed/test_eight_bit.py"
 
 MUTANTS = [
     Mutant(
@@ -34,7 +34,7 @@ MUTANTS = [
     ),
     Mutant(
         name="identity-of-a-rotation-on-the-cpu",
-        file="dist_subspace/subspace/spectral.py",
+        file="dist_subspace/subspace/blocks/spectral.py",
         text="torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)",
         becomes="torch.eye(k.shape[-1], dtype=k.dtype)",
         promise="A rotation is made where its parameters lie.",
@@ -42,7 +42,7 @@ MUTANTS = [
     ),
     Mutant(
         name="identity-of-a-constraint-on-the-cpu",
-        file="dist_subspace/subspace/constraints.py",
+        file="dist_subspace/subspace/core/constraints.py",
         text="dtype=gram.dtype, device=gram.device",
         becomes="dtype=gram.dtype",
         promise="A constraint is computed where its factors lie.",
@@ -50,7 +50,7 @@ MUTANTS = [
     ),
     Mutant(
         name="penalty-read-in-backward",
-        file="dist_subspace/subspace/constraints.py",
+        file="dist_subspace/subspace/core/constraints.py",
         text="self.penalties.values[self.name] = factor * (value_a + value_b)",
         becomes="self.penalties.values[self.name] = float(factor * (value_a + value_b))",
         promise="A penalty's value is read when somebody asks for it, and not in every layer's backward.",
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         name="row-of-zeros-asked-for-in-the-forward",
-        file="dist_subspace/subspace/magnitude.py",
+        file="dist_subspace/subspace/blocks/magnitude.py",
         text="    return torch.where(empty, 0.0, delta).float()",
         becomes="    return torch.where(empty, 0.0, delta).float() if empty.any() else delta.float()",
         promise="DoRA's deviation is computed without looking at a value.",
@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         name="frozen-factor-is-a-plain-attribute",
-        file="dist_subspace/subspace/factors.py",
+        file="dist_subspace/subspace/core/factors.py",
         text="self.matrix = nn.Parameter(matrix.detach().to(dtype or matrix.dtype).contiguous(), requires_grad=False)",
         becomes="self.matrix = matrix.detach().to(dtype or matrix.dtype).contiguous()",
         promise="A frozen factor moves and is split with the model.",
@@ -82,7 +82,7 @@ MUTANTS = [
     ),
     Mutant(
         name="operator-asked-for-its-bias",
-        file="dist_subspace/subspace/method.py",
+        file="dist_subspace/subspace/core/operator.py",
         text="    training: bool\n    if TYPE_CHECKING:",
         becomes="    training: bool\n    bias: nn.Parameter | None\n    if TYPE_CHECKING:",
         promise="A frozen matrix is known as an operator on Python 3.12 and later.",
@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         name="block-magnitudes-are-made-anew",
-        file="dist_subspace/placement/eight_bit.py",
+        file="dist_subspace/placement/deepspeed/eight_bit.py",
         text="all(dim=1) & (first >= largest)",
         becomes="all(dim=1) & (first > 2 * largest)",
         promise="Codes and magnitudes of 8-bit moments come back bit by bit.",
@@ -98,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         name="block-magnitudes-are-not-written-back",
-        file="dist_subspace/placement/eight_bit.py",
+        file="dist_subspace/placement/deepspeed/eight_bit.py",
         text='    state[f"absmax{key[-1]}"].copy_(magnitude)\n',
         becomes="",
         promise="8-bit moments taken from a checkpoint are those of the checkpoint.",
@@ -106,7 +106,7 @@ MUTANTS = [
     ),
     Mutant(
         name="moments-linked-as-codes",
-        file="dist_subspace/placement/eight_bit.py",
+        file="dist_subspace/placement/deepspeed/eight_bit.py",
         text="    _unlink(parameters)\n    try:",
         becomes="    try:",
         promise="Under ZeRO 1 and 2 a checkpoint holds the numbers of 8-bit moments, and not their codes.",

@@ -214,7 +214,7 @@ MUTANTS = [
     ),
     Mutant(
         name="exported-folder-written-in-place",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text="    with whole_folder(wish.out, size) as folder:\n",
         becomes="    for folder in [wish.out]:\n        folder.mkdir(parents=True)\n",
         promise="An exported adapter appears whole or not at all.",
@@ -294,7 +294,7 @@ MUTANTS = [
     ),
     Mutant(
         name="rewritten-adapter-in-place",
-        file="dist_subspace/interchange/peft_import.py",
+        file="dist_subspace/interchange/peft/importing.py",
         text="    with whole_folder(Path(out)) as hidden:",
         becomes="    for hidden in [Path(out)]:",
         promise="An imported adapter appears whole or not at all.",

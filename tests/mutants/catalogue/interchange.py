@@ -91,159 +91,159 @@ MUTANTS = [
     ),
     Mutant(
         name="export-alphas-not-written",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text='"alpha_pattern": dict(fewer)',
         becomes='"alpha_pattern": {}',
         promise="Every layer of an exported LoRA has γ = 1.",
         tests=[
-            "tests/interchange/test_peft_export.py::test_layers_with_ranks_of_their_own_have_one_scale_for_vllm_and_patterns_for_peft[lora]"
+            "tests/interchange/peft/test_export.py::test_layers_with_ranks_of_their_own_have_one_scale_for_vllm_and_patterns_for_peft[lora]"
         ],
     ),
     Mutant(
         name="export-rslora-compared-as-lora",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text='(math.sqrt(rank) if described.get("use_rslora") else rank)',
         becomes="rank",
         promise="vLLM is never given patterns that it does not read.",
         tests=[
-            "tests/interchange/test_peft_forms.py::test_ranks_and_alphas_of_single_layers_stay_in_the_file_where_all_have_one_scale[rslora-4.0-direct]"
+            "tests/interchange/peft/test_forms.py::test_ranks_and_alphas_of_single_layers_stay_in_the_file_where_all_have_one_scale[rslora-4.0-direct]"
         ],
     ),
     Mutant(
         name="export-lora-not-for-conv1d",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text='"alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)}',
         becomes='"alpha_pattern": dict(fewer), "fan_in_fan_out": False}',
         promise="PEFT is told of Conv1D layers.",
         tests=[
-            "tests/interchange/test_peft_forms.py::test_peft_is_told_how_a_layer_lies_and_has_nothing_to_correct[GPT2LMHeadModel-True]"
+            "tests/interchange/peft/test_forms.py::test_peft_is_told_how_a_layer_lies_and_has_nothing_to_correct[GPT2LMHeadModel-True]"
         ],
     ),
     Mutant(
         name="export-new-tokens-left-out",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text='if described["dist_subspace"].get("new_tokens"):',
         becomes="if False:",
         promise="An adapter with new tokens is not exported without them.",
-        tests=["tests/interchange/test_peft_export.py::test_new_tokens_are_refused_with_merge_suggested"],
+        tests=["tests/interchange/peft/test_export.py::test_new_tokens_are_refused_with_merge_suggested"],
     ),
     Mutant(
         name="export-drops-full-copies",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text='        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])\n',
         becomes="",
         promise="Modules that were trained in full are exported.",
         tests=[
-            "tests/interchange/test_peft_export.py::test_modules_that_were_trained_in_full_go_with_it_and_vllm_is_said_not_to_read_them[ssl]"
+            "tests/interchange/peft/test_export.py::test_modules_that_were_trained_in_full_go_with_it_and_vllm_is_said_not_to_read_them[ssl]"
         ],
     ),
     Mutant(
         name="export-error-of-what-was-kept",
-        file="dist_subspace/interchange/peft_forms.py",
+        file="dist_subspace/interchange/peft/forms.py",
         text="float(s[rank:].double().square().sum())",
         becomes="float(s[:rank].double().square().sum())",
         promise="An approximation's error is that of what is missing.",
-        tests=["tests/interchange/test_peft_export.py::test_an_approximation_has_its_error_measured[ssb]"],
+        tests=["tests/interchange/peft/test_export.py::test_an_approximation_has_its_error_measured[ssb]"],
     ),
     Mutant(
         name="export-empty-triplets-kept",
-        file="dist_subspace/interchange/peft_forms.py",
+        file="dist_subspace/interchange/peft/forms.py",
         text="kept = (pair[0].abs().amax(1) > 0) & (pair[1].abs().amax(0) > 0)",
         becomes="kept = torch.ones(len(pair[0]), dtype=torch.bool)",
         promise="Triplets that were taken away take no room.",
         tests=[
-            "tests/interchange/test_peft_export.py::test_triplets_that_were_taken_away_take_no_room_in_a_lora[adalora]"
+            "tests/interchange/peft/test_export.py::test_triplets_that_were_taken_away_take_no_room_in_a_lora[adalora]"
         ],
     ),
     Mutant(
         name="export-scaled-bias-as-a-lora",
-        file="dist_subspace/interchange/peft_forms.py",
+        file="dist_subspace/interchange/peft/forms.py",
         text="return part.added_bias() is not None or shifted",
         becomes="return part.added_bias() is not None",
         promise="A LoRA is not exact where the bias is scaled.",
-        tests=["tests/interchange/test_peft_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
+        tests=["tests/interchange/peft/test_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
     ),
     Mutant(
         name="import-pissa-randomized",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='{"svd": "exact"} if residual == "pissa" else {}',
         becomes="{}",
         promise="PEFT's PiSSA starts at the exact decomposition.",
-        tests=["tests/interchange/test_peft_import.py::test_conv1d_layers_are_read_as_what_they_compute"],
+        tests=["tests/interchange/peft/test_importing.py::test_conv1d_layers_are_read_as_what_they_compute"],
     ),
     Mutant(
         name="import-rslora-of-dora-as-lora",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text="alphas = {name: alpha * math.sqrt(ranks[name]) for name, alpha in alphas.items()}",
         becomes="pass",
         promise="DoRA with use_rslora has γ = α / √r.",
-        tests=["tests/interchange/test_peft_import.py::test_a_lora_of_peft_has_the_same_logits[dora and rslora]"],
+        tests=["tests/interchange/peft/test_importing.py::test_a_lora_of_peft_has_the_same_logits[dora and rslora]"],
     ),
     Mutant(
         name="import-takes-what-is-no-number",
-        file="dist_subspace/interchange/peft_import.py",
+        file="dist_subspace/interchange/peft/importing.py",
         text="    check_finite(Path(folder), tensors)\n",
         becomes="",
         promise="An adapter with NaN is refused.",
         tests=[
-            "tests/interchange/test_peft_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
+            "tests/interchange/peft/test_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
         ],
     ),
     Mutant(
         name="import-adalora-always-penalised",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='constraint=None if weight > 0 else "none"',
         becomes="constraint=None",
         promise="An AdaLoRA of PEFT without orth_reg_weight has no penalty.",
-        tests=["tests/interchange/test_peft_kinds.py::test_an_adalora_has_the_penalty_that_peft_gave_it_or_none[0.0]"],
+        tests=["tests/interchange/peft/test_kinds.py::test_an_adalora_has_the_penalty_that_peft_gave_it_or_none[0.0]"],
     ),
     Mutant(
         name="import-adalora-rows-moved-up",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text="places = torch.arange(own) if mask is None else torch.tensor(mask).nonzero().flatten()",
         becomes="places = torch.arange(own)",
         promise="Triplets of a shortened AdaLoRA come back to their places.",
-        tests=["tests/interchange/test_peft_kinds.py::test_triplets_that_adalora_has_kept_come_back_to_their_places"],
+        tests=["tests/interchange/peft/test_kinds.py::test_triplets_that_adalora_has_kept_come_back_to_their_places"],
     ),
     Mutant(
         name="import-vera-without-seed",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='int(described.get("projection_prng_key") or 0)',
         becomes="0",
         promise="VeRA's projections are drawn with PEFT's key.",
         tests=[
-            "tests/interchange/test_peft_kinds.py::test_veras_projections_are_drawn_again_from_its_key_where_they_are_not_saved[7]"
+            "tests/interchange/peft/test_kinds.py::test_veras_projections_are_drawn_again_from_its_key_where_they_are_not_saved[7]"
         ],
     ),
     Mutant(
         name="import-alpha-pattern-unread",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='resolved("alpha_pattern", described["lora_alpha"])',
         becomes='{n: described["lora_alpha"] for n in layers}',
         promise="PEFT's alpha_pattern is read.",
-        tests=["tests/interchange/test_peft_import.py::test_a_lora_of_peft_has_the_same_logits[patterns]"],
+        tests=["tests/interchange/peft/test_importing.py::test_a_lora_of_peft_has_the_same_logits[patterns]"],
     ),
     Mutant(
         name="import-vera-dropout-lost",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='float(described.get("vera_dropout") or 0.0)',
         becomes="0.0",
         promise="An imported adapter trains on with its dropout.",
         tests=[
-            "tests/interchange/test_peft_kinds.py::test_it_trains_on_with_the_dropout_that_it_was_trained_with[vera-0.25]"
+            "tests/interchange/peft/test_kinds.py::test_it_trains_on_with_the_dropout_that_it_was_trained_with[vera-0.25]"
         ],
     ),
     Mutant(
         name="import-trained-biases-left-out",
-        file="dist_subspace/interchange/peft_import.py",
+        file="dist_subspace/interchange/peft/importing.py",
         text='if bias != "none" and any(key.endswith(".bias") for key in tensors):',
         becomes="if False:",
         promise="Trained biases are not left out in silence.",
-        tests=["tests/interchange/test_peft_rules.py::test_a_model_without_biases_has_none_to_train[all]"],
+        tests=["tests/interchange/peft/test_rules.py::test_a_model_without_biases_has_none_to_train[all]"],
     ),
     Mutant(
         name="import-without-the-tokenizer",
-        file="dist_subspace/interchange/peft_import.py",
+        file="dist_subspace/interchange/peft/importing.py",
         text="tokenizer = Path(folder) if has_tokenizer(Path(folder)) else None",
         becomes="tokenizer = None",
         promise="The tokenizer goes with an imported adapter.",
@@ -258,7 +258,7 @@ MUTANTS = [
         becomes="",
         promise="An adapter with values that are no numbers is refused.",
         tests=[
-            "tests/interchange/test_peft_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
+            "tests/interchange/peft/test_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
         ],
     ),
     Mutant(
@@ -301,11 +301,11 @@ MUTANTS = [
         text='if list(parameter.shape) != copies[name]["shape"] or not torch.allclose(',
         becomes='if list(parameter.shape) != copies[name]["shape"] or False and not torch.allclose(',
         promise="Weights of the base in PEFT's file must be this base's.",
-        tests=["tests/interchange/test_peft_rules.py::test_the_copy_is_compared_with_a_base_in_fewer_bits[bf16]"],
+        tests=["tests/interchange/peft/test_rules.py::test_the_copy_is_compared_with_a_base_in_fewer_bits[bf16]"],
     ),
     Mutant(
         name="export-without-tokenizer",
-        file="dist_subspace/interchange/peft_export.py",
+        file="dist_subspace/interchange/peft/export.py",
         text="            beside = tokenizer_of(Path(model_or_folder))",
         becomes="            beside = None",
         promise="The adapter's tokenizer goes with the exported one.",

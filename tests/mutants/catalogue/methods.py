@@ -123,7 +123,7 @@ MUTANTS = [
     ),
     Mutant(
         name="pfeiffer-residual-of-the-norm",
-        file="dist_subspace/subspace/bottleneck.py",
+        file="dist_subspace/subspace/blocks/bottleneck.py",
         text="self.base(u + bottleneck(self, y))",
         becomes="self.base(y + bottleneck(self, y))",
         promise="Pfeiffer's adapter of a post-norm block adds to what the norm is given: norm(u + Ad(norm(u))).",
@@ -167,7 +167,7 @@ MUTANTS = [
     ),
     Mutant(
         name="scaling-file-holds-deviations",
-        file="dist_subspace/subspace/scaling.py",
+        file="dist_subspace/subspace/blocks/scaling.py",
         text="1 + p.detach().float()",
         becomes="p.detach().float()",
         promise="The file of a scaling method holds the factors themselves, as the paper and PEFT have them.",
@@ -202,7 +202,7 @@ MUTANTS = [
         becomes="return smallest(matrix, self.settings.rank).balanced(self.scale)",
         promise="Later rounds of MiLoRA's folded residual fit what the quantisation left most.",
         tests=[
-            "tests/subspace/test_residual.py::test_later_rounds_of_milora_fit_the_largest_of_what_the_quantiser_left"
+            "tests/subspace/blocks/test_residual.py::test_later_rounds_of_milora_fit_the_largest_of_what_the_quantiser_left"
         ],
     ),
     Mutant(
@@ -263,7 +263,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dora-norm-without-the-squared-scale",
-        file="dist_subspace/subspace/magnitude.py",
+        file="dist_subspace/subspace/blocks/magnitude.py",
         text="alpha=scale**2",
         becomes="alpha=scale",
         promise="DoRA's row norms are those of W + γ B A.",
@@ -313,15 +313,15 @@ MUTANTS = [
     ),
     Mutant(
         name="low-rank-activation-after-the-scale",
-        file="dist_subspace/subspace/low_rank.py",
+        file="dist_subspace/subspace/blocks/low_rank.py",
         text="self.scale * self.activation()(Down.apply(x, self.lora_A, dropout))",
         becomes="self.activation()(self.scale * Down.apply(x, self.lora_A, dropout))",
         promise="Under MPC_n the activation stands between the factors, and γ outside of it.",
-        tests=["tests/subspace/test_low_rank.py::test_gradients_are_those_of_the_formula[gelu-lora]"],
+        tests=["tests/subspace/blocks/test_low_rank.py::test_gradients_are_those_of_the_formula[gelu-lora]"],
     ),
     Mutant(
         name="kaiming-spread-of-another-slope",
-        file="dist_subspace/subspace/low_rank.py",
+        file="dist_subspace/subspace/blocks/low_rank.py",
         text="bound = 1 / math.sqrt(columns)",
         becomes="bound = math.sqrt(6 / columns)",
         promise="A starts Kaiming-uniform with a = √5, as in PEFT.",

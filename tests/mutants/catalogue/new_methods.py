@@ -10,8 +10,8 @@ _LORA_XS, _LORA_XS_TESTS = (
 )
 _MISS, _MISS_TESTS = "dist_subspace/subspace/extension/miss.py", "tests/subspace/extension/test_miss.py"
 _OFT, _OFT_TESTS = "dist_subspace/subspace/reconstruction/oft.py", "tests/subspace/reconstruction/test_oft.py"
-_OTHERS = "tests/interchange/test_peft_import.py::test_every_other_kind_of_peft_has_the_same_logits"
-_KINDS, _KINDS_TESTS = "dist_subspace/interchange/peft_kinds.py", "tests/interchange/test_peft_kinds.py"
+_OTHERS = "tests/interchange/peft/test_importing.py::test_every_other_kind_of_peft_has_the_same_logits"
+_KINDS, _KINDS_TESTS = "dist_subspace/interchange/peft/kinds.py", "tests/interchange/peft/test_kinds.py"
 
 MUTANTS = [
     # LoRA-XS
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-miss-mini-as-miss",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='options={"mini_r": columns}',
         becomes="options={}",
         promise="A MiSS of few columns is read as one.",
@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-miss-bat-as-miss",
-        file="dist_subspace/interchange/peft_kinds.py",
+        file="dist_subspace/interchange/peft/kinds.py",
         text='if variant == "bat":',
         becomes='if variant == "bath":',
         promise="PEFT's Bat variant of MiSS, which is not computed here, is refused.",
@@ -128,7 +128,7 @@ MUTANTS = [
         becomes="agrees and alike",
         promise="A method that PEFT has not on Conv1D is not told to it as its own there.",
         tests=[
-            "tests/interchange/test_peft_export.py::test_peft_computes_the_same_from_a_model_and_from_a_folder_alone[GPT2LMHeadModel-miss]"
+            "tests/interchange/peft/test_export.py::test_peft_computes_the_same_from_a_model_and_from_a_folder_alone[GPT2LMHeadModel-miss]"
         ],
     ),
 ]

@@ -7,160 +7,164 @@ from tests.mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         name="nvme-buffer-below-a-block",
-        file="dist_subspace/placement/presets.py",
+        file="dist_subspace/placement/deepspeed/presets.py",
         text='"buffer_size": max(_NVME_BUFFER, block_numel)',
         becomes='"buffer_size": _NVME_BUFFER',
         promise="A buffer of the NVMe swapper takes the largest block.",
-        tests=["tests/placement/test_presets.py::test_the_buffer_of_the_nvme_swapper_takes_the_largest_block"],
+        tests=[
+            "tests/placement/deepspeed/test_presets.py::test_the_buffer_of_the_nvme_swapper_takes_the_largest_block"
+        ],
     ),
     Mutant(
         name="overlap-below-stage-3",
-        file="dist_subspace/placement/presets.py",
+        file="dist_subspace/placement/deepspeed/presets.py",
         text='"overlap_comm": stage == 3',
         becomes='"overlap_comm": stage >= 1',
         promise="Below stage 3 an adapter's buckets are not doubled.",
-        tests=["tests/placement/test_presets.py::test_deepspeed_accepts_every_preset[zero2]"],
+        tests=["tests/placement/deepspeed/test_presets.py::test_deepspeed_accepts_every_preset[zero2]"],
     ),
     Mutant(
         name="prefetch-nothing",
-        file="dist_subspace/placement/thresholds.py",
+        file="dist_subspace/placement/deepspeed/thresholds.py",
         text='"stage3_prefetch_bucket_size": block_numel',
         becomes='"stage3_prefetch_bucket_size": 0',
         promise="At stage 3 the next block is fetched ahead.",
         tests=[
-            "tests/placement/test_presets.py::test_stage_3_keeps_no_weight_whole_and_holds_two_blocks_at_most[zero3]"
+            "tests/placement/deepspeed/test_presets.py::test_stage_3_keeps_no_weight_whole_and_holds_two_blocks_at_most[zero3]"
         ],
     ),
     Mutant(
         name="manners-breakdown",
-        file="dist_subspace/placement/thresholds.py",
+        file="dist_subspace/placement/deepspeed/thresholds.py",
         text='"wall_clock_breakdown": False',
         becomes='"wall_clock_breakdown": True',
         promise="The engine does not wait for its own timers.",
-        tests=["tests/placement/test_presets.py::test_deepspeed_accepts_every_preset[zero2]"],
+        tests=["tests/placement/deepspeed/test_presets.py::test_deepspeed_accepts_every_preset[zero2]"],
     ),
     Mutant(
         name="post-init-quant-taken",
-        file="dist_subspace/placement/supported.py",
+        file="dist_subspace/placement/deepspeed/supported.py",
         text='("quantized_initialization", "post_init_quant")',
         becomes='("quantized_initialization",)',
         promise="ZeRO's own 4-bit weights are refused by either of their keys.",
-        tests=["tests/placement/test_presets.py::test_quantised_initialisation_is_refused[post_init_quant]"],
+        tests=["tests/placement/deepspeed/test_presets.py::test_quantised_initialisation_is_refused[post_init_quant]"],
     ),
     Mutant(
         name="bfloat16-section-unknown",
-        file="dist_subspace/placement/supported.py",
+        file="dist_subspace/placement/deepspeed/supported.py",
         text='"bfloat16": "bfloat16", "fp16"',
         becomes='"fp16"',
         promise="An engine that contradicts the model is refused by the section's older name too.",
-        tests=["tests/placement/test_presets.py::test_an_engine_that_contradicts_the_model_is_refused"],
+        tests=["tests/placement/deepspeed/test_presets.py::test_an_engine_that_contradicts_the_model_is_refused"],
     ),
     Mutant(
         name="nvme-lock-of-one-build",
-        file="dist_subspace/placement/helpers.py",
+        file="dist_subspace/placement/deepspeed/cpp_helpers.py",
         text='_NVME = ("async_io", "pin_memory")',
         becomes='_NVME = ("async_io",)',
         promise="The lock of either helper's build is seen.",
         tests=[
-            "tests/placement/test_helpers.py::test_nvme_beside_the_lock_of_a_killed_build_is_refused_with_the_files_name[pin_memory]"
+            "tests/placement/deepspeed/test_cpp_helpers.py::test_nvme_beside_the_lock_of_a_killed_build_is_refused_with_the_files_name[pin_memory]"
         ],
     ),
     Mutant(
         name="stock-warmuplr-decays",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='"warmuplr": ("constant_with_warmup",)',
         becomes='"warmuplr": ("linear",)',
         promise="DeepSpeed's WarmupLR stays at its peak.",
         tests=[
-            "tests/placement/test_stock.py::test_a_scheduler_of_deepspeed_is_followed_by_the_transformers_one_of_its_shape"
+            "tests/placement/deepspeed/test_stock.py::test_a_scheduler_of_deepspeed_is_followed_by_the_transformers_one_of_its_shape"
         ],
     ),
     Mutant(
         name="stock-warmupcosine-is-linear",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='"warmupcosinelr": ("cosine",)',
         becomes='"warmupcosinelr": ("linear",)',
         promise="DeepSpeed's WarmupCosineLR falls as a cosine.",
         tests=[
-            "tests/placement/test_stock.py::test_a_scheduler_of_deepspeed_is_followed_by_the_transformers_one_of_its_shape"
+            "tests/placement/deepspeed/test_stock.py::test_a_scheduler_of_deepspeed_is_followed_by_the_transformers_one_of_its_shape"
         ],
     ),
     Mutant(
         name="stock-lion-in-8-bits",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='"lion": ("lion_32bit",)',
         becomes='"lion": ("lion_8bit",)',
         promise="DeepSpeed's Lion is the Lion of 32 bits.",
-        tests=["tests/placement/test_stock.py::test_an_optimizer_of_deepspeed_is_the_one_of_its_name_and_no_other"],
+        tests=[
+            "tests/placement/deepspeed/test_stock.py::test_an_optimizer_of_deepspeed_is_the_one_of_its_name_and_no_other"
+        ],
     ),
     Mutant(
         name="stock-values-nearly-equal",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text="rel_tol=1e-9",
         becomes="rel_tol=1e-2",
         promise="A JSON's rate that is another than the YAML's is refused.",
-        tests=["tests/placement/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
     ),
     Mutant(
         name="stock-lists-of-other-length",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text="len(left) == len(right) and all(map(_same, left, right))",
         becomes="all(map(_same, left, right))",
         promise="Betas of another number are refused.",
-        tests=["tests/placement/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
     ),
     Mutant(
         name="stock-min-ratio-unread",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='        ("scheduler.params.warmup_min_ratio", "the start of every schedule", 0),\n',
         becomes="",
         promise="A warm-up that begins above zero is refused.",
-        tests=["tests/placement/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
     ),
     Mutant(
         name="stock-nested-auto-left",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='            _refuse_left_auto(value, f"{prefix}{key}.")\n',
         becomes="            continue\n",
         promise='An "auto" that nobody resolves is refused in every section.',
-        tests=["tests/placement/test_stock.py::test_a_setting_that_nobody_would_read_is_refused"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_setting_that_nobody_would_read_is_refused"],
     ),
     Mutant(
         name="stage-0-where-the-json-says-a-number",
-        file="dist_subspace/placement/json_file.py",
+        file="dist_subspace/placement/deepspeed/json_file.py",
         text='section.get("stage", 0) if isinstance(section, Mapping) else section',
         becomes='section.get("stage", 1) if isinstance(section, Mapping) else section',
         promise="A JSON that names no stage has DeepSpeed's, 0.",
-        tests=["tests/placement/test_stock.py::test_a_stage_that_is_not_named_is_deepspeeds_own"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_stage_that_is_not_named_is_deepspeeds_own"],
     ),
     Mutant(
         name="scale-always-1",
-        file="dist_subspace/placement/loss_scale.py",
+        file="dist_subspace/placement/deepspeed/loss_scale.py",
         text="return float(engine.optimizer.loss_scale) if engine.fp16_enabled() else 1.0",
         becomes="return 1.0",
         promise="The loss scale is that of DeepSpeed's fp16 optimizer.",
         tests=[
-            "tests/placement/test_loss_scale.py::test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale[128.0]"
+            "tests/placement/deepspeed/test_loss_scale.py::test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale[128.0]"
         ],
     ),
     Mutant(
         name="missing-scale-never",
-        file="dist_subspace/placement/loss_scale.py",
+        file="dist_subspace/placement/deepspeed/loss_scale.py",
         text='return loss_scale(engine) if hasattr(engine.optimizer, "fp32_groups") else 1.0',
         becomes="return 1.0",
         promise="The unsplit fp16 optimizer is given the scale that it divides by.",
         tests=[
-            "tests/placement/test_loss_scale.py::test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale[128.0]"
+            "tests/placement/deepspeed/test_loss_scale.py::test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale[128.0]"
         ],
     ),
     Mutant(
         name="norm-times-the-scale",
-        file="dist_subspace/placement/loss_scale.py",
+        file="dist_subspace/placement/deepspeed/loss_scale.py",
         text='return float(norm) / scale if hasattr(engine.optimizer, "fp32_groups") else float(norm)',
         becomes="return float(norm)",
         promise="The gradient's norm is free of the loss scale.",
         tests=[
-            "tests/placement/test_loss_scale.py::test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale[128.0]"
+            "tests/placement/deepspeed/test_loss_scale.py::test_an_unsplit_fp16_step_is_the_gradients_whatever_the_loss_scale[128.0]"
         ],
     ),
     Mutant(
@@ -299,22 +303,22 @@ MUTANTS = [
     ),
     Mutant(
         name="handed-layers-uncounted",
-        file="dist_subspace/placement/reuse.py",
+        file="dist_subspace/placement/deepspeed/reuse.py",
         text="for one in (function, *handed)",
         becomes="for one in (function,)",
         promise="A block that is handed on and called is used twice.",
         tests=[
-            "tests/placement/test_reuse.py::test_a_stack_that_is_used_again_is_found",
-            "tests/placement/test_reuse.py::test_a_stack_that_is_walked_once_is_found",
+            "tests/placement/deepspeed/test_reuse.py::test_a_stack_that_is_used_again_is_found",
+            "tests/placement/deepspeed/test_reuse.py::test_a_stack_that_is_walked_once_is_found",
         ],
     ),
     Mutant(
         name="config-s-number-of-layers-unread",
-        file="dist_subspace/placement/reuse.py",
+        file="dist_subspace/placement/deepspeed/reuse.py",
         text="if several or (isinstance(layers, int) and layers > len(list(stack.children()))):",
         becomes="if several:",
         promise="A stack of fewer blocks than the configuration has layers is used again.",
-        tests=["tests/placement/test_reuse.py::test_a_stack_that_is_used_again_is_found"],
+        tests=["tests/placement/deepspeed/test_reuse.py::test_a_stack_that_is_used_again_is_found"],
     ),
     Mutant(
         name="import-on-a-base-without-tokenizer",
@@ -334,27 +338,27 @@ MUTANTS = [
     ),
     Mutant(
         name="stock-bias-correction-unread",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='        ("optimizer.params.bias_correction", "the bias correction of every Adam", True),\n',
         becomes="",
         promise="A JSON's Adam without bias correction is refused.",
-        tests=["tests/placement/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
     ),
     Mutant(
         name="stock-decay-in-the-gradient-unread",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='        ("optimizer.params.adam_w_mode", "the decay of weights apart from their gradient", True),\n',
         becomes="",
         promise="A JSON's Adam that decays by the gradient is refused.",
-        tests=["tests/placement/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
+        tests=["tests/placement/deepspeed/test_stock.py::test_a_value_that_the_run_would_not_have_is_refused"],
     ),
     Mutant(
         name="offload-that-is-no-mapping",
-        file="dist_subspace/placement/supported.py",
+        file="dist_subspace/placement/deepspeed/supported.py",
         text="        if not isinstance(target, Mapping):\n            yield",
         becomes="        if False:\n            yield",
         promise="An offload that is no mapping is refused in one sentence.",
-        tests=["tests/placement/test_presets.py::test_an_offload_that_cannot_be_is_refused"],
+        tests=["tests/placement/deepspeed/test_presets.py::test_an_offload_that_cannot_be_is_refused"],
     ),
     Mutant(
         name="sentencepieces-of-a-pair-left-behind",

@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         name="half-of-the-dropout",
-        file="dist_subspace/subspace/dropout.py",
+        file="dist_subspace/subspace/blocks/dropout.py",
         text="generator=generator) >= self.p",
         becomes="generator=generator) >= self.p / 2",
         promise="subspace.dropout is the share that is dropped.",
@@ -271,7 +271,7 @@ MUTANTS = [
     ),
     Mutant(
         name="new-rows-begin-beside-the-mean",
-        file="dist_subspace/subspace/new_tokens.py",
+        file="dist_subspace/subspace/beside/new_tokens.py",
         text="for part in weight.split(ROWS)]",
         becomes="for part in weight[1:].split(ROWS)]",
         promise="Rows of new tokens begin at the mean of the rows that there are.",

@@ -28,7 +28,7 @@ MUTANTS = [
         becomes='"load_adapter"',
         promise="The card of PEFT's files says import_peft.",
         tests=[
-            "tests/interchange/test_peft_export.py::test_the_card_of_an_export_says_how_peft_loads_it_and_how_we_read_it_back"
+            "tests/interchange/peft/test_export.py::test_the_card_of_an_export_says_how_peft_loads_it_and_how_we_read_it_back"
         ],
     ),
     Mutant(

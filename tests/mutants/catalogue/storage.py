@@ -44,7 +44,7 @@ MUTANTS = [
         becomes="",
         promise="A folded base has its own double quantisation's mean.",
         tests=[
-            "tests/subspace/test_residual_ranks.py::test_a_folded_base_holds_what_bitsandbytes_makes_of_the_residual[llama-nf4]"
+            "tests/subspace/blocks/test_residual_ranks.py::test_a_folded_base_holds_what_bitsandbytes_makes_of_the_residual[llama-nf4]"
         ],
     ),
     Mutant(
@@ -54,7 +54,7 @@ MUTANTS = [
         becomes="return Found(made, None)",
         promise="A folded base holds the residual.",
         tests=[
-            "tests/subspace/test_residual_ranks.py::test_a_folded_base_holds_what_bitsandbytes_makes_of_the_residual[llama-nf4]"
+            "tests/subspace/blocks/test_residual_ranks.py::test_a_folded_base_holds_what_bitsandbytes_makes_of_the_residual[llama-nf4]"
         ],
     ),
     Mutant(

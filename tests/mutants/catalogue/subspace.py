@@ -7,7 +7,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         name="dropout-in-evaluation-low-rank",
-        file="dist_subspace/subspace/low_rank.py",
+        file="dist_subspace/subspace/blocks/low_rank.py",
         text="self.settings.dropout if self.training else 0.0",
         becomes="self.settings.dropout",
         promise="In evaluation dropout is off.",
@@ -15,7 +15,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-in-evaluation-spectral",
-        file="dist_subspace/subspace/spectral.py",
+        file="dist_subspace/subspace/blocks/spectral.py",
         text="self.settings.dropout if self.training else 0.0",
         becomes="self.settings.dropout",
         promise="In evaluation dropout is off.",
@@ -35,7 +35,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-in-evaluation-residual",
-        file="dist_subspace/subspace/residual.py",
+        file="dist_subspace/subspace/blocks/residual.py",
         text="self.settings.dropout if self.training else 0.0",
         becomes="self.settings.dropout",
         promise="In evaluation dropout is off.",
@@ -81,7 +81,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-removed-spectral",
-        file="dist_subspace/subspace/spectral.py",
+        file="dist_subspace/subspace/blocks/spectral.py",
         text="self.settings.dropout if self.training else 0.0",
         becomes="0.0",
         promise="In training the input of the adapter's branch is dropped.",
@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-removed-residual",
-        file="dist_subspace/subspace/residual.py",
+        file="dist_subspace/subspace/blocks/residual.py",
         text="self.settings.dropout if self.training else 0.0",
         becomes="0.0",
         promise="In training the input of the adapter's branch is dropped.",
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-with-the-complement",
-        file="dist_subspace/subspace/dropout.py",
+        file="dist_subspace/subspace/blocks/dropout.py",
         text=">= self.p",
         becomes=">= 1 - self.p",
         promise="An input is dropped with probability subspace.dropout.",
@@ -121,7 +121,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-not-scaled",
-        file="dist_subspace/subspace/dropout.py",
+        file="dist_subspace/subspace/blocks/dropout.py",
         text=".div_(1 - self.p)",
         becomes="",
         promise="What is kept is scaled by 1 / (1 - p).",
@@ -131,7 +131,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-one-mask-for-ever",
-        file="dist_subspace/subspace/dropout.py",
+        file="dist_subspace/subspace/blocks/dropout.py",
         text="int(torch.randint(2**62, ()).item())",
         becomes="1234",
         promise="Every call draws a mask of its own.",
@@ -141,7 +141,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-one-mask-for-all-tokens",
-        file="dist_subspace/subspace/dropout.py",
+        file="dist_subspace/subspace/blocks/dropout.py",
         text="self.shape, self.device = x.shape, x.device",
         becomes="self.shape, self.device = x.shape[-1:], x.device",
         promise="Every token is dropped by itself.",
@@ -151,7 +151,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-not-in-backward",
-        file="dist_subspace/subspace/dropout.py",
+        file="dist_subspace/subspace/blocks/dropout.py",
         text="return ctx.drop(g), None",
         becomes="return g, None",
         promise="Gradients pass through the mask that forward drew.",
@@ -161,7 +161,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-on-the-stacked-residual",
-        file="dist_subspace/subspace/residual.py",
+        file="dist_subspace/subspace/blocks/residual.py",
         text="if not self.rebases and dropout == 0:\n"
         "            return DeviationUpdate.apply(z, x, self.lora_A, self.lora_B, self, True, 0.0)",
         becomes="if not self.rebases:\n"
@@ -173,7 +173,7 @@ MUTANTS = [
     ),
     Mutant(
         name="dropout-on-doras-frozen-path",
-        file="dist_subspace/subspace/magnitude.py",
+        file="dist_subspace/subspace/blocks/magnitude.py",
         text="y = torch.addmm(out[:tokens], hidden.t(), left).addcmul_(u, near)",
         becomes="y = torch.addmm(out[tokens : 2 * tokens], hidden.t(), left).addcmul_(u, near)",
         promise="DoRA's W x sees the input as it is.",
@@ -209,17 +209,17 @@ MUTANTS = [
     ),
     Mutant(
         name="new-rows-not-scaled",
-        file="dist_subspace/subspace/new_tokens.py",
+        file="dist_subspace/subspace/beside/new_tokens.py",
         text="rows = rows if scale is None else rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)",
         becomes="rows = rows if scale is None else rows",
         promise="New tokens' rows are scaled as the model's embedding scales its own.",
         tests=[
-            "tests/subspace/test_new_tokens.py::test_new_rows_are_scaled_as_the_models_own_embedding_scales_its_rows[Gemma3ForCausalLM]"
+            "tests/subspace/beside/test_new_tokens.py::test_new_rows_are_scaled_as_the_models_own_embedding_scales_its_rows[Gemma3ForCausalLM]"
         ],
     ),
     Mutant(
         name="funnels-value-not-known",
-        file="dist_subspace/subspace/targets.py",
+        file="dist_subspace/subspace/core/targets.py",
         text='"k_head", "v_head"',
         becomes='"k_head"',
         promise="The scalings know every family's key, value and FFN-up.",
@@ -229,7 +229,7 @@ MUTANTS = [
     ),
     Mutant(
         name="codegens-ffn-not-known",
-        file="dist_subspace/subspace/targets.py",
+        file="dist_subspace/subspace/core/targets.py",
         text='"up", "fc_in", "ffn"',
         becomes='"up", "ffn"',
         promise="The scalings know every family's key, value and FFN-up.",
@@ -239,7 +239,7 @@ MUTANTS = [
     ),
     Mutant(
         name="phis-attention-output-not-known",
-        file="dist_subspace/subspace/targets.py",
+        file="dist_subspace/subspace/core/targets.py",
         text='"self_attention.dense", "self_attn.dense", "out_lin"',
         becomes='"self_attention.dense", "out_lin"',
         promise="Adapters stand behind every family's attention outputs.",
@@ -249,7 +249,7 @@ MUTANTS = [
     ),
     Mutant(
         name="lfm2s-ffn-output-not-known",
-        file="dist_subspace/subspace/targets.py",
+        file="dist_subspace/subspace/core/targets.py",
         text='("mlp.Wo", "w2", "mlp.proj", "down")',
         becomes='("mlp.Wo", "mlp.proj", "down")',
         promise="Adapters stand behind every family's FFN outputs.",
@@ -259,7 +259,7 @@ MUTANTS = [
     ),
     Mutant(
         name="post-norm-of-distilbert-not-known",
-        file="dist_subspace/subspace/targets.py",
+        file="dist_subspace/subspace/core/targets.py",
         text='    "ffn.lin2": "output_layer_norm",\n',
         becomes="",
         promise="Pfeiffer's adapter stands around the output norm of a post-norm encoder.",

@@ -31,7 +31,7 @@ MUTANTS = [
     ),
     Mutant(
         name="no-late-parameters",
-        file="dist_subspace/subspace/schedule.py",
+        file="dist_subspace/subspace/core/schedule.py",
         text="if n in part.late_factors]",
         becomes="if n not in part.late_factors]",
         promise="Adam counts the steps of LoRA-Dash's strengths from the switch on, and those of A and B through.",
@@ -41,7 +41,7 @@ MUTANTS = [
     ),
     Mutant(
         name="warm-up-of-a-fifth",
-        file="dist_subspace/subspace/schedule.py",
+        file="dist_subspace/subspace/core/schedule.py",
         text="lambda: max_steps // 10",
         becomes="lambda: max_steps // 5",
         promise="An unset warm-up of a schedule is a tenth of the run.",
@@ -51,7 +51,7 @@ MUTANTS = [
     ),
     Mutant(
         name="final-phase-of-a-third",
-        file="dist_subspace/subspace/schedule.py",
+        file="dist_subspace/subspace/core/schedule.py",
         text="lambda: max_steps * 3 // 10",
         becomes="lambda: max_steps // 3",
         promise="An unset final phase of a schedule is three tenths of the run.",
@@ -97,32 +97,32 @@ MUTANTS = [
     ),
     Mutant(
         name="unknown-keeps-the-weight",
-        file="dist_subspace/subspace/accumulation.py",
+        file="dist_subspace/subspace/core/accumulation.py",
         text='        """Called by a forward that makes no loss."""\n        self._upstream = None',
         becomes='        """Called by a forward that makes no loss."""',
         promise="A loss made from the logits has the whole penalty, whatever scale was before.",
         tests=[
-            "tests/subspace/test_constraints.py::test_a_loss_made_from_the_logits_has_the_whole_penalty_whatever_was_before"
+            "tests/subspace/core/test_constraints.py::test_a_loss_made_from_the_logits_has_the_whole_penalty_whatever_was_before"
         ],
     ),
     Mutant(
         name="copy-hidden-in-text-config",
-        file="dist_subspace/subspace/new_tokens.py",
+        file="dist_subspace/subspace/beside/new_tokens.py",
         text="holders = [model.config, model.config.get_text_config(), model]",
         becomes="holders = [model.config, model]",
         promise="A model whose text has a configuration of its own takes its loss over new tokens too.",
         tests=[
-            "tests/subspace/test_new_tokens.py::test_a_model_whose_text_has_a_configuration_of_its_own_takes_its_loss_over_the_larger_vocabulary"
+            "tests/subspace/beside/test_new_tokens.py::test_a_model_whose_text_has_a_configuration_of_its_own_takes_its_loss_over_the_larger_vocabulary"
         ],
     ),
     Mutant(
         name="embedding-alone-of-several",
-        file="dist_subspace/subspace/new_tokens.py",
+        file="dist_subspace/subspace/beside/new_tokens.py",
         text="for module in [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight is weight]:",
         becomes="for module in [model.get_input_embeddings()]:",
         promise="Every module that holds the table knows the new tokens.",
         tests=[
-            "tests/subspace/test_new_tokens.py::test_it_computes_what_a_model_with_larger_tables_does_and_has_its_gradients[T5ForConditionalGeneration]"
+            "tests/subspace/beside/test_new_tokens.py::test_it_computes_what_a_model_with_larger_tables_does_and_has_its_gradients[T5ForConditionalGeneration]"
         ],
     ),
     Mutant(
@@ -143,7 +143,7 @@ MUTANTS = [
     ),
     Mutant(
         name="share-not-added",
-        file="dist_subspace/subspace/accumulation.py",
+        file="dist_subspace/subspace/core/accumulation.py",
         text="        self._share = weight\n        self._add(weight)",
         becomes="        self._share = weight",
         promise="Importance is free of the loss scale that a run's loop says.",
@@ -191,7 +191,7 @@ MUTANTS = [
     ),
     Mutant(
         name="bottleneck-down-small",
-        file="dist_subspace/subspace/bottleneck.py",
+        file="dist_subspace/subspace/blocks/bottleneck.py",
         text="nn.Parameter(kaiming_uniform(settings.rank, width, generator))",
         becomes="nn.Parameter(0.1 * kaiming_uniform(settings.rank, width, generator))",
         promise="A bottleneck begins Kaiming-uniform.",
@@ -231,7 +231,7 @@ MUTANTS = [
     ),
     Mutant(
         name="passed-by-names-no-layer",
-        file="dist_subspace/subspace/method.py",
+        file="dist_subspace/subspace/core/linear.py",
         text="passed_by(held, shape, self.name, self.info.name)",
         becomes='passed_by(held, shape, "a layer", self.info.name)',
         promise="Who reads a layer's weight past its method is told the layer.",
@@ -268,7 +268,7 @@ MUTANTS = [
         becomes="penalties.matrices += 2",
         promise="Norms that are not squared are averaged over the matrices that a constraint acts on.",
         tests=[
-            "tests/subspace/test_constraints.py::test_norms_that_are_not_squared_are_averaged_over_the_matrices_that_there_are[dora]"
+            "tests/subspace/core/test_constraints.py::test_norms_that_are_not_squared_are_averaged_over_the_matrices_that_there_are[dora]"
         ],
     ),
     Mutant(
@@ -309,17 +309,17 @@ MUTANTS = [
     ),
     Mutant(
         name="loftq-is-promised-to-peft",
-        file="dist_subspace/subspace/loftq.py",
+        file="dist_subspace/subspace/blocks/loftq.py",
         text="return super().agrees_with_peft() and not self.rebases",
         becomes="return super().agrees_with_peft()",
         promise="PEFT is not promised an adapter whose base it would not make.",
         tests=[
-            "tests/subspace/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"
+            "tests/subspace/blocks/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"
         ],
     ),
     Mutant(
         name="copys-output-cast-always",
-        file="dist_subspace/subspace/trained_copy.py",
+        file="dist_subspace/subspace/beside/trained_copy.py",
         text="return y.to(self.dtype) if self.is_embedding else y",
         becomes="return y.to(self.dtype)",
         promise="A head that is trained in full gives float32 logits.",
@@ -327,7 +327,7 @@ MUTANTS = [
     ),
     Mutant(
         name="copys-weight-is-the-trained-when-disabled",
-        file="dist_subspace/subspace/trained_copy.py",
+        file="dist_subspace/subspace/beside/trained_copy.py",
         text="return self.trained.weight if self.enabled else self.original.weight",
         becomes="return self.trained.weight",
         promise="Who reads the weight of a disabled module that is trained in full gets the frozen one.",
@@ -335,7 +335,7 @@ MUTANTS = [
     ),
     Mutant(
         name="reduction-default-sum",
-        file="dist_subspace/subspace/constraints.py",
+        file="dist_subspace/subspace/core/constraints.py",
         text='choice("mean", "of the penalty over layers", "sum")',
         becomes='choice("sum", "of the penalty over layers", "mean")',
         promise="An option that is not given is what the documentation says: the mean over layers.",

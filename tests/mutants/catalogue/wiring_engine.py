@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.mutants.catalogue.wiring import ENGINE, ENGINE_CONFIG, RUN, STOCK, TRAINER, TRAINING, key_tests
+from tests.mutants.catalogue.wiring import key_tests
 from tests.mutants.mutant import Mutant
-
 
 _DEEPSPEED = [
     Mutant(
@@ -25,7 +24,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="stock-json-does-not-clip",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='config.setdefault("gradient_clipping", facts.max_grad_norm)',
         becomes='config.setdefault("gradient_clipping", 0.0)',
         promise="training.max_grad_norm counts where a stock JSON says nothing about it.",
@@ -45,7 +44,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="offload-preset-at-stage-1",
-        file="dist_subspace/placement/presets.py",
+        file="dist_subspace/placement/deepspeed/presets.py",
         text='"zero2-offload": 2,',
         becomes='"zero2-offload": 1,',
         promise="A preset is the ZeRO stage in its name.",
@@ -53,7 +52,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="preset-without-offload",
-        file="dist_subspace/placement/presets.py",
+        file="dist_subspace/placement/deepspeed/presets.py",
         text='if preset.endswith(("-offload", "-nvme")):',
         becomes='if preset.endswith("-nvme"):',
         promise="An offload preset holds the optimizer on the CPU.",
@@ -61,7 +60,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="nvme-path-dropped",
-        file="dist_subspace/placement/presets.py",
+        file="dist_subspace/placement/deepspeed/presets.py",
         text='"nvme_path": nvme_path,',
         becomes='"nvme_path": "/local_nvme",',
         promise="deepspeed.nvme_path is where weights are swapped to.",
@@ -69,7 +68,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="stock-thresholds-overruled",
-        file="dist_subspace/placement/stock.py",
+        file="dist_subspace/placement/deepspeed/stock.py",
         text='config["zero_optimization"] = ours | section',
         becomes='config["zero_optimization"] = section | ours',
         promise="Thresholds of a stock JSON reach the engine.",

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dist_subspace.storage import pack
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, resolve
-from dist_subspace.subspace.dropout import Dropout
-from dist_subspace.subspace.magnitude import deviation
+from dist_subspace.subspace.blocks.dropout import Dropout
+from dist_subspace.subspace.blocks.magnitude import deviation
 from tests.subspace.golden import BIAS, X2, A, B, G, W, X, give, layer, settled
 from tests.subspace.peft_reference import peft_model
 

@@ -20,7 +20,7 @@ from dist_subspace import (
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack
 from dist_subspace.subspace import resolve
-from dist_subspace.subspace.svd import every
+from dist_subspace.subspace.blocks.svd import every
 from tests.subspace.golden import A, B, W, X, give, layer, opened
 from tests.tiny_models import logits, tiny_model
 

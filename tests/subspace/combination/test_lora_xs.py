@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_subspace.subspace.svd import largest
+from dist_subspace.subspace.blocks.svd import largest
 from tests.subspace.golden import W, X, give, layer
 
 R = torch.tensor([[1.0, 0.5], [-1, 2]])

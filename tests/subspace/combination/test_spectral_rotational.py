@@ -7,9 +7,9 @@ import torch
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceConfig, resolve
-from dist_subspace.subspace.spectral import turned
+from dist_subspace.subspace.blocks.spectral import turned
+from tests.subspace.blocks.test_svd import SIGMA
 from tests.subspace.golden import W, X, give, layer
-from tests.subspace.test_svd import SIGMA
 
 P = torch.tensor([[0.0, 0.4], [0, 0]])
 Q = torch.tensor([[0.0, -0.2], [0, 0]])

@@ -12,7 +12,7 @@ from peft import AdaLoraConfig, PeftModel, get_peft_model
 from dist_subspace import SubspaceConfig, attach, load_adapter, save_adapter, trainable_parameters
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import resolve
-from dist_subspace.subspace.constraints import penalty_value
+from dist_subspace.subspace.core.constraints import penalty_value
 from tests.subspace.golden import A, B, W, X, give, layer
 from tests.tiny_models import logits, tiny_model
 

@@ -12,7 +12,7 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceLinear, attached, trainable_parameters
-from dist_subspace.subspace.targets import Choice
+from dist_subspace.subspace.core.targets import Choice
 from tests.subspace.golden import BIAS, W, X, give, layer
 from tests.tiny_models import FAMILIES, logits, tiny_model
 

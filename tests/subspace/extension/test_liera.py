@@ -9,7 +9,7 @@ import torch
 
 from dist_subspace.storage import operator, pack, storages
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, resolve
-from dist_subspace.subspace.dropout import Dropout
+from dist_subspace.subspace.blocks.dropout import Dropout
 from tests.subspace.golden import BIAS, A, B, W, X, give, layer
 
 FIRST, EXPONENTIAL = torch.tensor([[6.5, 24, -2]]), torch.tensor([[40.0771872144, 271.9907501657, 54.7701165942]])

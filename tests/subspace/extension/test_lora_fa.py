@@ -12,7 +12,7 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import adapter_tensors
-from dist_subspace.placement.zero import is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
 from dist_subspace.subspace import SubspaceLinear, resolve
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks

@@ -1,0 +1,331 @@
+"""Which layers a method acts on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.notices import named
+from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.towers import UNREACHED, is_unreached, unreached
+
+ALL_LINEAR = "all-linear"
+
+# Key, value and FFN-up by the names that model families use (docs/methods.md, "Targets"). A gate is never one of them: scaling
+# before the activation is another function. A fused QKV counts as key and value.
+KEY_VALUE_UP = (
+    *(
+        "k_proj",
+        "v_proj",
+        "key",
+        "value",
+        "k_lin",
+        "v_lin",
+        "key_proj",
+        "value_proj",
+        "SelfAttention.k",
+        "SelfAttention.v",
+    ),
+    *("EncDecAttention.k", "EncDecAttention.v", "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv"),
+    *("attn.k", "attn.v", "self.in_proj", "crossattention.c_attn", "key_global", "value_global", "k_head", "v_head"),
+    *("k_proj.linear", "v_proj.linear", "v_proj_current", "v_proj_delayed", "Wk", "Wv", "project_k", "project_v"),
+    *("kv_b_proj", "self_attn.kv_proj", "self_attention.kv_proj", "query_key"),
+    *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in", "ffn"),
+    *("ffn.0", "w_in.w_1", "feed_forward.w3", "ff.layer_1", "mlp.dense1", "ffn.linear_1", "feed_forward.intermediate"),
+    *("feed_forward.dense.dense", "LocalSelfAttention.k", "LocalSelfAttention.v"),
+    *("TransientGlobalSelfAttention.k", "TransientGlobalSelfAttention.v"),
+)
+# Where a family has none of them (Mamba has neither an attention nor an FFN): what widens the input.
+INPUTS = ("in_proj",)
+# Gate and up in one matrix: half of it is a gate.
+FUSED_GATES = ("gate_up_proj", "mlp.Wi", "shared_mlp.input_linear")
+
+# The last linear layer of an attention, and of an FFN. Where a name ends like both, it is the attention's.
+ATTENTION_OUTPUT = (
+    *("o_proj", "out_proj", "attention.output.dense", "attn.c_proj", "crossattention.c_proj", "attention.dense"),
+    *("self_attention.dense", "self_attn.dense", "out_lin", "attn.Wo", "attention.wo", "attn.proj"),
+    *("SelfAttention.o", "EncDecAttention.o", "LocalSelfAttention.o", "TransientGlobalSelfAttention.o"),
+)
+FFN_OUTPUT = (
+    *("down_proj", "output.dense", "mlp.c_proj", "fc2", "dense_4h_to_h", "wo", "lin2", "fc_out", "ffn_output"),
+    *("mlp.Wo", "w2", "mlp.proj", "down"),
+)
+
+# Post-norm encoders: the norm that takes the sum of an FFN's output and its residual, seen from the FFN's output layer.
+POST_NORMS = {
+    "output.dense": "output.LayerNorm",
+    "ffn.lin2": "output_layer_norm",
+    "ffn_output": "full_layer_layer_norm",
+}
+
+
+NAMED_AS_HEAD = (
+    "it has the name of an output layer; accepted for who wants it trained: subspace.target_modules with its name"
+)
+
+
+def choose(
+    model: nn.Module,
+    targets: str | Sequence[str],
+    exclude: Sequence[str],
+    head: Sequence[str],
+    apart: Mapping[str, str] | None = None,
+    given: bool = True,
+    left_out: LeftOut | None = None,
+) -> dict[str, Operator]:
+    """The frozen operators that are targets, by name, in the model's order.
+
+    Arguments:
+        targets: `all-linear` (every linear of the transformer blocks), a list of name endings, or a regular expression that
+            matches a whole name.
+        exclude: name endings that are left out.
+        head: names of the output layers, which `all-linear` leaves out.
+        apart: linear layers that are no operators, and why.
+        given: whether the user named the targets. What a default means and cannot have is left out.
+        left_out: gets the names that were left out.
+
+    Raises:
+        UsageError: if nothing matches (names of the model are shown), or the user named layers that cannot have a method.
+    """
+    operators = {name: module for name, module in model.named_modules() if isinstance(module, Operator)}
+    among = {**dict.fromkeys(operators), **(apart or {})}
+    wanted = _in_blocks(model, among, head) if targets == ALL_LINEAR else list(filter(naming(targets), among))
+    wanted = [name for name in wanted if not any(ends_with(name, ending) for ending in exclude)]
+    chosen = {name: operators[name] for name in wanted if name in operators}
+    lost = {name: apart[name] for name in wanted if apart and name not in operators}
+    if given and targets != ALL_LINEAR:
+        _check_named(targets, chosen, lost)
+    else:
+        parts = unreached(model)
+        lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
+        chosen = {name: module for name, module in chosen.items() if name not in lost} or chosen
+    if left_out is not None:
+        left_out.add(lost)
+    if left_out is not None and targets == ALL_LINEAR:
+        left_out.add(_matrices_of_other_blocks(model, among))
+        left_out.add({name: NAMED_AS_HEAD for name in head if name in among and name.startswith(_stacks(model))})
+    if not chosen:
+        raise UsageError(
+            f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"
+            f"{f' without {list(exclude)!r}' if exclude else ''}, which matches no linear layer; "
+            f"layers of this model are for example: {', '.join(_examples(list(operators)))}"
+        )
+    return chosen
+
+
+def _check_named(targets: str | Sequence[str], chosen: Collection[str], lost: Mapping[str, str]) -> None:
+    """Refuse what the user named where all that it names are layers that cannot have a method."""
+    for entry in [targets] if isinstance(targets, str) else targets:
+        means = naming(entry if isinstance(targets, str) else [entry])
+        found = [name for name in lost if means(name)]
+        if found and not any(means(name) for name in chosen):
+            raise UsageError(
+                f"subspace.target_modules has {entry!r}, which names {found[0]}: no method can be put on it, because "
+                f"{lost[found[0]]}; accepted: other layers"
+                + (f", for example {', '.join(_examples(list(chosen)))}" if chosen else "")
+            )
+
+
+class LeftOut:
+    """What a default target means and does not get: names by reason, for one sentence each."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, list[str]] = {}
+        self.notes: list[str] = []
+
+    def add(self, lost: Mapping[str, str]) -> None:
+        for name, reason in lost.items():
+            names = self.reasons.setdefault(reason, [])
+            if name not in names:
+                names.append(name)
+
+    def note(self, sentence: str) -> None:
+        """Something else to say about a default."""
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def sentences(self, targets: str | Sequence[str]) -> list[str]:
+        what = ALL_LINEAR if targets == ALL_LINEAR else "the targets"
+        lost = [f"left out of {what}: {named(names)}; {reason}" for reason, names in self.reasons.items()]
+        return [*self.notes, *lost]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method chooses its sites from: the model, and what the configuration says about targets.
+
+    targets: `all-linear`, name endings, or a regular expression; given: whether the user named them; head: the names of the
+    output layers; exclude: name endings that are left out, those of modules trained in full among them; options: the
+    method's own, every one with a value; apart: linear layers that can have no method, and why; left_out: collects what a
+    default means and does not get; only: the layers of an adapter that is loaded, which a method's own names may exceed.
+    """
+
+    model: nn.Module
+    targets: str | Sequence[str]
+    given: bool
+    exclude: Sequence[str]
+    head: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    apart: Mapping[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
+    only: Collection[str] = ()
+
+    def operators(self) -> dict[str, nn.Module]:
+        """The linear operators that are targets, by name."""
+        if self.given or isinstance(self.targets, str):
+            return self._chosen(self.targets, self.given)
+        chosen = self._chosen(self._known(), False)
+        return {name: module for name, module in chosen.items() if not self.only or name in self.only}
+
+    def _known(self) -> Sequence[str]:
+        """The method's own names, or what stands for them in a family that has none; what is near them is said."""
+        names = [
+            n
+            for n, m in self.model.named_modules()
+            if (isinstance(m, Operator) or n in self.apart) and n not in self.head
+        ]
+        if any(map(naming(self.targets), names)):
+            fused = [n for n in names if any(ends_with(n, f) for f in FUSED_GATES) and not naming(self.targets)(n)]
+            self.left_out.add(dict.fromkeys(fused, "it holds a gate too, and a gate is not scaled"))
+            return self.targets
+        found = [n for n in names if any(ends_with(n, ending) for ending in INPUTS)]
+        if found:
+            self.left_out.note(
+                f"no layer of a {type(self.model).__name__} is known as a key, value or FFN-up projection: the targets are its "
+                f"input projections, {named(found)}"
+            )
+            return INPUTS
+        raise UsageError(
+            "subspace.target_modules is not given, and no layer of this model has a known name of a key, value or FFN-up "
+            f"projection; accepted: a list of name endings; layers here are for example: {', '.join(_examples(names)) or 'none'}"
+        )
+
+    def all_linear(self) -> dict[str, nn.Module]:
+        """Every linear operator of the blocks, whatever the targets are."""
+        return self._chosen(ALL_LINEAR, False)
+
+    def _chosen(self, targets: str | Sequence[str], given: bool) -> dict[str, nn.Module]:
+        return choose(self.model, targets, self.exclude, self.head, self.apart, given, self.left_out)  # type: ignore[return-value]
+
+    def excluded(self, name: str) -> bool:
+        return any(ends_with(name, ending) for ending in self.exclude)
+
+    def attention_outputs(self) -> dict[str, nn.Module]:
+        """The output projection of every attention in the blocks."""
+        return self._outputs("attention", is_attention_output)
+
+    def ffn_outputs(self) -> dict[str, nn.Module]:
+        """The output layer of every FFN in the blocks."""
+        return self._outputs("FFN", is_ffn_output)
+
+    def norms(self) -> dict[str, nn.Module]:
+        """Every norm with trainable values of its own, heads apart; not narrowed by `targets`."""
+        base = getattr(self.model, "base_model_prefix", "")
+        inside = f"{base}." if base and hasattr(self.model, base) else ""
+        found = {name: module for name, module in self.model.named_modules() if is_norm(module)}
+        parts = ((), ()) if self.given else unreached(self.model)
+        here = {name: m for name, m in found.items() if name.startswith(inside) and not is_unreached(name, parts)}
+        return {name: m for name, m in here.items() if not self.excluded(name)}
+
+    def block_norms(self) -> dict[str, nn.Module]:
+        """The norms of the blocks that are as wide as the model: those of queries and keys are not."""
+        stacks, parts = _stacks(self.model), ("q_", "k_", "v_", "kv_", "query_", "key_", "value_")
+        inside = {name: norm for name, norm in self.norms().items() if name.startswith(stacks)}
+        return {name: norm for name, norm in inside.items() if not name.rpartition(".")[2].startswith(parts)}
+
+    def in_order(self, names: Collection[str]) -> dict[str, nn.Module]:
+        """The modules of these names, in the model's order."""
+        return {name: module for name, module in self.model.named_modules() if name in names}
+
+    def _outputs(self, what: str, has_role: Callable[[str], bool]) -> dict[str, nn.Module]:
+        linear = choose(self.model, ALL_LINEAR, self.exclude, self.head, self.apart, False)
+        found: dict[str, nn.Module] = {name: m for name, m in linear.items() if has_role(name)}  # type: ignore[misc]
+        self.left_out.add({name: reason for name, reason in self.apart.items() if has_role(name)})
+        if not found:
+            raise UsageError(
+                f"subspace.target_modules is not given, and no layer of this model has a known name of an {what} output; "
+                f"accepted: a list of name endings; layers here are for example: {', '.join(_examples(list(linear)))}"
+            )
+        return found
+
+
+def is_attention_output(name: str) -> bool:
+    return any(ends_with(name, ending) for ending in ATTENTION_OUTPUT)
+
+
+def is_ffn_output(name: str) -> bool:
+    return any(ends_with(name, ending) for ending in FFN_OUTPUT) and not is_attention_output(name)
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a norm with a weight: LayerNorm, RMSNorm, and the classes that models define themselves."""
+    own = dict(module.named_parameters(recurse=False))
+    return "norm" in type(module).__name__.lower() and own.get("weight") is not None and not any(module.children())
+
+
+def post_norm(model: nn.Module, ffn_output: str) -> str | None:
+    """The name of the norm after an FFN's residual sum, where the model is a post-norm encoder that is known by its names."""
+    for ending, norm in POST_NORMS.items():
+        if ends_with(ffn_output, ending):
+            name = ffn_output.removesuffix(ending) + norm
+            return name if name in dict(model.named_modules()) else None
+    return None
+
+
+def ends_with(name: str, ending: str) -> bool:
+    """Whether a dotted name is, or ends in, the given whole components."""
+    return name == ending or name.endswith("." + ending)
+
+
+def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
+    """Whether name endings, or a regular expression, mean a name."""
+    if isinstance(targets, str):
+        pattern = _pattern(targets)
+        return lambda name: pattern.fullmatch(name) is not None
+    return lambda name: any(ends_with(name, ending) for ending in targets)
+
+
+def _in_blocks(model: nn.Module, operators: Collection[str], head: Sequence[str]) -> list[str]:
+    stacks = _stacks(model)
+    return [name for name in [n for n in operators if n.startswith(stacks)] or operators if name not in head]
+
+
+def _matrices_of_other_blocks(model: nn.Module, linear: Collection[str]) -> dict[str, str]:
+    """What holds the weights of blocks without a linear layer (SqueezeBERT's convolutions, I-BERT's own classes), and why a
+    default cannot have it: only what stands beside the blocks is adapted then."""
+    stacks = _stacks(model)
+    if any(name.startswith(stacks) for name in linear):
+        return {}
+    return {
+        name: f"a {type(module).__name__} is no linear layer"
+        for name, module in model.named_modules()
+        if name.startswith(stacks) and any(p.dim() > 1 for p in module.parameters(recurse=False))
+    }
+
+
+def _stacks(model: nn.Module) -> tuple[str, ...]:
+    """How the names of what lies in lists of blocks begin."""
+    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise UsageError(
+            f"subspace.target_modules is {text!r}, which is no regular expression ({error}); "
+            f"accepted: {ALL_LINEAR}, a list of name endings, or a regular expression"
+        ) from error
+
+
+def _examples(names: list[str]) -> list[str]:
+    """One name for each distinct ending, so that few names show every kind of layer."""
+    kinds: dict[str, str] = {}
+    for name in names:
+        kinds.setdefault(name.rpartition(".")[2], name)
+    return list(kinds.values())[:8]
