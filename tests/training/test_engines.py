@@ -20,7 +20,7 @@ from dist_subspace.training.loss import summed_loss
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.tiny_run import make_model, make_records
-from tests.training.test_engine import global_batch, micro_batch, stepper_of
+from tests.training.test_engine import close, global_batch, micro_batch, stepper_of
 from tests.training.test_run import configuration, losses, run_here
 
 KINDS = {None: "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -193,11 +193,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 def norm_of_a_step(folder: str, stage: int) -> float | None:
     batch = global_batch(3)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
-    assert stepper.grad_norm() is None
+    assert engine.grad_norm is None
     stepper.accumulate(batch)
-    assert stepper.apply(True)
-    engine.destroy()
-    return stepper.grad_norm()
+    assert engine.step(True)
+    close(engine)
+    return engine.grad_norm
 
 
 def torchs_own(folder: str) -> float:
