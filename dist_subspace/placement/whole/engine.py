@@ -110,6 +110,7 @@ class WholeEngine:
 def _clip(gradients: Sequence[Tensor], largest: float) -> None:
     """In place, to this norm at most; the arithmetic is that of DeepSpeed's `clip_grad_norm_`, entry for entry."""
     norms = torch.stack([gradient.float().norm(2.0) for gradient in gradients])
-    factor = largest / (norms.pow(2.0).sum().pow(0.5) + 1e-6)
+    total = norms.pow(2.0).sum().pow(0.5) + 1e-6
+    factor = torch.full_like(total, largest) / total  # a number over a tensor would be its reciprocal times the number
     for gradient in gradients:
         gradient.mul_(factor.clamp(max=1.0))
