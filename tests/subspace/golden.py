@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from dist_subspace.storage import pack
-from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, Weight, resolve
+from dist_subspace.subspace import (
+    FoldsIntoBase,
+    SetupStatistic,
+    SubspaceConfig,
+    SubspaceLinear,
+    SubspacePart,
+    Weight,
+    resolve,
+)
 from dist_subspace.subspace.core.operator import no_original
 
 W = torch.tensor([[2.0, -1, 0, 1], [0, 3, 1, -2], [1, 0, -1, 4]])
@@ -27,18 +35,18 @@ def layer(method: str, *, bias: bool = False, transposed: bool = False, **config
     resolved = resolve(SubspaceConfig(method=method, **config))
     weight = W.t().contiguous() if transposed else W
     base = pack(weight.clone(), "fp32", transposed=transposed, bias=BIAS.clone() if bias else None)
-    return settled(resolved.method.on(base, resolved.settings, torch.Generator().manual_seed(0), None))
+    return settled(resolved.method.build(base, resolved.settings, torch.Generator().manual_seed(0), None))
 
 
 def settled(module: SubspacePart, original: Tensor | None = None) -> Any:
     """The part with its statistic made and taken, as attach does it, for one layer on one rank."""
-    if module.setup_statistic == "none":
+    if not isinstance(module, SetupStatistic) or module.setup_statistic == "none":
         return module
     weight = opened(module, original)
     factors = module.decompose(weight)
-    if module.rebases:
+    if isinstance(module, FoldsIntoBase) and module.rebases:
         module.base = module.base.repacked(module.rebased(factors, weight))
-    module.settle(factors)
+    module.set_factors(factors)
     return module
 
 

@@ -77,7 +77,7 @@ def dense_penalty(model: nn.Module, constraint: Constraint) -> Tensor:
     total = torch.zeros(())
     parts = [model.get_submodule(name) for name in attached(model).layers]
     for part in parts:
-        a, b = part.constrained()
+        a, b = part.constrained_factors()
         if a is not None:
             total = total + (a @ a.t() - torch.eye(len(a))).square().sum()
         if b is not None:
