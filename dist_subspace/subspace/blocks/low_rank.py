@@ -154,13 +154,6 @@ class LowRankLinear(SubspaceLinear):
             raise UsageError(f"method {self.info.name} with constraint mpc_n cannot be merged: its update is no matrix")
         return weight + self.delta().to(weight.device)
 
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
-
-    def agrees_with_peft(self) -> bool:
-        return not self.nonlinear
-
     def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
         if self.nonlinear:
             return None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dist_subspace.subspace.core.constraints import Penalty
 from dist_subspace.subspace.core.factors import FrozenFactor
 from dist_subspace.subspace.core.operator import Operator, Weight
+from dist_subspace.subspace.core.peft_words import PeftWords
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class SubspacePart(nn.Module):
     # that flattens its groups counts the steps of a group, and theirs begin anew then.
     late_factors: ClassVar[tuple[str, ...]] = ()
 
-    # Whether PEFT puts its layers of this kind on Conv1D too, and its configuration has `fan_in_fan_out`.
-    peft_reads_conv1d: ClassVar[bool] = True
+    # What PEFT says of the method; None where PEFT has no such method.
+    peft: ClassVar[PeftWords[Any] | None] = None
 
     settings: Settings
     enabled: bool
@@ -178,20 +179,7 @@ class SubspacePart(nn.Module):
         found = {name: getattr(self, name) for name in self.kept_factors if getattr(self, name, None) is not None}
         return {name: (f.matrix if isinstance(f, FrozenFactor) else f).detach() for name, f in found.items()}
 
-    # What PEFT can say of it (huggingface/peft).
-
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        """Entries of PEFT's adapter_config.json for this method, where `info.peft_type` names one."""
-        return {}
-
-    def peft_shape(self) -> dict[str, Any]:
-        """The same, where they depend on the model that the part stands in."""
-        return {}
-
-    def agrees_with_peft(self) -> bool:
-        """Whether PEFT computes the same from this part's own file as the part does, where `info.peft_type` names a method."""
-        return True
+    # What its update is.
 
     def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
         """`(A (r', d_in), B (d_out, r'))`, float32, with `ΔW = B A` exactly; None where the update is no such product."""
