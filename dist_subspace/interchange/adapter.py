@@ -36,15 +36,13 @@ from dist_subspace.subspace import (
     frozen_in_file,
     named_trainables,
 )
+from dist_subspace.subspace.core.peft_words import PREFIX
+from dist_subspace.subspace.core.registry import file_spelling
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 FACTOR = "factor."  # before a frozen factor's own name
 READABLE = 0o644  # safetensors gives new files to their owner alone
-# Suffixes that files spell otherwise than parts do. PEFT takes DoRA's magnitudes by both names and writes the shorter, which
-# transformers' reader of adapters does not know; files of before have the shorter.
-SPELT = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
 
 
 def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
@@ -84,13 +82,13 @@ def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def file_key(layer: str, suffix: str) -> str:
     """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
     whole = suffix.startswith("base_model.") or suffix == EMBEDDINGS
-    return suffix if whole else f"{PREFIX}{layer}.{SPELT.get(suffix, suffix)}"
+    return suffix if whole else f"{PREFIX}{layer}.{file_spelling().get(suffix, suffix)}"
 
 
 def current_key(key: str) -> str:
     """The key that this version writes for the same tensor."""
     start, _, suffix = key.rpartition(".")
-    return f"{start}.{SPELT[suffix]}" if suffix in SPELT else key
+    return f"{start}.{file_spelling()[suffix]}" if suffix in file_spelling() else key
 
 
 def _held(model: nn.Module) -> list[nn.Parameter]:

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import PREFIX
 from dist_subspace.storage import is_linear, linear_shape
-from dist_subspace.subspace import Operator, SubspaceConfig
+from dist_subspace.subspace import Operator, SubspaceConfig, method_class
+from dist_subspace.subspace.core.peft_words import PREFIX
 from dist_subspace.subspace.core.targets import ends_with
-from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
-
-Shapes = dict[str, tuple[int | None, int | None]]
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS, VirtualTokens
+from dist_subspace.subspace.virtual_tokens.stacks import text_config
 
 
 def check_fits(
@@ -72,17 +71,9 @@ def _key(parameter: str) -> str:
 
 
 def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
-    if EMBEDDINGS not in tensors:
-        return
-    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    wanted: Any
-    what, wanted, found = "width", tensors[EMBEDDINGS].shape[1], config.hidden_size
-    if method == "prefix":
-        what, wanted, found = "number of layers", described.get("num_layers"), config.num_hidden_layers
-    if wanted is not None and wanted != found:
-        raise UsageError(
-            f"the adapter is for a {what} of {wanted}, but this model's is {found}: it belongs to another base model"
-        )
+    tokens, kind = tensors.get(EMBEDDINGS), method_class(method)
+    if tokens is not None and issubclass(kind, VirtualTokens):
+        kind.check_fits(tokens, described, text_config(model))
 
 
 def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -> None:

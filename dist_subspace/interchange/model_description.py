@@ -38,11 +38,12 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "target_modules": _endings(model, attachment.layers),
         "modules_to_save": list(attachment.saved_modules) or None,
     }
-    if described["peft_type"]:
-        described |= resolved.method.peft_config(settings)
-        described |= {"fan_in_fan_out": _transposed(parts)} if resolved.method.peft_reads_conv1d else {}
-        described |= _patterns(parts, described)
-        described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
+    words = resolved.method.peft
+    if described["peft_type"] and words is not None:
+        described |= words.entries(settings)
+        described |= {"fan_in_fan_out": _transposed(parts)} if words.on_conv1d else {}
+        described |= _patterns(parts, described) if words.has_patterns else {}
+        described |= words.model_entries(parts[attachment.layers[0]])
         if described["task_type"] is None:  # PEFT's auto class goes by the model's own then
             described["auto_mapping"] = {
                 "base_model_class": type(model).__name__,
@@ -91,9 +92,7 @@ def _usual(attachment: Attachment, parts: Mapping[str, nn.Module]) -> Settings:
 
 
 def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's LoRA has them."""
-    if described["peft_type"] != "LORA":
-        return {}
+    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's patterns have them."""
     settings: dict[str, Settings] = {name: part.settings for name, part in parts.items()}  # type: ignore[misc]
     ranks = {name: own.rank for name, own in settings.items() if own.rank != described["r"]}
     alphas = {name: own.alpha for name, own in settings.items() if own.alpha != described["lora_alpha"]}
@@ -147,11 +146,13 @@ _TASKS = {
 def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
-    kind, parts = attachment.info.peft_type, [model.get_submodule(name) for name in attachment.layers]
-    agrees = all(part.agrees_with_peft() for part in parts)  # type: ignore[operator]
-    placed = attachment.resolved.method.peft_reads_conv1d or not any(map(_is_conv1d, parts))
-    alike = kind == "LORA" or all(part.settings == parts[0].settings for part in parts)  # which alone has patterns
-    return kind if agrees and placed and alike and not attachment.config.new_tokens else None
+    words, parts = attachment.resolved.method.peft, [model.get_submodule(name) for name in attachment.layers]
+    if words is None or not words.writes:
+        return None
+    agrees = all(map(words.agrees, parts))
+    placed = words.on_conv1d or not any(map(_is_conv1d, parts))
+    alike = words.has_patterns or all(part.settings == parts[0].settings for part in parts)
+    return words.peft_type if agrees and placed and alike and not attachment.config.new_tokens else None
 
 
 def _transposed(parts: Mapping[str, nn.Module]) -> bool:

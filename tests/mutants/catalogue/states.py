@@ -210,8 +210,8 @@ MUTANTS = [
     Mutant(
         name="one-frozen-factor-is-compared",
         file="dist_subspace/subspace/extension/vera.py",
-        text='        return {"base_model.vera_A": self.projections.a, "base_model.vera_B": self.projections.b}\n',
-        becomes='        return {"base_model.vera_A": self.projections.a}\n',
+        text="return dict(zip(PROJECTIONS, (self.projections.a, self.projections.b), strict=True))",
+        becomes="return {PROJECTIONS[0]: self.projections.a}",
         promise="VeRA's B is kept and compared too.",
         tests=[f"{FROZEN}[vera-.vera_B]"],
     ),
