@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.names import ends_with
 from dist_subspace.interchange.adapter import PREFIX
 from dist_subspace.storage import is_linear, linear_shape
 from dist_subspace.subspace import Operator, SubspaceConfig
-from dist_subspace.subspace.core.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 Shapes = dict[str, tuple[int | None, int | None]]
@@ -74,7 +75,7 @@ def _key(parameter: str) -> str:
 def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
     if EMBEDDINGS not in tensors:
         return
-    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+    config = text_config(model.config)
     wanted: Any
     what, wanted, found = "width", tensors[EMBEDDINGS].shape[1], config.hidden_size
     if method == "prefix":

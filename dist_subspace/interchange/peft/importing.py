@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.families.heads import ANSWERS, CLASSIFIERS
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, check_finite, write_adapter
 from dist_subspace.interchange.base_copies import split_copies
 from dist_subspace.interchange.base_model import base_name, identify_base
@@ -82,7 +83,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "OFT": {"r": 0, "block_share": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "bias": "none"},
 }
 # The heads that PEFT trains in full for a task, whatever modules_to_save says.
-HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+HEADS = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ANSWERS}
 
 
 def read_peft(folder: str | Path) -> Imported:

@@ -6,7 +6,6 @@ trains the norms of the blocks too, as the paper does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,16 +47,11 @@ class Houlsby(BottleneckLinear):
         return choice.in_order({*linear, *norms})
 
     @classmethod
-    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> int:
-        """The width of the model, for norms that do not tell theirs while they are split over the ranks."""
-        return max(site.out_features for site in sites.values() if isinstance(site, Operator))
-
-    @classmethod
     def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
         if isinstance(site, Operator):
             return super().on(site, settings, generator, shared)  # type: ignore[arg-type]
         has_bias = getattr(site, "bias", None) is not None
-        return HoulsbyNorm(site, settings, norm_width(site, shared), scaled=True, shifted=has_bias)
+        return HoulsbyNorm(site, settings, norm_width(site), scaled=True, shifted=has_bias)
 
 
 class HoulsbyNorm(NormPart):

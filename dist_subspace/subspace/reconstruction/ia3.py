@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.names import ends_with
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.options import flag, name_list
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP, ends_with
 
 
 @register(

@@ -219,9 +219,9 @@ MUTANTS = [
     ),
     Mutant(
         name="funnels-value-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='"k_head", "v_head"',
-        becomes='"k_head"',
+        file="dist_subspace/families/projections.py",
+        text='    "v_head": "Funnel",\n',
+        becomes="",
         promise="The scalings know every family's key, value and FFN-up.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_scalings_mean_key_value_and_ffn_up_of_every_family[masked-lm/funnel]"
@@ -229,9 +229,9 @@ MUTANTS = [
     ),
     Mutant(
         name="codegens-ffn-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='"up", "fc_in", "ffn"',
-        becomes='"up", "ffn"',
+        file="dist_subspace/families/projections.py",
+        text='    "fc_in": "GPT-J, CodeGen",\n',
+        becomes="",
         promise="The scalings know every family's key, value and FFN-up.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_scalings_mean_key_value_and_ffn_up_of_every_family[causal-lm/codegen]"
@@ -239,9 +239,9 @@ MUTANTS = [
     ),
     Mutant(
         name="phis-attention-output-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='"self_attention.dense", "self_attn.dense", "out_lin"',
-        becomes='"self_attention.dense", "out_lin"',
+        file="dist_subspace/families/projections.py",
+        text='    "self_attn.dense": "Phi, Persimmon",\n',
+        becomes="",
         promise="Adapters stand behind every family's attention outputs.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_adapters_stand_behind_every_attention_and_every_ffn[causal-lm/phi]"
@@ -249,9 +249,9 @@ MUTANTS = [
     ),
     Mutant(
         name="lfm2s-ffn-output-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='("mlp.Wo", "w2", "mlp.proj", "down")',
-        becomes='("mlp.Wo", "mlp.proj", "down")',
+        file="dist_subspace/families/projections.py",
+        text='    "w2": "LFM2",\n',
+        becomes="",
         promise="Adapters stand behind every family's FFN outputs.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_adapters_stand_behind_every_attention_and_every_ffn[causal-lm/lfm2]"
@@ -259,8 +259,8 @@ MUTANTS = [
     ),
     Mutant(
         name="post-norm-of-distilbert-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='    "ffn.lin2": "output_layer_norm",\n',
+        file="dist_subspace/families/norms.py",
+        text='    "ffn.lin2": "output_layer_norm",  # DistilBERT\n',
         becomes="",
         promise="Pfeiffer's adapter stands around the output norm of a post-norm encoder.",
         tests=[
