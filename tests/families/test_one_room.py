@@ -24,19 +24,24 @@ TABLES: tuple[Iterable[str], ...] = (
     *(classes.TASKS_BY_ENDING, classes.READS_EVERY_TOKEN, classes.AUTO_CLASSES.values()),
 )
 # Names of parts that no table needs yet.
-OTHERS = frozenset(
-    ["q_proj", "gate_proj", "embed_tokens", "word_embeddings", "wte", "lm_head_bias", "self_attn", "input_layernorm", "post_attention_layernorm", "ln_f", "final_layer_norm", "block_sparse_moe", "shared_expert", "c_attn", "q_lin", "Wq", "w1", "w3", "wi_0", "DenseReluDense"]
-)
+OTHERS = """
+    q_proj gate_proj embed_tokens word_embeddings wte self_attn input_layernorm post_attention_layernorm ln_f final_layer_norm
+    block_sparse_moe shared_expert q_lin Wq w1 w3 wi_0 DenseReluDense
+"""
 # Words of the tables that mean other things elsewhere: one of them alone says nothing, two in one list do.
-ORDINARY = frozenset(
-    ["attn", "attention", "bias", "bottleneck", "cls", "decoder", "dense", "down", "encoder", "feed_forward", "ffn", "gate", "intermediate", "k", "key", "linear", "mlp", "o", "output", "proj", "query_key", "router", "score", "self", "up", "v", "value"]
-)
+ORDINARY_WORDS = """
+    attn attention bias bottleneck cls decoder dense down encoder feed_forward ffn gate intermediate k key linear mlp o output
+    proj query_key router score self up v value
+"""
+ORDINARY = frozenset(ORDINARY_WORDS.split())
 # Lists of such words that are about something else.
 ELSEWHERE = {
     "lstm mlp none": "the networks that make the tokens of P-tuning",
     "bias weight": "what a linear layer holds",
 }
-WORDS = {word for table in TABLES for name in table for word in name.split(".") if not word.isdigit()} | OTHERS
+WORDS = {word for table in TABLES for name in table for word in name.split(".") if not word.isdigit()} | {
+    *OTHERS.split()
+}
 COMPONENT = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -58,9 +63,9 @@ def _names(tree: ast.AST) -> Iterator[ast.Constant]:
     """The strings that hold no blank, and those that are split at blanks; no prose and no docstring."""
     split = {n.func.value for n in ast.walk(tree) if isinstance(n, ast.Call) and _is_split(n.func)}  # type: ignore[attr-defined]
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node in split or not re.search(r"\s", node.value):
-                yield node
+        is_string = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_string and (node in split or not re.search(r"\s", node.value)):  # type: ignore[attr-defined]
+            yield node  # type: ignore[misc]
 
 
 def _is_split(function: ast.AST) -> bool:
@@ -84,9 +89,10 @@ def _strings(nodes: Iterable[ast.expr]) -> list[str]:
 
 def _comparisons(tree: ast.AST) -> Iterator[int]:
     for node in ast.walk(tree):
-        if isinstance(node, ast.Compare) and "model_type" in ast.unparse(node):
-            if any(isinstance(n, ast.Constant) and n.value != "model_type" for n in ast.walk(node)):
-                yield node.lineno
+        if not isinstance(node, ast.Compare) or "model_type" not in ast.unparse(node):
+            continue
+        if any(isinstance(n, ast.Constant) and n.value not in ("model_type", "") for n in ast.walk(node)):
+            yield node.lineno
 
 
 def outside() -> list[str]:
