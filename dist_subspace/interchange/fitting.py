@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.names import ends_with
 from dist_subspace.storage import is_linear, linear_shape
 from dist_subspace.subspace import Operator, SubspaceConfig, method_class
 from dist_subspace.subspace.core.peft_words import PREFIX
-from dist_subspace.subspace.core.targets import ends_with
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS, VirtualTokens
-from dist_subspace.subspace.virtual_tokens.stacks import text_config
 
 
 def check_fits(
@@ -73,7 +73,7 @@ def _key(parameter: str) -> str:
 def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
     tokens, kind = tensors.get(EMBEDDINGS), method_class(method)
     if tokens is not None and issubclass(kind, VirtualTokens):
-        kind.check_fits(tokens, described, text_config(model))
+        kind.check_fits(tokens, described, text_config(model.config))
 
 
 def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.api import attach
+from dist_subspace.families.heads import classification_heads
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.loading.positions import count_from
@@ -20,7 +21,7 @@ from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import enable_packing
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.observer import Observer
-from dist_subspace.training.plan import HEADS, Plan
+from dist_subspace.training.plan import Plan
 
 
 def make_model(plan: Plan, observer: Observer) -> nn.Module:
@@ -82,7 +83,7 @@ def with_head(plan: Plan, model: nn.Module) -> SubspaceConfig:
     full and saved with the adapter."""
     if plan.config.model.task != "classification":
         return plan.subspace
-    heads = [name for name, _ in model.named_children() if name in HEADS]
+    heads = classification_heads(model)
     poolers = [name for name in fresh_modules(model) if name.partition(".")[0] not in heads]
     wanted = tuple(dict.fromkeys([*plan.subspace.modules_to_save, *heads, *poolers]))
     return replace(plan.subspace, modules_to_save=wanted)

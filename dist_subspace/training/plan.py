@@ -31,7 +31,6 @@ from dist_subspace.training.trackers import check_trackers
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
 
 SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
-HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.config import dump_config, load_config, settings_of_all
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import text_config
 from dist_subspace.launcher import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
@@ -183,7 +184,7 @@ def _say_early(text: str) -> None:
 def _memory_advice(plan: Plan) -> str:
     from transformers import AutoConfig
 
-    training, model = plan.config.training, AutoConfig.from_pretrained(str(plan.model_folder)).get_text_config()
+    training, model = plan.config.training, text_config(AutoConfig.from_pretrained(str(plan.model_folder)))
     return advice(
         training.per_device_train_batch_size,
         plan.config.data.max_length,

@@ -11,7 +11,7 @@ own. A method has it by inheriting, and who asks for it asks by type (`isinstanc
                     OnModel              stands beside the whole model: all virtual tokens
                     AddsPositions        takes positions of the model: all virtual tokens
                     OwnRankBound         the largest rank of a site: miss, pfeiffer
-    shared.py       SharedAcrossLayers   what all layers have in common: houlsby, ia3, vera
+    shared.py       SharedAcrossLayers   what all layers have in common: ia3, vera
     initial.py      TextOptions          reads options that are text: prompt
                     InitialFromModel     reads initial values off the model: prompt
     statistic.py    Decomposes           takes apart the frozen matrix: lora-dash, and all that follow

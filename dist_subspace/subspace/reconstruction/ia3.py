@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.names import ends_with
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.options import flag, name_list
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.bias import ScalesBias
@@ -21,7 +23,6 @@ from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords,
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.shared import SharedAcrossLayers
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP, ends_with
 
 
 @register(

@@ -22,6 +22,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.attention import has_latent_keys, is_cross_attention, key_value_heads
+from dist_subspace.families.blocks import shares_blocks
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.positions import first_position, has_learned_positions
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.segments import segments
 
@@ -105,13 +109,13 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
         UsageError: for a family whose attention does not go through transformers' table, or whose positions cannot be moved.
     """
     family = type(model).__name__
-    kind, found = getattr(stacks.text_config(model), "model_type", None), []
+    kind, found = getattr(text_config(model.config), "model_type", None), []
     for stack in stacks.stacks(model):
         own = [
             module
             for name, module in stack.named_modules()
             if calls_attention_by_name(module)
-            and not _is_cross(name, module)
+            and not is_cross_attention(name, module)
             and getattr(module.config, "model_type", kind) == kind  # not the eyes and ears of a multimodal model
         ]
         if not own:
@@ -119,9 +123,9 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
                 f"method prefix cannot reach the attention of {family}: it is not transformers' common one"
             )
         config: Any = stack.config
-        if 0 < getattr(config, "num_hidden_groups", 0) < config.num_hidden_layers:
+        if shares_blocks(config):
             raise UsageError(f"method prefix needs an attention for each layer, and those of {family} share one")
-        if stacks.has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
+        if has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
             raise UsageError(f"method prefix cannot move the positions of {family}: it takes no position_ids")
         found.append(own)
     return found
@@ -129,21 +133,9 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
 
 def geometry(module: Any) -> tuple[int, int]:
     """(heads, width of a head) of an attention module's keys and values."""
-    config = module.config
-    if getattr(config, "kv_lora_rank", None):
+    if has_latent_keys(module.config):
         raise UsageError(f"method prefix cannot stand before the latent keys of {type(module).__name__}")
-    names = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
-    width = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), None)
-    groups = getattr(module, "num_key_value_groups", None)
-    heads = config.num_attention_heads // groups if groups else getattr(config, "num_key_value_heads", None)
-    return heads or config.num_attention_heads, width or config.hidden_size // config.num_attention_heads
-
-
-def _is_cross(name: str, module: nn.Module) -> bool:
-    parts = name.lower().split(".")
-    return bool(getattr(module, "is_cross_attention", False)) or any(
-        "cross" in part or part in ("encdecattention", "encoder_attn") for part in parts
-    )
+    return key_value_heads(module)
 
 
 def redirect(module: Any, slot: Slot) -> None:
@@ -279,8 +271,8 @@ class Prefix:
 
     def __init__(self, part: Any, model: nn.Module, stack: nn.Module, slots: list[Slot], place: slice) -> None:
         self.part, self.stack, self.slots, self.place = part, stack, slots, place
-        self.config = stacks.text_config(model)
-        self.first, self.running = stacks.first_position(stack), False
+        self.config = text_config(model.config)
+        self.first, self.running = first_position(stack), False
         stack.register_forward_pre_hook(self.before, with_kwargs=True)
         stack.register_forward_hook(self.after)
         stacks.at_input(stack, self.embedded)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.classes import generates_text
+from dist_subspace.families.configuration import text_config
 from dist_subspace.options import Option, whole
 from dist_subspace.subspace.core.files import file_options_of
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords
 from dist_subspace.subspace.core.sites import AddsPositions, OnModel
 from dist_subspace.subspace.core.spec import Settings
-from dist_subspace.subspace.virtual_tokens.stacks import text_config
 
 EMBEDDINGS = "prompt_embeddings"  # PEFT's name of the one tensor of such an adapter's file
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 COUNT: Mapping[str, Option] = {"num_virtual_tokens": whole(20, "how many virtual tokens")}
 
 
@@ -32,9 +32,9 @@ class VirtualTokens(OnModel, AddsPositions):
         self.settings = settings
         self.enabled = True
         self.count = int(settings.options["num_virtual_tokens"])
-        config = text_config(model)
+        config: Any = text_config(model.config)
         self.num_attention_heads, self.num_layers = int(config.num_attention_heads), int(config.num_hidden_layers)
-        self.is_language_model = type(model).__name__.endswith(LANGUAGE_MODELS)
+        self.is_language_model = generates_text(type(model).__name__)
         self.width = self.measure(model)
 
     @classmethod

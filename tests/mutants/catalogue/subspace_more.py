@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="copy-hidden-in-text-config",
         file="dist_subspace/subspace/beside/new_tokens.py",
-        text="holders = [model.config, model.config.get_text_config(), model]",
+        text="holders = [model.config, text_config(model.config), model]",
         becomes="holders = [model.config, model]",
         promise="A model whose text has a configuration of its own takes its loss over new tokens too.",
         tests=[
