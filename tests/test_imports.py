@@ -15,6 +15,7 @@ PACKAGE = ROOT / "dist_subspace"
 AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
+    "run_folder",
     "notices",
     "launcher",
     "stopping",
@@ -32,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "linear_map": {"torch_internals"},
     "atomic_files": {"errors"},
     "options": {"errors"},
+    "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
     "placement": {"errors", "class_source", "launcher", "stopping"},
@@ -47,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "loading": {"errors", "input_embeddings", "module_places", "notices", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
-    "interchange": {"errors", "atomic_files", "loading"} | AXES,
+    "interchange": {"errors", "atomic_files", "run_folder", "loading"} | AXES,
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,

@@ -20,7 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaForCausalLM
 
 from dist_subspace.checkpoint import occupancy
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, read_status
 from dist_subspace.subspace import attachment, methods
 from dist_subspace.training import trackers
 from dist_subspace.training.run import train

@@ -24,7 +24,7 @@ MUTANTS = [
     Mutant(
         name="report-adapter-not-said",
         file="dist_subspace/report/run.py",
-        text='[("adapter", str(run / "adapter"))] if (run / "adapter").is_dir() else []',
+        text='[("adapter", str(run.adapter))] if run.adapter.is_dir() else []',
         becomes="[]",
         promise="report says where the adapter lies.",
         tests=["tests/report/test_run.py::test_who_was_at_fault_what_is_doubtful_and_where_the_adapter_lies_is_said"],
@@ -32,8 +32,8 @@ MUTANTS = [
     Mutant(
         name="curve-rate-is-the-loss",
         file="dist_subspace/report/curve.py",
-        text='_column(train, "step"), _column(train, "learning_rate")',
-        becomes='_column(train, "step"), _column(train, "loss")',
+        text="_values(line.learning_rate for line in train)",
+        becomes="_values(line.loss for line in train)",
         promise="loss.png draws the learning rate below the losses.",
         tests=[
             "tests/report/test_curve.py::test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went"
@@ -42,8 +42,8 @@ MUTANTS = [
     Mutant(
         name="curve-evaluations-at-training-steps",
         file="dist_subspace/report/curve.py",
-        text='_column(evaluated, "step"), _column(evaluated, "eval_loss")',
-        becomes='_column(train, "step")[: len(evaluated)], _column(evaluated, "eval_loss")',
+        text="_values(line.step for line in evaluated)",
+        becomes="_values(line.step for line in train[: len(evaluated)])",
         promise="loss.png draws an evaluation at its step.",
         tests=[
             "tests/report/test_curve.py::test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went"
@@ -52,8 +52,8 @@ MUTANTS = [
     Mutant(
         name="curve-against-line-numbers",
         file="dist_subspace/report/curve.py",
-        text='steps, losses = _column(train, "step"), _column(train, "loss")',
-        becomes='steps, losses = numpy.arange(len(train)), _column(train, "loss")',
+        text="steps, losses = _values(line.step for line in train), ",
+        becomes="steps, losses = _values(range(len(train))), ",
         promise="loss.png draws a loss at its step, however far apart lines are.",
         tests=[
             "tests/report/test_curve.py::test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went"
@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(
         name="penalty-not-shown",
         file="dist_subspace/report/quantities.py",
-        text='    if record.get("penalty") is not None:\n        parts.append(f"penalty {amount(record[\'penalty\'])}")\n',
+        text='    if record.penalty is not None:\n        parts.append(f"penalty {amount(record.penalty)}")\n',
         becomes="",
         promise="A step's line shows the constraint's penalty.",
         tests=["tests/report/test_quantities.py"],
