@@ -16,7 +16,7 @@ from dist_subspace.placement.collectives import gather_objects, world
 from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.subspace import attached
 from tests.matrix import tiny
-from tests.placement import test_hf_trainer as hf
+from tests.placement import hf_trainer as hf
 from tests.ranks import run_on_ranks
 
 STEPS = 8

@@ -29,6 +29,7 @@ from dist_subspace.training.data.store import read_columns
 from dist_subspace.training.run import train
 from tests.disk_log import DiskLog, State
 from tests.tiny_run import make_model, make_records
+from tests.whole_runs import two_kept_configuration
 
 RUN = Path("made", "run")  # below the watched folder, where neither is at first
 OUTPUTS = ("merged", "saved", "exported", "imported", "rewritten")
@@ -76,25 +77,9 @@ class Heard:
         return getattr(self._screen, name)
 
 
-def configuration(sources: Path, run: Path) -> dict[str, Any]:
-    """Four steps, a checkpoint each, of which two stay: the newest, and step 2, which is best (the metric is turned round)."""
-    return {
-        "model": {"path": str(sources / "model"), "storage": "fp32"},
-        "subspace": {"method": "pissa", "rank": 2, "target_modules": ["q_proj"]},
-        "data": {"train": str(sources / "train.jsonl"), "max_length": 48, "packing": False, "eval": 0.2},
-        "training": {
-            **{"max_steps": 4, "learning_rate": 0.01, "global_batch_size": 4, "per_device_train_batch_size": 4},
-        },
-        "checkpoint": {
-            **{"save_steps": 1, "save_total_limit": 2, "metric_for_best_model": "loss", "greater_is_better": True},
-        },
-        "run": {"output_dir": str(run), "logging_steps": 1, "eval_steps": 2, "report_to": "none"},
-    }
-
-
 def work(sources: Path, disk: Path, log: DiskLog) -> None:
     """A run; another one that goes on from its second step; and all that can be made of an adapter."""
-    config = configuration(sources, disk / RUN)
+    config = two_kept_configuration(sources, disk / RUN)
     assert train(config) == EXIT_OK
     log.say("finished")
     config["checkpoint"]["resume"] = str(disk / RUN / "checkpoint-2")

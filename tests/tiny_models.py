@@ -41,6 +41,20 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "T5ForConditionalGeneration": ("T5Config", "seq2seq-lm"),
 }
 
+# The layers that add to the stream of hidden states, by the ends of their names.
+BLOCK_OUTPUTS = {
+    "LlamaForCausalLM": {"o_proj", "down_proj"},
+    "Qwen2ForCausalLM": {"o_proj", "down_proj"},
+    "MistralForCausalLM": {"o_proj", "down_proj"},
+    "GPT2LMHeadModel": {"attn.c_proj", "mlp.c_proj"},
+    "OPTForCausalLM": {"out_proj", "fc2"},
+    "GPTNeoXForCausalLM": {"attention.dense", "dense_4h_to_h"},
+    "BertForMaskedLM": {"attention.output.dense", "output.dense"},
+    "BertForSequenceClassification": {"attention.output.dense", "output.dense"},
+    "RobertaForSequenceClassification": {"attention.output.dense", "output.dense"},
+    "T5ForConditionalGeneration": {"SelfAttention.o", "EncDecAttention.o", "wo"},
+}
+
 
 def tiny_config(name: str, **changes: Any) -> Any:
     common = {} if name in _OWN_NAMES else _COMMON

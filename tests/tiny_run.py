@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 POSITIONS = 128
 
@@ -47,3 +48,12 @@ def make_records(file: Path, count: int) -> Path:
     rows = [{"instruction": f"say {n % 7}", "output": f"{n % 7} " * (1 + n % 3)} for n in range(count)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+def make_bert(folder: Path, kind: Any) -> None:
+    """A tiny BERT's base, as a checkpoint of the given class has it: a masked language model's lacks the pooler."""
+    tokenizer = make_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 44}
+    torch.manual_seed(0)
+    kind(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).bert.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -17,7 +17,7 @@ from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.subspace.core.test_constraints import dense_penalty
+from tests.subspace.golden import dense_penalty
 
 ROUNDS = 2
 CONSTRAINT = SubspaceConfig(method="trilora", rank=2, constraint="mpc_d", constraint_weight=0.5)

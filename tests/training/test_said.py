@@ -26,7 +26,7 @@ from dist_subspace.subspace import attachment, methods
 from dist_subspace.training import trackers
 from dist_subspace.training.run import train
 from tests.tiny_run import make_model
-from tests.training.test_trainer import records, rewritten
+from tests.whole_runs import records, rewritten
 
 STEPS, ROUNDS = 4, 2
 

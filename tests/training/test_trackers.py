@@ -7,22 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.records import Evaluation
 from dist_subspace.training.trackers import Trackers, check_trackers
 from tests.step_records import unknown_record
+from tests.whole_runs import scalars
 
 
 def no_report(message: str) -> None:
     raise AssertionError(message)
-
-
-def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
 def test_tensorboard_gets_training_and_evaluation_and_no_nan(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, Weight, resolve
-from tests.subspace.blocks.test_residual import LOFTQ, TOY, moved, toy_quantiser
-from tests.subspace.golden import opened, settled
+from tests.subspace.golden import LOFTQ, TOY, moved, opened, settled, toy_quantiser
 
 MATRIX = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 

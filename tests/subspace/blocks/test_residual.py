@@ -14,7 +14,7 @@ from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, Weight, resol
 from dist_subspace.subspace.blocks.residual import Fit, best, loftq, qpissa
 from dist_subspace.subspace.blocks.svd import largest_exact, smallest
 from dist_subspace.subspace.core.operator import no_original
-from tests.subspace.golden import opened, settled
+from tests.subspace.golden import LOFTQ, TOY, moved, opened, settled, toy_quantiser
 
 METHODS = ["pissa", "milora", "olora"]
 SHAPES = [(12, 8), (8, 12), (9, 9)]
@@ -27,23 +27,7 @@ def on(matrix: Tensor, storage: str = "fp32", *, original: bool = False, **confi
     return settled(part, matrix if original else None)
 
 
-def moved(part: SubspaceLinear, size: float = 0.1) -> SubspaceLinear:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in part.trainables().values():
-        parameter.data.add_(size * torch.randn(parameter.shape, generator=generator))
-    return part
-
-
 # The toy of the golden numbers.
-
-TOY = torch.tensor(
-    [[torch.sin(torch.tensor((i + 1.0) * (j + 2)).double()) for j in range(12)] for i in range(8)], dtype=torch.float64
-) + 3 * torch.outer(torch.cos(torch.arange(8).double()), torch.cos(torch.arange(12).double() / 2))
-
-
-def toy_quantiser(matrix: Tensor) -> Tensor:
-    scale = matrix.abs().amax(1, keepdim=True) / 7
-    return (matrix / scale).round() * scale
 
 
 def toy_split(rank: int) -> Any:
@@ -53,10 +37,6 @@ def toy_split(rank: int) -> Any:
 QPISSA = {
     1: [0.4317005918, 0.3880799086, 0.3662150405, 0.3604000168, 0.3544162471],
     2: [0.3971584784, 0.2878423018, 0.2688373190, 0.2703560226, 0.2714308878],
-}
-LOFTQ = {
-    1: [0.9039132317, 0.8586190514, 0.8404916279, 0.8469576318, 0.8489992625],
-    2: [0.6594928341, 0.6443820183, 0.6471589173, 0.6554551980, 0.6573470111],
 }
 
 

@@ -11,8 +11,7 @@ import torch
 from dist_subspace import SubspaceConfig, methods
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import resolve
-from tests.subspace.golden import W, X, layer
-from tests.subspace.test_counts import config_of
+from tests.subspace.golden import W, X, config_of, layer
 
 LOW_RANK = ("lora", "rslora", "trilora", "adalora", "flexlora", "flora", "moslora")
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")

@@ -13,7 +13,7 @@ from dist_subspace.subspace.attach import attached
 from dist_subspace.subspace.core.accumulation import Accumulation
 from dist_subspace.subspace.core.constraints import Constraint, Penalties, Penalty, penalty_value
 from tests.matrix.tiny import global_batch, plain_model
-from tests.subspace.golden import A, B
+from tests.subspace.golden import A, B, dense_penalty
 from tests.tiny_models import tiny_model
 
 
@@ -70,21 +70,6 @@ def constrained_model(method: str = "lora", kind: str = "mpc_o", **options: obje
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def dense_penalty(model: nn.Module, constraint: Constraint) -> Tensor:
-    """λ (1/N) Σ over layers, as one differentiable formula."""
-    total = torch.zeros(())
-    parts = [model.get_submodule(name) for name in attached(model).layers]
-    for part in parts:
-        a, b = part.constrained()
-        if a is not None:
-            total = total + (a @ a.t() - torch.eye(len(a))).square().sum()
-        if b is not None:
-            gram = b.t() @ b
-            target = torch.diag(gram.diagonal()) if constraint.kind == "mpc_d" else torch.eye(len(gram))
-            total = total + (gram - target).square().sum()
-    return constraint.weight * total / len(parts)
 
 
 def expected_gradients(model: nn.Module, losses: list[Tensor]) -> dict[str, Tensor]:

@@ -13,9 +13,8 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import attached, resolve, trainable_parameters
-from tests.subspace.extension.test_houlsby import BOTTLENECK, GOLDEN, OUTPUTS
-from tests.subspace.golden import X, give, layer
-from tests.tiny_models import FAMILIES, logits, tiny_inputs, tiny_model
+from tests.subspace.golden import BOTTLENECK, BOTTLENECK_GOLDEN, X, give, layer
+from tests.tiny_models import BLOCK_OUTPUTS, FAMILIES, logits, tiny_inputs, tiny_model
 
 POST_NORM = ("BertForMaskedLM", "BertForSequenceClassification", "RobertaForSequenceClassification")
 
@@ -25,7 +24,9 @@ def attach(model: Any, **config: Any) -> Any:
 
 
 def test_forward_is_the_golden_one() -> None:
-    torch.testing.assert_close(give(layer("pfeiffer", rank=2), **BOTTLENECK)(X), torch.tensor([GOLDEN["relu"]]))
+    torch.testing.assert_close(
+        give(layer("pfeiffer", rank=2), **BOTTLENECK)(X), torch.tensor([BOTTLENECK_GOLDEN["relu"]])
+    )
 
 
 def test_around_a_norm_it_is_the_formula() -> None:
@@ -54,7 +55,9 @@ def test_one_adapter_a_block(name: str) -> None:
     if name in POST_NORM:
         assert all(layer.endswith(".output.LayerNorm") and "attention" not in layer for layer in chosen)
     else:
-        assert all(any(layer.endswith(end) for end in OUTPUTS[name]) and "ttention" not in layer for layer in chosen)
+        assert all(
+            any(layer.endswith(end) for end in BLOCK_OUTPUTS[name]) and "ttention" not in layer for layer in chosen
+        )
 
 
 @pytest.mark.parametrize(

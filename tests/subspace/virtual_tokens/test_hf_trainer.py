@@ -10,7 +10,7 @@ import torch
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter
 from tests.matrix import tiny
-from tests.placement.test_hf_trainer import arguments, forget_earlier_trainers, rows, stock
+from tests.placement.hf_trainer import arguments, forget_earlier_trainers, rows, stock
 from tests.ranks import run_on_ranks
 
 CASES: dict[str, SubspaceConfig] = {

@@ -25,6 +25,7 @@ from transformers.integrations import sdpa_attention
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, packing_leak
 from dist_subspace.training.data.collate import kernel_lengths
+from tests.training.data.packed_for_tests import alone, packed_rows, total_loss
 
 DATA = Path(os.environ.get("DIST_SUBSPACE_DATA", Path(__file__).parents[4] / "shared" / "data"))
 STORIES = DATA / "models" / "stories260K" / "hf"
@@ -56,26 +57,6 @@ def tiny(name: str, attention: str = "sdpa") -> nn.Module:
 def samples(vocabulary: int = 64) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, vocabulary, (length,), generator=generator) for length in (9, 1, 13, 5, 7)]
-
-
-def packed_rows(parts: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Two rows: samples 0 to 2, and 3 and 4 with padding as a segment of its own."""
-    pad = 23 - len(parts[3]) - len(parts[4])
-    rows = [[*parts[:3]], [*parts[3:], torch.ones(pad, dtype=torch.long)]]
-    ids = torch.stack([torch.cat(row) for row in rows])
-    positions = torch.stack([torch.cat([torch.arange(len(part)) for part in row]) for row in rows])
-    labels = torch.where(positions == 0, -100, ids)
-    labels[1, 23 - pad :] = -100
-    return {"input_ids": ids, "position_ids": positions}, labels
-
-
-def total_loss(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    logits = model(**inputs, use_cache=False).logits
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-
-
-def alone(model: nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
-    return sum((total_loss(model, {"input_ids": p[None]}, p[None]) for p in parts if len(p) > 1), torch.zeros(()))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
