@@ -20,8 +20,9 @@ from dist_subspace.loading.load import DTYPES
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.storage import pack, storages
 from dist_subspace.subspace.core.constraints import CONSTRAINTS
-from dist_subspace.training import metrics, optimizers, trackers
+from dist_subspace.training import optimizers, trackers
 from dist_subspace.training.data.formats import FORMATS
+from tests.step_records import step_record
 
 METHODS = (
     *("lora", "rslora", "dora", "pissa", "milora", "olora", "lora-fa", "trilora", "adalora", "flora", "moslora"),
@@ -161,7 +162,10 @@ def test_the_commands_are_these_and_each_explains_itself() -> None:
 
 
 def test_a_line_of_metrics_has_these_keys() -> None:
-    assert metrics.KEYS == LINE and metrics.OPTIONAL == ("penalty",)
+    assert tuple(step_record(1).as_line()) == LINE and tuple(step_record(1, penalty=1.0).as_line()) == (
+        *LINE,
+        "penalty",
+    )
 
 
 @pytest.mark.parametrize("section", KEYS)

@@ -4,7 +4,6 @@ and `dist_subspace.json` beside them."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.atomic_files import MANIFEST, make_folder, storage_error, sync
+from dist_subspace.atomic_files import make_folder, storage_error, sync
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import CONFIG as CONFIG
@@ -28,6 +27,8 @@ from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
+from dist_subspace.run_folder.manifest import read_manifest
 from dist_subspace.subspace import (
     KeepsFactors,
     SubspaceConfig,
@@ -180,19 +181,20 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
 def _refuse_damaged(folder: Path) -> None:
     """Raises UsageError for a checkpoint whose manifest knows another adapter than the one that is there. Adapters apart from
     a checkpoint have no manifest: they are their owner's to change."""
+    manifest = CheckpointFolder(folder).manifest
     with suppress(FileNotFoundError):
         try:
-            listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            listed = read_manifest(folder)
             changed = [
                 name
                 for name in (CONFIG, OWN_CONFIG, WEIGHTS)
                 if name in listed and listed[name]["sha256"] != _sha256(folder / name)
             ]
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); accepted: another checkpoint") from error
+            raise UsageError(f"{manifest} cannot be read ({error}); accepted: another checkpoint") from error
         if changed:
             raise UsageError(
-                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint"
+                f"{folder / changed[0]} does not have the sha256 that {manifest.name} says; accepted: another checkpoint"
             )
 
 
@@ -230,7 +232,7 @@ def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, 
 
 def factor_file(folder: Path, entry: Mapping[str, str]) -> Path:
     """Where a checkpoint's factors lie: beside it, or beside the folder that it was set aside in."""
-    near, far = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
+    near, far = (RunFolder(home).factors / entry["file"] for home in folder.resolve().parents[:2])
     return far if far.exists() and not near.exists() else near
 
 

@@ -15,7 +15,6 @@ from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import on_main
-from dist_subspace.statistics import FACTORS
 from dist_subspace.subspace import SubspaceConfig, schedule_class_of
 from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import enable_packing
@@ -66,7 +65,7 @@ def _attached(plan: Plan, observer: Observer, model: nn.Module) -> nn.Module:
     # A method with a schedule decomposes in the middle of training.
     scheduled = schedule_class_of(plan.resolved.method) is not None
     with observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
-        subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
+        subspace, cache = with_head(plan, model), plan.run_dir.factors
         if plan.beginning is not None:
             return attach_beginning(model, subspace, plan.beginning, cache, progress)
         # A method's own targets may mean more layers today than when the run began.
