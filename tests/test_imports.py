@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,29 @@ def layout_violations(source: str, path: str) -> list[str]:
     return found
 
 
+def modules_of_the_package(sources: Mapping[str, str]) -> dict[str, str]:
+    """The text of each module, by its dotted name, from texts by path relative to the package."""
+    names = {path: ".".join(("dist_subspace", *Path(path).with_suffix("").parts)) for path in sources}
+    return {names[path].removesuffix(".__init__"): text for path, text in sources.items()}
+
+
+def import_circle(sources: Mapping[str, str]) -> list[str]:
+    """The modules of one circle of imports, the first again at the end; imports inside functions and for type checkers
+    count. Empty where there is none."""
+    modules = modules_of_the_package(sources)
+    packages = {module for path, module in zip(sources, modules, strict=True) if path.endswith("__init__.py")}
+    graph: dict[str, set[str]] = {}
+    for module, text in modules.items():
+        inside = f"{module}.__init__" if module in packages else module
+        found = {(f"{source}.{name}", source) for source, name, _, _ in imports(ast.parse(text), inside)}
+        graph[module] = {full if full in modules else source for full, source in found} & modules.keys() - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
 def is_private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__")
 
@@ -171,6 +195,34 @@ def package_files() -> list[str]:
 @pytest.mark.parametrize("path", package_files())
 def test_imports_run_downwards(path: str) -> None:
     assert layout_violations((PACKAGE / path).read_text(), path) == []
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    assert import_circle({path: (PACKAGE / path).read_text() for path in package_files()}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from dist_subspace.storage.x import y",
+        "import dist_subspace.storage.x",
+        "from .x import y",
+        "from . import x",
+        "if TYPE_CHECKING:\n    from dist_subspace.storage import x",
+        "def f():\n    from dist_subspace.storage.x import y",
+        "from dist_subspace.storage.between import z",
+    ],
+)
+def test_a_circle_is_found(source: str) -> None:
+    sources = {
+        "storage/__init__.py": "",
+        "storage/x.py": "from dist_subspace.storage.z import z",
+        "storage/z.py": source,
+    }
+    sources["storage/between.py"] = "import dist_subspace.storage.x"
+    found = import_circle(sources)
+    assert {"dist_subspace.storage.x", "dist_subspace.storage.z"} <= set(found)
+    assert import_circle(sources | {"storage/z.py": "import torch"}) == []
 
 
 @pytest.mark.parametrize("path", package_files())

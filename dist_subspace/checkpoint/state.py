@@ -36,7 +36,7 @@ from dist_subspace.placement.deepspeed.loss_scale import restore_scaler
 from dist_subspace.placement.deepspeed.optimizer_state import read_state, set_counters, write_state
 from dist_subspace.placement.deepspeed.shards import full_numel, gathered
 from dist_subspace.statistics import FACTORS, kept_files, remade_files
-from dist_subspace.subspace import SubspacePart, attached, named_trainables
+from dist_subspace.subspace import attached, frozen_in_file, named_trainables
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "trainer_state.json"
@@ -208,7 +208,7 @@ def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
 
 def _check_frozen(model: nn.Module, folder: Path) -> None:
     """Collective: what the file holds beside the trained tensors (LoRA-FA's A) was drawn here as it was drawn there."""
-    frozen = {file_key(name, suffix): p for name, part in _parts(model) for suffix, p in part.beside().items()}
+    frozen = {file_key(n, suffix): p for n, m in model.named_modules() for suffix, p in frozen_in_file(m).items()}
     if not frozen:
         return
     stored = broadcast_tensors(on_rank_zero_only(_read_tensors, folder / WEIGHTS, list(frozen)))
@@ -219,10 +219,6 @@ def _check_frozen(model: nn.Module, folder: Path) -> None:
                     f"{folder.name} holds another {key} than this machine draws from the same seed; continue from it with "
                     "load_adapter, or where the run began"
                 )
-
-
-def _parts(model: nn.Module) -> list[tuple[str, SubspacePart]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, SubspacePart)]
 
 
 def _read_tensors(file: Path, keys: list[str]) -> dict[str, Tensor]:

@@ -29,12 +29,11 @@ from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import (
-    NewTokens,
+    KeepsFactors,
     SubspaceConfig,
-    SubspaceLinear,
-    SubspacePart,
-    TrainedCopy,
+    TrainedModule,
     attached,
+    frozen_in_file,
     named_trainables,
 )
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
@@ -59,17 +58,17 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
     tensors: dict[str, Tensor] = {}
     with gathered(_held(model)), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart | TrainedCopy | NewTokens):
+            if isinstance(module, TrainedModule):
                 tensors |= _on_cpu(name, module.file_tensors())
     for name, module in model.named_modules() if factors else ():
-        if isinstance(module, SubspacePart) and module.kept_factors:
+        if isinstance(module, KeepsFactors) and module.kept_factors:
             tensors |= _factors(name, module)
     return tensors
 
 
-def _factors(name: str, part: SubspacePart) -> dict[str, Tensor]:
+def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
-    base = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) else set()
+    base = {id(p) for p in part.base.parameters()}
     frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
 
     def read() -> dict[str, Tensor]:
@@ -97,7 +96,7 @@ def current_key(key: str) -> str:
 def _held(model: nn.Module) -> list[nn.Parameter]:
     """What the trained tensors of an adapter's file are made from, and what it holds beside them."""
     held = list(named_trainables(model).values())
-    return held + [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
+    return held + [p for m in model.modules() for p in frozen_in_file(m).values()]
 
 
 def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -255,13 +254,9 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with agreed("reading the adapter"), torch.no_grad():
         left = dict(tensors)
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart):
+            if isinstance(module, TrainedModule):
                 own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
-            elif isinstance(module, (TrainedCopy, NewTokens)):
-                module.load_file_tensors(
-                    {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
-                )
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
 

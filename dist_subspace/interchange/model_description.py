@@ -12,7 +12,7 @@ from dist_subspace.interchange.base_model import base_name
 from dist_subspace.interchange.description import FORMAT, OWN
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached
+from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached, file_options_of
 from dist_subspace.subspace.core.targets import ends_with
 
 
@@ -26,7 +26,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     resolved, config = attachment.resolved, attachment.config
     parts = {name: model.get_submodule(name) for name in attachment.layers}
     settings = _usual(attachment, parts)
-    ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
+    ours = config.as_dict() | {"options": file_options_of(resolved.method, config.options)}
     ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
     ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
     path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)

@@ -15,7 +15,7 @@ from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import on_main
 from dist_subspace.statistics import FACTORS
-from dist_subspace.subspace import SubspaceConfig
+from dist_subspace.subspace import SubspaceConfig, schedule_class_of
 from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import enable_packing
 from dist_subspace.training.engine_config import engine_config
@@ -63,7 +63,7 @@ def _loaded(plan: Plan, observer: Observer) -> nn.Module:
 
 def _attached(plan: Plan, observer: Observer, model: nn.Module) -> nn.Module:
     # A method with a schedule decomposes in the middle of training.
-    scheduled = plan.resolved.method.schedule_class is not None
+    scheduled = schedule_class_of(plan.resolved.method) is not None
     with observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
         subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
         if plan.beginning is not None:

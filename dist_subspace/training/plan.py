@@ -21,7 +21,7 @@ from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
 from dist_subspace.placement.deepspeed.process_group import agreed_device
 from dist_subspace.storage import options_for
-from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
+from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
 from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
@@ -154,7 +154,8 @@ def with_tokens(
     if known:
         notice(f"model.new_tokens has {', '.join(known)}, which the tokenizer knows already: their rows begin anew")
     ids = without_gap(extend_tokenizer(tokenizer, names), rows, tokenizer, notice)
-    return resolved.method.read_text(replace(subspace, new_tokens=ids), tokenizer)
+    subspace, method = replace(subspace, new_tokens=ids), resolved.method
+    return method.read_text(subspace, tokenizer) if issubclass(method, TextOptions) else subspace
 
 
 def check_schedule(resolved: Resolved, total_steps: int) -> None:
@@ -163,7 +164,7 @@ def check_schedule(resolved: Resolved, total_steps: int) -> None:
     Raises:
         UsageError: naming the options and their values.
     """
-    kind = resolved.method.schedule_class
+    kind = schedule_class_of(resolved.method)
     if kind is not None:
         kind({}, resolved.settings).check(total_steps)
 
@@ -189,7 +190,8 @@ def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
         UsageError: naming what is too large, and packing where positions that begin anew are not those of the model.
     """
     open_checkpoint(folder)
-    virtual = resolved.method.added_positions(resolved.settings)
+    method = resolved.method
+    virtual = method.added_positions(resolved.settings) if issubclass(method, AddsPositions) else 0
     trusted = config.model.trust_remote_code
     wanted = config.data.max_length + virtual
     positions = model_positions(folder, config.model.task, wanted, trusted)

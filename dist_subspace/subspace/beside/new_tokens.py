@@ -9,7 +9,7 @@ they are, so that nothing is copied, whoever splits them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,12 +18,12 @@ from torch.nn.functional import linear, pad
 
 from dist_subspace.errors import UsageError
 from dist_subspace.input_embeddings import input_embeddings
-from dist_subspace.subspace.beside.trained_copy import Gathered
+from dist_subspace.subspace.core.trained import Gathered, TrainedBeside
 
 ROWS = 4096  # of a table, summed at a time in float32
 
 
-class NewTokens(nn.Module):
+class NewTokens(TrainedBeside):
     """The rows of new tokens, float32, equal on every rank; whole for whoever calls this module, which hooks on the tables do.
 
     ids: `(m,)` ascending. base_vocabulary, vocabulary: tokens of the base, and of the model with the new ones.
@@ -85,17 +85,10 @@ class NewTokens(nn.Module):
             return self.embedding[x]
         return linear(x, (self.embedding if self.head is None else self.head).to(x.dtype))
 
-    def trainables(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.trainables().items()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.trainables().items():
-            parameter.data.copy_(tensors[name])
-
     # Merging.
+
+    def plain_module(self) -> None:
+        """Its rows go into the tables."""
 
     def parameters_for(self, name: str) -> tuple[nn.Parameter, ...]:
         """What must be whole for `enlarged(name, ...)`."""

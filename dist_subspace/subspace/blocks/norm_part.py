@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.blocks.scaling import Scale
-from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.merging import MergesIntoNorm
 from dist_subspace.subspace.core.spec import Settings
 
 
-class NormPart(SubspacePart):
+class NormPart(MergesIntoNorm):
     """`y = (1 + δ_s) ⊙ norm(x) + δ_b`, both zero at the start; a subclass says which of the two it has.
 
     With frozen weight w and bias b that is a norm with `w (1 + δ_s)` and `b (1 + δ_s) + δ_b`: all that training w and b could

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dist_subspace.options import choice, number, whole
 from dist_subspace.subspace.blocks.loftq import LoftqLinear
+from dist_subspace.subspace.core.rates import LearningRateRatio
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -37,7 +38,9 @@ LORA_OPTIONS = {
         count="r (d_in + d_out)",
     )
 )
-class Lora(LoftqLinear):
+class Lora(LoftqLinear, LearningRateRatio):
+    left_factors = ("lora_B",)
+
     def initial_a(self, settings: Settings, generator: torch.Generator) -> Tensor:
         if settings.options["init"] == "gaussian":
             return torch.empty(settings.rank, self.in_features).normal_(std=1 / settings.rank, generator=generator)

@@ -20,9 +20,10 @@ from dist_subspace.options import whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import Up
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.sites import OwnRankBound
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
@@ -42,7 +43,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         count="r d_out, or r mini_r",
     )
 )
-class Miss(SubspaceLinear):
+class Miss(LowRankForm, OwnRankBound):
     peft_reads_conv1d = False
 
     @classmethod
@@ -58,7 +59,7 @@ class Miss(SubspaceLinear):
                 "divisor of every target's outputs"
             )
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         columns = settings.options["mini_r"] or self.out_features
         self.miss_block = nn.Parameter(torch.zeros(settings.rank, columns))
 

@@ -22,7 +22,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import choice, flag, whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import turned
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import RotationForm
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -43,7 +43,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         count="d_in (b - 1) / 2, or b (b - 1) / 2 of one shared block",
     )
 )
-class Oft(SubspaceLinear):
+class Oft(RotationForm):
     peft_reads_conv1d = False
 
     @classmethod
@@ -55,7 +55,7 @@ class Oft(SubspaceLinear):
                 "such layers left out by subspace.exclude_modules"
             )
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.block = divisor_near(settings.options["oft_block_size"], self.in_features)
         self.blocks = self.in_features // self.block
         rows = 1 if settings.options["block_share"] else self.blocks

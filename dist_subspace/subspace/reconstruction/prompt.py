@@ -14,10 +14,10 @@ from torch import nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.options import Option, choice, text
-from dist_subspace.subspace.beside.trained_copy import Gathered
-from dist_subspace.subspace.config import SubspaceConfig
+from dist_subspace.subspace.core.initial import InitialFromModel, TextOptions
 from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.trained import Gathered
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
 from dist_subspace.subspace.virtual_tokens.part import COUNT
@@ -53,7 +53,7 @@ STD = 0.02
         count="n d",
     )
 )
-class Prompt(InputTokens):
+class Prompt(InputTokens, TextOptions, InitialFromModel):
     @classmethod
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         options = settings.options
@@ -80,7 +80,7 @@ class Prompt(InputTokens):
         nn.init.normal_(self.prompt_embeddings, std=STD, generator=generator)
         self.first_ids = self._rows(generator) if settings.options["init"] != "normal" else []
 
-    def start(self, model: nn.Module, gathered: Gathered) -> None:
+    def read_initial_values(self, model: nn.Module, gathered: Gathered) -> None:
         if not self.first_ids:
             return
         embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()  # type: ignore[operator]

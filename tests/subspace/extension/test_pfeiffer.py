@@ -34,7 +34,7 @@ def test_around_a_norm_it_is_the_formula() -> None:
     norm = nn.LayerNorm(3)
     nn.init.normal_(norm.weight)
     resolved = resolve(SubspaceConfig("pfeiffer", rank=2))
-    part: Any = resolved.method.on(norm, resolved.settings, torch.Generator().manual_seed(0), None)
+    part: Any = resolved.method.build(norm, resolved.settings, torch.Generator().manual_seed(0), None)
     u = torch.randn(5, 3)
     assert torch.equal(part(u), norm(u))
     give(part, **BOTTLENECK)
