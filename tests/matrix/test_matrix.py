@@ -22,6 +22,7 @@ from dist_subspace.subspace.core.schedule import late_factors_of
 from tests.matrix import tiny
 from tests.matrix.cells import Cell, Reference, Seen, all_cells, covering, reference, run_cells
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 ALL = all_cells(list(storages()), list(methods()))
 WIDTHS = ("bf16", "int8", "nf4")
@@ -49,7 +50,7 @@ _seen: dict[Cell, list[Seen]] = {}
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("matrix")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     yield folder
     _seen.clear()
     _reference.cache_clear()

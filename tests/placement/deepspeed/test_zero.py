@@ -26,6 +26,7 @@ from dist_subspace.subspace import trainable_parameters
 from tests.benchmarks.collectives import Measured, measure_all
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 QUANTISED = ("nf4", "nf4-double", "int8")
 
@@ -33,7 +34,7 @@ QUANTISED = ("nf4", "nf4-double", "int8")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    return {family: tiny.save_tiny(folder, family) for family in ("llama", "gpt2")}
+    return {family: save_odd(folder, family) for family in ("llama", "gpt2")}
 
 
 # Loading.
