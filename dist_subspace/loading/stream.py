@@ -19,7 +19,7 @@ from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
-from dist_subspace.module_places import replace_everywhere
+from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.placement.deepspeed.partitioner import Partitioner
 from dist_subspace.storage import (
@@ -233,7 +233,7 @@ class Stream:
         owner, _, own = name.rpartition(".")
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept(name) if self.sources.has(name) else None
-        self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
+        buffers_of(self.model.get_submodule(owner))[own] = value.to(device=device, dtype=kind or buffer.dtype)
 
 
 def _output_embeddings(model: nn.Module) -> nn.Module | None:
