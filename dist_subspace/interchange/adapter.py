@@ -135,7 +135,7 @@ def save_adapter(
     with agreed("describing the adapter"):
         _refuse_empty(tensors, model)
         described = adapter_config(model, base_model)
-        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        source = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
         if tokenizer is None and not has_tokenizer(Path(folder)):
             tokenizer = base_tokenizer(model)
 
@@ -149,7 +149,7 @@ def save_adapter(
 
 def base_tokenizer(model: nn.Module) -> Path | None:
     """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
-    source = local_folder(getattr(getattr(model, "config", None), "_name_or_path", None))
+    source = local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 

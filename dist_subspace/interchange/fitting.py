@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.families.configuration import text_config
 from dist_subspace.families.names import ends_with
+from dist_subspace.module_places import parameters_of
 from dist_subspace.storage import is_linear, linear_shape
 from dist_subspace.subspace import Operator, SubspaceConfig, method_class
 from dist_subspace.subspace.core.peft_words import PREFIX
@@ -55,9 +56,11 @@ def _check_saved(model: nn.Module, endings: Iterable[str], tensors: Mapping[str,
 def _tied(modules: Mapping[str, nn.Module], saved: str) -> Iterator[tuple[str, str]]:
     """Keys of a saved module's parameters, each with the key of the same parameter in another module."""
     inside = {name: module for name, module in modules.items() if name == saved or name.startswith(f"{saved}.")}
-    places = {id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in module._parameters.items()}
+    places = {
+        id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in parameters_of(module).items()
+    }
     for name, module in modules.items():
-        for own, parameter in module._parameters.items():
+        for own, parameter in parameters_of(module).items():
             around = saved.startswith(
                 f"{name}."
             )  # a module that holds the bias of an output layer inside it, as BERT's does

@@ -242,7 +242,7 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        own = local_folder(getattr(model.config, "_name_or_path", None)) or Path("no such folder")
+        own = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
         names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
         copy_files(own, names, hidden)
         write_tokenizer(own if tokenizer is None else tokenizer, hidden)

@@ -36,7 +36,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     ours = config.as_dict() | {"options": file_options_of(resolved.method, config.options)}
     ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
     ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
-    path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    path = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
     described: dict[str, Any] = {
         "peft_type": _peft_type(model),
         "base_model_name_or_path": base_name(path),

@@ -87,13 +87,13 @@ def load_frozen(
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         if not Path(path).expanduser().is_dir():
-            config._name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
+            config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
         index = open_checkpoint(folder)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
         # A text model of a larger family has a part of the configuration, which names nothing.
-        model.config._name_or_path = config._name_or_path  # type: ignore[union-attr]
+        model.config.name_or_path = config.name_or_path  # type: ignore[union-attr]
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, options, kind, seed)

@@ -48,7 +48,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, OwnClass | None] = WeakKeyDictionary()
 
 def _own_class(model: nn.Module) -> OwnClass | None:
     config: Any = getattr(model, "config", None)
-    folder = local_folder(getattr(config, "_name_or_path", None))
+    folder = local_folder(getattr(config, "name_or_path", None))
     if folder is None or not (folder / "config.json").exists():
         return None
     try:

@@ -26,7 +26,7 @@ from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import initialise, kept_type
-from dist_subspace.module_places import replace_everywhere
+from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.placement.deepspeed.partitioner import Partitioner
 from dist_subspace.storage import (
@@ -238,4 +238,4 @@ class Stream:
         owner, _, own = name.rpartition(".")
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept(name) if self.sources.has(name) else None
-        self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
+        buffers_of(self.model.get_submodule(owner))[own] = value.to(device=device, dtype=kind or buffer.dtype)

@@ -24,6 +24,7 @@ from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.core.statistic import SetupStatistic
 from dist_subspace.subspace.extension.lora import LoraWords
+from dist_subspace.torch_internals import version
 
 ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, beside trained magnitudes"
 
@@ -89,7 +90,7 @@ class Dora(LowRankPair, SetupStatistic):
 
     def _state(self, x: Tensor) -> Any:
         """What the scale was made of: versions tell parameters that were loaded since (`load_state_dict`)."""
-        return x.device, *(p._version for p in (self.lora_A, self.lora_B, self.lora_magnitude_vector))
+        return x.device, *(version(p) for p in (self.lora_A, self.lora_B, self.lora_magnitude_vector))
 
     def train(self, mode: bool = True) -> Self:
         """The scale is a function of the parameters alone: evaluation makes it once, until training goes on."""

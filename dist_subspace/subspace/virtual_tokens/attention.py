@@ -11,8 +11,7 @@ nobody reads stand before the real ones, and the causal kernel stays what it was
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -28,23 +27,16 @@ from dist_subspace.families.configuration import text_config
 from dist_subspace.families.positions import first_position, has_learned_positions
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.segments import segments
+from dist_subspace.torch_internals import in_backward
+from dist_subspace.transformers_tables import (
+    Attention,
+    OtherAttention,
+    attention_function,
+    attention_name,
+    calls_attention_by_name,
+)
 
 NAME = "dsub_prefix"
-_TABLE, _EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
-
-
-class View:
-    """A configuration that names another attention function, and is the model's own in everything else."""
-
-    _attn_implementation = NAME
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "config" or name.startswith("__"):  # while a copy is being made, there is none yet
-            raise AttributeError(name)
-        return getattr(self.config, name)
 
 
 class Slot:
@@ -69,7 +61,7 @@ class Slot:
             self.left.data.copy_(tokens.detach())
 
     def take(self) -> Tensor | None:
-        return self.left if torch._C._current_graph_task_id() != -1 else self.tokens
+        return self.left if in_backward() else self.tokens
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         import copy
@@ -94,12 +86,6 @@ class Arrive(torch.autograd.Function):
             if left is not None:
                 left.grad = None
         return g, None, *found
-
-
-def calls_attention_by_name(module: nn.Module) -> bool:
-    """Whether the module takes its attention from transformers' table of functions."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and _TABLE in code.co_names and hasattr(module, "config")
 
 
 def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
@@ -144,7 +130,7 @@ def redirect(module: Any, slot: Slot) -> None:
 
     AttentionInterface.register(NAME, attention_with_prefix)
     module.prefix_slot = slot
-    module.config = View(module.config)
+    module.config = OtherAttention(module.config, NAME)
 
 
 def attention_with_prefix(
@@ -167,15 +153,11 @@ def attention_with_prefix(
         return _whole_rows(attend, module, query, key, value, prefix, attention_mask, options)
 
 
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
-
-
 @contextmanager
-def _own_configuration(module: Any) -> Iterator[Attend]:
+def _own_configuration(module: Any) -> Iterator[Attention]:
     """The implementation that the model's configuration names; within the block the module has that configuration itself."""
     view = module.config
-    names = inspect.unwrap(type(module).forward).__globals__
-    attend = names[_TABLE].get_interface(view.config._attn_implementation, names.get(_EAGER))
+    attend = attention_function(module, view.config)
     module.config = view.config
     try:
         yield attend
@@ -184,7 +166,7 @@ def _own_configuration(module: Any) -> Iterator[Attend]:
 
 
 def _whole_rows(
-    attend: Attend,
+    attend: Attention,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -198,7 +180,7 @@ def _whole_rows(
     places = options.get("position_ids")
     options = options | ({"position_ids": None} if "position_ids" in options else {})
     # Flash attention says no mask for new tokens behind a filled cache too, and is causal from the end.
-    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(module.config._attn_implementation)
+    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(attention_name(module.config))
     if mask is not None or not causal or query.shape[2] == 1 or behind_a_cache:
         return _concatenated(attend, module, query, key, value, prefix, mask, options)
     key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # the rest of a static cache is empty yet
@@ -213,7 +195,7 @@ def _whole_rows(
 
 
 def _concatenated(
-    attend: Attend,
+    attend: Attention,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -227,7 +209,7 @@ def _concatenated(
     if mask is not None:
         if not isinstance(mask, Tensor):
             raise UsageError(
-                f"method prefix cannot use the mask of attention {module.config._attn_implementation}; accepted: sdpa"
+                f"method prefix cannot use the mask of attention {attention_name(module.config)}; accepted: sdpa"
             )
         mask = pad(mask, (count, 0), value=0.0 if mask.is_floating_point() else 1)
     if options.get("position_bias") is not None:
@@ -236,7 +218,7 @@ def _concatenated(
 
 
 def _square(
-    attend: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
+    attend: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """Causal rows without a mask: queries for the virtual tokens too, which are thrown away."""
     count = prefix.shape[2]
@@ -247,7 +229,7 @@ def _square(
 
 
 def _by_lengths(
-    attend: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
+    attend: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """A kernel that takes the lengths of packed samples (flash attention, causal from the end): the prefix stands before each."""
     edges, count = options["cu_seq_lens_k"].tolist(), prefix.shape[2]
