@@ -11,65 +11,18 @@ from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import sum_over_ranks, world
-from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine
-from dist_subspace.placement.engines import start_engine
-from dist_subspace.placement.protocol import Engine
-from dist_subspace.placement.tensors import full_numel, gathered
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.subspace import named_trainables, trainable_parameters
-from dist_subspace.training.data import GlobalBatch, MicroBatch
-from dist_subspace.training.engine import Stepper
 from dist_subspace.training.loss import summed_loss
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-
-CPU = torch.device("cpu")
+from tests.tiny_models import save_odd
+from tests.training.engines import close, global_batch, micro_batch, stepper_of
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
-
-
-def micro_batch(number: int) -> MicroBatch:
-    """One row; the number of its targets grows with its number, so that a mean of means would be another loss."""
-    ids = torch.randint(3, tiny.VOCABULARY, (1, tiny.LENGTH), generator=torch.Generator().manual_seed(number))
-    labels = ids.clone()
-    labels[:, : tiny.LENGTH - 2 - number] = -100
-    return MicroBatch(
-        number=number, inputs={"input_ids": ids}, labels=labels, targets=number + 2, samples=1, tokens=tiny.LENGTH
-    )
-
-
-def global_batch(count: int) -> GlobalBatch:
-    """`count` micro-batches dealt to the ranks in turn; the last round may leave ranks without one."""
-    rank, size = world().rank, world().size
-    rounds = math.ceil(count / size)
-    own = [micro_batch(n) if n < count else None for n in (r * size + rank for r in range(rounds))]
-    targets = sum(n + 2 for n in range(count))
-    return GlobalBatch(0, own, micro_batch(0), targets=targets, samples=count, tokens=count * tiny.LENGTH, epoch=0.0)
-
-
-def stepper_of(folder: str, stage: int | None, rounds: int) -> tuple[Engine, Stepper]:
-    """stage: None for the engine of plain torch."""
-    size = world().size
-    config = tiny.ds_config(stage or 0, trainable_numel=4096, world_size=size)
-    config |= {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": rounds,
-        "train_batch_size": rounds * size,
-    }
-    model = load_frozen(folder, storage="nf4", dtype="float32", deepspeed=None if stage is None else config)
-    attach(model, SubspaceConfig(method="lora", rank=3)).train()
-    assert sum(full_numel(p) for p in trainable_parameters(model)) <= 4096
-    engine = start_engine(
-        model, tiny.adam(trainable_parameters(model), tiny.RATE), None if stage is None else config, 0.0
-    )
-    return engine, Stepper(engine, CPU, 0, size)
-
-
-def close(engine: Engine) -> None:
-    if isinstance(engine, DeepSpeedEngine):
-        engine.deepspeed.destroy()
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def three_steps(folder: str, stage: int | None, count: int) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from tests.ranks import run_on_ranks
 from tests.tiny_run import make_model, make_records
-from tests.training.test_run import configuration, losses, run_here
+from tests.whole_runs import configuration, losses, run_here
 
 STEPS = 6
 # method, storage, dtype, and what else of the configuration: schedules that move within the steps, every optimizer of a CPU
