@@ -4,7 +4,6 @@ and `dist_subspace.json` beside them."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.atomic_files import MANIFEST, make_folder, storage_error, sync
+from dist_subspace.atomic_files import make_folder, storage_error, sync
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import CONFIG as CONFIG
@@ -28,13 +27,14 @@ from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
+from dist_subspace.run_folder.manifest import read_manifest
 from dist_subspace.subspace import (
-    NewTokens,
+    KeepsFactors,
     SubspaceConfig,
-    SubspaceLinear,
-    SubspacePart,
-    TrainedCopy,
+    TrainedModule,
     attached,
+    frozen_in_file,
     named_trainables,
 )
 from dist_subspace.subspace.core.peft_words import PREFIX
@@ -57,17 +57,17 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
     tensors: dict[str, Tensor] = {}
     with gathered(_held(model)), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart | TrainedCopy | NewTokens):
+            if isinstance(module, TrainedModule):
                 tensors |= _on_cpu(name, module.file_tensors())
     for name, module in model.named_modules() if factors else ():
-        if isinstance(module, SubspacePart) and module.kept_factors:
+        if isinstance(module, KeepsFactors) and module.kept_factors:
             tensors |= _factors(name, module)
     return tensors
 
 
-def _factors(name: str, part: SubspacePart) -> dict[str, Tensor]:
+def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
-    base = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) else set()
+    base = {id(p) for p in part.base.parameters()}
     frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
 
     def read() -> dict[str, Tensor]:
@@ -95,7 +95,7 @@ def current_key(key: str) -> str:
 def _held(model: nn.Module) -> list[nn.Parameter]:
     """What the trained tensors of an adapter's file are made from, and what it holds beside them."""
     held = list(named_trainables(model).values())
-    return held + [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
+    return held + [p for m in model.modules() for p in frozen_in_file(m).values()]
 
 
 def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -135,7 +135,7 @@ def save_adapter(
     with agreed("describing the adapter"):
         _refuse_empty(tensors, model)
         described = adapter_config(model, base_model)
-        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        source = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
         if tokenizer is None and not has_tokenizer(Path(folder)):
             tokenizer = base_tokenizer(model)
 
@@ -149,7 +149,7 @@ def save_adapter(
 
 def base_tokenizer(model: nn.Module) -> Path | None:
     """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
-    source = local_folder(getattr(getattr(model, "config", None), "_name_or_path", None))
+    source = local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 
@@ -181,19 +181,20 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
 def _refuse_damaged(folder: Path) -> None:
     """Raises UsageError for a checkpoint whose manifest knows another adapter than the one that is there. Adapters apart from
     a checkpoint have no manifest: they are their owner's to change."""
+    manifest = CheckpointFolder(folder).manifest
     with suppress(FileNotFoundError):
         try:
-            listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            listed = read_manifest(folder)
             changed = [
                 name
                 for name in (CONFIG, OWN_CONFIG, WEIGHTS)
                 if name in listed and listed[name]["sha256"] != _sha256(folder / name)
             ]
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); accepted: another checkpoint") from error
+            raise UsageError(f"{manifest} cannot be read ({error}); accepted: another checkpoint") from error
         if changed:
             raise UsageError(
-                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint"
+                f"{folder / changed[0]} does not have the sha256 that {manifest.name} says; accepted: another checkpoint"
             )
 
 
@@ -231,7 +232,7 @@ def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, 
 
 def factor_file(folder: Path, entry: Mapping[str, str]) -> Path:
     """Where a checkpoint's factors lie: beside it, or beside the folder that it was set aside in."""
-    near, far = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
+    near, far = (RunFolder(home).factors / entry["file"] for home in folder.resolve().parents[:2])
     return far if far.exists() and not near.exists() else near
 
 
@@ -253,13 +254,9 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with agreed("reading the adapter"), torch.no_grad():
         left = dict(tensors)
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart):
+            if isinstance(module, TrainedModule):
                 own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
-            elif isinstance(module, (TrainedCopy, NewTokens)):
-                module.load_file_tensors(
-                    {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
-                )
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
 

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.families.classes import task_of_class
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.names import ends_with
 from dist_subspace.interchange.base_model import base_name
 from dist_subspace.interchange.description import FORMAT, OWN
+from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached
-from dist_subspace.subspace.core.targets import ends_with
+from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached, file_options_of
+
+# Our name of a task -> PEFT's task_type.
+TASK_TYPES = {task: theirs for theirs, (_, task) in PEFT_TASKS.items()}
+NEEDS_HEAD = (TASK_TYPES["classification"], TASK_TYPES["token-classification"])
 
 
 def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
@@ -26,10 +33,10 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     resolved, config = attachment.resolved, attachment.config
     parts = {name: model.get_submodule(name) for name in attachment.layers}
     settings = _usual(attachment, parts)
-    ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
+    ours = config.as_dict() | {"options": file_options_of(resolved.method, config.options)}
     ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
     ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
-    path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    path = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
     described: dict[str, Any] = {
         "peft_type": _peft_type(model),
         "base_model_name_or_path": base_name(path),
@@ -123,24 +130,12 @@ def _base(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def task_of_class(name: str) -> str:
-    """Our name of the task of a transformers class."""
-    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), "base")
-
-
 def _labels(model: Any) -> dict[str, Any]:
     """What a classification model's configuration was told: its labels, and which id pads (the last token is one that is
     none)."""
     names = ("id2label", "label2id", "pad_token_id")
     config = getattr(model, "config", None)
     return {name: value for name in names if (value := getattr(config, name, None)) is not None}
-
-
-_TASKS = {
-    **{"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForMaskedLM": "masked-lm"},
-    **{"ForSequenceClassification": "classification", "ForTokenClassification": "token-classification"},
-    "ForConditionalGeneration": "seq2seq-lm",
-}
 
 
 def _peft_type(model: nn.Module) -> str | None:
@@ -166,18 +161,13 @@ def _is_conv1d(part: nn.Module) -> bool:
 
 def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
     """PEFT's task. For classification PEFT expects a trained head in the file, so without one it is told no task."""
-    kinds = {
-        "ForCausalLM": "CAUSAL_LM",
-        "LMHeadModel": "CAUSAL_LM",
-        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    }
-    if saved_modules:
-        kinds |= {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-    task = next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)
+    task = TASK_TYPES.get(task_of_class(type(model).__name__))
+    if task in NEEDS_HEAD and not saved_modules:
+        return None
     return "CAUSAL_LM" if task == "SEQ_2_SEQ_LM" and not _has_encoder(model) else task
 
 
 def _has_encoder(model: Any) -> bool:
     """Vision and language models generate conditionally too, and most have a decoder alone."""
     config = model.config
-    return bool(config.is_encoder_decoder or config.get_text_config().is_encoder_decoder)
+    return bool(config.is_encoder_decoder or text_config(config).is_encoder_decoder)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
-from dist_subspace.subspace import SubspacePart
-from dist_subspace.subspace.blocks.low_rank import LowRankLinear, with_core_left
+from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, SubspacePart
+from dist_subspace.subspace.blocks.low_rank import LowRankPair, with_core_left
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
 from dist_subspace.subspace.core.peft_words import PREFIX, by_pattern
 from dist_subspace.subspace.core.registry import peft_words
@@ -53,14 +52,6 @@ class Movement:
     angle: float | None = None
 
 
-@runtime_checkable
-class Rotating(Protocol):
-    """A part that turns the input of its layer."""
-
-    def rotation(self) -> Tensor:
-        """`R - I`, block by block `(blocks, b, b)`, of the block-diagonal rotation R or of its inverse."""
-
-
 def movements(adapter: AdapterFolder) -> Iterator[Movement]:
     """One for each of the adapter's parts, in its order."""
     by_part = {
@@ -79,15 +70,14 @@ def part_movement(layer: str, part: SubspacePart) -> Movement:
         core = _between_orthonormal(part)
         if core is not None:
             return _of_spectrum(layer, UPDATE, core.abs() if core.dim() == 1 else torch.linalg.svdvals(core))
-        if isinstance(part, Rotating):
+        if isinstance(part, RotationForm):
             return of_rotation(layer, part.rotation())
-        pair = part.low_rank_form()
+        pair = part.low_rank_form() if isinstance(part, LowRankForm) else None
         if pair is not None:
             return of_product(layer, UPDATE, *pair)
-        scales = part.scaling_form()
-        if scales is not None:
-            return of_values(layer, SCALING, [s - 1 for s in scales if s is not None])
-        if isinstance(part, LowRankLinear):
+        if isinstance(part, ScalingForm):
+            return of_values(layer, SCALING, [s - 1 for s in part.scaling_form() if s is not None])
+        if isinstance(part, LowRankPair):
             return of_product(
                 layer, FACTORS, with_core_left(part.core(), part.lora_A.float()), part.scale * part.lora_B
             )

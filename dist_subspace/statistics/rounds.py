@@ -17,10 +17,11 @@ from dist_subspace.subspace import SubspaceLinear, Weight
 from dist_subspace.subspace.attach import seed_of
 
 T = TypeVar("T")
+P = TypeVar("P", bound=SubspaceLinear)
 
 
 def in_rounds(
-    parts: Mapping[str, SubspaceLinear], work: Callable[[str, SubspaceLinear, Weight], T], seed: int
+    parts: Mapping[str, P], work: Callable[[str, P, Weight], T], seed: int
 ) -> Iterator[tuple[str, int, T | None]]:
     """Collective: (name, the rank that worked, its result there and None elsewhere) for every part, in order.
 

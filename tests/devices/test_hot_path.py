@@ -19,6 +19,7 @@ from dist_subspace.training.engine import Stepper
 from dist_subspace.training.loss import forward, summed_loss
 from tests.devices.pretended import Pretended, WaitsForTheDevice, device
 from tests.matrix import tiny
+from tests.tiny_models import save_odd
 
 WAITS = (DataDependentOutputException, DynamicOutputShapeException, WaitsForTheDevice)
 
@@ -27,7 +28,7 @@ WAITS = (DataDependentOutputException, DynamicOutputShapeException, WaitsForTheD
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     return folder
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.matrix import tiny
 from tests.ranks_worker import CleanState
+from tests.tiny_models import save_odd
 from tests.tiny_run import make_model, make_records
 
 HERE = Path(__file__).parent
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`llama` and `gpt2` of odd widths, in float32."""
     folder = tmp_path_factory.mktemp("models")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     return folder
 
 

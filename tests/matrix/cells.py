@@ -28,6 +28,7 @@ from dist_subspace.subspace import (
     trainable_parameters,
 )
 from dist_subspace.subspace.core.collect import GradientCollector
+from dist_subspace.subspace.core.schedule import late_factors_of
 from tests.matrix import tiny
 
 RANK = 3
@@ -310,7 +311,7 @@ def reference(cell: Cell, folder: Path) -> Reference:
     watched = {
         name.removesuffix(".base"): module
         for name, module in model.named_modules()
-        if isinstance(module, PlainBase) and method_class(cell.method).late_factors
+        if isinstance(module, PlainBase) and late_factors_of(method_class(cell.method))
     }
     for step in range(tiny.STEPS):
         collector.take()

@@ -18,6 +18,7 @@ from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.subspace.golden import dense_penalty
+from tests.tiny_models import save_odd
 
 ROUNDS = 2
 CONSTRAINT = SubspaceConfig(method="trilora", rank=2, constraint="mpc_d", constraint_weight=0.5)
@@ -78,7 +79,7 @@ def _our_step(engine: Any, batches: list[Tensor], size: int) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(tiny.save_tiny(tmp_path_factory.mktemp("constraints"), "llama"))
+    return Path(save_odd(tmp_path_factory.mktemp("constraints"), "llama"))
 
 
 def _expected(folder: Path, ranks: int) -> dict[str, Tensor]:

@@ -17,12 +17,13 @@ from dist_subspace.subspace import named_trainables, trainable_parameters
 from dist_subspace.training.loss import summed_loss
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 from tests.training.engines import global_batch, micro_batch, stepper_of
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def three_steps(folder: str, stage: int, count: int) -> dict[str, Any]:

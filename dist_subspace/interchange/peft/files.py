@@ -13,7 +13,7 @@ from dist_subspace.interchange.adapter import file_key
 from dist_subspace.interchange.base_copies import Copies
 from dist_subspace.interchange.fitting import check_fits
 from dist_subspace.interchange.for_class import named_by
-from dist_subspace.interchange.model_card import TASKS
+from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.interchange.model_description import task_of_class
 from dist_subspace.subspace import SubspaceConfig
 from dist_subspace.subspace.core.peft_words import PREFIX, Entries, Layers, PeftWords, Shapes
@@ -42,7 +42,7 @@ class Imported:
         """Our name of the task, or that of the class that PEFT names where it has no task; None where it says neither."""
         task, mapping = self.described.get("task_type"), self.described.get("auto_mapping") or {}
         if task is not None:
-            return next((ours for theirs, (_, _, ours) in TASKS.items() if theirs == task), "base")
+            return next((ours for theirs, (_, ours) in PEFT_TASKS.items() if theirs == task), "base")
         return task_of_class(str(mapping["base_model_class"])) if mapping.get("base_model_class") else None
 
     def named_by(self, model: nn.Module) -> Imported:

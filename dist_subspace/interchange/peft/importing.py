@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError
+from dist_subspace.families.heads import ANSWERS, CLASSIFIERS
 from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, check_finite, write_adapter
 from dist_subspace.interchange.base_copies import split_copies
 from dist_subspace.interchange.base_model import base_name, identify_base
@@ -43,7 +44,7 @@ ENTRIES_OF_EVERY_KIND = {
     *("layers_to_transform", "layers_pattern"),
 }
 # The heads that PEFT trains in full for a task, whatever modules_to_save says.
-HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+HEADS = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ANSWERS}
 
 
 def read_peft(folder: str | Path) -> Imported:

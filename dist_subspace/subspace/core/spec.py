@@ -1,9 +1,9 @@
-"""A method's identity card, and the settings that one layer's part is built from."""
+"""A method's identity card, what a user asks for, and the settings that one layer's part is built from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dist_subspace.options import Option
@@ -44,6 +44,36 @@ class MethodInfo:
     peft_type: str | None = None
     count: str = ""
     uses_targets: bool = True
+
+
+@dataclass(frozen=True)
+class SubspaceConfig:
+    """Which subspace is trained. Values left None are the method's own (docs/methods.md, "Defaults of a method").
+
+    A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`). `rank_pattern` and
+    `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base
+    does not know (a tokenizer was extended by them): their embedding and head rows are trained beside the subspace.
+    """
+
+    method: str = "lora"
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: Sequence[str] = ()
+    modules_to_save: Sequence[str] = ()
+    constraint: str | None = None
+    constraint_weight: float = 0.1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    new_tokens: Sequence[int] = ()
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        plain = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
 
 @dataclass(frozen=True)

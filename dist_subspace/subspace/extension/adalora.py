@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,13 +21,10 @@ from dist_subspace.subspace.blocks.triplets import TripletLinear
 from dist_subspace.subspace.core.constraints import constraint_options
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
-from dist_subspace.subspace.core.schedule import phase_options
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.schedule import Scheduled, phase_options
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 from dist_subspace.subspace.extension.lora import LoraWords
 from dist_subspace.subspace.schedules.cutting import DECISIONS, CuttingSchedule
-
-if TYPE_CHECKING:
-    from dist_subspace.subspace.config import SubspaceConfig
 
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
 PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
@@ -56,7 +53,7 @@ PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
         count="init_rank (d_in + d_out + 1)",
     )
 )
-class AdaLora(TripletLinear):
+class AdaLora(TripletLinear, Scheduled):
     schedule_class = CuttingSchedule
     rows_option = "init_rank"
 

@@ -19,6 +19,7 @@ from dist_subspace.options import choice, number, whole
 from dist_subspace.subspace.blocks.loftq import LoftqLinear
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes, by_pattern
+from dist_subspace.subspace.core.rates import LearningRateRatio
 from dist_subspace.subspace.core.registry import peft_words, register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -44,7 +45,9 @@ LORA_OPTIONS = {
         count="r (d_in + d_out)",
     )
 )
-class Lora(LoftqLinear):
+class Lora(LoftqLinear, LearningRateRatio):
+    left_factors = ("lora_B",)
+
     def initial_a(self, settings: Settings, generator: torch.Generator) -> Tensor:
         if settings.options["init"] == "gaussian":
             return torch.empty(settings.rank, self.in_features).normal_(std=1 / settings.rank, generator=generator)

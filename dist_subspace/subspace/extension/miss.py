@@ -21,10 +21,11 @@ from dist_subspace.options import whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import Up
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.sites import OwnRankBound
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
@@ -43,7 +44,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         count="r d_out, or r mini_r",
     )
 )
-class Miss(SubspaceLinear):
+class Miss(LowRankForm, OwnRankBound):
     @classmethod
     def largest_rank(cls, site: nn.Module) -> int | None:
         return site.in_features if isinstance(site, Operator) else None
@@ -57,7 +58,7 @@ class Miss(SubspaceLinear):
                 "divisor of every target's outputs"
             )
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         columns = settings.options["mini_r"] or self.out_features
         self.miss_block = nn.Parameter(torch.zeros(settings.rank, columns))
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag, number, whole
 from dist_subspace.subspace.blocks.projections import Projections
-from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.files import FrozenInFile
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.shared import SharedAcrossLayers
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 
 PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # as PEFT's files name A and B
 
@@ -46,7 +47,7 @@ PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # as PEFT's files name
         count="r + d_out",
     )
 )
-class Vera(SubspaceLinear):
+class Vera(LowRankForm, SharedAcrossLayers, FrozenInFile):
     @classmethod
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         if config.rank_pattern:
@@ -57,7 +58,7 @@ class Vera(SubspaceLinear):
         return settings
 
     @classmethod
-    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> Projections:
+    def make_shared(cls, sites: Mapping[str, nn.Module], settings: Settings) -> Projections:
         generator = torch.Generator().manual_seed(settings.options["projection_seed"])
         widths = max(int(site.in_features) for site in sites.values())  # type: ignore[arg-type]
         heights = max(int(site.out_features) for site in sites.values())  # type: ignore[arg-type]
@@ -66,9 +67,11 @@ class Vera(SubspaceLinear):
         device = next(next(iter(sites.values())).parameters()).device
         return Projections(a.to(device), b.to(device))
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        self.projections: Projections = shared or self.shared({"": self.base}, settings, 0)  # type: ignore[dict-item]
-        self.in_file = self.projections.claim() and bool(settings.options["save_projection"])
+    def take_shared(self, shared: Projections | None) -> None:
+        self.projections = shared or self.make_shared({"": self.base}, self.settings)  # type: ignore[dict-item]
+        self.in_file = self.projections.claim() and bool(self.settings.options["save_projection"])
+
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.vera_lambda_d = nn.Parameter(torch.full((settings.rank,), float(settings.options["d_init"])))
         self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features))
 
@@ -90,17 +93,17 @@ class Vera(SubspaceLinear):
         a, b = self.factors()
         return a.detach(), b.detach()
 
-    def beside(self) -> dict[str, nn.Parameter]:
+    def frozen_in_file(self) -> dict[str, nn.Parameter]:
         if not self.in_file:
             return {}
         return dict(zip(PROJECTIONS, (self.projections.a, self.projections.b), strict=True))
 
     def file_tensors(self) -> dict[str, Tensor]:
-        return super().file_tensors() | {name: p.detach() for name, p in self.beside().items()}
+        return super().file_tensors() | {name: p.detach() for name, p in self.frozen_in_file().items()}
 
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_file_tensors(tensors)
-        for name, parameter in self.beside().items():
+        for name, parameter in self.frozen_in_file().items():
             parameter.data.copy_(tensors[name])
 
 

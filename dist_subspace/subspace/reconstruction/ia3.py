@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.names import ends_with
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.options import flag, name_list
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
+from dist_subspace.subspace.core.bias import ScalesBias
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.shared import SharedAcrossLayers
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP, ends_with
 
 
 @register(
@@ -36,9 +39,9 @@ from dist_subspace.subspace.core.targets import KEY_VALUE_UP, ends_with
         count="d_out",
     )
 )
-class Ia3(ScalingLinear):
+class Ia3(ScalingLinear, ScalesBias, SharedAcrossLayers):
     @classmethod
-    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> frozenset[nn.Module]:
+    def make_shared(cls, sites: Mapping[str, nn.Module], settings: Settings) -> frozenset[nn.Module]:
         """The sites that scale their input."""
         found: set[nn.Module] = set()
         for ending in settings.options["input_scaled_modules"]:
@@ -51,8 +54,10 @@ class Ia3(ScalingLinear):
             found |= named
         return frozenset(found)
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def take_shared(self, shared: frozenset[nn.Module] | None) -> None:
         self.scales_input = self.base in (shared or ())
+
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.ia3_l = nn.Parameter(torch.zeros(self.in_features if self.scales_input else self.out_features))
 
     def transform(self, x: Tensor) -> Tensor:
@@ -60,7 +65,7 @@ class Ia3(ScalingLinear):
             return self.base(Scale.apply(x, self.ia3_l))
         return Scale.apply(self.base(x), self.ia3_l)
 
-    def shifted_bias(self, bias: Tensor) -> Tensor:
+    def scaled_bias(self, bias: Tensor) -> Tensor:
         scaled = self.settings.options["scale_bias"] and not self.scales_input
         return bias * (1 + self.ia3_l) if scaled else bias
 

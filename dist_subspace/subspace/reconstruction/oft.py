@@ -23,7 +23,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import choice, flag, whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import turned
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import RotationForm
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -44,7 +44,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         count="d_in (b - 1) / 2, or b (b - 1) / 2 of one shared block",
     )
 )
-class Oft(SubspaceLinear):
+class Oft(RotationForm):
     @classmethod
     def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
         if divisor_near(settings.options["oft_block_size"], site.in_features) == 1:
@@ -54,7 +54,7 @@ class Oft(SubspaceLinear):
                 "such layers left out by subspace.exclude_modules"
             )
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.block = divisor_near(settings.options["oft_block_size"], self.in_features)
         self.blocks = self.in_features // self.block
         rows = 1 if settings.options["block_share"] else self.blocks

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from dist_subspace.options import choice, whole
+from dist_subspace.subspace.core.files import FileOptions
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -43,7 +44,7 @@ LSTM_LAYERS = 2
         count="n d + (d h + h) + (h² + h) + (h d + d)",
     )
 )
-class PTuning(InputTokens):
+class PTuning(InputTokens, FileOptions):
     @classmethod
     def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, "encoder": "none"}

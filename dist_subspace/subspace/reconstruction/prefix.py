@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dist_subspace.options import choice, flag, whole
+from dist_subspace.subspace.core.files import FileOptions
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -53,7 +54,7 @@ STD = 0.02
         count="2 n d_kv",
     )
 )
-class Prefix(VirtualTokens):
+class Prefix(VirtualTokens, FileOptions):
     attribute = "prefix_tokens"
 
     @classmethod

@@ -9,50 +9,39 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.classes import generates_text
+from dist_subspace.families.configuration import text_config
 from dist_subspace.options import Option, whole
+from dist_subspace.subspace.core.files import file_options_of
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords
+from dist_subspace.subspace.core.sites import AddsPositions, OnModel
 from dist_subspace.subspace.core.spec import Settings
-from dist_subspace.subspace.core.targets import Choice
-from dist_subspace.subspace.virtual_tokens.stacks import text_config
 
 EMBEDDINGS = "prompt_embeddings"  # PEFT's name of the one tensor of such an adapter's file
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 COUNT: Mapping[str, Option] = {"num_virtual_tokens": whole(20, "how many virtual tokens")}
 
 
-class VirtualTokens(SubspacePart):
+class VirtualTokens(OnModel, AddsPositions):
     """A part that stands beside the whole model. Its trained parameters are either the matrix itself (`prompt_embeddings`) or an
     encoder that makes it; the file holds the matrix alone, and a part that is loaded is the plain matrix.
     """
 
-    attribute: ClassVar[str] = "virtual_tokens"
-
-    def __init__(self, model: nn.Module, settings: Settings, generator: torch.Generator) -> None:
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
         self.enabled = True
         self.count = int(settings.options["num_virtual_tokens"])
-        config = text_config(model)
+        config: Any = text_config(model.config)
         self.num_attention_heads, self.num_layers = int(config.num_attention_heads), int(config.num_hidden_layers)
-        self.is_language_model = type(model).__name__.endswith(LANGUAGE_MODELS)
+        self.is_language_model = generates_text(type(model).__name__)
         self.width = self.measure(model)
-        self.create(settings, generator)
 
     @classmethod
-    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
-        return {"": choice.model}
-
-    @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
-        return cls(site, settings, generator)
-
-    @classmethod
-    def put(cls, model: nn.Module, name: str, part: SubspacePart) -> str:
-        assert isinstance(part, VirtualTokens)
-        setattr(model, cls.attribute, part)
-        part.connect(model)
-        return cls.attribute
+    def build(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any = None) -> SubspacePart:
+        part = cls(site, settings)
+        part.create(settings, generator)
+        return part
 
     @classmethod
     def added_positions(cls, settings: Settings) -> int:
@@ -67,10 +56,6 @@ class VirtualTokens(SubspacePart):
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         """Make the parameters, float32; by default the matrix itself."""
         self.prompt_embeddings = nn.Parameter(torch.empty(self.count, self.width))
-
-    def connect(self, model: nn.Module) -> None:
-        """Hook the part into the model."""
-        raise TypeError(f"{type(self).__name__} does not say where its tokens go")
 
     def matrix(self) -> Tensor:
         """`(n, width)`, differentiable in the trained parameters, which are whole."""
@@ -93,7 +78,7 @@ class VirtualTokens(SubspacePart):
         if not hasattr(self, EMBEDDINGS):
             raise UsageError(
                 f"the file of a {self.info.name} adapter holds what its encoder made, and not the encoder: it loads with "
-                f"options {dict(self.file_options(self.settings.options))}"
+                f"options {file_options_of(type(self), self.settings.options)}"
             )
         self.prompt_embeddings.data.copy_(tensors[EMBEDDINGS])
 

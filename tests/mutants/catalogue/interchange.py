@@ -8,8 +8,8 @@ MUTANTS = [
     Mutant(
         name="merge-onto-original-of-the-held",
         file="dist_subspace/interchange/plain.py",
-        text="onto_original = _unchanged if part is None else part.merged_onto_original",
-        becomes="onto_original = _unchanged if part is None else part.merged",
+        text="onto_original = part.merged_onto_original if isinstance(part, FoldsIntoBase) else onto_held",
+        becomes="onto_original = onto_held",
         promise="A merge onto the original weights takes the update for them.",
         tests=["tests/interchange/test_merge.py::test_a_folded_residual_is_merged_onto_either_base[olora]"],
     ),
@@ -158,8 +158,8 @@ MUTANTS = [
     Mutant(
         name="export-scaled-bias-as-a-lora",
         file="dist_subspace/interchange/peft/forms.py",
-        text="return part.added_bias() is not None or shifted",
-        becomes="return part.added_bias() is not None",
+        text="return isinstance(part, AddsBias) or (biased and not torch.equal(_scaled_ones(part), ones))",
+        becomes="return isinstance(part, AddsBias)",
         promise="A LoRA is not exact where the bias is scaled.",
         tests=["tests/interchange/peft/test_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
     ),

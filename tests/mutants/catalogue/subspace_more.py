@@ -32,8 +32,8 @@ MUTANTS = [
     Mutant(
         name="no-late-parameters",
         file="dist_subspace/subspace/core/schedule.py",
-        text="if n in part.late_factors]",
-        becomes="if n not in part.late_factors]",
+        text="if n in late_factors_of(type(part))]",
+        becomes="if n not in late_factors_of(type(part))]",
         promise="Adam counts the steps of LoRA-Dash's strengths from the switch on, and those of A and B through.",
         tests=[
             "tests/test_advancing.py::test_adam_counts_the_steps_of_strengths_from_the_switch_on_and_all_others_through"
@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="copy-hidden-in-text-config",
         file="dist_subspace/subspace/beside/new_tokens.py",
-        text="holders = [model.config, model.config.get_text_config(), model]",
+        text="holders = [model.config, text_config(model.config), model]",
         becomes="holders = [model.config, model]",
         promise="A model whose text has a configuration of its own takes its loss over new tokens too.",
         tests=[

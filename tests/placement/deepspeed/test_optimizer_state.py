@@ -30,13 +30,14 @@ from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 STAGES = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def trained_model(folder: str, stage: int, *, method: str = "lora", seed: int = 0, dtype: str = "float32") -> nn.Module:

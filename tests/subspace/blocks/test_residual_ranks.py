@@ -19,6 +19,7 @@ from dist_subspace.subspace import SubspacePart, attached, attachment, trainable
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.storage.by_table import decoded_by_table
+from tests.tiny_models import save_odd
 
 STARTS: dict[str, dict[str, Any]] = {
     "pissa, folded": {"method": "pissa", "options": {"residual": "fold"}},
@@ -34,7 +35,7 @@ STARTS: dict[str, dict[str, Any]] = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("residuals")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     return folder
 
 

@@ -87,7 +87,7 @@ def test_pefts_layer_computes_and_merges_the_same(case: str, size: int, shared: 
     weight, bias, x = torch.randn(6, 12), torch.randn(6), torch.randn(2, 3, 12)
     options = {"oft_block_size": size, "block_share": shared, **SERIES[case]}
     resolved = resolve(SubspaceConfig("oft", options=options))
-    part: Any = resolved.method.on(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
+    part: Any = resolved.method.build(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
     part.oft_R.data.normal_(std=0.3)
     config = peft.get_peft_config({"peft_type": "OFT", "target_modules": ["proj"], **part.peft.entries(part.settings)})
     model = peft.get_peft_model(One(weight, bias, False), config)
