@@ -285,6 +285,7 @@ def _adapter_folder(path: str) -> Path:
     """The adapter in a run directory is its final one, else that of the newest checkpoint."""
     from dist_subspace.checkpoint.store import newest_whole
     from dist_subspace.interchange.adapter import CONFIG
+    from dist_subspace.run_folder.folder import RunFolder
 
     folder = Path(path)
     if not folder.is_dir():
@@ -293,11 +294,12 @@ def _adapter_folder(path: str) -> Path:
         )
     if (folder / CONFIG).exists():
         return folder
-    if (folder / "adapter" / CONFIG).exists():
-        return folder / "adapter"
+    inner = RunFolder(folder).adapter
+    if (inner / CONFIG).exists():
+        return inner
     newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))
     if newest is None:
         raise UsageError(
-            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in adapter/ and in checkpoints"
+            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in {inner.name}/ and in checkpoints"
         )
     return newest

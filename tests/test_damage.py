@@ -19,10 +19,10 @@ import torch
 
 import dist_subspace as dsub
 from dist_subspace.checkpoint.state import find_checkpoint
-from dist_subspace.checkpoint.status import EXIT_OK
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import read_adapter
 from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.run_folder.status import EXIT_OK
 from dist_subspace.training.data import DataSettings
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.pieces import Pieces, tokenised

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dist_subspace import load_adapter, load_frozen, merge, methods
 from dist_subspace.api import load_adapted
-from dist_subspace.checkpoint.status import EXIT_OK
+from dist_subspace.run_folder.status import EXIT_OK
 from dist_subspace.training.run import train
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -17,12 +17,14 @@ import yaml
 import dist_subspace as dsub
 from dist_subspace.api import load_adapted, rewrite_on_base
 from dist_subspace.atomic_files import whole_folder
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_OK, STATUS, read_status
-from dist_subspace.checkpoint.store import checkpoints, newest_whole, purge, verify, write_checkpoint
+from dist_subspace.checkpoint.store import newest_whole, purge, write_checkpoint
 from dist_subspace.interchange.adapter import read_adapter
 from dist_subspace.interchange.peft.importing import rewrite_peft
-from dist_subspace.report.history import read_lines, training_lines
+from dist_subspace.run_folder import RunFolder
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.metrics import read_lines, training_lines
+from dist_subspace.run_folder.status import EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.training.data.store import read_columns
 from dist_subspace.training.run import train
 from tests.disk_log import DiskLog, State
@@ -134,8 +136,8 @@ def test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost(di
     """Where it is the last, or among those that `save_total_limit` keeps; what it cannot be used without is there with it."""
     assert disks[-1].saved == [1, 2, 3, 4, 3, 4]
     for found in disks:
-        whole = checkpoints(found.run)
-        for folder in (*whole.values(), *(f for aside in found.aside for f in checkpoints(aside).values())):
+        whole = RunFolder(found.run).checkpoints()
+        for folder in (*whole.values(), *(f for aside in found.aside for f in RunFolder(aside).checkpoints().values())):
             assert verify(folder) is None
             assert read_adapter(folder)[1]
         if not found.saved:
@@ -147,7 +149,7 @@ def test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost(di
         assert len(anywhere) >= min(2, len(found.saved)), "an older checkpoint went before the newer one was there"
         best = read_trainer_state(newest).best
         assert best is None or best["step"] in whole
-    assert len(checkpoints(disks[-1].run)) == 2
+    assert len(RunFolder(disks[-1].run).checkpoints()) == 2
 
 
 def test_a_run_that_has_finished_has_its_adapter_and_an_adapter_is_whole(disks: list[Found]) -> None:
@@ -155,7 +157,7 @@ def test_a_run_that_has_finished_has_its_adapter_and_an_adapter_is_whole(disks: 
     assert first == last and "tokenizer.json" in first
     for found in disks:
         status, adapter = read_status(found.run), found.run / "adapter"
-        assert status is not None or not (found.run / STATUS).exists()
+        assert status is not None or not (found.run / "status.json").exists()
         assert status is not None or not found.saved
         if status is not None and status["state"] == "finished":
             assert adapter.is_dir()
@@ -175,7 +177,7 @@ def test_the_configuration_and_the_lines_of_every_saved_step_are_there(disks: li
             assert (found.run / "config.yaml").exists()
         newest = newest_whole(found.run, pytest.fail)
         if newest is not None:
-            lines = [line["step"] for line in training_lines(read_lines(found.run))]
+            lines = [line.step for line in training_lines(read_lines(found.run))]
             assert lines[: read_trainer_state(newest).step] == list(range(1, read_trainer_state(newest).step + 1))
 
 
@@ -259,14 +261,14 @@ def test_a_checkpoint_that_is_written_again_or_deleted_is_the_old_one_or_the_new
     order = ("old", "new", "later")
     for number, state in enumerate(log.states(matters)):
         home = state.write(tmp_path / str(number)) / "run"
-        for folder in checkpoints(home).values():
+        for folder in RunFolder(home).checkpoints().values():
             assert verify(folder) is None and (folder / "below" / "file").exists()
         newest = newest_whole(home, pytest.fail)
         told = [order.index(text) for text in state.said if text in order]
         if told:
             assert newest is not None and order.index((newest / "file").read_text()) >= max(told)
         if "purged" in state.said:
-            assert [path.name for path in checkpoints(home).values()] == ["checkpoint-4"]
+            assert [path.name for path in RunFolder(home).checkpoints().values()] == ["checkpoint-4"]
 
 
 def test_a_folder_in_the_place_of_another_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:

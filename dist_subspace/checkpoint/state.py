@@ -7,9 +7,7 @@ nothing has changed on disk.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
+from dist_subspace.checkpoint.store import newest_whole, write_checkpoint
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import (
     PREFIX,
@@ -35,75 +33,46 @@ from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_ma
 from dist_subspace.placement.deepspeed.loss_scale import restore_scaler
 from dist_subspace.placement.deepspeed.optimizer_state import read_state, set_counters, write_state
 from dist_subspace.placement.deepspeed.shards import full_numel, gathered
-from dist_subspace.statistics import FACTORS, kept_files, remade_files
+from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder, StrPath
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.trainer_state import TrainerState, read_trainer_state, write_trainer_state
+from dist_subspace.statistics import kept_files, remade_files
 from dist_subspace.subspace import attached, frozen_in_file, named_trainables
-
-OPTIMIZER = "optimizer.safetensors"
-STATE = "trainer_state.json"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TrainerState:
-    """Where a run stands after `step` optimizer steps.
-
-    samples, tokens: consumed so far. fingerprints: of the base model, the method and the data, by name. best: the metric,
-    step and checkpoint of the best evaluation. method: the state of the method's own schedule. loss_scaler:
-    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field). skipped,
-    overflowed: steps that were not applied, as not finite or as beyond fp16's range. training: the configuration's section
-    (empty: the checkpoint is older than this field). unevaluated: an evaluation was due after this step and was not made,
-    because the run was interrupted. begun: the subspace of a run that began with another adapter's weights (empty: it did not).
-    """
-
-    step: int
-    samples: int
-    tokens: int
-    elapsed_seconds: float
-    optimizer_steps: int
-    schedule: dict[str, Any]
-    fingerprints: dict[str, str]
-    best: dict[str, Any] | None = None
-    skipped: int = 0
-    method: dict[str, Any] = field(default_factory=dict)
-    loss_scaler: dict[str, float] = field(default_factory=dict)
-    unevaluated: bool = False
-    overflowed: int = 0
-    training: dict[str, Any] = field(default_factory=dict)
-    begun: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(
-    run_dir: Path,
+    run_dir: RunFolder,
     model: nn.Module,
     engine: Any,
     state: TrainerState,
     base_model: str | None,
-    settle: Callable[[], None] = lambda: None,
+    before: Callable[[], None] = lambda: None,
 ) -> Path:
     """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename.
 
     Arguments:
-        settle: called on rank 0 before: what a checkpoint must not be found without is on disk then.
+        before: called on rank 0 first; what a checkpoint must not be found without is on disk when it returns.
     """
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
     optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
-        settle()
+        before()
         identify_base(described, base_model, lambda folder: state.fingerprints["model"])
-        described[OWN]["factors"] = kept_files(model, run_dir / FACTORS)
-        described[OWN]["statistics"] = remade_files(model, run_dir / FACTORS)
+        described[OWN]["factors"] = kept_files(model, run_dir.factors)
+        described[OWN]["statistics"] = remade_files(model, run_dir.factors)
         write_adapter(folder, tensors, described)
-        save_file(optimizer, folder / OPTIMIZER)
-        (folder / OPTIMIZER).chmod(READABLE)
-        write_json_atomic(folder / STATE, {"format": FORMAT, **asdict(state)})
+        file = CheckpointFolder(folder).optimizer
+        save_file(optimizer, file)
+        file.chmod(READABLE)
+        write_trainer_state(folder, state)
 
     return Path(on_main(write_checkpoint, run_dir, state.step, write))
 
 
 def find_checkpoint(
-    run_dir: Path, resume: str | None, report: Callable[[str], None]
+    run_dir: StrPath, resume: str | None, report: Callable[[str], None]
 ) -> tuple[Path, TrainerState] | None:
     """Local, rank 0: the checkpoint to continue from, and its state; None to begin anew.
 
@@ -123,13 +92,6 @@ def find_checkpoint(
         if reason is not None:
             raise UsageError(f"checkpoint.resume is {resume!r}, which is no whole checkpoint: {reason}")
     return None if folder is None else (folder, read_trainer_state(folder))
-
-
-def read_trainer_state(folder: Path) -> TrainerState:
-    stored = json.loads((folder / STATE).read_text())
-    if stored.pop("format", None) != FORMAT:
-        raise UsageError(f"{folder / STATE} is of another format than {FORMAT}, which this version reads")
-    return TrainerState(**stored)
 
 
 def check_same_run(folder: Path, stored: Mapping[str, str], now: Mapping[str, str], allowed: list[str]) -> None:
@@ -238,18 +200,17 @@ def on_rank_zero_only(function: Callable[..., dict[str, Tensor]], *args: Any) ->
 
 
 def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    with safe_open(folder / OPTIMIZER, framework="pt", device="cpu") as handle:
+    file = CheckpointFolder(folder).optimizer
+    with safe_open(file, framework="pt", device="cpu") as handle:
         tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
     absent = [name for name in trainables if f"{name}.master" not in tensors]
     if absent:
-        raise UsageError(
-            f"{folder / OPTIMIZER} has no state for {absent[0]}; it belongs to another method or base model"
-        )
+        raise UsageError(f"{file} has no state for {absent[0]}; it belongs to another method or base model")
     for name, parameter in trainables.items():
         stored, own = tensors[f"{name}.master"].numel(), full_numel(parameter)
         if stored != own:
             raise UsageError(
-                f"{folder / OPTIMIZER} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "
+                f"{file} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "
                 "or to another base model"
             )
     return tensors

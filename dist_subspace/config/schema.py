@@ -98,7 +98,6 @@ class DataSection(Section):
     format: names.Format = Field(default="alpaca", description="Which columns a record has, and how they become text.")
     max_length: int = Field(default=2048, ge=2, description="Most tokens of a sample, and of a packed row.")
     packing: bool = Field(default=True, description="Several samples in a row, kept apart in attention and positions.")
-    streaming: bool = Field(default=False, description="Read samples as they are needed, without a tokenised copy.")
     template: Text | None = Field(
         default=None, description="Replaces alpaca's prompt: text with {instruction}, {input} or any column."
     )
@@ -121,6 +120,19 @@ class DataSection(Section):
     split: Text = Field(default="train", description="Split of a Hub data set that is trained on.")
     eval_split: Text = Field(default="validation", description="Split of a Hub data set that is evaluated on.")
     cache_dir: Text | None = Field(default=None, description="Where tokenised data is kept; null: in the run's folder.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _streaming_is_no_key(cls, data: Any) -> Any:
+        """Configurations that earlier versions wrote have `streaming: false`, which is how samples are read."""
+        if not isinstance(data, dict) or "streaming" not in data:
+            return data
+        if data["streaming"] is not False:
+            raise UsageError(
+                f"data.streaming is {str(data['streaming']).lower()}, and samples are always read from a tokenised copy on disk "
+                "(in data.cache_dir); accepted: leave the key out"
+            )
+        return {key: value for key, value in data.items() if key != "streaming"}
 
 
 class CheckpointingArguments(Section):

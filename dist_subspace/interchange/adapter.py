@@ -4,7 +4,6 @@ and `dist_subspace.json` beside them."""
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.atomic_files import MANIFEST, make_folder, storage_error, sync
+from dist_subspace.atomic_files import make_folder, storage_error, sync
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import CONFIG as CONFIG
@@ -28,6 +27,8 @@ from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.deepspeed.shards import gathered
 from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
+from dist_subspace.run_folder.manifest import read_manifest
 from dist_subspace.subspace import (
     KeepsFactors,
     SubspaceConfig,
@@ -36,15 +37,13 @@ from dist_subspace.subspace import (
     frozen_in_file,
     named_trainables,
 )
+from dist_subspace.subspace.core.peft_words import PREFIX
+from dist_subspace.subspace.core.registry import file_spelling
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 FACTOR = "factor."  # before a frozen factor's own name
 READABLE = 0o644  # safetensors gives new files to their owner alone
-# Suffixes that files spell otherwise than parts do. PEFT takes DoRA's magnitudes by both names and writes the shorter, which
-# transformers' reader of adapters does not know; files of before have the shorter.
-SPELT = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
 
 
 def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
@@ -84,13 +83,13 @@ def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def file_key(layer: str, suffix: str) -> str:
     """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
     whole = suffix.startswith("base_model.") or suffix == EMBEDDINGS
-    return suffix if whole else f"{PREFIX}{layer}.{SPELT.get(suffix, suffix)}"
+    return suffix if whole else f"{PREFIX}{layer}.{file_spelling().get(suffix, suffix)}"
 
 
 def current_key(key: str) -> str:
     """The key that this version writes for the same tensor."""
     start, _, suffix = key.rpartition(".")
-    return f"{start}.{SPELT[suffix]}" if suffix in SPELT else key
+    return f"{start}.{file_spelling()[suffix]}" if suffix in file_spelling() else key
 
 
 def _held(model: nn.Module) -> list[nn.Parameter]:
@@ -136,7 +135,7 @@ def save_adapter(
     with agreed("describing the adapter"):
         _refuse_empty(tensors, model)
         described = adapter_config(model, base_model)
-        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        source = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
         if tokenizer is None and not has_tokenizer(Path(folder)):
             tokenizer = base_tokenizer(model)
 
@@ -150,7 +149,7 @@ def save_adapter(
 
 def base_tokenizer(model: nn.Module) -> Path | None:
     """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
-    source = local_folder(getattr(getattr(model, "config", None), "_name_or_path", None))
+    source = local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 
@@ -182,19 +181,20 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
 def _refuse_damaged(folder: Path) -> None:
     """Raises UsageError for a checkpoint whose manifest knows another adapter than the one that is there. Adapters apart from
     a checkpoint have no manifest: they are their owner's to change."""
+    manifest = CheckpointFolder(folder).manifest
     with suppress(FileNotFoundError):
         try:
-            listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            listed = read_manifest(folder)
             changed = [
                 name
                 for name in (CONFIG, OWN_CONFIG, WEIGHTS)
                 if name in listed and listed[name]["sha256"] != _sha256(folder / name)
             ]
         except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); accepted: another checkpoint") from error
+            raise UsageError(f"{manifest} cannot be read ({error}); accepted: another checkpoint") from error
         if changed:
             raise UsageError(
-                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint"
+                f"{folder / changed[0]} does not have the sha256 that {manifest.name} says; accepted: another checkpoint"
             )
 
 
@@ -232,7 +232,7 @@ def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, 
 
 def factor_file(folder: Path, entry: Mapping[str, str]) -> Path:
     """Where a checkpoint's factors lie: beside it, or beside the folder that it was set aside in."""
-    near, far = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
+    near, far = (RunFolder(home).factors / entry["file"] for home in folder.resolve().parents[:2])
     return far if far.exists() and not near.exists() else near
 
 

@@ -11,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import FACTOR, PREFIX, WEIGHTS, current_key, factor_file, file_key
+from dist_subspace.interchange.adapter import FACTOR, WEIGHTS, current_key, factor_file, file_key
 from dist_subspace.interchange.description import CONFIG, OWN, own_entries, read_description
 from dist_subspace.interchange.peft.files import Imported
 from dist_subspace.subspace import KeepsFactors, SubspaceConfig, SubspacePart, largest_rank_of, resolve, shared_of
 from dist_subspace.subspace.attach import settings_of
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 
 class AdapterFolder:

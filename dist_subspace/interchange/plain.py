@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.original import original_of
+from dist_subspace.module_places import parameters_of, saved_buffers_of
 from dist_subspace.placement.deepspeed.shards import full_shape
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
@@ -194,9 +194,8 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
 
 def _plain(name: str, module: nn.Module) -> Iterator[Entry]:
     """A module's own parameters, and the buffers that a checkpoint holds."""
-    held: dict[str, Any] = {n: p for n, p in module._parameters.items() if p is not None}
-    kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
-    for own, tensor in (held | {n: b for n, b in kept.items() if b is not None}).items():
+    held: dict[str, Tensor] = {name: p for name, p in parameters_of(module).items() if p is not None}
+    for own, tensor in (held | saved_buffers_of(module)).items():
         turned = own == "weight" and isinstance(module, TrainedLinear) and module.conv1d
         yield _own(f"{name}.{own}" if name else own, tensor, turned)
 

@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.families.classes import AUTO_CLASSES
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense
 from dist_subspace.loading.positions import Positions, positions_of
@@ -28,14 +29,6 @@ from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.storage import options_for, storage_info
 
-TASKS: Mapping[str, str] = {
-    "causal-lm": "AutoModelForCausalLM",
-    "classification": "AutoModelForSequenceClassification",
-    "masked-lm": "AutoModelForMaskedLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "token-classification": "AutoModelForTokenClassification",
-    "base": "AutoModel",
-}
 ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,8 +75,8 @@ def load_frozen(
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
-    if task not in TASKS:
-        raise unknown_name("model.task", task, TASKS)
+    if task not in AUTO_CLASSES:
+        raise unknown_name("model.task", task, AUTO_CLASSES)
     partitioner = None
     if deepspeed is not None:
         ensure_process_group()
@@ -94,13 +87,13 @@ def load_frozen(
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         if not Path(path).expanduser().is_dir():
-            config._name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
+            config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
         index = open_checkpoint(folder)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
         # A text model of a larger family has a part of the configuration, which names nothing.
-        model.config._name_or_path = config._name_or_path  # type: ignore[union-attr]
+        model.config.name_or_path = config.name_or_path  # type: ignore[union-attr]
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, options, kind, seed)
@@ -258,7 +251,7 @@ def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: boo
 
 def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:
     try:
-        return build_skeleton(getattr(transformers, TASKS[task]), config, dtype, **kwargs)
+        return build_skeleton(getattr(transformers, AUTO_CLASSES[task]), config, dtype, **kwargs)
     except Exception as error:  # whatever a family's own code makes of a value that it does not know
         raise UsageError(
             f"a {config.model_type} model cannot be made for model.task {task!r}: {_in_a_line(error)}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.families.experts import is_expert_matrix
 from dist_subspace.placement.deepspeed.shards import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
@@ -28,7 +29,8 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
         for own, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{own}".lstrip(".")
             if len(full_shape(parameter)) >= 2:
-                (experts if _is_expert(full_name, module, parameter) else others)[full_name] = parameter
+                is_expert = is_expert_matrix(full_name, module, len(full_shape(parameter)))
+                (experts if is_expert else others)[full_name] = parameter
     kept = {
         name: next(module.parameters())
         for name, module in model.named_modules()
@@ -62,17 +64,6 @@ def cast_by_the_engine(model: nn.Module, stage_config: Mapping[str, Any] | None,
         f"{type(model).__name__} keeps {kept[0]}{f' and {len(kept) - 1} more' if kept[1:] else ''} in float32, but DeepSpeed "
         f"casts them with {kinds[0]}.enabled at stage {stage}; one of the presets, or stage 3, leaves them as they are"
     ]
-
-
-def _is_expert(name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
-    """A stack of matrices of a mixture of experts, however its family writes it."""
-    stack = len(full_shape(parameter)) == 3 and any(
-        part in f"{name} {type(module).__name__}".lower() for part in _MIXTURE
-    )
-    return stack or ".experts." in name
-
-
-_MIXTURE = ("expert", "moe")
 
 
 def _bytes(parameter: Any) -> int:

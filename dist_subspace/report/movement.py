@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
-from dist_subspace.interchange.peft.kinds import pattern_key
 from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, SubspacePart
 from dist_subspace.subspace.blocks.low_rank import LowRankPair, with_core_left
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
+from dist_subspace.subspace.core.peft_words import PREFIX, by_pattern
+from dist_subspace.subspace.core.registry import peft_words
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"
@@ -30,9 +31,6 @@ MEANING = {
     VALUES: "‖θ‖: the norm of a layer's trained values (what they do to W is told by its shape too)",
 }
 RANK_MEANING = "effective rank: exp of the entropy of the singular values' shares of their sum"
-
-# Tensors of PEFT's methods that change W in a way that depends on the layer's shape.
-_OF_PEFT_ALONE = {"miss_block", "oft_R.weight"}
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,8 @@ def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) ->
         return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
     if "ia3_l" in found:
         return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
-    kind = VALUES if found.keys() & _OF_PEFT_ALONE else SHIFT
-    return of_values(layer, kind, list(found.values()))
+    # What a method of PEFT does to W is told by the layer's shape too; parts on norms and biases are none of PEFT's.
+    return of_values(layer, VALUES if adapter.described.get("peft_type") else SHIFT, list(found.values()))
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
@@ -163,18 +161,17 @@ def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
     """The layers of an adapter that PEFT wrote, by the endings of its names; virtual tokens are one."""
     if EMBEDDINGS in adapter.keys:
         return [EMBEDDINGS]
+    endings = {f".{suffix}" for words in peft_words() for suffix in words.suffixes}
     found: dict[str, None] = {}
     for key in adapter.keys:
-        for ending in (".lora_A.weight", ".lora_A", ".ia3_l", *(f".{suffix}" for suffix in _OF_PEFT_ALONE)):
+        for ending in endings:
             if key.endswith(ending):
-                found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
+                found[key.removeprefix(PREFIX).removesuffix(ending)] = None
     return list(found)
 
 
 def _peft_scale(adapter: AdapterFolder, layer: str, rank: int) -> float:
     """γ of a layer with this rank, which has an alpha of its own where PEFT's pattern names it."""
     described = adapter.described
-    alphas = described.get("alpha_pattern") or {}
-    key = pattern_key(alphas, layer)
-    alpha = float((described.get("lora_alpha") if key is None else alphas[key]) or 1)
+    alpha = float(by_pattern(described.get("alpha_pattern"), described.get("lora_alpha"), [layer])[layer] or 1)
     return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.blocks import runs_as_one_function
+from dist_subspace.families.embeddings import input_embeddings
+from dist_subspace.families.heads import head_names
+from dist_subspace.families.names import ends_with
+from dist_subspace.families.norms import is_norm, stated_width
 from dist_subspace.module_places import move_hooks, replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.subspace.beside.new_tokens import NewTokens, check_new_tokens
@@ -29,11 +33,8 @@ from dist_subspace.subspace.core.schedule import Schedule, schedule_class_of
 from dist_subspace.subspace.core.shared import shared_of
 from dist_subspace.subspace.core.sites import OnModel, largest_rank_of, sites_of
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
-from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut, ends_with
+from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut
 from dist_subspace.subspace.core.trained import Gathered, TrainedModule
-
-# Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
-ONE_FUNCTION = ("ReformerEncoder",)
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,12 @@ def attach_method(
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
-    choice = Choice(model, resolved.targets, given, exclude, _head_names(model), options, apart or {}, only=only)
+    choice = Choice(model, resolved.targets, given, exclude, head_names(model), options, apart or {}, only=only)
     sites = sites_of(resolved.method, choice)
-    if config.target_modules in (None, ALL_LINEAR):
-        sites = _with_room(sites, resolved, choice.left_out)
-    largest = {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
+    with gathered(_norm_weights(sites)):
+        if config.target_modules in (None, ALL_LINEAR):
+            sites = _with_room(sites, resolved, choice.left_out)
+        largest = {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
         capped = with_capped_rank(resolved.settings, resolved.info, config, smallest)
@@ -121,7 +123,8 @@ def attach_method(
         copies[module] = TrainedCopy(module, gathered, shared)
     replace_everywhere(model, copies)
     tokens = NewTokens(model, config.new_tokens, gathered) if config.new_tokens else None
-    parts = _put_parts(model, sites, settings, resolved, common)
+    with gathered(_norm_weights(sites)):
+        parts = _put_parts(model, sites, settings, resolved, common)
     if tokens is not None:
         model.new_tokens = tokens
         tokens.connect_head(model)
@@ -147,6 +150,12 @@ def attach_method(
     watch_loss(model, accumulation)
     _let_gradients_start_at_the_embeddings(model)
     return model
+
+
+def _norm_weights(sites: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """Of the norms among the sites that do not tell their width, the weights that do: whole, where they are split over ranks."""
+    norms = [site for site in sites.values() if is_norm(site) and stated_width(site) is None]
+    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
 
 
 def _with_room(sites: dict[str, nn.Module], resolved: Resolved, left_out: LeftOut) -> dict[str, nn.Module]:
@@ -284,13 +293,6 @@ def _check_ranks(sites: dict[str, nn.Module], settings: dict[str, Settings], bou
         )
 
 
-def _head_names(model: nn.Module) -> list[str]:
-    """Output layers: what the model says, and the usual names of classification heads."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    usual = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
-    return [n for n, m in model.named_modules() if m is head or any(ends_with(n, u) for u in usual)]
-
-
 def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
     """The names in `modules_to_save`, and the modules whose parameters are tied to theirs."""
     names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
@@ -317,7 +319,7 @@ def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
     embeddings = input_embeddings(model)
     if embeddings is None:
         return
-    one_function = any(type(module).__name__ in ONE_FUNCTION for module in model.modules())
+    one_function = runs_as_one_function(model)
 
     def require(module: nn.Module, inputs: object, output: Tensor) -> None:
         if torch.is_grad_enabled() and module.training and (one_function or _is_checkpointing(model)):

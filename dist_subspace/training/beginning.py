@@ -22,6 +22,7 @@ from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import tokenizer_of
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.placement.collectives import broadcast_tensors, on_main
+from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.subspace import SubspaceConfig, resolve
 
 # Fields that say how it is trained, and nothing about what it computes: they are the configuration's.
@@ -134,7 +135,7 @@ def attach_beginning(
 
 def _adapter_in(folder: Path) -> Path:
     """The folder, or a run's final adapter."""
-    inner = folder / "adapter"
+    inner = RunFolder(folder).adapter
     if (folder / CONFIG).is_file() or not (inner / CONFIG).is_file():
         if not (folder / CONFIG).is_file():
             raise UsageError(

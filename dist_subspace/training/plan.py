@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
-from dist_subspace.checkpoint.state import TrainerState, check_same_run, find_checkpoint
+from dist_subspace.checkpoint.state import check_same_run, find_checkpoint
 from dist_subspace.checkpoint.store import check_writable, remove_leftovers
 from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
@@ -20,6 +20,8 @@ from dist_subspace.loading.load import download, model_positions, resolve_dtype,
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
 from dist_subspace.placement.deepspeed.process_group import agreed_device
+from dist_subspace.run_folder.folder import RunFolder
+from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
 from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
@@ -31,7 +33,6 @@ from dist_subspace.training.trackers import check_trackers
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
 
 SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
-HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Plan:
     """A run that nothing stands against: what to load, on what to train, for how long, and from where to continue."""
 
     config: Config
-    run_dir: Path
+    run_dir: RunFolder
     model_folder: Path
     dtype: torch.dtype
     device: torch.device
@@ -71,7 +72,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     Raises:
         UsageError: on every rank, with one sentence.
     """
-    run_dir = Path(config.run.output_dir)
+    run_dir = RunFolder(config.run.output_dir)
     device = agreed_device()
     with agreed("checking the configuration"):
         if config.subspace.init_from is None:  # else the adapter has the first word
@@ -254,7 +255,7 @@ def _prepare_data(config: Config, tokenizer: Any) -> Prepared:
                 "classification goes with classification only"
             )
         settings = data_settings(config)
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else Path(config.run.output_dir) / "tokens"
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else RunFolder(config.run.output_dir).tokens
     arguments = (settings, tokenizer, cache, config.training.seed)
     once_per_node(prepare, *arguments, show_progress=world().is_main, task=config.model.task)
     with agreed("reading the tokenised data"):
@@ -268,7 +269,7 @@ def _total_steps(config: Config, batches: Batches) -> int:
     return config.training.max_steps
 
 
-def _open_run(run_dir: Path, notice: Callable[[str], None]) -> None:
+def _open_run(run_dir: RunFolder, notice: Callable[[str], None]) -> None:
     check_writable(run_dir)
     for sentence in remove_leftovers(run_dir):
         notice(sentence)
@@ -288,7 +289,7 @@ def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str,
     }
 
 
-def _find_beginning(config: Config, run_dir: Path, notice: Callable[[str], None]) -> Beginning | None:
+def _find_beginning(config: Config, run_dir: RunFolder, notice: Callable[[str], None]) -> Beginning | None:
     """Local, rank 0: what `subspace.init_from` comes to, if it is given."""
     if config.subspace.init_from is None:
         return None
@@ -299,7 +300,7 @@ def _find_beginning(config: Config, run_dir: Path, notice: Callable[[str], None]
 
 
 def _find_checkpoint(
-    config: Config, run_dir: Path, fingerprints: dict[str, str], notice: Callable[[str], None]
+    config: Config, run_dir: RunFolder, fingerprints: dict[str, str], notice: Callable[[str], None]
 ) -> tuple[Path, TrainerState] | None:
     found = find_checkpoint(run_dir, config.checkpoint.resume, notice)
     if found is not None:

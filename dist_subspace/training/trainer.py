@@ -11,22 +11,24 @@ import torch
 from transformers import enable_full_determinism
 
 from dist_subspace.advancing import advance, discard
-from dist_subspace.checkpoint.state import TrainerState, check_factors, method_state, restore, save_checkpoint
+from dist_subspace.checkpoint.state import check_factors, method_state, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, max_over_ranks, on_main, sum_over_ranks, world
 from dist_subspace.placement.deepspeed.loss_scale import scaler_state
 from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count
-from dist_subspace.statistics import FACTORS
+from dist_subspace.run_folder.folder import checkpoint_name
+from dist_subspace.run_folder.records import Evaluation
+from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups
 from dist_subspace.training.announce import announced
-from dist_subspace.training.data import LEAK_LIMIT, eval_batches, eval_filler, packing_leak
+from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper, start_engine
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.model import make_model
-from dist_subspace.training.observer import Observer
+from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.optimizers import AdamSettings, make_optimizer
 from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import Plan, padding
@@ -112,16 +114,15 @@ class Trainer:
         if self.plan.checkpoint is None:
             return
         folder, state = self.plan.checkpoint
-        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)
+        on_main(check_factors, folder, self.model, self.plan.run_dir.factors)
         self.stepper.prime(self.plan.batches.batch(state.step), self._leave_if_told)
         restore(self.engine, self.model, folder, state)
         discard(self.model)
         self.schedule.restore(state.schedule, state.step)
         best = on_main(best_in_run, self.plan.run_dir, folder, state.best)
         if best is None and state.best is not None:
-            self.observer.notice(
-                f"the best so far, checkpoint-{state.best['step']}, is not in {self.plan.run_dir}: chosen anew from here on"
-            )
+            name = checkpoint_name(state.best["step"])
+            self.observer.notice(f"the best so far, {name}, is not in {self.plan.run_dir}: chosen anew from here on")
         counts = (state.step, state.samples, state.tokens, state.skipped, state.overflowed)
         self.progress = Progress(*counts, state.elapsed_seconds, best)
         self.unevaluated = state.unevaluated and self.plan.data.eval is not None
@@ -159,7 +160,7 @@ class Trainer:
         else:
             discard(self.model)
             self._not_applied(loss)
-        self.observer.step(self._record(batch, loss, rate, time.monotonic() - began), batch.tokens, self._logs())
+        self.observer.step(self._finished(batch, loss, rate, time.monotonic() - began), self._logs())
         return stop > 0 and self.pause.agree()
 
     def _save_before_decomposing(self) -> None:
@@ -205,25 +206,21 @@ class Trainer:
             )
         self.observer.warning(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
 
-    def _record(self, batch: Any, loss: float, rate: float, seconds: float) -> dict[str, Any]:
-        return {
-            "step": self.progress.step,
-            "epoch": batch.epoch,
-            "samples": self.progress.samples,
-            "tokens": self.progress.tokens,
-            "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": self.stepper.grad_norm(),
-            "tokens_per_second": batch.tokens / max(seconds, 1e-9),
-            "peak_memory_bytes": None,
-            "elapsed_seconds": self.progress.elapsed,
-            **self._penalty(),
-        }
-
-    def _penalty(self) -> dict[str, float]:
-        """The constraint's part of the training loss, which `loss` does not hold."""
+    def _finished(self, batch: GlobalBatch, loss: float, rate: float, seconds: float) -> FinishedStep:
         penalties = attached(self.model).penalties
-        return {} if penalties is None else {"penalty": penalties.total()}
+        return FinishedStep(
+            step=self.progress.step,
+            epoch=batch.epoch,
+            samples=self.progress.samples,
+            tokens=self.progress.tokens,
+            elapsed_seconds=self.progress.elapsed,
+            loss=loss,
+            penalty=None if penalties is None else penalties.total(),
+            learning_rate=rate,
+            grad_norm=self.stepper.grad_norm(),
+            own_tokens=batch.tokens,
+            own_seconds=seconds,
+        )
 
     def _logs(self) -> bool:
         return self._due(self.config.run.logging_steps) or self._last() or self.progress.step == 1
@@ -255,7 +252,7 @@ class Trainer:
         self.unevaluated = False
         self.schedule.evaluated(values["eval_loss"])
         self._note_best(values)
-        self.observer.evaluation(self.progress.step, values)
+        self.observer.evaluation(Evaluation(self.progress.step, values))
         return True
 
     def _note_best(self, values: dict[str, float]) -> None:
@@ -305,9 +302,9 @@ class Trainer:
             unevaluated=self.unevaluated,
         )
         folder = save_checkpoint(
-            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.sync
         )
-        keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
+        keep = [self.plan.run_dir.checkpoint(progress.best["step"])] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         self.saved = now
         self.observer.saved(folder)

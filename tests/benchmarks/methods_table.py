@@ -35,7 +35,7 @@ from dist_subspace.placement.deepspeed.shards import full_numel
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine import be_quiet
-from dist_subspace.training.observer import Observer
+from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.plan import make_plan
 from dist_subspace.training.trainer import Trainer
 
@@ -54,8 +54,8 @@ class Recorder(Observer):
         super().__init__(Display(enabled=False, total_steps=0), None, None, device)
         self.losses: list[float] = []
 
-    def step(self, record: dict[str, Any], tokens: int, logged: bool) -> None:
-        self.losses.append(record["loss"])
+    def step(self, finished: FinishedStep, logged: bool) -> None:
+        self.losses.append(finished.loss)
 
 
 def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Trainer, Recorder, Path]:
@@ -86,7 +86,7 @@ def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Traine
     recorder = Recorder(plan.device)
     trainer = Trainer(plan, recorder)
     trainer.run()
-    return trainer, recorder, plan.run_dir
+    return trainer, recorder, plan.run_dir.path
 
 
 def step_seconds(trainer: Trainer, batch: Any) -> float:

@@ -9,7 +9,8 @@ import pytest
 from transformers import SchedulerType
 
 from dist_subspace.config import names
-from dist_subspace.loading.load import DTYPES, TASKS
+from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.load import DTYPES
 from dist_subspace.placement.deepspeed.presets import PRESETS
 from dist_subspace.subspace.core.constraints import CONSTRAINTS
 from dist_subspace.training.data import formats, settings
@@ -35,7 +36,9 @@ def test_the_configuration_knows_what_its_owner_knows(name: str, owners: Iterabl
     assert len(accepted) == len(set(accepted)) and set(accepted) == set(owners)
 
 
-@pytest.mark.parametrize(("name", "owners"), [("Task", TASKS), ("Scheduler", [kind.value for kind in SchedulerType])])
+@pytest.mark.parametrize(
+    ("name", "owners"), [("Task", AUTO_CLASSES), ("Scheduler", [kind.value for kind in SchedulerType])]
+)
 def test_what_the_configuration_lets_through_is_known_to_its_owner(name: str, owners: Iterable[str]) -> None:
     assert set(_accepted(name)) <= set(owners)
 

@@ -81,7 +81,7 @@ RUNS = [
     Row("training/run _run agreed('opening the run directory')", "plain", f"{_C}.set_aside:set_aside_others", 0),
     Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", ".interchange.adapter:write_adapter", 0),
     Row("training/trainer Trainer._save on_main(purge)", "plain", f"{_C}.store:purge", 0, after=1),
-    Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", f"{_T}.observer:Observer.settle", 0),
+    Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", f"{_T}.observer:Observer.sync", 0),
     Row("training/run _run on_main(hide_adapter)", "diverged", f"{_T}.results:hide_adapter", 0),
     Row("training/run _run on_main(doubts)", "plain", f"{_T}.results:doubts", 0),
     Row("training/run _run on_main(write_results)", "plain", f"{_T}.results:model_card", 0),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, FalconForCausalLM
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
+from dist_subspace.run_folder.status import EXIT_USAGE
 from tests.keys.begun import Row, begin
 from tests.keys.bench import UNSET, Bench
 from tests.keys.data_reference import IGNORED, all_trained, answered, assert_same, conversed, tokenizer_of, usual

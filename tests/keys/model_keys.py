@@ -20,8 +20,8 @@ from transformers import (
 )
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import EXIT_USAGE
 from dist_subspace.subspace import disabled
 from tests.keys.begun import begin, logits, randomised
 from tests.keys.bench import UNSET, Bench

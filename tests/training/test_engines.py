@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training import optimizers
 from dist_subspace.training.loss import summed_loss

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from dist_subspace import load_adapter, load_frozen
 from dist_subspace.checkpoint import occupancy
-from dist_subspace.checkpoint.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, read_status, write_status
-from dist_subspace.checkpoint.store import verify
 from dist_subspace.placement.collectives import barrier, world
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, read_status, write_status
 from dist_subspace.training import model
 from dist_subspace.training.run_status import RunStatus
 from tests.ranks import ROOT, run_on_ranks

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from transformers import BertForSequenceClassification
 
 import dist_subspace as dsub
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.loading.tokenizer import load_tokenizer
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.run import train
 from tests.ranks import run_on_ranks
 from tests.tiny_run import POSITIONS, make_bert, make_model

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import RobertaForCausalLM, RobertaForSequenceClassification
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.run import train
 from tests.tiny_models import tiny_config
 from tests.tiny_run import make_tokenizer

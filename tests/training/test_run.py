@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from dist_subspace import load_adapter, load_frozen
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import methods
 from dist_subspace.training.engine import start_engine
 from dist_subspace.training.run import train

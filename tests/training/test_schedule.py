@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.config import names
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.training.schedule import PLATEAU, Schedule, warmup_count, warmup_warning
 from tests.ranks import run_on_ranks
 from tests.whole_runs import configuration, run_here

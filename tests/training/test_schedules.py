@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from tests.ranks import run_on_ranks
 from tests.whole_runs import configuration, losses, run_here
 

@@ -17,8 +17,8 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import LlamaForCausalLM
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import attachment, named_trainables
 from tests.tiny_run import make_model, make_tokenizer
 from tests.training.engines import config_of, stock

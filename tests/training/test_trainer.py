@@ -23,7 +23,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dist_subspace.checkpoint.status import EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_OK, read_status
 from dist_subspace.subspace import attachment
 from tests.ranks import run_on_ranks
 from tests.tiny_run import make_bert, make_model, make_records, make_tokenizer

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.adapter import (
-    PREFIX,
     WEIGHTS,
     adapter_config,
     adapter_tensors,
@@ -41,6 +40,7 @@ from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokeni
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 FORMS = ("auto", "direct", "lora", "scaling")
 MADE = ("lora", "approximate")  # of one LoRA a layer

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.placement.deepspeed.reuse import block_lists, blocks, called_once
+from dist_subspace.families.blocks import block_lists, blocks
+from dist_subspace.placement.deepspeed.reuse import called_once
 from dist_subspace.placement.deepspeed.shards import full_numel, is_partitioned
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.embeddings import input_embeddings
 from dist_subspace.subspace.core.trained import Gathered, TrainedBeside
 
 ROWS = 4096  # of a table, summed at a time in float32
@@ -210,5 +211,5 @@ def _tables(model: Any) -> dict[str, str]:
 
 def _with_vocabulary_size(model: Any) -> list[Any]:
     """The configurations, and the model, where they say how large the vocabulary is."""
-    holders = [model.config, model.config.get_text_config(), model]
+    holders = [model.config, text_config(model.config), model]
     return [h for n, h in enumerate(holders) if hasattr(h, "vocab_size") and all(h is not o for o in holders[:n])]

@@ -98,10 +98,6 @@ class LoftqLinear(AnchoredLinear):
     def merged_onto_original(self, weight: Tensor) -> Tensor:
         return super().merged_onto_original(weight) if self.fitted_start else self.merged(weight)
 
-    def agrees_with_peft(self) -> bool:
-        """Not where the base holds another matrix than `Q(W)`: PEFT would add the file's B A to that one."""
-        return super().agrees_with_peft() and not self.rebases
-
     def low_rank_form(self) -> Pair | None:
         """Relative to `Q(W)`, which anyone can make; where the base holds something else, relative to W."""
         return self.difference() if self.rebases else super().low_rank_form()

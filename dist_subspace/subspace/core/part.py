@@ -11,7 +11,7 @@ own. A method has it by inheriting, and who asks for it asks by type (`isinstanc
                     OnModel              stands beside the whole model: all virtual tokens
                     AddsPositions        takes positions of the model: all virtual tokens
                     OwnRankBound         the largest rank of a site: miss, pfeiffer
-    shared.py       SharedAcrossLayers   what all layers have in common: houlsby, ia3, vera
+    shared.py       SharedAcrossLayers   what all layers have in common: ia3, vera
     initial.py      TextOptions          reads options that are text: prompt
                     InitialFromModel     reads initial values off the model: prompt
     statistic.py    Decomposes           takes apart the frozen matrix: lora-dash, and all that follow
@@ -38,6 +38,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from dist_subspace.subspace.core.peft_words import PeftWords
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 from dist_subspace.subspace.core.trained import TrainedModule
 
@@ -49,8 +50,8 @@ class SubspacePart(TrainedModule):
 
     info: ClassVar[MethodInfo]
 
-    # Whether PEFT puts its layers of this kind on Conv1D too, and its configuration has `fan_in_fan_out`.
-    peft_reads_conv1d: ClassVar[bool] = True
+    # What PEFT says of the method; None where PEFT has no such method.
+    peft: ClassVar[PeftWords[Any] | None] = None
 
     settings: Settings
     name: str = "a layer"  # of its site in the model, set by attach: for messages
@@ -80,18 +81,3 @@ class SubspacePart(TrainedModule):
             shared: what `SharedAcrossLayers.make_shared` gave for all sites; None for other methods.
         """
         raise NotImplementedError
-
-    # What PEFT can say of it (huggingface/peft).
-
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        """Entries of PEFT's adapter_config.json for this method, where `info.peft_type` names one."""
-        return {}
-
-    def peft_shape(self) -> dict[str, Any]:
-        """The same, where they depend on the model that the part stands in."""
-        return {}
-
-    def agrees_with_peft(self) -> bool:
-        """Whether PEFT computes the same from this part's own file as the part does, where `info.peft_type` names a method."""
-        return True

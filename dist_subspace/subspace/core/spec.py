@@ -18,7 +18,7 @@ class MethodInfo:
     constraints: the MPC constraints it can have; constraint: its own default; refusals: why it cannot have one; notices: of each.
     identity: whether the model computes what its base computes before the first step.
     capped: an unset rank is cut to what the smallest target can have, instead of being refused.
-    peft_type: PEFT's name, where the adapter's own files are files that PEFT reads.
+    peft_type: PEFT's name, where the adapter's own files are files that PEFT reads; set by the method's words (`peft_words.py`).
     count: trained parameters of a layer, as a formula. uses_targets: whether `target_modules` can choose among the sites.
     """
 

@@ -19,6 +19,7 @@ from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.schedule import Scheduled, phase_options
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.schedules.moving import DECISIONS, MovingSchedule
+from dist_subspace.torch_internals import version
 
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
 
@@ -66,9 +67,9 @@ class FlexLora(TripletLinear, Scheduled):
 
     def constrained_factors(self) -> tuple[Tensor, Tensor]:
         """Of the active triplets alone. Their places are looked up again when the mask was written to."""
-        version = self.active._version
-        if self._rows is None or self._rows[0] != version or self._rows[1].device != self.active.device:
-            self._rows = version, self.active.nonzero().flatten()
+        written = version(self.active)
+        if self._rows is None or self._rows[0] != written or self._rows[1].device != self.active.device:
+            self._rows = written, self.active.nonzero().flatten()
         rows = self._rows[1]
         return self.lora_A[rows], self.lora_B[:, rows]
 

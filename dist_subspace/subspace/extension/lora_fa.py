@@ -19,8 +19,10 @@ from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, Up
 from dist_subspace.subspace.core.factors import FrozenFactor
 from dist_subspace.subspace.core.files import FrozenInFile
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.extension.lora import LoraWords
 
 
 @register(
@@ -36,7 +38,6 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfi
         constraints=("mpc_n",),
         refusals={"mpc_o": "its A is frozen", "mpc_d": "its A is frozen"},
         options={"corrected_gradient": flag(False, "multiply the gradient of B by (A A^T)^-1 / γ²")},
-        peft_type="LORA",
         count="r d_out",
     )
 )
@@ -103,3 +104,10 @@ class _Corrected(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (correction,) = ctx.saved_tensors
         return g @ correction.to(g.dtype), None
+
+
+@register_peft(LoraFa)
+class LoraFaWords(LoraWords):
+    def claims(self, described: Entries) -> bool:
+        """PEFT trains it by an optimizer of its own, and its file does not tell it from any other LoRA."""
+        return False

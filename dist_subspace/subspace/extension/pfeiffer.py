@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.families.norms import post_norm
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.bottleneck import BottleneckLinear, BottleneckNorm
 from dist_subspace.subspace.blocks.norm_part import norm_width
@@ -20,7 +21,7 @@ from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.sites import OwnRankBound, OwnSites, smaller_side
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import Choice, post_norm
+from dist_subspace.subspace.core.targets import Choice
 
 
 @register(

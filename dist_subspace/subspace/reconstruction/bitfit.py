@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.norms import is_norm
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.norm_part import NormPart, norm_width
 from dist_subspace.subspace.core.bias import AddsBias
@@ -19,7 +20,7 @@ from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.sites import OwnSites
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, is_norm, naming
+from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, naming
 
 
 @register(

@@ -7,19 +7,21 @@ repeated or cut to n), or normal with std 0.02.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import text_config
 from dist_subspace.options import Option, choice, text
 from dist_subspace.subspace.core.initial import InitialFromModel, TextOptions
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 from dist_subspace.subspace.core.trained import Gathered
 from dist_subspace.subspace.virtual_tokens import stacks
-from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
+from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens, InputTokenWords
 from dist_subspace.subspace.virtual_tokens.part import COUNT
 
 STD = 0.02
@@ -49,7 +51,6 @@ STD = 0.02
             ),
             **PLACEMENT,
         },
-        peft_type="PROMPT_TUNING",
         count="n d",
     )
 )
@@ -72,7 +73,7 @@ class Prompt(InputTokens, TextOptions, InitialFromModel):
         return replace(config, options={**config.options, "init_ids": list(ids)})
 
     def measure(self, model: nn.Module) -> int:
-        self.vocabulary = int(stacks.text_config(model).vocab_size)
+        self.vocabulary = int(text_config(model.config).vocab_size)
         return super().measure(model)
 
     def create(self, settings: Settings, generator: torch.Generator) -> None:
@@ -99,3 +100,10 @@ class Prompt(InputTokens, TextOptions, InitialFromModel):
         if max(given) >= self.vocabulary:
             raise UsageError(f"subspace.options.init_ids has {max(given)}; accepted: ids below {self.vocabulary}")
         return [given[i % len(given)] for i in range(self.count)]
+
+
+@register_peft(Prompt)
+class PromptWords(InputTokenWords[Prompt]):
+    peft_type = "PROMPT_TUNING"
+    without_effect = (*("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),)
+    read_options: ClassVar[Entries] = {"init": "normal", "placement": "front"}

@@ -26,7 +26,6 @@ class DataSettings:
     max_length: int = 2048
     """The most tokens of a sample, and of a packed row."""
     packing: bool = True
-    streaming: bool = False
     template: str | None = None
     """Replaces alpaca's prompt: text with {instruction}, {input} or any other column."""
     text_field: str | None = None
@@ -56,10 +55,6 @@ class DataSettings:
         if self.max_length < 2:
             raise UsageError(
                 f"data.max_length is {self.max_length}; accepted: 2 or more (the second token is predicted)"
-            )
-        if self.streaming:
-            raise UsageError(
-                "data.streaming is true, which is not offered yet; accepted: false (tokens are memory-mapped)"
             )
         if isinstance(self.eval, float | int) and not 0 < self.eval < 1:
             raise UsageError(f"data.eval is {self.eval}; accepted: a file, or a fraction between 0 and 1")

@@ -97,8 +97,8 @@ MUTANTS = [
     Mutant(
         name="factors-checked-without-an-agreement",
         file="dist_subspace/training/trainer.py",
-        text="        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)\n",
-        becomes="        if world().is_main:\n            check_factors(folder, self.model, self.plan.run_dir / FACTORS)\n",
+        text="        on_main(check_factors, folder, self.model, self.plan.run_dir.factors)\n",
+        becomes="        if world().is_main:\n            check_factors(folder, self.model, self.plan.run_dir.factors)\n",
         promise="Factors that are not the checkpoint's are a refusal of all ranks.",
         tests=[f"{_RUN}[training-trainer-Trainer-_resume-check_factors-read_description]"],
     ),

@@ -208,7 +208,7 @@ MUTANTS = [
     Mutant(
         name="run-directory-gives-the-newest-checkpoint",
         file="dist_subspace/cli.py",
-        text='    if (folder / "adapter" / CONFIG).exists():\n        return folder / "adapter"\n',
+        text="    if (inner / CONFIG).exists():\n        return inner\n",
         becomes="",
         promise="Of a run's directory its final adapter is meant.",
         tests=[

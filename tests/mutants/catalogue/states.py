@@ -186,7 +186,7 @@ MUTANTS = [
     Mutant(
         name="replaced-factors-accepted",
         file="dist_subspace/training/trainer.py",
-        text="        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)\n",
+        text="        on_main(check_factors, folder, self.model, self.plan.run_dir.factors)\n",
         becomes="",
         promise="A factor file that was replaced is refused on resume.",
         tests=[f"{FACTOR}[pissa]"],
@@ -194,7 +194,7 @@ MUTANTS = [
     Mutant(
         name="replaced-row-norms-accepted",
         file="dist_subspace/checkpoint/state.py",
-        text='        described[OWN]["statistics"] = remade_files(model, run_dir / FACTORS)\n',
+        text='        described[OWN]["statistics"] = remade_files(model, run_dir.factors)\n',
         becomes="",
         promise="So are DoRA's row norms, which no adapter holds.",
         tests=[f"{FACTOR}[dora]"],
@@ -210,8 +210,8 @@ MUTANTS = [
     Mutant(
         name="one-frozen-factor-is-compared",
         file="dist_subspace/subspace/extension/vera.py",
-        text='        return {"base_model.vera_A": self.projections.a, "base_model.vera_B": self.projections.b}\n',
-        becomes='        return {"base_model.vera_A": self.projections.a}\n',
+        text="return dict(zip(PROJECTIONS, (self.projections.a, self.projections.b), strict=True))",
+        becomes="return {PROJECTIONS[0]: self.projections.a}",
         promise="VeRA's B is kept and compared too.",
         tests=[f"{FROZEN}[vera-.vera_B]"],
     ),

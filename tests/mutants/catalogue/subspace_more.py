@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="copy-hidden-in-text-config",
         file="dist_subspace/subspace/beside/new_tokens.py",
-        text="holders = [model.config, model.config.get_text_config(), model]",
+        text="holders = [model.config, text_config(model.config), model]",
         becomes="holders = [model.config, model]",
         promise="A model whose text has a configuration of its own takes its loss over new tokens too.",
         tests=[
@@ -309,9 +309,9 @@ MUTANTS = [
     ),
     Mutant(
         name="loftq-is-promised-to-peft",
-        file="dist_subspace/subspace/blocks/loftq.py",
-        text="return super().agrees_with_peft() and not self.rebases",
-        becomes="return super().agrees_with_peft()",
+        file="dist_subspace/subspace/extension/lora.py",
+        text="return not part.nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)",
+        becomes="return not part.nonlinear",
         promise="PEFT is not promised an adapter whose base it would not make.",
         tests=[
             "tests/subspace/blocks/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"

@@ -74,8 +74,8 @@ MUTANTS = [
     Mutant(
         name="tokens-per-second-of-samples",
         file="dist_subspace/training/trainer.py",
-        text='"tokens_per_second": batch.tokens / max',
-        becomes='"tokens_per_second": batch.samples / max',
+        text="own_tokens=batch.tokens",
+        becomes="own_tokens=batch.samples",
         promise="tokens_per_second counts tokens.",
         tests=["tests/training/test_said.py::test_the_speed_of_a_step_is_in_tokens_of_the_batch"],
     ),
@@ -164,7 +164,7 @@ MUTANTS = [
     Mutant(
         name="evaluation-not-shown",
         file="dist_subspace/training/observer.py",
-        text='            self.display.evaluation({"step": step, **values})\n',
+        text="            self.display.evaluation(evaluation)\n",
         becomes="",
         promise="An evaluation is on the screen.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],
@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant(
         name="step-not-shown",
         file="dist_subspace/training/observer.py",
-        text='            self.display.update(record["step"], record)\n',
+        text="            self.display.update(record)\n",
         becomes="",
         promise="A logged step is on the screen.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],

@@ -160,8 +160,8 @@ _RESULTS = [
     Mutant(
         name="logged-loss-is-of-the-last-step",
         file="dist_subspace/training/observer.py",
-        text='"loss": sum(self._losses) / len(self._losses),',
-        becomes='"loss": self._losses[-1],',
+        text="loss=sum(step.loss for step in steps) / len(steps),",
+        becomes="loss=last.loss,",
         promise="The loss of a line is the mean since the line before.",
         tests=key_tests("run.logging_steps"),
     ),

@@ -11,10 +11,11 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen, trainable_parameters
+from dist_subspace.families.blocks import block_lists
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.reuse import block_lists, called_once
+from dist_subspace.placement.deepspeed.reuse import called_once
 from dist_subspace.placement.deepspeed.shards import full_numel
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny

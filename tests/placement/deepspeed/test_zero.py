@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.families.blocks import blocks
 from dist_subspace.placement.collectives import barrier, world
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.placement.deepspeed.partitioner import Partitioner
-from dist_subspace.placement.deepspeed.reuse import blocks
 from dist_subspace.placement.deepspeed.shards import (
     full_numel,
     full_shape,

@@ -58,7 +58,8 @@ def test_the_start_is_nearer_to_the_original_than_the_rounded_base(method: str, 
 
 
 def test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make() -> None:
-    assert fitted(rounds=1).agrees_with_peft() and not fitted(rounds=4).agrees_with_peft()
+    once, often = fitted(rounds=1), fitted(rounds=4)
+    assert once.peft.agrees(once) and not often.peft.agrees(often)
 
 
 def test_either_factor_gets_the_root() -> None:

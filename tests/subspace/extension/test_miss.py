@@ -54,7 +54,7 @@ def test_pefts_layer_computes_and_merges_the_same(rank: int, mini: int | None) -
     resolved = resolve(SubspaceConfig("miss", rank=rank, options={"mini_r": mini}))
     part: Any = resolved.method.build(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
     part.miss_block.data.normal_()
-    config = peft.get_peft_config({"peft_type": "MISS", "target_modules": ["proj"], **part.peft_config(part.settings)})
+    config = peft.get_peft_config({"peft_type": "MISS", "target_modules": ["proj"], **part.peft.entries(part.settings)})
     model = peft.get_peft_model(One(weight, bias, False), config)
     assert not peft.set_peft_model_state_dict(model, file_of(part.file_tensors())).unexpected_keys
     torch.testing.assert_close(part(x), model.eval()(x))

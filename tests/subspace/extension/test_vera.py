@@ -99,7 +99,7 @@ def test_a_whole_model_agrees_with_pefts() -> None:
     """Every layer takes its slice of the one pair: widths here are 6, 18, 35 and 45."""
     model, ids = trained(), tiny.global_batch(0)
     part = model.get_submodule(attached(model).layers[0])
-    config = peft.VeraConfig(target_modules="all-linear", **{**part.peft_config(part.settings)})
+    config = peft.VeraConfig(target_modules="all-linear", **{**part.peft.entries(part.settings)})
     theirs = peft.get_peft_model(odd_model("llama"), config)
     found = peft.set_peft_model_state_dict(theirs, adapter_tensors(model))
     assert not found.unexpected_keys

@@ -89,7 +89,7 @@ def test_pefts_layer_computes_and_merges_the_same(case: str, size: int, shared: 
     resolved = resolve(SubspaceConfig("oft", options=options))
     part: Any = resolved.method.build(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
     part.oft_R.data.normal_(std=0.3)
-    config = peft.get_peft_config({"peft_type": "OFT", "target_modules": ["proj"], **part.peft_config(part.settings)})
+    config = peft.get_peft_config({"peft_type": "OFT", "target_modules": ["proj"], **part.peft.entries(part.settings)})
     model = peft.get_peft_model(One(weight, bias, False), config)
     assert not peft.set_peft_model_state_dict(model, file_of(part.file_tensors())).unexpected_keys
     torch.testing.assert_close(part(x), model.eval()(x), rtol=1e-4, atol=1e-4)

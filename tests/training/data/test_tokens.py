@@ -100,8 +100,8 @@ def test_a_single_document_is_held_out_by_pieces(tmp_path: Path) -> None:
     assert data.eval is not None and len(data.eval) == 2 and len(data.train) == 19
 
 
-def test_streaming_a_wrong_task_and_bad_values_are_refused(tmp_path: Path) -> None:
-    for bad in ({"streaming": True}, {"max_length": 1}, {"eval": 1.5}, {"format": "alpcaa"}, {"train": []}):
+def test_a_wrong_task_and_bad_values_are_refused(tmp_path: Path) -> None:
+    for bad in ({"max_length": 1}, {"eval": 1.5}, {"format": "alpcaa"}, {"train": []}):
         with pytest.raises(UsageError, match=r"data\."):
             DataSettings(**({"train": "a.jsonl"} | bad))
     with pytest.raises(UsageError, match="weight 0"):

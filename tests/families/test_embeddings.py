@@ -9,7 +9,7 @@ from torch import nn
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.embeddings import input_embeddings
 from tests.tiny_models import tiny_config, tiny_model
 
 

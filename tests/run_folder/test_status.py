@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from dist_subspace.checkpoint.status import EXIT_STATUS, STATUS, read_status, write_status
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import EXIT_STATUS, read_status, write_status
+
+STATUS = "status.json"
 
 
 def test_a_state_reads_back_with_its_message_step_rank_and_time(tmp_path: Path) -> None:

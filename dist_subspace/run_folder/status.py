@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dist_subspace.checkpoint.store import write_json_atomic
+from dist_subspace.atomic_files import write_json_atomic
 from dist_subspace.errors import unknown_name
-
-STATUS = "status.json"
+from dist_subspace.run_folder.folder import RunFolder, StrPath
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -28,7 +26,7 @@ EXIT_STATUS: dict[str, int] = {
 
 
 def write_status(
-    run_dir: str | Path,
+    run_dir: StrPath,
     state: State,
     message: str = "",
     step: int | None = None,
@@ -49,17 +47,17 @@ def write_status(
     if state not in get_args(State):
         raise unknown_name("state", state, get_args(State))
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    file = RunFolder(run_dir).status
+    file.parent.mkdir(parents=True, exist_ok=True)
     known = {"state": state, "message": message, "step": step, "rank": rank, "time": now}
     # The rank that fails and the heartbeat of rank 0 may write at the same moment.
-    write_json_atomic(folder / STATUS, known | more, writer=".heartbeat" if "heartbeat" in more else "")
+    write_json_atomic(file, known | more, writer=".heartbeat" if "heartbeat" in more else "")
 
 
-def read_status(run_dir: str | Path) -> dict[str, Any] | None:
+def read_status(run_dir: StrPath) -> dict[str, Any] | None:
     """What `write_status` wrote, or None where there is none or it cannot be read."""
     try:
-        found = json.loads((Path(run_dir) / STATUS).read_text(encoding="utf-8"))
+        found = json.loads(RunFolder(run_dir).status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
