@@ -168,8 +168,7 @@ def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]
     _refuse_damaged(path)
     described = read_description(path)
     ours = own_entries(path, described)
-    fields = SubspaceConfig.__dataclass_fields__
-    config = SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
+    config = SubspaceConfig.of_dict(ours)
     try:
         with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
             tensors = {current_key(key): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118

@@ -57,8 +57,7 @@ class AdapterFolder:
 
     @property
     def config(self) -> SubspaceConfig:
-        fields = SubspaceConfig.__dataclass_fields__
-        return SubspaceConfig(**{key: value for key, value in self.ours.items() if key in fields})
+        return SubspaceConfig.of_dict(self.ours)
 
     def tensor(self, key: str) -> Tensor:
         found: Tensor = self.file.get_tensor(self._stored[key])

@@ -24,7 +24,7 @@ from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
-from dist_subspace.loading.load import local_folder
+from dist_subspace.loading.load import DTYPES, local_folder
 from dist_subspace.loading.transformers_internals import (
     expected_parameters,
     expected_ties,
@@ -36,7 +36,6 @@ from dist_subspace.placement.collectives import agreed, all_here, broadcast_obje
 from dist_subspace.placement.wholes import on_wholes
 from dist_subspace.subspace import attached
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5 * 2**30
 # Configuration entries that give a family's linear layers a bias.
 BIAS_SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias", "attention_out_bias", "bias")
