@@ -27,7 +27,7 @@ from dist_subspace.families.configuration import text_config
 from dist_subspace.families.positions import first_position, has_learned_positions
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.segments import segments
-from dist_subspace.torch_internals import in_backward
+from dist_subspace.torch_internals import TensorFunction, in_backward
 from dist_subspace.transformers_tables import (
     Attention,
     OtherAttention,
@@ -69,7 +69,7 @@ class Slot:
         return Slot(copy.deepcopy(self.part, memo), self.heads, self.head_dim)
 
 
-class Arrive(torch.autograd.Function):
+class Arrive(TensorFunction):
     """The input of the first block, unchanged. Its backward comes after that of every block: it takes what was left."""
 
     @staticmethod

@@ -100,7 +100,7 @@ def padding_mask(arguments: dict[str, Any], past: int, what: str) -> Tensor | No
 
 def positions(stack: nn.Module, arguments: dict[str, Any], mask: Tensor | None, past: int) -> Tensor:
     """`(b or 1, t)` where the base puts the tokens of this call: given ones, else counted without the padding."""
-    given = arguments.get("position_ids")
+    given: Tensor | None = arguments.get("position_ids")
     if given is not None:
         if given.dim() != 2:
             raise UsageError(f"virtual tokens take position_ids of two dimensions, not {given.dim()}")
