@@ -23,22 +23,17 @@ from torch import Tensor, nn
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.adapter import (
-    WEIGHTS,
-    adapter_config,
-    adapter_tensors,
-    base_tokenizer,
-    read_adapter,
-    split_factors,
-)
-from dist_subspace.interchange.description import config_texts
+from dist_subspace.interchange.adapter import adapter_tensors, base_tokenizer
+from dist_subspace.interchange.adapter_folder import AdapterFolder
+from dist_subspace.interchange.description import WEIGHTS, config_texts
 from dist_subspace.interchange.for_class import named_for
-from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
+from dist_subspace.interchange.model_description import adapter_config
+from dist_subspace.interchange.parts_without_base import parts_without_base
 from dist_subspace.interchange.peft.forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
 from dist_subspace.subspace.core.peft_words import PREFIX
 
@@ -175,26 +170,24 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
     """
     left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
     own = [p for p in part.parameters() if id(p) not in left]
-    return on_wholes(own, f"the form of {name}", lambda: function(name, part, *args))
+    return whole_on_main(own, f"the form of {name}", lambda: function(name, part, *args))
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:
     """Local: from the files alone."""
-    config, tensors = read_adapter(folder)
-    native = split_factors(tensors)[1]
-    del tensors
-    adapter = AdapterFolder(folder)
-    info, described = method_class(config.method).info, adapter.described
+    adapter = AdapterFolder(folder, verify=True)
+    info, described = method_class(adapter.config.method).info, adapter.described
+    native = adapter.tensors(factors=False)
     forms: dict[str, Forms | None] | None = None
     if not _is_direct(described, wish.form):
         biased = described["dist_subspace"].get("biased", [])
-        found = {n: forms_of(n, part, n in biased, wish.rank, base=False) for n, part in hollow_parts(adapter)}
+        found = {n: forms_of(n, part, n in biased, wish.rank, base=False) for n, part in parts_without_base(adapter)}
         forms = {name: found.get(name) for name in adapter.layers}
     kind = _choose(forms, described, info, wish)
     loras: dict[str, Lora] = {}
     if kind in MADE:
         rank = wish.rank if kind == "approximate" else None
-        loras = {n: lora_of(n, part, found[n], rank) for n, part in hollow_parts(adapter)}  # type: ignore[arg-type]
+        loras = {n: lora_of(n, part, found[n], rank) for n, part in parts_without_base(adapter)}  # type: ignore[arg-type]
     return _write_form(kind, described, info, native, forms, loras, wish)
 
 

@@ -182,8 +182,8 @@ MUTANTS = [
     Mutant(
         name="import-takes-what-is-no-number",
         file="dist_subspace/interchange/peft/importing.py",
-        text="    check_finite(Path(folder), tensors)\n",
-        becomes="",
+        text="opened.described, opened.tensors()",
+        becomes="opened.described, {key: opened.tensor(key) for key in opened.keys}",
         promise="An adapter with NaN is refused.",
         tests=[
             "tests/interchange/peft/test_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
@@ -253,8 +253,8 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-with-nan-loads",
-        file="dist_subspace/interchange/adapter.py",
-        text="        check_finite(path, tensors)\n",
+        file="dist_subspace/interchange/adapter_folder.py",
+        text="        check_finite(self.path, tensors)\n",
         becomes="",
         promise="An adapter with values that are no numbers is refused.",
         tests=[
@@ -297,7 +297,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-copies-unchecked",
-        file="dist_subspace/interchange/base_copies.py",
+        file="dist_subspace/interchange/peft/base_copies.py",
         text='if list(parameter.shape) != copies[name]["shape"] or not torch.allclose(',
         becomes='if list(parameter.shape) != copies[name]["shape"] or False and not torch.allclose(',
         promise="Weights of the base in PEFT's file must be this base's.",
@@ -310,5 +310,15 @@ MUTANTS = [
         becomes="            beside = None",
         promise="The adapter's tokenizer goes with the exported one.",
         tests=["tests/interchange/test_description.py::test_a_saved_and_an_exported_adapter_bring_the_bases_tokenizer"],
+    ),
+    Mutant(
+        name="rank-of-a-layer-that-a-pattern-names",
+        file="dist_subspace/interchange/model_description.py",
+        text="_usual(attachment, parts, ranks).rank",
+        becomes="settings.rank",
+        promise="The rank in an adapter's file is that of the layers that no rank pattern names.",
+        tests=[
+            "tests/interchange/test_adapter.py::test_an_adapter_whose_every_layer_a_pattern_names_is_read_back[lora]"
+        ],
     ),
 ]
