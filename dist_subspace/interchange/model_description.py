@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -32,9 +32,10 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     attachment = attached(model)
     resolved, config = attachment.resolved, attachment.config
     parts = {name: model.get_submodule(name) for name in attachment.layers}
-    settings = _usual(attachment, parts)
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    settings = _usual(attachment, parts, (*ranks, *alphas))
     ours = config.as_dict() | {"options": file_options_of(resolved.method, config.options)}
-    ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
+    ours |= {"rank": _usual(attachment, parts, ranks).rank or None, "alpha": resolved.settings.alpha or None}
     ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
     path = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
     described: dict[str, Any] = {
@@ -91,10 +92,10 @@ def _shape(part: nn.Module) -> list[int] | None:
     return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
 
 
-def _usual(attachment: Attachment, parts: Mapping[str, nn.Module]) -> Settings:
-    """The settings that a layer has, unless a pattern names it."""
-    named = [*attachment.config.rank_pattern, *attachment.config.alpha_pattern]
-    usual = [name for name in parts if not any(ends_with(name, ending) for ending in named)]
+def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Iterable[str]) -> Settings:
+    """The settings that a layer has, unless one of the patterns names it; those of the first where they name every layer."""
+    endings = tuple(patterns)
+    usual = [name for name in parts if not any(ends_with(name, ending) for ending in endings)]
     return parts[usual[0] if usual else attachment.layers[0]].settings  # type: ignore[return-value]
 
 

@@ -176,6 +176,14 @@ def test_peft_reads_ranks_and_alphas_of_single_layers(method: str, tmp_path: Pat
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["lora", "dora", "trilora"])
+def test_an_adapter_whose_every_layer_a_pattern_names_is_read_back(method: str, tmp_path: Path) -> None:
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 9.0}}
+    model = trained(tiny_model(), method, rank=4, target_modules=["q_proj", "v_proj"], **patterns)
+    dsub.save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(dsub.load_adapter(tiny_model(), tmp_path)), logits(model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora", "trilora", "milora", "adalora"])
 def test_an_alpha_that_follows_each_layers_rank_still_does_when_it_is_read_back(method: str, tmp_path: Path) -> None:
     model = trained(tiny_model(), method, rank=4, alpha=None, rank_pattern={"q_proj": 2})

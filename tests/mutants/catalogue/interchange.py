@@ -311,4 +311,14 @@ MUTANTS = [
         promise="The adapter's tokenizer goes with the exported one.",
         tests=["tests/interchange/test_description.py::test_a_saved_and_an_exported_adapter_bring_the_bases_tokenizer"],
     ),
+    Mutant(
+        name="rank-of-a-layer-that-a-pattern-names",
+        file="dist_subspace/interchange/model_description.py",
+        text="_usual(attachment, parts, ranks).rank",
+        becomes="settings.rank",
+        promise="The rank in an adapter's file is that of the layers that no rank pattern names.",
+        tests=[
+            "tests/interchange/test_adapter.py::test_an_adapter_whose_every_layer_a_pattern_names_is_read_back[lora]"
+        ],
+    ),
 ]
