@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import broadcast_tensors, summed_over_ranks
-from dist_subspace.placement.deepspeed.optimizer_state import apply_edits, check_editable, restart_counters
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.edits import apply_edits, check_editable, restart_counters
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.statistics.rounds import in_rounds
 from dist_subspace.subspace import Attachment, Decomposes, Schedule, attached, attachment, trainable_parameters
 

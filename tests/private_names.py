@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.ranks import ROOT
+
 # What tokenises does not import torch, so transformers has a keeper for chat templates; and `subspace` does not import
 # `loading`, so it has one for the tables that models look their functions up in.
 KEEPERS = {
@@ -52,20 +54,9 @@ TRICKS = {
     *("co_names", "co_varnames", "co_consts", "co_code", "f_locals", "f_globals", "f_back", "gi_frame", "tb_frame"),
 }
 
-# What DeepSpeed documents of an engine, and torch of an optimizer; asked for outside `placement/deepspeed`.
-ENGINE_NAMES = {
-    *("module", "optimizer", "lr_scheduler", "backward", "step", "zero_grad", "train", "eval", "was_step_applied"),
-    *("get_global_grad_norm", "save_checkpoint", "load_checkpoint"),
-}
+# What torch documents of an optimizer; of an engine, it is our own protocol that says what is asked for outside
+# `placement/deepspeed`.
 OPTIMIZER_NAMES = {"param_groups", "state", "defaults", "step", "zero_grad", "state_dict", "load_state_dict"}
-
-# Uses that another change is to mend.
-KNOWN: dict[str, set[str]] = {
-    "placement/deepspeed/optimizer_state.py": {"_hp_mapping"},
-    "placement/deepspeed/eight_bit.py": {"_hp_mapping"},
-    "training/engine.py": {"micro_steps", "overflow"},
-    "training/trainer.py": {"fp16_enabled"},
-}
 
 OF_TEXTS = {
     "startswith",
@@ -219,9 +210,21 @@ def foreign_words(tree: ast.AST) -> Iterator[Use]:
             yield Use(None, line, word)
 
 
+@cache
+def engine_names() -> tuple[set[str], set[str]]:
+    """What an engine of the package has (the protocol `Engine`), and what of it may be assigned."""
+    tree = ast.parse((ROOT / "dist_subspace/placement/protocol.py").read_text(encoding="utf-8"))
+    engine = next(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name == "Engine")
+    members = [node for node in engine.body if isinstance(node, ast.FunctionDef)]
+    settable = {node.name for node in members for by in node.decorator_list if ast.unparse(by).endswith(".setter")}
+    return {node.name for node in members}, settable
+
+
 def engine_words(tree: ast.AST) -> Iterator[Use]:
-    """What is asked of an engine or its optimizer and documented nowhere, and every attribute of theirs that is assigned."""
-    known = {"engine": ENGINE_NAMES, "optimizer": OPTIMIZER_NAMES}
+    """What is asked of an engine that the package's own has not, of an optimizer that torch does not document, and every
+    attribute of theirs that is assigned."""
+    names, settable = engine_names()
+    known, assigned = {"engine": names, "optimizer": OPTIMIZER_NAMES}, {"engine": settable, "optimizer": set()}
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             holder, name, written = node.value, node.attr, not isinstance(node.ctx, ast.Load)
@@ -231,7 +234,7 @@ def engine_words(tree: ast.AST) -> Iterator[Use]:
         else:
             continue
         kind = holder.attr if isinstance(holder, ast.Attribute) else getattr(holder, "id", "")
-        if kind in known and (written or name not in known[kind]):
+        if kind in known and name not in (assigned if written else known)[kind]:
             yield Use("deepspeed", node.lineno, str(name))
 
 
@@ -247,5 +250,4 @@ def private_violations(source: str, path: str) -> list[str]:
         f"{path}:{use.line}: {use.name} belongs into {'a keeper' if use.library is None else KEEPERS[use.library][0]}"
         for use in sorted(uses, key=lambda use: (use.line, use.name))
         if path not in (ALL_KEEPERS if use.library is None else KEEPERS[use.library])
-        and use.name not in KNOWN.get(path, ())
     ]

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from dist_subspace import SubspaceConfig, advance, attach, load_frozen, parameter_groups, trainable_parameters
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.subspace import attached
 from tests.matrix import tiny
 from tests.placement import hf_trainer as hf

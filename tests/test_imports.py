@@ -124,6 +124,46 @@ def test_imports_run_downwards(path: str) -> None:
     assert layout_violations((PACKAGE / path).read_text(), path) == []
 
 
+# Modules that choose between the placements; nobody else knows one of them.
+CHOOSERS = tuple(
+    f"placement/{name}.py" for name in ("tensors", "edits", "engines", "for_loading", "process_group", "generation")
+)
+
+
+def placement_violations(source: str, path: str) -> list[str]:
+    """Imports of one placement where another one would do as well, and of DeepSpeed outside its own."""
+    found = []
+    for target, name, _, line in imports(ast.parse(source), module_of(path)):
+        full = f"{target}.{name}"
+        for own in ("deepspeed", "whole"):
+            is_one = f"{full}.".startswith(f"dist_subspace.placement.{own}.")
+            if is_one and path not in CHOOSERS and not path.startswith(f"placement/{own}/"):
+                found.append(f"{path}:{line}: {full} is for {', '.join(CHOOSERS)}")
+        if target.split(".")[0] == "deepspeed" and not path.startswith("placement/deepspeed/"):
+            found.append(f"{path}:{line}: DeepSpeed is imported in placement/deepspeed alone")
+    return found
+
+
+@pytest.mark.parametrize("path", package_files())
+def test_one_placement_is_known_to_the_modules_that_choose_alone(path: str) -> None:
+    assert placement_violations((PACKAGE / path).read_text(), path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("training/x.py", "from dist_subspace.placement.deepspeed.engine import initialize"),
+        ("api.py", "def f():\n    from dist_subspace.placement import whole"),
+        ("placement/whole/x.py", "from ..deepspeed import shards"),
+        ("placement/deepspeed/x.py", "from dist_subspace.placement.whole.engine import WholeEngine"),
+        ("placement/collectives.py", "import deepspeed.comm"),
+        ("placement/tensors.py", "from deepspeed import zero"),
+    ],
+)
+def test_a_placement_that_is_named_elsewhere_is_found(path: str, source: str) -> None:
+    assert len(placement_violations(source, path)) == 1
+
+
 def test_no_imports_run_in_a_circle() -> None:
     assert import_circle({path: (PACKAGE / path).read_text() for path in package_files()}) == []
 
@@ -276,7 +316,7 @@ def test_what_an_engine_does_not_promise_is_found_and_whatever_is_written_on_it(
     [
         (
             "training/x.py",
-            "import deepspeed\nengine = deepspeed.initialize(model=m)\nengine.step()\nengine.optimizer.state",
+            "engine = start_engine(m, optimizer)\nengine.rates = [0.1]\nengine.step(True)\noptimizer.state",
         ),
         (
             "training/x.py",

@@ -109,7 +109,7 @@ def test_the_storages_are_these_and_bf16_and_fp16_hold_their_own_type() -> None:
 
 
 def test_the_presets_are_these_and_have_their_stage() -> None:
-    assert PRESETS == STAGES and set(get_args(names.Preset)) == STAGES.keys()
+    assert PRESETS == STAGES and set(get_args(names.Preset)) == {"none", *STAGES}
     for preset, stage in STAGES.items():
         config = deepspeed_config(
             preset, micro_batch=1, rounds=1, world_size=1, max_grad_norm=1.0, nvme_path="/somewhere"
@@ -179,7 +179,7 @@ def test_the_configuration_has_these_keys(section: str) -> None:
 def test_the_schema_for_editors_names_every_choice() -> None:
     shown = json.loads(CliRunner().invoke(cli.app, ["schema"]).output)
     choices = {tuple(sorted(one["enum"])) for one in _nodes(shown) if "enum" in one}
-    for expected in (BITS, STAGES, ON_ANY_DEVICE | ON_CUDA, SCHEDULERS):
+    for expected in (BITS, ["none", *STAGES], ON_ANY_DEVICE | ON_CUDA, SCHEDULERS):
         assert tuple(sorted(expected)) in choices
 
 

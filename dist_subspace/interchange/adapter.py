@@ -25,8 +25,7 @@ from dist_subspace.interchange.model_description import adapter_config as adapte
 from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
 from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.deepspeed.shards import gathered
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import gathered, whole_on_main
 from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
 from dist_subspace.run_folder.manifest import read_manifest
 from dist_subspace.subspace import (
@@ -73,7 +72,7 @@ def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     def read() -> dict[str, Tensor]:
         return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
 
-    return on_wholes(frozen, f"reading the factors of {name}", read) or {}
+    return whole_on_main(frozen, f"reading the factors of {name}", read) or {}
 
 
 def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed
-from dist_subspace.placement.deepspeed.shards import full_shape, gathered
+from dist_subspace.placement.tensors import full_shape, gathered
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace.core.peft_words import PREFIX
 

@@ -34,7 +34,7 @@ from dist_subspace.loading.transformers_internals import (
     written_keys,
 )
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import attached
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -177,7 +177,7 @@ def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Calla
         if written is not None:
             written()
 
-    on_wholes(entry.needs, f"writing {planned.key}", write)
+    whole_on_main(entry.needs, f"writing {planned.key}", write)
 
 
 def _plain_config(

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.original import original_of
 from dist_subspace.module_places import parameters_of, saved_buffers_of
-from dist_subspace.placement.deepspeed.shards import full_shape
+from dist_subspace.placement.tensors import full_shape
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
     AddsBias,

@@ -21,12 +21,14 @@ from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node
-from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
-from dist_subspace.placement.deepspeed.json_file import read_deepspeed
-from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
-from dist_subspace.placement.deepspeed.partitioner import Partitioner, outside_zero_init, remember_partitioner
-from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.generation import keep_ranks_together
+from dist_subspace.placement.for_loading import (
+    device_of,
+    join_ranks,
+    outside_zero_init,
+    prepare_blocks,
+    read_placement,
+    splitter_of,
+)
 from dist_subspace.storage import options_for, storage_info
 
 ADAPTER = "adapter_config.json"
@@ -77,13 +79,11 @@ def load_frozen(
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
-    partitioner = None
     if deepspeed is not None:
-        ensure_process_group()
+        join_ranks()
     together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
-        stage_config = read_config(deepspeed)
-        check_nvme_helpers(stage_config or {})
+        stage_config = read_placement(deepspeed)
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         if not Path(path).expanduser().is_dir():
@@ -98,22 +98,18 @@ def load_frozen(
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
         stream = Stream(model, index, storage, options, kind, seed)
         _FRESH[model] = stream.fresh_modules()
-    if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
-        partitioner = Partitioner(dict(stage_config))
-    target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
+    splitter = splitter_of(stage_config)
+    target = splitter.device if splitter else torch.device(device or device_of(stage_config))
     with together("reading the model's weights"):
-        stream.run(target, partitioner, progress)
+        stream.run(target, splitter, progress)
     for sentence in (
         *stream.sources.notes,
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
     ):
         say(sentence)
-    if partitioner is not None:
-        remember_partitioner(model, partitioner)
     if stage_config is not None:
-        mark_leaf_blocks(model)
-        keep_ranks_together(model)
+        prepare_blocks(model, splitter)
     return model.eval()
 
 
@@ -148,11 +144,6 @@ def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def read_config(deepspeed: Mapping[str, Any] | str | Path | None) -> dict[str, Any] | None:
-    """A DeepSpeed configuration as a dict."""
-    return None if deepspeed is None else read_deepspeed(deepspeed)
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -263,11 +254,3 @@ def _in_a_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()]
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
     return said if isinstance(error, (ValueError, ImportError, OSError)) and said else f"{type(error).__name__} {said}"
-
-
-def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
-    if stage_config is not None:
-        from dist_subspace.placement.deepspeed.process_group import agreed_device
-
-        return agreed_device()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

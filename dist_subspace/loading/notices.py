@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from dist_subspace.families.experts import is_expert_matrix
-from dist_subspace.placement.deepspeed.shards import full_numel, full_shape
+from dist_subspace.placement.for_loading import casting_section
+from dist_subspace.placement.tensors import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
 WORTH = 0.02  # of the model's bytes: what is less needs no word
@@ -54,15 +55,13 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
 
 def cast_by_the_engine(model: nn.Module, stage_config: Mapping[str, Any] | None, dtype: torch.dtype) -> list[str]:
     """DeepSpeed's own 16-bit engines cast every parameter that is not split, those too that the family keeps in float32."""
-    section = stage_config or {}
-    stage = int(section.get("zero_optimization", {}).get("stage", 0))
-    kinds = [kind for kind in ("fp16", "bf16") if section.get(kind, {}).get("enabled") is True]
+    section = casting_section(stage_config)
     kept = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32]
-    if stage == 3 or not kinds or not kept or dtype == torch.float32:
+    if section is None or not kept or dtype == torch.float32:
         return []
     return [
         f"{type(model).__name__} keeps {kept[0]}{f' and {len(kept) - 1} more' if kept[1:] else ''} in float32, but DeepSpeed "
-        f"casts them with {kinds[0]}.enabled at stage {stage}; one of the presets, or stage 3, leaves them as they are"
+        f"casts them with {section[0]}.enabled at stage {section[1]}; one of the presets, or stage 3, leaves them as they are"
     ]
 
 

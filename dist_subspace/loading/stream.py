@@ -28,7 +28,7 @@ from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import initialise, kept_type
 from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
-from dist_subspace.placement.deepspeed.partitioner import Partitioner
+from dist_subspace.placement.protocol import Splitter
 from dist_subspace.storage import (
     FrozenLinear,
     Origin,
@@ -71,14 +71,12 @@ class Stream:
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
 
-    def run(
-        self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
-    ) -> None:
+    def run(self, device: torch.device, splitter: Splitter | None, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here."""
         done: dict[nn.Parameter, nn.Parameter] = {}
         units = list(self._units())
         for number, (name, module) in enumerate(units):
-            self._load(name, module, device, partitioner, done)
+            self._load(name, module, device, splitter, done)
             if progress is not None:
                 progress(number + 1, len(units))
         replace_everywhere(self.model, self.made)
@@ -109,7 +107,7 @@ class Stream:
         name: str,
         module: nn.Module,
         device: torch.device,
-        partitioner: Partitioner | None,
+        splitter: Splitter | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
         if is_linear(module) and name not in self.apart:
@@ -119,9 +117,9 @@ class Stream:
         else:
             self._plain(name, module, device, done)
             loaded = module
-        if partitioner is not None:
+        if splitter is not None:
             for parameter in loaded.parameters(recurse=False):
-                partitioner.place(parameter)
+                splitter.place(parameter)
 
     def _linear(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dist_subspace.loading.original import original_of
 from dist_subspace.placement.collectives import agreed, world
-from dist_subspace.placement.deepspeed.shards import gather_to, lent
+from dist_subspace.placement.tensors import gather_to, with_data
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import SubspaceLinear, Weight
 from dist_subspace.subspace.attach import seed_of
@@ -52,7 +52,7 @@ def _gather_own(bases: Sequence[FrozenLinear]) -> dict[nn.Parameter, Tensor] | N
 
 
 def _open(base: FrozenLinear, wholes: Mapping[nn.Parameter, Tensor], seed: int) -> Weight:
-    with lent(wholes):
+    with with_data(wholes):
         matrix = base.dense(torch.float32)
     quantised = None if base.is_float else lambda other: _through_storage(base, other)
     return Weight(matrix, lambda: original_of(base), quantised, torch.Generator().manual_seed(seed))

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import broadcast_object, broadcast_tensors, on_main
-from dist_subspace.placement.deepspeed.partitioner import split_like
-from dist_subspace.placement.deepspeed.shards import checksums, overwrite
+from dist_subspace.placement.tensors import checksums, overwrite, split_like
 from dist_subspace.statistics.cache import FactorCache, key_of
 from dist_subspace.statistics.rounds import in_rounds
 from dist_subspace.storage import FrozenLinear

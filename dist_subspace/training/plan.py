@@ -19,7 +19,7 @@ from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
-from dist_subspace.placement.deepspeed.process_group import agreed_device
+from dist_subspace.placement.engines import check_engine, compute_device
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
@@ -73,8 +73,9 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         UsageError: on every rank, with one sentence.
     """
     run_dir = RunFolder(config.run.output_dir)
-    device = agreed_device()
     with agreed("checking the configuration"):
+        check_engine(config.deepspeed.preset, config.deepspeed.config)
+        device = compute_device(config.deepspeed.preset, config.deepspeed.config)
         if config.subspace.init_from is None:  # else the adapter has the first word
             resolve(subspace_config(config))
         dtype = resolve_dtype(config.model.storage, config.model.dtype)

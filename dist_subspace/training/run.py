@@ -24,8 +24,9 @@ from dist_subspace.placement.collectives import (
     refuse_unlike,
     world,
 )
-from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.engines import be_quiet
 from dist_subspace.placement.peers import join
+from dist_subspace.placement.process_group import meet_ranks
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.stopping import STOP, Interrupted, listening
@@ -33,7 +34,6 @@ from dist_subspace.training.announce import announced
 from dist_subspace.training.changes import changed_settings, earlier_tokens
 from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
-from dist_subspace.training.engine import be_quiet
 from dist_subspace.training.engine_config import with_stock_choices
 from dist_subspace.training.last_words import (
     Run,
@@ -67,7 +67,7 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         stop.leave = lambda reason: left_at_once(run, reason)
         try:
             with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", _say_early):
-                ensure_process_group()  # first, so that a refusal is everyone's and is said once
+                meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
         run.peers = join(stop)

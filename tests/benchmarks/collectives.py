@@ -19,9 +19,9 @@ from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import broadcast_object, world
 from dist_subspace.placement.deepspeed.leaf_blocks import unmark_leaf_blocks
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.shards import full_numel
+from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import named_trainables, trainable_parameters
-from dist_subspace.training.engine import be_quiet
 from tests.matrix import tiny
 from tests.tiny_models import save_odd
 

@@ -11,7 +11,7 @@ from transformers import SchedulerType
 from dist_subspace.config import names
 from dist_subspace.families.classes import AUTO_CLASSES
 from dist_subspace.loading.load import DTYPES
-from dist_subspace.placement.deepspeed.presets import PRESETS
+from dist_subspace.placement.engines import ALL_PRESETS
 from dist_subspace.subspace.core.constraints import CONSTRAINTS
 from dist_subspace.training.data import formats, settings
 from dist_subspace.training.optimizers import ON_ANY_DEVICE, ON_CUDA
@@ -22,7 +22,7 @@ from dist_subspace.training.trackers import PACKAGES
     ("name", "owners"),
     [
         ("Optimizer", [*ON_ANY_DEVICE, *ON_CUDA]),
-        ("Preset", PRESETS),
+        ("Preset", ALL_PRESETS),
         ("Format", formats.FORMATS),
         ("Format", settings.FORMATS),
         ("Truncation", settings.TRUNCATIONS),

@@ -96,6 +96,8 @@ def test_a_step_with_new_tokens_stays_on_the_device(models: Path, pretended: Pre
 class PlainEngine:
     """As little of an engine as the loop asks for; it never waits."""
 
+    loss_scale = 1.0
+
     def __init__(self, module: nn.Module) -> None:
         self.module, self.optimizer = module, torch.optim.SGD(module.parameters(), lr=0.1)
         self.backwards = self.steps = 0
@@ -103,14 +105,11 @@ class PlainEngine:
     def __call__(self, **inputs: Tensor) -> Any:
         return self.module(**inputs)
 
-    def fp16_enabled(self) -> bool:
-        return False
-
-    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
         self.backwards += 1
 
-    def step(self) -> None:
+    def next_micro_batch(self) -> None:
         self.steps += 1
 
 

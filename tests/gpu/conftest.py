@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def process_group() -> CleanState:
     """One rank. cuBLAS is repeatable in the whole process: it reads the setting once, when it is first used."""
     from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-    from dist_subspace.training.engine import be_quiet
+    from dist_subspace.placement.deepspeed.quiet import be_quiet
 
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     be_quiet()

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace import advance, attach, load_frozen, methods
-from dist_subspace.placement.deepspeed.shards import is_partitioned, kept_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import kept_bytes
 from dist_subspace.storage import FrozenLinear, pack, storages
 from dist_subspace.subspace import method_class, named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.subspace.core.collect import GradientCollector

@@ -15,7 +15,8 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered_bytes, is_partitioned, resident_bytes
+from dist_subspace.placement.deepspeed.shards import gathered_bytes, is_partitioned
+from dist_subspace.placement.tensors import full_numel, resident_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import attached
 from tests.interchange.trained import move

@@ -16,7 +16,8 @@ import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.original import original_of
 from dist_subspace.notices import heard
-from dist_subspace.placement.deepspeed.shards import gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.storage import FrozenLinear
 from tests.ranks import run_on_ranks
 from tests.tiny_models import tiny_config, tiny_inputs

@@ -17,7 +17,8 @@ from dist_subspace import SubspaceConfig, advance, attach, disabled, load_adapte
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count, write_state
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel, gathered, kept_bytes, resident_bytes
 from dist_subspace.storage import FrozenLinear, storage_info
 from dist_subspace.subspace import (
     SubspaceLinear,

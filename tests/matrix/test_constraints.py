@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered
+from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import attached, named_trainables, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
@@ -72,9 +73,10 @@ def gradients_through_deepspeed(folder: str, stage: int, reentrant: bool, our_lo
 def _our_step(engine: Any, batches: list[Tensor], size: int) -> None:
     targets = sum(ids[:, 1:].numel() for ids in batches)
     micros = [MicroBatch(n, {"input_ids": ids}, ids, ids[:, 1:].numel(), len(ids), 0) for n, ids in enumerate(batches)]
-    stepper = Stepper(engine, torch.device("cpu"), 0, size)
+    driven = DeepSpeedEngine(engine)
+    stepper = Stepper(driven, torch.device("cpu"), 0, size)
     stepper.accumulate(GlobalBatch(0, list(micros), micros[0], targets * size, samples=0, tokens=0, epoch=0.0))
-    stepper.apply(True)
+    driven.step(True)
 
 
 @pytest.fixture(scope="module")

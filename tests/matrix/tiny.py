@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.placement.deepspeed.engine import initialize
 from dist_subspace.placement.deepspeed.loss_scale import missing_scale
 from dist_subspace.placement.deepspeed.presets import deepspeed_config
-from dist_subspace.placement.deepspeed.shards import full_numel, resident_bytes
+from dist_subspace.placement.tensors import full_numel, resident_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import trainable_parameters
-from dist_subspace.training.engine import start_engine
 from tests.tiny_models import ODD_VOCABULARY
 
 VOCABULARY = ODD_VOCABULARY
@@ -49,7 +49,7 @@ def ds_config(stage: int, *, trainable_numel: int = 0, world_size: int = 1, **ze
 
 def make_engine(model: nn.Module, config: dict[str, Any], optimizer: Any = None) -> Any:
     made = (optimizer or adam)(trainable_parameters(model), lr=RATE)
-    return start_engine(model, made, config)
+    return initialize(model, made, config)
 
 
 def adam(parameters: Any, lr: float) -> torch.optim.Optimizer:

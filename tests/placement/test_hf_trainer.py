@@ -12,7 +12,8 @@ from torch import nn
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import gathered, is_partitioned, resident_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import gathered, resident_bytes
 from tests.matrix import tiny
 from tests.placement.hf_trainer import arguments, forget_earlier_trainers, rows, stock
 from tests.ranks import run_on_ranks

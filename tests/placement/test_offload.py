@@ -10,7 +10,7 @@ import torch
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, resident_bytes
+from dist_subspace.placement.tensors import full_numel, gathered, resident_bytes
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks

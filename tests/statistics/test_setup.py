@@ -16,7 +16,8 @@ from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import checksums, full_numel, gathered, is_partitioned, kept_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import checksums, full_numel, gathered, kept_bytes
 from dist_subspace.statistics import kept_files
 from dist_subspace.statistics.cache import FactorCache
 from dist_subspace.subspace import SubspaceLinear, attached

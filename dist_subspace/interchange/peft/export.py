@@ -38,7 +38,7 @@ from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft.forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
 from dist_subspace.subspace.core.peft_words import PREFIX
 
@@ -175,7 +175,7 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
     """
     left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
     own = [p for p in part.parameters() if id(p) not in left]
-    return on_wholes(own, f"the form of {name}", lambda: function(name, part, *args))
+    return whole_on_main(own, f"the form of {name}", lambda: function(name, part, *args))
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dist_subspace.errors import UsageError
 from dist_subspace.options import choice, number, whole
 from dist_subspace.subspace.blocks.loftq import LoftqLinear
-from dist_subspace.subspace.blocks.low_rank import LowRankLinear
+from dist_subspace.subspace.blocks.low_rank import LowRankLinear, LowRankPair
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes, by_pattern
 from dist_subspace.subspace.core.rates import LearningRateRatio
 from dist_subspace.subspace.core.registry import peft_words, register, register_peft
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 @register_peft(Lora)
-class LoraWords(PeftWords[LowRankLinear]):
+class LoraWords(PeftWords[LowRankPair]):
     """PEFT's LORA, of which single fields make other methods: their words inherit these.
 
     start: the value of `init_lora_weights` that makes it, whose base is not the base model alone; read_options: the method's
@@ -85,9 +85,10 @@ class LoraWords(PeftWords[LowRankLinear]):
     def entries(self, settings: Settings) -> dict[str, Any]:
         return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
 
-    def agrees(self, part: LowRankLinear) -> bool:
+    def agrees(self, part: LowRankPair) -> bool:
         """Not where the base holds another matrix than `Q(W)`: PEFT would add the file's B A to that one."""
-        return not part.nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)
+        nonlinear = isinstance(part, LowRankLinear) and part.nonlinear
+        return not nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)
 
     def claims(self, described: Entries) -> bool:
         mine = self.start is None or (

@@ -310,8 +310,8 @@ MUTANTS = [
     Mutant(
         name="loftq-is-promised-to-peft",
         file="dist_subspace/subspace/extension/lora.py",
-        text="return not part.nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)",
-        becomes="return not part.nonlinear",
+        text="return not nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)",
+        becomes="return not nonlinear",
         promise="PEFT is not promised an adapter whose base it would not make.",
         tests=[
             "tests/subspace/blocks/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"

@@ -8,11 +8,8 @@ import pytest
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed import supported
-from dist_subspace.placement.deepspeed.presets import (
-    PRESETS,
-    deepspeed_config,
-    zero_stage,
-)
+from dist_subspace.placement.deepspeed.json_file import zero_stage
+from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.storage import storage_info
 
 

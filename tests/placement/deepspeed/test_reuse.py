@@ -16,7 +16,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.deepspeed.reuse import called_once
-from dist_subspace.placement.deepspeed.shards import full_numel
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks

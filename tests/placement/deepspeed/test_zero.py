@@ -13,15 +13,8 @@ from dist_subspace.families.blocks import blocks
 from dist_subspace.placement.collectives import barrier, world
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.placement.deepspeed.partitioner import Partitioner
-from dist_subspace.placement.deepspeed.shards import (
-    full_numel,
-    full_shape,
-    gathered,
-    is_partitioned,
-    kept_bytes,
-    resident_bytes,
-    rewritten,
-)
+from dist_subspace.placement.deepspeed.shards import is_partitioned, rewritten
+from dist_subspace.placement.tensors import full_numel, full_shape, gathered, kept_bytes, resident_bytes
 from dist_subspace.subspace import trainable_parameters
 from tests.benchmarks.collectives import Measured, measure_all
 from tests.matrix import tiny

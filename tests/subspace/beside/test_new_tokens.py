@@ -23,7 +23,8 @@ from dist_subspace import (
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks

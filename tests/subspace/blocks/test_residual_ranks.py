@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from dist_subspace import SubspaceConfig, attach, disabled, load_adapter, load_frozen, save_adapter
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import SubspacePart, attached, attachment, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks

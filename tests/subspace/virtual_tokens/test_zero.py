@@ -12,7 +12,8 @@ from torch import Tensor
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter, trainable_parameters
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
