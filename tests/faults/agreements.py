@@ -103,10 +103,10 @@ RUNS = [
     Row("training/engine Stepper._backward", "plain", f"{_ENGINE}.backward", 0, after=1),
     Row("placement/deepspeed/engine DeepSpeedEngine.step", "plain", f"{_ENGINE}.step"),
     Row("training/trainer Trainer._one_step", "plain", f"{_T}.schedule:Schedule.advance", after=1),
-    Row("training/observer Observer.step", "plain", f"{_T}.metrics:MetricsWriter.step", 0),
+    Row("training/observer Observer.step", "plain", ".run_folder.metrics:MetricsWriter.step", 0),
     Row("training/trainer Trainer._evaluate", "plain", f"{_D}.batches:eval_batches"),
     Row("checkpoint/state save_checkpoint", "plain", ".interchange.model_description:adapter_config", after=1),
-    Row("training/observer Observer.close", "plain", f"{_T}.metrics:MetricsWriter.close", 0),
+    Row("training/observer Observer.close", "plain", ".run_folder.metrics:MetricsWriter.close", 0),
     # A rank that says nothing any more.
     Row("training/engine Stepper._backward", "plain", _MLP, 1, "kill", after=1),
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
