@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_ENGINE = "dist_subspace/placement/whole/engine.py"
 _RUNS = "tests/placement/whole/test_runs.py"
 _EQUAL = f"{_RUNS}::test_a_run_of_plain_torch_is_bit_for_bit_that_of_zero_0_on_one_rank"
 _RESUMED = f"{_RUNS}::test_it_resumes_bit_for_bit_and_continues_under_zero_and_the_other_way_round"
@@ -15,7 +14,7 @@ _CHOICE = "tests/placement/test_engines.py"
 MUTANTS = [
     Mutant(
         name="whole-clips-by-a-reciprocal",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="torch.full_like(total, largest) / total",
         becomes="largest / total",
         promise="A clipped run of preset none is bit for bit that of zero0.",
@@ -23,7 +22,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-does-not-clip",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="            if self.max_grad_norm > 0:",
         becomes="            if self.max_grad_norm < 0:",
         promise="training.max_grad_norm counts for preset none.",
@@ -31,7 +30,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-takes-an-infinite-gradient",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="applied = finite and are_finite(gradients)",
         becomes="applied = finite",
         promise="A step with a gradient that is not finite is left out.",
@@ -42,7 +41,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-takes-a-step-that-is-not-finite",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="applied = finite and are_finite(gradients)",
         becomes="applied = are_finite(gradients)",
         promise="A step whose loss is not finite changes nothing.",
@@ -50,7 +49,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-keeps-gradients",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="        self.drop_gradients()\n        return applied",
         becomes="        return applied",
         promise="A step begins with gradients of zero.",
@@ -58,7 +57,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-leaves-idle-parameters",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="                parameter.grad = torch.zeros_like(parameter)",
         becomes="                parameter.grad = None",
         promise="A parameter that no micro-batch used moves by its momentum.",
@@ -66,7 +65,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-counts-steps-anew",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="            set_step(state, steps if stored else 0)",
         becomes="            set_step(state, 1)",
         promise="A resumed run of preset none goes on with the optimizer's counters.",
@@ -74,7 +73,7 @@ MUTANTS = [
     ),
     Mutant(
         name="whole-forgets-moments",
-        file=_ENGINE,
+        file="dist_subspace/placement/whole/engine.py",
         text="        held.copy_(value.view(held.shape))",
         becomes="        held.copy_(value.view(held.shape) if key is None else 0 * held)",
         promise="A resumed run of preset none goes on with the optimizer's moments.",
