@@ -61,8 +61,7 @@ class AdapterFolder:
     @property
     def config(self) -> SubspaceConfig:
         """Raises UsageError for an adapter that PEFT wrote: import reads it."""
-        ours, fields = own_entries(self.path, self.described), SubspaceConfig.__dataclass_fields__
-        return SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
+        return SubspaceConfig.of_dict(own_entries(self.path, self.described))
 
     def tensor(self, key: str) -> Tensor:
         with _reading(self.path / WEIGHTS):

@@ -38,3 +38,9 @@ def with_tied(of_method: Mapping[str, Tensor], saved: Layers) -> tuple[dict[str,
         else:
             left[key] = tensor
     return left, saved | more
+
+
+def of_no_layer(tensors: Mapping[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
+    """The tensors of `modules_to_save`: of no layer, and of the model itself."""
+    of_layers = tuple(f"{PREFIX}{name}." for name in layers)
+    return {key: t for key, t in tensors.items() if key.startswith(PREFIX) and not key.startswith(of_layers)}

@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-alphas-not-written",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='"alpha_pattern": dict(fewer)',
         becomes='"alpha_pattern": {}',
         promise="Every layer of an exported LoRA has γ = 1.",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-rslora-compared-as-lora",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='(math.sqrt(rank) if described.get("use_rslora") else rank)',
         becomes="rank",
         promise="vLLM is never given patterns that it does not read.",
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-lora-not-for-conv1d",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='"alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)}',
         becomes='"alpha_pattern": dict(fewer), "fan_in_fan_out": False}',
         promise="PEFT is told of Conv1D layers.",
@@ -130,7 +130,7 @@ MUTANTS = [
     Mutant(
         name="export-drops-full-copies",
         file="dist_subspace/interchange/peft/export.py",
-        text='        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])\n',
+        text='        tensors |= of_no_layer(native, described["dist_subspace"]["layers"])\n',
         becomes="",
         promise="Modules that were trained in full are exported.",
         tests=[
