@@ -169,8 +169,8 @@ def _report(
 
 def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
     if dtype is None:
-        own: torch.dtype = model.dtype  # type: ignore[assignment]
-        return own if own in DTYPES.values() else torch.bfloat16
+        computed: torch.dtype = model.dtype  # type: ignore[assignment]
+        return computed if computed in DTYPES.values() else torch.bfloat16
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise unknown_name("dtype", name, DTYPES)
@@ -254,10 +254,10 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        own = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
-        names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
-        copy_files(own, names, hidden)
-        write_tokenizer(own if tokenizer is None else tokenizer, hidden)
+        source = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
+        names = [file.name for file in source.glob("*.py")] if getattr(config, "auto_map", None) else []
+        copy_files(source, names, hidden)
+        write_tokenizer(source if tokenizer is None else tokenizer, hidden)
         publish_folder(hidden, target)
     except (OSError, SafetensorError) as error:
         raise storage_error(target, error) from error

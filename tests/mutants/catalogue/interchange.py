@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant(
         name="merge-without-the-models-code",
         file="dist_subspace/interchange/merge.py",
-        text="        copy_files(own, names, hidden)\n",
+        text="        copy_files(source, names, hidden)\n",
         becomes="",
         promise="The code of a model of its own class goes with the merged one.",
         tests=["tests/test_cli.py::test_a_merged_model_names_its_own_class_and_brings_its_own_code"],
