@@ -22,6 +22,14 @@ MUTANTS = [
         tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
     ),
     Mutant(
+        name="merge-opens-the-adapter-again",
+        file="dist_subspace/cli.py",
+        text="load_adapted(opened, base_model, storage)",
+        becomes="load_adapted(opened.path, base_model, storage)",
+        promise="A merge opens each file of the adapter once.",
+        tests=["tests/interchange/test_adapter_folder.py::test_a_merge_opens_each_file_of_the_adapter_once[lora]"],
+    ),
+    Mutant(
         name="merge-ignores-storage",
         file="dist_subspace/cli.py",
         text="load_adapted(opened, base_model, storage)",

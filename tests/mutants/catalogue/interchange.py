@@ -164,6 +164,24 @@ MUTANTS = [
         tests=["tests/interchange/peft/test_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
     ),
     Mutant(
+        name="import-by-the-words-of-the-base-class",
+        file="dist_subspace/subspace/core/registry.py",
+        text="return max(claiming, key=",
+        becomes="return min(claiming, key=",
+        promise="Of PEFT's LORA, single fields make another method.",
+        tests=[
+            "tests/subspace/core/test_peft_words.py::test_single_fields_of_a_lora_make_another_method[fields2-dora]"
+        ],
+    ),
+    Mutant(
+        name="import-of-an-entry-that-another-method-reads",
+        file="dist_subspace/interchange/peft/importing.py",
+        text="not in ENTRIES_OF_EVERY_KIND | words.known_entries and",
+        becomes='not in {*ENTRIES_OF_EVERY_KIND, *words.known_entries, "oft_block_size"} and',
+        promise="An entry of PEFT's that is not known is refused by its name.",
+        tests=["tests/interchange/peft/test_importing.py::test_an_entry_of_another_kind_is_refused"],
+    ),
+    Mutant(
         name="import-pissa-randomized",
         file="dist_subspace/subspace/reconstruction/pissa.py",
         text='ClassVar[Entries] = {"svd": "exact"}',
