@@ -48,15 +48,15 @@ MUTANTS = [
     Mutant(
         name="merge-ignores-json",
         file="dist_subspace/cli.py",
-        text="opened.path), report=None)\n    print(json.dumps(made.as_dict(), indent=2) if as_json else made)",
-        becomes="opened.path), report=None)\n    print(made)",
+        text="opened.tokenizer(), report=None)\n    print(json.dumps(made.as_dict(), indent=2) if as_json else made)",
+        becomes="opened.tokenizer(), report=None)\n    print(made)",
         promise="merge --json prints JSON.",
         tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
     ),
     Mutant(
         name="merge-without-tokenizer",
         file="dist_subspace/cli.py",
-        text="tokenizer=tokenizer_of(opened.path), ",
+        text="tokenizer=opened.tokenizer(), ",
         becomes="",
         promise="The adapter's tokenizer goes with the merged model.",
         tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
