@@ -63,8 +63,7 @@ class AdapterFolder:
     @property
     def config(self) -> SubspaceConfig:
         """Raises UsageError for an adapter that PEFT wrote: import reads it."""
-        ours, fields = own_entries(self.path, self.described), SubspaceConfig.__dataclass_fields__
-        return SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
+        return SubspaceConfig.of_dict(own_entries(self.path, self.described))
 
     def find_base(self, fingerprint: Callable[[Path], str]) -> str:
         """The base model that the adapter names, on this machine (`base_model.find_base`)."""

@@ -25,7 +25,7 @@ from dist_subspace.families.configuration import BIAS_SWITCHES
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
-from dist_subspace.loading.load import local_folder
+from dist_subspace.loading.load import DTYPES, local_folder
 from dist_subspace.loading.transformers_internals import (
     expected_parameters,
     expected_ties,
@@ -37,7 +37,6 @@ from dist_subspace.placement.collectives import agreed, all_here, broadcast_obje
 from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import attached
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5 * 2**30
 
 

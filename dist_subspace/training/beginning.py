@@ -5,7 +5,7 @@ in its place."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +108,7 @@ def find_beginning(
     notice(f"subspace.init_from is not read: the run goes on from {folder.name}")
     if not begun:  # it began at its method's own start
         return None
-    known = {field.name for field in fields(SubspaceConfig)}
-    return Beginning(folder, SubspaceConfig(**{k: v for k, v in begun.items() if k in known}), folder.name)
+    return Beginning(folder, SubspaceConfig.of_dict(begun), folder.name)
 
 
 def attach_beginning(

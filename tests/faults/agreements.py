@@ -36,7 +36,7 @@ class Row:
         return self.place in places() and "(" in self.place
 
     def __str__(self) -> str:
-        """`training-plan-make_plan-checking-the-configuration-check_trackers`."""
+        """`training-plan-make_plan-checking-the-configuration-check_installed`."""
         words = f"{self.place} {self.target.partition(':')[2]} {'kill' if self.kind == 'kill' else ''}"
         return "-".join(re.findall(r"\w+", words.replace("agreed(", "").replace("on_main(", "")))
 
@@ -51,11 +51,10 @@ _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 RUNS = [
     Row("training/run _train agreed('reading the configuration')", "plain", ".config.load:_read", kind="usage"),
     Row("training/run_status RunStatus.take on_main(self._occupy)", "plain", f"{_C}.store:check_writable", 0, "usage"),
-    Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_trackers", kind="usage"),
+    Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_installed", kind="usage"),
     Row("training/plan make_plan on_main(_open_run)", "plain", f"{_C}.store:remove_leftovers", 0),
     Row("training/plan make_plan on_main(_find_beginning)", "begun", f"{_T}.beginning:find_beginning", 0, "json"),
     Row("training/plan make_plan agreed('reading the tokenizer')", "plain", ".loading.tokenizer:load_tokenizer"),
-    Row("training/plan _prepare_data agreed('checking the data settings')", "plain", f"{_T}.plan:data_settings", kind="usage"),
     Row("training/plan _prepare_data once_per_node(prepare)", "plain", f"{_D}.tokens:prepare", 0, "usage"),
     Row("training/plan _prepare_data agreed('reading the tokenised data')", "plain", f"{_D}.store:read_columns"),
     Row("training/plan make_plan agreed('planning the batches')", "plain", f"{_D}.batches:Batches.__init__", kind="usage"),
