@@ -117,9 +117,7 @@ def merge(
     all_here("merge", patience)
     with agreed("planning the merge"):
         target, drift, kind = Path(folder), Drift(base), _dtype(dtype, model)
-        config, entries = _plain_model(model, drift, kind)
-        keys = _keys(model, config, [entry.name for entry in entries])
-    plan = [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
+        config, entries, plan = _plain_model(model, drift, kind)
     hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:  # before the folder is made: a signal may come at any moment
@@ -128,9 +126,7 @@ def merge(
             _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
     except BaseException:
-        if world().is_main:
-            writer.abandon()
-            shutil.rmtree(hidden, ignore_errors=True)
+        _give_up(writer)
         raise
     made = broadcast_object(_report(target, model, kind, plan, len(writer.names), drift))
     if report is not None and world().is_main:
@@ -138,15 +134,23 @@ def merge(
     return made
 
 
-def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry]]:
-    """The configuration of the plain model, and what is written of it, each tensor once.
+def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry], list[Planned]]:
+    """The configuration of the plain model, what is written of it, each tensor once, and under which keys.
 
     Raises:
-        UsageError: as `plain_entries` and `_plain_config`.
+        UsageError: as `plain_entries`, `_plain_config` and `_keys`.
     """
-    entries = plain_entries(model, drift, dtype)
-    config, zeros, ties = _plain_config(model, entries, dtype)
-    return config, [*each_once(entries, ties), *zeros]
+    tied = plain_entries(model, drift, dtype)
+    config, zeros, ties = _plain_config(model, tied, dtype)
+    entries = [*each_once(tied, ties), *zeros]
+    keys = _keys(model, config, [entry.name for entry in entries])
+    return config, entries, [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
+
+
+def _give_up(writer: WeightsWriter) -> None:
+    if world().is_main:
+        writer.abandon()
+        shutil.rmtree(writer.folder, ignore_errors=True)
 
 
 def _report(

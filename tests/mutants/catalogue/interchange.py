@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         name="merge-folder-stays-after-an-error",
         file="dist_subspace/interchange/merge.py",
-        text="            shutil.rmtree(hidden, ignore_errors=True)\n",
-        becomes="            pass\n",
+        text="        shutil.rmtree(writer.folder, ignore_errors=True)\n",
+        becomes="        pass\n",
         promise="A merge that fails leaves nothing.",
         tests=["tests/interchange/test_merge.py::test_a_value_that_the_type_cannot_hold_is_refused"],
     ),
