@@ -13,7 +13,6 @@ from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.interchange.adapter import fill_adapter
 from dist_subspace.interchange.adapter import save_adapter as write_own
 from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
-from dist_subspace.interchange.base_model import find_base
 from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
@@ -131,7 +130,7 @@ def load_adapted(
         UsageError: as `load_frozen` and `load_adapter`; an adapter whose base model is not found.
     """
     adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
-    path = base_model or find_base(adapter.path, adapter.described, base_fingerprint)
+    path = base_model or adapter.find_base(base_fingerprint)
     held = adapter.ours.get("base") or {}
     kind = storage or held.get("storage") or "bf16"
     labels = {name: held[name] for name in ("label2id", "pad_token_id") if held.get(name) is not None}
@@ -153,8 +152,8 @@ def load_adapted(
 def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put an adapter that PEFT wrote on a model without one; returns the model, with our method of the same function attached.
 
-    Known are LoRA (rsLoRA, DoRA, ranks and alphas of single layers, PiSSA's and OLoRA's starts), AdaLoRA, IA3, VeRA,
-    prompt-tuning, P-tuning and prefix-tuning, and modules that were trained in full. The model is any that `attach` takes.
+    Known are adapters of the methods that docs/reference.md names PEFT for, with ranks and alphas of single layers, PiSSA's and
+    OLoRA's starts, and modules that were trained in full. The model is any that `attach` takes.
 
     Raises:
         UsageError: a folder without such an adapter, a kind or a field of it that is not known, an adapter for another base.

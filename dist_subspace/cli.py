@@ -139,7 +139,6 @@ def merge(
     from dist_subspace.interchange.adapter_folder import AdapterFolder
     from dist_subspace.interchange.merge import merge as write
     from dist_subspace.interchange.plain import refuse_unmergeable
-    from dist_subspace.interchange.tokenizer_files import tokenizer_of
     from dist_subspace.subspace import resolve
 
     _leave_on_termination()
@@ -147,7 +146,7 @@ def merge(
     resolved = resolve(opened.config)
     refuse_unmergeable(resolved.info, resolved.settings)
     model = load_adapted(opened, base_model, storage)
-    made = write(model, out, base, dtype=dtype, tokenizer=tokenizer_of(opened.path), report=None)
+    made = write(model, out, base, dtype=dtype, tokenizer=opened.tokenizer(), report=None)
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 

@@ -67,8 +67,8 @@ def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     return whole_on_main(frozen, f"reading the factors of {name}", read) or {}
 
 
-def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {file_key(layer, suffix): t.to("cpu", copy=True).contiguous() for suffix, t in found.items()}
+def _on_cpu(layer: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {file_key(layer, suffix): t.to("cpu", copy=True).contiguous() for suffix, t in tensors.items()}
 
 
 def _held(model: nn.Module) -> list[nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.base_model import find_base
 from dist_subspace.interchange.description import (
     CONFIG,
     OWN,
@@ -23,6 +24,7 @@ from dist_subspace.interchange.description import (
 )
 from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.tensor_names import FACTOR, current_key, factor_key
+from dist_subspace.interchange.tokenizer_files import tokenizer_of
 from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
 from dist_subspace.run_folder.manifest import read_manifest
 from dist_subspace.subspace import SubspaceConfig
@@ -62,6 +64,14 @@ class AdapterFolder:
     def config(self) -> SubspaceConfig:
         """Raises UsageError for an adapter that PEFT wrote: import reads it."""
         return SubspaceConfig.of_dict(own_entries(self.path, self.described))
+
+    def find_base(self, fingerprint: Callable[[Path], str]) -> str:
+        """The base model that the adapter names, on this machine (`base_model.find_base`)."""
+        return find_base(self.path, self.described, fingerprint)
+
+    def tokenizer(self) -> Any:
+        """Its tokenizer, new tokens included, or a folder that holds one; None where neither is to be had."""
+        return tokenizer_of(self.path)
 
     def tensor(self, key: str) -> Tensor:
         with _reading(self.path / WEIGHTS):

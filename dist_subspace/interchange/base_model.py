@@ -81,9 +81,9 @@ def find_base(folder: Path, described: Mapping[str, Any], fingerprint: Callable[
         others.append(str(place))
     if not is_local(str(name)) and not others:
         return str(name)  # of the hub, or wherever the loader looks
-    found = f" ({', '.join(dict.fromkeys(others))} is another model)" if others else ""
+    beside = f" ({', '.join(dict.fromkeys(others))} is another model)" if others else ""
     raise UsageError(
-        f"the adapter's base model is {short_base(str(name))!r}, which is no folder that is found here{found}; accepted: "
+        f"the adapter's base model is {short_base(str(name))!r}, which is no folder that is found here{beside}; accepted: "
         "the base model's folder or hub name (base_model, on the command line --base-model)"
     )
 

@@ -44,8 +44,8 @@ def _check_saved(model: nn.Module, endings: Iterable[str], tensors: Mapping[str,
         if not named:
             raise UsageError(f"the adapter holds {ending} trained in full, which is no module of this model")
         for saved in named:
-            for own, other in _tied(modules, saved):
-                first, second = (tensors.get(f"{PREFIX}{key}") for key in (own, other))
+            for key, other in _tied(modules, saved):
+                first, second = (tensors.get(f"{PREFIX}{tied}") for tied in (key, other))
                 if first is None or second is None or not torch.equal(first, second):
                     raise UsageError(
                         f"the adapter holds {saved} trained apart from {other.rpartition('.')[0]}, to which this model ties it; "
@@ -87,16 +87,16 @@ def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -
     """
     modules = dict(model.named_modules())
     for name, shape in shapes.items():
-        found = _shape_of(modules.get(name))
-        if found is None:
+        here = _shape_of(modules.get(name))
+        if here is None:
             raise UsageError(
                 f"the adapter is for {name}, which is no linear layer of this model ({type(model).__name__}): it belongs to "
                 f"another base model; layers here are for example: {', '.join(_examples(model))}"
             )
-        if any(own is not None and own != theirs for own, theirs in zip(shape, found, strict=True)):
+        if any(side is not None and side != other for side, other in zip(shape, here, strict=True)):
             wanted = " x ".join("?" if size is None else str(size) for size in shape)
             raise UsageError(
-                f"the adapter is for a {name} of {wanted}, but this model's is {found[0]} x {found[1]}: it belongs to "
+                f"the adapter is for a {name} of {wanted}, but this model's is {here[0]} x {here[1]}: it belongs to "
                 "another base model"
             )
 

@@ -46,8 +46,8 @@ def named_by(
         shapes: of its layers, by name.
     """
     names = set(dict(model.named_modules()))
-    own = own_class(model) if shapes and not names.issuperset(shapes) else None
-    ours = {} if own is None else {theirs: name for name, theirs in own.names.items()}
+    larger = own_class(model) if shapes and not names.issuperset(shapes) else None
+    ours = {} if larger is None else {theirs: name for name, theirs in larger.names.items()}
     if not ours or not ours.keys() >= shapes.keys():
         return config, dict(tensors), dict(shapes)
 

@@ -117,9 +117,7 @@ def merge(
     all_here("merge", patience)
     with agreed("planning the merge"):
         target, drift, kind = Path(folder), Drift(base), _dtype(dtype, model)
-        config, entries = _plain_model(model, drift, kind)
-        keys = _keys(model, config, [entry.name for entry in entries])
-    plan = [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
+        config, entries, plan = _plain_model(model, drift, kind)
     hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:  # before the folder is made: a signal may come at any moment
@@ -128,9 +126,7 @@ def merge(
             _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
     except BaseException:
-        if world().is_main:
-            writer.abandon()
-            shutil.rmtree(hidden, ignore_errors=True)
+        _give_up(writer)
         raise
     made = broadcast_object(_report(target, model, kind, plan, len(writer.names), drift))
     if report is not None and world().is_main:
@@ -138,15 +134,23 @@ def merge(
     return made
 
 
-def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry]]:
-    """The configuration of the plain model, and what is written of it, each tensor once.
+def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry], list[Planned]]:
+    """The configuration of the plain model, what is written of it, each tensor once, and under which keys.
 
     Raises:
-        UsageError: as `plain_entries` and `_plain_config`.
+        UsageError: as `plain_entries`, `_plain_config` and `_keys`.
     """
-    entries = plain_entries(model, drift, dtype)
-    config, zeros, ties = _plain_config(model, entries, dtype)
-    return config, [*each_once(entries, ties), *zeros]
+    tied = plain_entries(model, drift, dtype)
+    config, zeros, ties = _plain_config(model, tied, dtype)
+    entries = [*each_once(tied, ties), *zeros]
+    keys = _keys(model, config, [entry.name for entry in entries])
+    return config, entries, [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
+
+
+def _give_up(writer: WeightsWriter) -> None:
+    if world().is_main:
+        writer.abandon()
+        shutil.rmtree(writer.folder, ignore_errors=True)
 
 
 def _report(
@@ -168,8 +172,8 @@ def _report(
 
 def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
     if dtype is None:
-        own: torch.dtype = model.dtype  # type: ignore[assignment]
-        return own if own in DTYPES.values() else torch.bfloat16
+        computed: torch.dtype = model.dtype  # type: ignore[assignment]
+        return computed if computed in DTYPES.values() else torch.bfloat16
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise unknown_name("dtype", name, DTYPES)
@@ -253,10 +257,10 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        own = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
-        names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
-        copy_files(own, names, hidden)
-        write_tokenizer(own if tokenizer is None else tokenizer, hidden)
+        source = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
+        names = [file.name for file in source.glob("*.py")] if getattr(config, "auto_map", None) else []
+        copy_files(source, names, hidden)
+        write_tokenizer(source if tokenizer is None else tokenizer, hidden)
         publish_folder(hidden, target)
     except (OSError, SafetensorError) as error:
         raise storage_error(target, error) from error

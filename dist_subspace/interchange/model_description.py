@@ -75,8 +75,8 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
 
 def _own_class(model: nn.Module, modules: list[str]) -> dict[str, Any]:
     """For a text model of a larger family: the class that the checkpoint names, and how that calls these modules."""
-    own = own_class(model)
-    return {} if own is None else {"own_class": {"name": own.name, "names": own.of(modules)}}
+    larger = own_class(model)
+    return {} if larger is None else {"own_class": {"name": larger.name, "names": larger.of(modules)}}
 
 
 def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
@@ -102,15 +102,15 @@ def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Ite
 def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> dict[str, Any]:
     """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's patterns have them."""
     settings: dict[str, Settings] = {name: part.settings for name, part in parts.items()}  # type: ignore[misc]
-    ranks = {name: own.rank for name, own in settings.items() if own.rank != described["r"]}
-    alphas = {name: own.alpha for name, own in settings.items() if own.alpha != described["lora_alpha"]}
+    ranks = {name: layer.rank for name, layer in settings.items() if layer.rank != described["r"]}
+    alphas = {name: layer.alpha for name, layer in settings.items() if layer.alpha != described["lora_alpha"]}
     return {"rank_pattern": ranks, "alpha_pattern": alphas}
 
 
 def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float]:
     """Layers whose alpha is another than the file's: one that was not given follows a layer's own rank."""
     settings = {name: part.settings for name, part in parts.items() if isinstance(part, SubspaceLinear)}
-    return {name: own.alpha for name, own in settings.items() if usual and own.alpha != usual}
+    return {name: layer.alpha for name, layer in settings.items() if usual and layer.alpha != usual}
 
 
 def _base(model: nn.Module) -> dict[str, Any]:

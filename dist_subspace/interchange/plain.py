@@ -185,7 +185,7 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
     elif isinstance(module, FrozenLinear):
         yield _matrix(name, module, None, drift)
         if module.bias is not None:
-            yield _own(f"{name}.bias", module.bias)
+            yield _as_it_is(f"{name}.bias", module.bias)
     else:
         yield from _plain(name, module)
         for child, inner in module.named_children():
@@ -195,12 +195,12 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
 def _plain(name: str, module: nn.Module) -> Iterator[Entry]:
     """A module's own parameters, and the buffers that a checkpoint holds."""
     held: dict[str, Tensor] = {name: p for name, p in parameters_of(module).items() if p is not None}
-    for own, tensor in (held | saved_buffers_of(module)).items():
-        turned = own == "weight" and isinstance(module, TrainedLinear) and module.conv1d
-        yield _own(f"{name}.{own}" if name else own, tensor, turned)
+    for key, tensor in (held | saved_buffers_of(module)).items():
+        turned = key == "weight" and isinstance(module, TrainedLinear) and module.conv1d
+        yield _as_it_is(f"{name}.{key}" if name else key, tensor, turned)
 
 
-def _own(name: str, tensor: Tensor, turned: bool = False) -> Entry:
+def _as_it_is(name: str, tensor: Tensor, turned: bool = False) -> Entry:
     """A tensor that is written as it is, or transposed."""
     needs = (tensor,) if isinstance(tensor, nn.Parameter) else ()
     shape = full_shape(tensor)[::-1] if turned else full_shape(tensor)
@@ -229,7 +229,7 @@ def _linear(name: str, part: SubspaceLinear, drift: Drift) -> Iterator[Entry]:
 def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: Drift) -> Entry:
     """A linear layer's weight, in the layout that the layer had. Tied layers hold the same tensor, whatever its name."""
     held = tuple(p for p in base.parameters() if p is not base.bias)
-    own = () if part is None else tuple(p for p in part.parameters() if p is not part.bias)
+    trained = () if part is None else tuple(p for p in part.parameters() if p is not part.bias)
     shape = base.shape[::-1] if base.conv1d else base.shape
 
     def make() -> Tensor:
@@ -239,18 +239,23 @@ def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: D
         return weight.t() if base.conv1d else weight
 
     identity = (id(held[0]), None if part is None else id(part))
-    return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *own))), make, identity)
+    return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *trained))), make, identity)
 
 
 def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:
     """A part that stands in the place of a module with a weight and a bias (a norm)."""
     base = part.base
-    own = tuple(p for p in part.parameters(recurse=False))
+    trained = tuple(part.parameters(recurse=False))
     weight: nn.Parameter = base.weight  # type: ignore[assignment]
     bias: nn.Parameter | None = getattr(base, "bias", None)
     shape = full_shape(weight)
     yield Entry(
-        f"{name}.weight", shape, weight.dtype, (weight, *own), lambda: part.merged(weight.detach().float()), (id(part),)
+        f"{name}.weight",
+        shape,
+        weight.dtype,
+        (weight, *trained),
+        lambda: part.merged(weight.detach().float()),
+        (id(part),),
     )
     if bias is None:
         return
@@ -260,4 +265,4 @@ def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:
         assert merged is not None  # as the frozen one is there
         return merged
 
-    yield Entry(f"{name}.bias", full_shape(bias), bias.dtype, (bias, *own), merged_bias, ("bias", id(part)))
+    yield Entry(f"{name}.bias", full_shape(bias), bias.dtype, (bias, *trained), merged_bias, ("bias", id(part)))

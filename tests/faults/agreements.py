@@ -147,7 +147,7 @@ _SENT = "what is sent was made in an agreement that has a row, and a message of 
 NO_ROW = {
     "checkpoint/state on_rank_zero_only on_main(run)": _PASSED_ON,
     "placement/tensors whole_on_main agreed(what)": _PASSED_ON,
-    "interchange/peft/export _on_whole whole_on_main(own)": _PASSED_ON,
+    "interchange/peft/export _on_whole whole_on_main(gathered)": _PASSED_ON,
     "advancing _decompose broadcast_tensors": _SENT,
     "checkpoint/state _restore_schedule broadcast_tensors": _SENT,
     "checkpoint/state _check_frozen broadcast_tensors": _SENT,

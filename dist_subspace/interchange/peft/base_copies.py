@@ -31,15 +31,15 @@ def split_copies(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, 
         prefix: how the method's tensors are called, after the layer's name.
     """
     of_the_method = re.compile(rf"(^|\.){prefix}")
-    own: dict[str, Tensor] = {}
+    of_method: dict[str, Tensor] = {}
     copies: dict[str, Mapping[str, Any]] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
         if key.startswith(PREFIX) and name.endswith((".weight", ".bias")) and not of_the_method.search(name):
             copies[name] = {"shape": list(tensor.shape), "sample": _sample(tensor)}
         else:
-            own[key] = tensor
-    return own, copies
+            of_method[key] = tensor
+    return of_method, copies
 
 
 def check_copies(model: nn.Module, copies: Copies) -> None:
@@ -47,9 +47,9 @@ def check_copies(model: nn.Module, copies: Copies) -> None:
     if not copies:
         return
     with agreed("finding the base's own weights"):
-        found = {name: _parameter(model, name) for name in copies}
-    with gathered([parameter for parameter, _ in found.values()]), agreed("comparing the base's own weights"):
-        for name, (parameter, module) in found.items():
+        held_here = {name: _parameter(model, name) for name in copies}
+    with gathered([parameter for parameter, _ in held_here.values()]), agreed("comparing the base's own weights"):
+        for name, (parameter, module) in held_here.items():
             if isinstance(module, FrozenLinear) and not module.is_float and name.endswith(".weight"):
                 continue  # it is held with an error of its own
             wanted, held = torch.tensor(copies[name]["sample"]), torch.tensor(_sample(parameter))
@@ -60,14 +60,14 @@ def check_copies(model: nn.Module, copies: Copies) -> None:
 
 
 def _parameter(model: nn.Module, name: str) -> tuple[nn.Parameter, nn.Module]:
-    place, _, own = name.rpartition(".")
+    place, _, key = name.rpartition(".")
     module = dict(model.named_modules()).get(place)
-    if module is None or (isinstance(module, FrozenLinear) and own == "bias" and module.bias is None):
+    if module is None or (isinstance(module, FrozenLinear) and key == "bias" and module.bias is None):
         raise _other(name)
     parameter = (
         next(module.parameters())
-        if own == "weight" and isinstance(module, FrozenLinear)
-        else getattr(module, own, None)
+        if key == "weight" and isinstance(module, FrozenLinear)
+        else getattr(module, key, None)
     )
     if parameter is None or len(full_shape(parameter)) == 0:
         raise _other(name)

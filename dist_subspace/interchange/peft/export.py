@@ -133,8 +133,8 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
         base: whether the base's are gathered too.
     """
     left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
-    own = [p for p in part.parameters() if id(p) not in left]
-    return whole_on_main(own, f"the form of {name}", lambda: function(name, part, *args))
+    gathered = [p for p in part.parameters() if id(p) not in left]
+    return whole_on_main(gathered, f"the form of {name}", lambda: function(name, part, *args))
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:

@@ -230,6 +230,13 @@ def test_a_field_that_is_not_known_is_refused_by_its_name(fields: dict[str, Any]
     refused(changed(tmp_path, **fields), message)
 
 
+def test_an_entry_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """What OFT reads is nothing that a LoRA has."""
+    refused(
+        changed(tmp_path, oft_block_size=4), "oft_block_size is 4, which is not known here; accepted: a LORA adapter"
+    )
+
+
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
 
 

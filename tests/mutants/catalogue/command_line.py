@@ -22,6 +22,14 @@ MUTANTS = [
         tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
     ),
     Mutant(
+        name="merge-opens-the-adapter-again",
+        file="dist_subspace/cli.py",
+        text="load_adapted(opened, base_model, storage)",
+        becomes="load_adapted(opened.path, base_model, storage)",
+        promise="A merge opens each file of the adapter once.",
+        tests=["tests/interchange/test_adapter_folder.py::test_a_merge_opens_each_file_of_the_adapter_once[lora]"],
+    ),
+    Mutant(
         name="merge-ignores-storage",
         file="dist_subspace/cli.py",
         text="load_adapted(opened, base_model, storage)",
@@ -40,15 +48,15 @@ MUTANTS = [
     Mutant(
         name="merge-ignores-json",
         file="dist_subspace/cli.py",
-        text="opened.path), report=None)\n    print(json.dumps(made.as_dict(), indent=2) if as_json else made)",
-        becomes="opened.path), report=None)\n    print(made)",
+        text="opened.tokenizer(), report=None)\n    print(json.dumps(made.as_dict(), indent=2) if as_json else made)",
+        becomes="opened.tokenizer(), report=None)\n    print(made)",
         promise="merge --json prints JSON.",
         tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],
     ),
     Mutant(
         name="merge-without-tokenizer",
         file="dist_subspace/cli.py",
-        text="tokenizer=tokenizer_of(opened.path), ",
+        text="tokenizer=opened.tokenizer(), ",
         becomes="",
         promise="The adapter's tokenizer goes with the merged model.",
         tests=["tests/interchange/test_commands.py::test_merge_takes_another_base_type_and_place"],

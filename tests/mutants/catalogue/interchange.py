@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant(
         name="merge-without-the-models-code",
         file="dist_subspace/interchange/merge.py",
-        text="        copy_files(own, names, hidden)\n",
+        text="        copy_files(source, names, hidden)\n",
         becomes="",
         promise="The code of a model of its own class goes with the merged one.",
         tests=["tests/test_cli.py::test_a_merged_model_names_its_own_class_and_brings_its_own_code"],
@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         name="merge-folder-stays-after-an-error",
         file="dist_subspace/interchange/merge.py",
-        text="            shutil.rmtree(hidden, ignore_errors=True)\n",
-        becomes="            pass\n",
+        text="        shutil.rmtree(writer.folder, ignore_errors=True)\n",
+        becomes="        pass\n",
         promise="A merge that fails leaves nothing.",
         tests=["tests/interchange/test_merge.py::test_a_value_that_the_type_cannot_hold_is_refused"],
     ),
@@ -162,6 +162,24 @@ MUTANTS = [
         becomes="return isinstance(part, AddsBias)",
         promise="A LoRA is not exact where the bias is scaled.",
         tests=["tests/interchange/peft/test_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
+    ),
+    Mutant(
+        name="import-by-the-words-of-the-base-class",
+        file="dist_subspace/subspace/core/registry.py",
+        text="return max(claiming, key=",
+        becomes="return min(claiming, key=",
+        promise="Of PEFT's LORA, single fields make another method.",
+        tests=[
+            "tests/subspace/core/test_peft_words.py::test_single_fields_of_a_lora_make_another_method[fields2-dora]"
+        ],
+    ),
+    Mutant(
+        name="import-of-an-entry-that-another-method-reads",
+        file="dist_subspace/interchange/peft/importing.py",
+        text="not in ENTRIES_OF_EVERY_KIND | words.known_entries and",
+        becomes='not in {*ENTRIES_OF_EVERY_KIND, *words.known_entries, "oft_block_size"} and',
+        promise="An entry of PEFT's that is not known is refused by its name.",
+        tests=["tests/interchange/peft/test_importing.py::test_an_entry_of_another_kind_is_refused"],
     ),
     Mutant(
         name="import-pissa-randomized",
