@@ -84,7 +84,7 @@ class Prompt(InputTokens, TextOptions, InitialFromModel):
     def read_initial_values(self, model: nn.Module, gathered: Gathered) -> None:
         if not self.first_ids:
             return
-        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
+        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()
         ids = torch.tensor(self.first_ids)
         parameters = list(embeddings.parameters())
         with gathered(parameters), torch.no_grad():

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dist_subspace.torch_internals import in_backward
+from dist_subspace.torch_internals import TensorFunction, in_backward
 
 
 class Switched(Protocol):
@@ -54,7 +54,7 @@ class Slot:
         return Slot(copy.deepcopy(self.part, memo), self.heads, self.head_dim)
 
 
-class CollectGradients(torch.autograd.Function):
+class CollectGradients(TensorFunction):
     """The input of the first block, unchanged. Its backward comes after that of every block, and gives the tokens the gradients
     that were left in the slots."""
 

@@ -115,7 +115,7 @@ def positions(stack: nn.Module, arguments: Arguments, mask: Tensor | None, past:
     Raises:
         UsageError: for given positions of other than two dimensions.
     """
-    given = arguments.get("position_ids")
+    given: Tensor | None = arguments.get("position_ids")
     if given is not None:
         if given.dim() != 2:
             raise UsageError(f"virtual tokens take position_ids of two dimensions, not {given.dim()}")
