@@ -3,16 +3,16 @@ averaged over the ranks, the schedule decides, and its edits are written whereve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import broadcast_tensors, summed_over_ranks
-from dist_subspace.placement.deepspeed.optimizer_state import apply_edits, check_editable, restart_counters
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.edits import apply_edits, check_editable, restart_counters
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.statistics.rounds import in_rounds
-from dist_subspace.subspace import Attachment, Schedule, SubspaceLinear, attached, attachment, trainable_parameters
+from dist_subspace.subspace import Attachment, Decomposes, Schedule, attached, attachment, trainable_parameters
 
 Progress = Callable[[int, int], None]
 
@@ -109,9 +109,9 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def _decompose(schedule: Schedule, progress: Progress | None) -> None:
     """Collective: every part's decomposition on one rank, and its result on all."""
-    parts: Mapping[str, SubspaceLinear] = schedule.parts  # type: ignore[assignment]
+    parts = {name: part for name, part in schedule.parts.items() if isinstance(part, Decomposes)}
     rounds = in_rounds(parts, lambda name, part, weight: part.decompose(weight), schedule.seed)
     for number, (name, owner, found) in enumerate(rounds):
-        parts[name].settle(broadcast_tensors(found, owner))
+        parts[name].set_factors(broadcast_tensors(found, owner))
         if progress is not None:
             progress(number + 1, len(parts))

@@ -22,10 +22,9 @@ from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
-from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
-from dist_subspace.placement.deepspeed.optimizer_state import watch_optimizers
-from dist_subspace.placement.deepspeed.shards import gathered
-from dist_subspace.placement.generation import keep_ranks_together
+from dist_subspace.placement.for_loading import prepare_blocks
+from dist_subspace.placement.stepped import watch_optimizers
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.statistics import settle
 from dist_subspace.storage import adopt_all, left_alone, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached
@@ -64,8 +63,7 @@ def attach(
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     settle(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
-    mark_leaf_blocks(model)
-    keep_ranks_together(model)
+    prepare_blocks(model)
     return model
 
 

@@ -66,7 +66,7 @@ def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
     if is_first():
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
-    from dist_subspace.placement.deepspeed.process_group import leave_process_group
+    from dist_subspace.placement.process_group import leave_process_group
     from dist_subspace.training.run import train as run
 
     return run, leave_process_group

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.torch_internals import valueless_tensor, without_overrides
 
 # What says something about a tensor and reads none of its values.
 _HARMLESS = frozenset(
@@ -46,7 +47,7 @@ class UnreadWeight(Tensor):
         own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
         if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):
             return own  # whose type or device is asked next
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_overrides():
             if name in _HARMLESS:
                 return func(*args, **(kwargs or {}))
             raise UsageError("a weight is read that cannot be" if own is None else own.reason)
@@ -72,7 +73,7 @@ def unread(held: Tensor, shape: Sequence[int], dtype: torch.dtype, reason: str) 
     Arguments:
         reason: the sentence of the error that reading its values raises.
     """
-    weight: Any = Tensor._make_wrapper_subclass(UnreadWeight, tuple(shape), dtype=dtype, device=held.device)  # type: ignore[attr-defined]
+    weight = valueless_tensor(UnreadWeight, shape, dtype, held.device)
     weight.held, weight.reason = held, reason
     return weight  # type: ignore[no-any-return]
 

@@ -19,8 +19,7 @@ from dist_subspace.launcher import is_first
 from dist_subspace.run_folder.status import read_status
 from tests.forked import run_lines
 from tests.interchange.trained import frozen, saved_base, trained
-from tests.interchange.vision_models import vision_model
-from tests.tiny_models import logits, tiny_model
+from tests.tiny_models import logits, tiny_model, vision_model
 from tests.tiny_run import make_model, make_records
 
 VISION = "Qwen3_5ForConditionalGeneration"

@@ -1,4 +1,4 @@
-"""The tests' own layout: what several test modules need lies in a plain module, which any of them can be read without."""
+"""The tests' own layout: what several test modules need lies in plain modules, and models come from one file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,18 @@ import pytest
 from tests.ranks import ROOT
 
 TESTS = ROOT / "tests"
+MODELS = "tiny_models.py"
+# Files that make a transformers configuration of their own, and why the factory would not do.
+OWN_CONFIGURATIONS = {
+    "benchmarks/speed_models.py": "large enough to be timed",
+    "benchmarks/statistics_time.py": "large enough to be timed",
+    "faults/test_signals.py": "large enough to be interrupted while it is loaded",
+    "gpu/test_memory.py": "large enough for its bytes to show among the device's others",
+    "loading/test_positions.py": "the defaults of many families, of which only some sizes change",
+    "subspace/test_counts.py": "the sizes of published models, on the device meta",
+    "subspace/core/test_targets.py": "the sizes of published models, on the device meta",
+}
+NO_MODELS = ("PretrainedConfig", "BitsAndBytesConfig", "GenerationConfig", "HfDeepSpeedConfig")
 
 
 def files_of_tests() -> list[str]:
@@ -94,3 +106,54 @@ def test_an_import_of_a_test_module_is_found(source: str) -> None:
 )
 def test_a_helper_and_the_module_itself_may_be_imported(source: str) -> None:
     assert imports_of_tests(source, "training/test_other.py") == []
+
+
+def configurations(source: str) -> list[str]:
+    """The transformers configurations that a file makes by their classes' names or out of a mapping, in order."""
+    tree = ast.parse(source)
+    named = {
+        alias.asname or alias.name: alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "transformers"
+        for alias in node.names
+    }
+    return [
+        kind for node in ast.walk(tree) if isinstance(node, ast.Call) for kind in [configuration(node, named)] if kind
+    ]
+
+
+def configuration(call: ast.Call, named: dict[str, str]) -> str | None:
+    """The class or mapping whose configuration the call makes; None for other calls. `named`: what comes from transformers."""
+    function = call.func
+    kind = named.get(function.id) if isinstance(function, ast.Name) else None
+    if isinstance(function, ast.Attribute) and ast.unparse(function.value).split(".")[0] == "transformers":
+        kind = function.attr
+    if isinstance(function, ast.Subscript) and ast.unparse(function.value).endswith("CONFIG_MAPPING"):
+        return "CONFIG_MAPPING"
+    if isinstance(function, ast.Call) and ast.unparse(function.func) == "getattr":
+        written = ast.unparse(function.args[1])
+        return written if "Config" in written else None
+    return kind if kind is not None and kind.endswith("Config") and kind not in NO_MODELS else None
+
+
+def test_models_are_made_by_one_file() -> None:
+    """tests/families makes every family of transformers, by rules of its own."""
+    makers = {path: configurations((TESTS / path).read_text()) for path in files_of_tests() if path != MODELS}
+    found = {path for path, kinds in makers.items() if kinds and not path.startswith("families/")}
+    assert found == set(OWN_CONFIGURATIONS), "tests/tiny_models.py makes a configuration of every family"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from transformers import LlamaConfig\nmodel = make(LlamaConfig(vocab_size=3))", ["LlamaConfig"]),
+        ("import transformers\ntransformers.BertConfig()", ["BertConfig"]),
+        ("import transformers\nmade = getattr(transformers, f'{name}Config')(**sizes)", ["f'{name}Config'"]),
+        ("from transformers import CONFIG_MAPPING\nCONFIG_MAPPING[family]()", ["CONFIG_MAPPING"]),
+        ("import peft\npeft.LoraConfig()\nfrom dist_subspace import SubspaceConfig\nSubspaceConfig()", []),
+        ("import transformers\ntransformers.BitsAndBytesConfig(load_in_4bit=True)", []),
+        ("from tests.tiny_models import tiny_config\ntiny_config('LlamaConfig', vocab_size=3)", []),
+    ],
+)
+def test_a_configuration_of_transformers_is_found(source: str, expected: list[str]) -> None:
+    assert configurations(source) == expected

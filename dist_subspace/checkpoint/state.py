@@ -30,20 +30,21 @@ from dist_subspace.interchange.adapter import (
 from dist_subspace.interchange.base_model import identify_base
 from dist_subspace.interchange.description import OWN, read_description
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
-from dist_subspace.placement.deepspeed.loss_scale import restore_scaler
-from dist_subspace.placement.deepspeed.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered
+from dist_subspace.placement.edits import set_counters
+from dist_subspace.placement.optimizer_state import MASTER
+from dist_subspace.placement.protocol import Engine
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder, StrPath
 from dist_subspace.run_folder.manifest import verify
 from dist_subspace.run_folder.trainer_state import TrainerState, read_trainer_state, write_trainer_state
 from dist_subspace.statistics import kept_files, remade_files
-from dist_subspace.subspace import SubspacePart, attached, named_trainables
+from dist_subspace.subspace import attached, frozen_in_file, named_trainables
 
 
 def save_checkpoint(
     run_dir: RunFolder,
     model: nn.Module,
-    engine: Any,
+    engine: Engine,
     state: TrainerState,
     base_model: str | None,
     before: Callable[[], None] = lambda: None,
@@ -55,7 +56,7 @@ def save_checkpoint(
     """
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
-    optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
+    optimizer = engine.read_state(named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
         before()
@@ -125,7 +126,7 @@ def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
             )
 
 
-def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) -> None:
+def restore(engine: Engine, model: nn.Module, folder: Path, state: TrainerState) -> None:
     """Collective: put master weights, moments, step counters and the loss scale back, after a first step has made the moments
     (and counted as one for the scale).
 
@@ -134,8 +135,8 @@ def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) ->
     """
     _check_frozen(model, folder)
     tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
-    write_state(engine, named_trainables(model), tensors, state.optimizer_steps)
-    restore_scaler(engine, state.loss_scaler)
+    engine.write_state(named_trainables(model), tensors, state.optimizer_steps)
+    engine.restore_scaler(state.loss_scaler)
     _restore_schedule(model, folder, state, tensors)
 
 
@@ -170,7 +171,7 @@ def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
 
 def _check_frozen(model: nn.Module, folder: Path) -> None:
     """Collective: what the file holds beside the trained tensors (LoRA-FA's A) was drawn here as it was drawn there."""
-    frozen = {file_key(name, suffix): p for name, part in _parts(model) for suffix, p in part.beside().items()}
+    frozen = {file_key(n, suffix): p for n, m in model.named_modules() for suffix, p in frozen_in_file(m).items()}
     if not frozen:
         return
     stored = broadcast_tensors(on_rank_zero_only(_read_tensors, folder / WEIGHTS, list(frozen)))
@@ -181,10 +182,6 @@ def _check_frozen(model: nn.Module, folder: Path) -> None:
                     f"{folder.name} holds another {key} than this machine draws from the same seed; continue from it with "
                     "load_adapter, or where the run began"
                 )
-
-
-def _parts(model: nn.Module) -> list[tuple[str, SubspacePart]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, SubspacePart)]
 
 
 def _read_tensors(file: Path, keys: list[str]) -> dict[str, Tensor]:
@@ -207,11 +204,11 @@ def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dic
     file = CheckpointFolder(folder).optimizer
     with safe_open(file, framework="pt", device="cpu") as handle:
         tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    absent = [name for name in trainables if f"{name}.master" not in tensors]
+    absent = [name for name in trainables if f"{name}.{MASTER}" not in tensors]
     if absent:
         raise UsageError(f"{file} has no state for {absent[0]}; it belongs to another method or base model")
     for name, parameter in trainables.items():
-        stored, own = tensors[f"{name}.master"].numel(), full_numel(parameter)
+        stored, own = tensors[f"{name}.{MASTER}"].numel(), full_numel(parameter)
         if stored != own:
             raise UsageError(
                 f"{file} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "

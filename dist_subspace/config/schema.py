@@ -239,7 +239,10 @@ class TrainingSection(Section):
 class DeepspeedSection(Section):
     """Where the frozen bytes live."""
 
-    preset: names.Preset = Field(default="zero3", description="ZeRO stage and offload; unused where config is given.")
+    preset: names.Preset = Field(
+        default="zero3",
+        description="none (torch, one process), or how DeepSpeed places the bytes; unused where config is given.",
+    )
     config: Text | dict[str, Any] | None = Field(
         default=None, description='A stock DeepSpeed JSON, its path or itself, with its "auto" values.'
     )
@@ -247,6 +250,10 @@ class DeepspeedSection(Section):
 
     @model_validator(mode="after")
     def _nvme_has_a_path(self) -> DeepspeedSection:
+        if self.preset == "none" and self.config is not None:
+            raise UsageError(
+                "deepspeed.preset is 'none', but deepspeed.config is given, which DeepSpeed reads; accepted: one of them"
+            )
         if self.preset == "zero3-nvme" and self.config is None and self.nvme_path is None:
             raise UsageError(
                 "deepspeed.nvme_path is null; accepted with deepspeed.preset 'zero3-nvme': a folder on a fast local disk"

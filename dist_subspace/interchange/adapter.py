@@ -25,28 +25,24 @@ from dist_subspace.interchange.model_description import adapter_config as adapte
 from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
 from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.deepspeed.shards import gathered
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import gathered, whole_on_main
 from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
 from dist_subspace.run_folder.manifest import read_manifest
 from dist_subspace.subspace import (
-    NewTokens,
+    KeepsFactors,
     SubspaceConfig,
-    SubspaceLinear,
-    SubspacePart,
-    TrainedCopy,
+    TrainedModule,
     attached,
+    frozen_in_file,
     named_trainables,
 )
+from dist_subspace.subspace.core.peft_words import PREFIX
+from dist_subspace.subspace.core.registry import file_spelling
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 FACTOR = "factor."  # before a frozen factor's own name
 READABLE = 0o644  # safetensors gives new files to their owner alone
-# Suffixes that files spell otherwise than parts do. PEFT takes DoRA's magnitudes by both names and writes the shorter, which
-# transformers' reader of adapters does not know; files of before have the shorter.
-SPELT = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
 
 
 def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
@@ -60,23 +56,23 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
     tensors: dict[str, Tensor] = {}
     with gathered(_held(model)), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart | TrainedCopy | NewTokens):
+            if isinstance(module, TrainedModule):
                 tensors |= _on_cpu(name, module.file_tensors())
     for name, module in model.named_modules() if factors else ():
-        if isinstance(module, SubspacePart) and module.kept_factors:
+        if isinstance(module, KeepsFactors) and module.kept_factors:
             tensors |= _factors(name, module)
     return tensors
 
 
-def _factors(name: str, part: SubspacePart) -> dict[str, Tensor]:
+def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
-    base = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) else set()
+    base = {id(p) for p in part.base.parameters()}
     frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
 
     def read() -> dict[str, Tensor]:
         return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
 
-    return on_wholes(frozen, f"reading the factors of {name}", read) or {}
+    return whole_on_main(frozen, f"reading the factors of {name}", read) or {}
 
 
 def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -86,19 +82,19 @@ def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def file_key(layer: str, suffix: str) -> str:
     """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
     whole = suffix.startswith("base_model.") or suffix == EMBEDDINGS
-    return suffix if whole else f"{PREFIX}{layer}.{SPELT.get(suffix, suffix)}"
+    return suffix if whole else f"{PREFIX}{layer}.{file_spelling().get(suffix, suffix)}"
 
 
 def current_key(key: str) -> str:
     """The key that this version writes for the same tensor."""
     start, _, suffix = key.rpartition(".")
-    return f"{start}.{SPELT[suffix]}" if suffix in SPELT else key
+    return f"{start}.{file_spelling()[suffix]}" if suffix in file_spelling() else key
 
 
 def _held(model: nn.Module) -> list[nn.Parameter]:
     """What the trained tensors of an adapter's file are made from, and what it holds beside them."""
     held = list(named_trainables(model).values())
-    return held + [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
+    return held + [p for m in model.modules() for p in frozen_in_file(m).values()]
 
 
 def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
@@ -138,7 +134,7 @@ def save_adapter(
     with agreed("describing the adapter"):
         _refuse_empty(tensors, model)
         described = adapter_config(model, base_model)
-        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        source = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
         if tokenizer is None and not has_tokenizer(Path(folder)):
             tokenizer = base_tokenizer(model)
 
@@ -152,7 +148,7 @@ def save_adapter(
 
 def base_tokenizer(model: nn.Module) -> Path | None:
     """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
-    source = local_folder(getattr(getattr(model, "config", None), "_name_or_path", None))
+    source = local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 
@@ -256,13 +252,9 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with agreed("reading the adapter"), torch.no_grad():
         left = dict(tensors)
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart):
+            if isinstance(module, TrainedModule):
                 own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
                 module.load_file_tensors(own)
-            elif isinstance(module, (TrainedCopy, NewTokens)):
-                module.load_file_tensors(
-                    {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
-                )
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
 

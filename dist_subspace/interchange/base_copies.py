@@ -14,24 +14,28 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import PREFIX
 from dist_subspace.placement.collectives import agreed
-from dist_subspace.placement.deepspeed.shards import full_shape, gathered
+from dist_subspace.placement.tensors import full_shape, gathered
 from dist_subspace.storage import FrozenLinear
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 SAMPLES = 256
 ROUNDING = 2.0**-7  # of bfloat16, in which a base may be held
-_OF_A_METHOD = re.compile(r"(^|\.)(lora|vera|ia3|miss|oft)_|prompt_embeddings")
 Copies = Mapping[str, Mapping[str, Any]]  # the base's parameter -> its shape, and values evenly spaced over it
 
 
-def split_copies(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Copies]:
-    """The tensors of the method, and what the file says of the base's own parameters."""
+def split_copies(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], Copies]:
+    """The tensors of the method, and what the file says of the base's own parameters.
+
+    Arguments:
+        prefix: how the method's tensors are called, after the layer's name.
+    """
+    of_the_method = re.compile(rf"(^|\.){prefix}")
     own: dict[str, Tensor] = {}
     copies: dict[str, Mapping[str, Any]] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX).replace(".base_layer.", ".")
-        if key.startswith(PREFIX) and name.endswith((".weight", ".bias")) and not _OF_A_METHOD.search(name):
+        if key.startswith(PREFIX) and name.endswith((".weight", ".bias")) and not of_the_method.search(name):
             copies[name] = {"shape": list(tensor.shape), "sample": _sample(tensor)}
         else:
             own[key] = tensor

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import PREFIX
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.names import ends_with
+from dist_subspace.module_places import parameters_of
 from dist_subspace.storage import is_linear, linear_shape
-from dist_subspace.subspace import Operator, SubspaceConfig
-from dist_subspace.subspace.core.targets import ends_with
-from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
-
-Shapes = dict[str, tuple[int | None, int | None]]
+from dist_subspace.subspace import Operator, SubspaceConfig, method_class
+from dist_subspace.subspace.core.peft_words import PREFIX
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS, VirtualTokens
 
 
 def check_fits(
@@ -56,9 +56,11 @@ def _check_saved(model: nn.Module, endings: Iterable[str], tensors: Mapping[str,
 def _tied(modules: Mapping[str, nn.Module], saved: str) -> Iterator[tuple[str, str]]:
     """Keys of a saved module's parameters, each with the key of the same parameter in another module."""
     inside = {name: module for name, module in modules.items() if name == saved or name.startswith(f"{saved}.")}
-    places = {id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in module._parameters.items()}
+    places = {
+        id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in parameters_of(module).items()
+    }
     for name, module in modules.items():
-        for own, parameter in module._parameters.items():
+        for own, parameter in parameters_of(module).items():
             around = saved.startswith(
                 f"{name}."
             )  # a module that holds the bias of an output layer inside it, as BERT's does
@@ -72,17 +74,9 @@ def _key(parameter: str) -> str:
 
 
 def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
-    if EMBEDDINGS not in tensors:
-        return
-    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    wanted: Any
-    what, wanted, found = "width", tensors[EMBEDDINGS].shape[1], config.hidden_size
-    if method == "prefix":
-        what, wanted, found = "number of layers", described.get("num_layers"), config.num_hidden_layers
-    if wanted is not None and wanted != found:
-        raise UsageError(
-            f"the adapter is for a {what} of {wanted}, but this model's is {found}: it belongs to another base model"
-        )
+    tokens, kind = tensors.get(EMBEDDINGS), method_class(method)
+    if tokens is not None and issubclass(kind, VirtualTokens):
+        kind.check_fits(tokens, described, text_config(model.config))
 
 
 def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -> None:

@@ -11,11 +11,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import FACTOR, PREFIX, WEIGHTS, current_key, factor_file, file_key
+from dist_subspace.interchange.adapter import FACTOR, WEIGHTS, current_key, factor_file, file_key
 from dist_subspace.interchange.description import CONFIG, OWN, own_entries, read_description
 from dist_subspace.interchange.peft.files import Imported
-from dist_subspace.subspace import SubspaceConfig, SubspacePart, resolve
+from dist_subspace.subspace import KeepsFactors, SubspaceConfig, SubspacePart, largest_rank_of, resolve, shared_of
 from dist_subspace.subspace.attach import settings_of
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 
 class AdapterFolder:
@@ -114,13 +115,15 @@ def hollow_parts(adapter: AdapterFolder) -> Iterator[tuple[str, SubspacePart]]:
         return
     resolved = resolve(adapter.config)
     sites: dict[str, nn.Module] = {layer: HollowLinear(*shape) for layer, shape in shapes.items()}
-    settings = settings_of(sites, resolved, {name: resolved.method.largest_rank(site) for name, site in sites.items()})
-    shared = resolved.method.shared(sites, next(iter(settings.values())), adapter.config.seed)
+    settings = settings_of(
+        sites, resolved, {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
+    )
+    shared = shared_of(resolved.method, sites, next(iter(settings.values())))
     for layer, site in sites.items():
-        part = resolved.method.on(site, settings[layer], torch.Generator().manual_seed(0), shared)
+        part = resolved.method.build(site, settings[layer], torch.Generator().manual_seed(0), shared)
         with torch.no_grad():
-            if part.kept_factors:
-                part.settle(adapter.factors(layer))
+            if isinstance(part, KeepsFactors) and part.kept_factors:
+                part.set_factors(adapter.factors(layer))
             _fill(part, layer, adapter)
         yield layer, part
 

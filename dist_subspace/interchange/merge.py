@@ -21,6 +21,7 @@ from torch import nn
 
 from dist_subspace.atomic_files import begin_folder, hidden_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.families.configuration import BIAS_SWITCHES
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
@@ -33,12 +34,10 @@ from dist_subspace.loading.transformers_internals import (
     written_keys,
 )
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import attached
 
 SHARD_BYTES = 5 * 2**30
-# Configuration entries that give a family's linear layers a bias.
-BIAS_SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias", "attention_out_bias", "bias")
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Calla
         if written is not None:
             written()
 
-    on_wholes(entry.needs, f"writing {planned.key}", write)
+    whole_on_main(entry.needs, f"writing {planned.key}", write)
 
 
 def _plain_config(
@@ -242,7 +241,7 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        own = local_folder(getattr(model.config, "_name_or_path", None)) or Path("no such folder")
+        own = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
         names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
         copy_files(own, names, hidden)
         write_tokenizer(own if tokenizer is None else tokenizer, hidden)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers.utils import cached_file
-
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.template_internals import file_of
 
 FILE = "chat_template.json"
 
@@ -25,14 +24,7 @@ def read_processor_template(tokenizer: Any, source: str, local_files_only: bool)
     """
     if getattr(tokenizer, "chat_template", None):
         return
-    file = cached_file(
-        source,
-        FILE,
-        local_files_only=local_files_only,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    file = file_of(source, FILE, local_files_only)
     if file is None:
         return
     try:

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import transformers
 from torch import nn
 
+from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.loading.load import local_folder
 from dist_subspace.loading.transformers_internals import empty_model
 
@@ -47,7 +48,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, OwnClass | None] = WeakKeyDictionary()
 
 def _own_class(model: nn.Module) -> OwnClass | None:
     config: Any = getattr(model, "config", None)
-    folder = local_folder(getattr(config, "_name_or_path", None))
+    folder = local_folder(getattr(config, "name_or_path", None))
     if folder is None or not (folder / "config.json").exists():
         return None
     try:
@@ -64,12 +65,11 @@ def _own_class(model: nn.Module) -> OwnClass | None:
 def _by_place(ours: nn.Module, theirs: nn.Module) -> dict[str, str]:
     """Modules of the same place in a part of the text model, its decoder, and in the one part of the whole of that class, and the
     two output layers, where their weights have one shape."""
-    pairs = []
+    pairs: list[tuple[nn.Module | None, nn.Module | None]] = []
     for part in ours.children():
         same = [module for module in theirs.modules() if type(module) is type(part)]
         pairs += [(part, same[0])] if len(same) == 1 else []
-    if hasattr(ours, "get_output_embeddings") and hasattr(theirs, "get_output_embeddings"):
-        pairs.append((ours.get_output_embeddings(), theirs.get_output_embeddings()))  # type: ignore[operator]
+    pairs.append((output_embeddings(ours), output_embeddings(theirs)))
     found: dict[str, str] = {}
     for first, second in pairs:
         if first is not None and second is not None:

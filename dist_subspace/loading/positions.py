@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from dist_subspace.families.buffers import has_rotary_table
+from dist_subspace.families.configuration import is_encoder_decoder, stated_positions, text_config
+
 SHORT = 8  # tokens that any model takes: where these fail, nothing can be learned from a call
 MOST_TRIED = 2049  # tokens of a row that is run through a whole layer of attention
 PRODUCTS = (functional.linear, torch.addmm)
@@ -41,7 +44,7 @@ def positions_of(make: Callable[[Any], nn.Module], config: Any, wanted: int) -> 
         wanted: tokens of the longest row that is needed. It fits where `longest` is None or not below it; only where it does
             not fit is `longest` the exact limit.
     """
-    stated = _stated(config)
+    stated = stated_positions(config)
     try:
         model = _with_free_weights(_short_model(make, config))
     except Exception:  # an odd family: what its configuration states is all that is known
@@ -59,8 +62,7 @@ def positions_of(make: Callable[[Any], nn.Module], config: Any, wanted: int) -> 
     if stated is None or wanted <= stated:
         return Positions(stated, first)
     # Rotary positions beyond those of pretraining raise no error and are worth little; Falcon makes the table also without use.
-    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
-    rotary = rotary and not getattr(text_config(config), "alibi", False)
+    rotary = has_rotary_table(model) and not getattr(text_config(config), "alibi", False)
     if rotary or stated >= MOST_TRIED or _lookups(model, stated + 1, through=True) is None:
         return Positions(stated, first)
     return Positions(None, first)
@@ -149,28 +151,6 @@ def _largest(fits: Callable[[int], bool], above: int) -> int:
     return low
 
 
-def _stated(config: Any) -> int | None:
-    """The configuration's number, for rotary positions with what a scaling stretches it to."""
-    text = text_config(config)
-    positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    rope = getattr(text, "rope_parameters", None) or {}
-    longest = positions
-    for part in [rope, *rope.values()] if isinstance(rope, dict) else []:
-        if isinstance(part, dict) and isinstance(part.get("factor"), int | float):
-            longest = max(longest, int(part["factor"] * (part.get("original_max_position_embeddings") or positions)))
-    return longest
-
-
-def text_config(config: Any) -> Any:
-    """The part of a configuration that speaks of text; the whole where that is not one part."""
-    try:
-        return config.get_text_config()
-    except ValueError:
-        return config
-
-
 def _short_model(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
     """One layer is enough, and quicker made; not every configuration can be shortened."""
     short = copy.deepcopy(config)
@@ -191,6 +171,6 @@ def _with_free_weights(model: nn.Module) -> nn.Module:
 
 def _decoder(model: Any) -> list[nn.Module]:
     """The decoder of an encoder-decoder, whose rows are as long as the encoder's here."""
-    if not getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "get_decoder"):
+    if not is_encoder_decoder(model) or not hasattr(model, "get_decoder"):
         return []
     return [model.get_decoder()]

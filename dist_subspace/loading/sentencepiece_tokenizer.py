@@ -4,6 +4,9 @@ transformers 5 converts a bare sentencepiece file to its own backend, and the co
 5.23, the dummy prefix is lost, and a unigram model keeps the blanks that its normaliser folds. So the pieces are
 sentencepiece's here. Everything beside the model file (`added_tokens_decoder`, `added_tokens.json`,
 `special_tokens_map.json`, named and extra special tokens, chat templates) is read by `from_pretrained` of transformers.
+
+Read against transformers 5.23 (`tokenization_python.py`, `tokenization_utils_sentencepiece.py`): what is overridden and read of
+its base class below the public surface begins with an underscore.
 """
 
 from __future__ import annotations

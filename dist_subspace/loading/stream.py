@@ -14,14 +14,21 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.embeddings import input_embeddings, output_embeddings
+from dist_subspace.families.heads import (
+    base_prefix,
+    is_head_layer,
+    is_inside_classification_head,
+    is_inside_head,
+    is_inside_pooler,
+)
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
-from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
-from dist_subspace.module_places import replace_everywhere
+from dist_subspace.loading.transformers_internals import initialise, kept_type
+from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
-from dist_subspace.placement.deepspeed.partitioner import Partitioner
+from dist_subspace.placement.protocol import Splitter
 from dist_subspace.storage import (
     FrozenLinear,
     Origin,
@@ -35,8 +42,6 @@ from dist_subspace.storage import (
     storage_info,
 )
 
-HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
-CLASSIFIERS = ("score", "classifier", "classification_head")  # heads that may be of several layers
 QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
 WIDER = (torch.float32, torch.bfloat16, torch.float64)  # than float16: types whose values it may not hold
 
@@ -66,14 +71,12 @@ class Stream:
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
 
-    def run(
-        self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
-    ) -> None:
+    def run(self, device: torch.device, splitter: Splitter | None, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here."""
         done: dict[nn.Parameter, nn.Parameter] = {}
         units = list(self._units())
         for number, (name, module) in enumerate(units):
-            self._load(name, module, device, partitioner, done)
+            self._load(name, module, device, splitter, done)
             if progress is not None:
                 progress(number + 1, len(units))
         replace_everywhere(self.model, self.made)
@@ -92,19 +95,19 @@ class Stream:
     def _is_head(self, name: str) -> bool:
         """Whether a checkpoint may lack the parameter: a head for a new task is trained anew. A language model's output
         layer is no such head: without it the model says nothing."""
-        if "pooler" in name.split("."):
+        if is_inside_pooler(name):
             return True
-        if _output_embeddings(self.model) is not None:
+        if output_embeddings(self.model) is not None:
             return False
         prefix = base_prefix(self.model)
-        return any(part in HEADS for part in name.split(".")) or (bool(prefix) and not name.startswith(f"{prefix}."))
+        return is_inside_head(name) or (bool(prefix) and not name.startswith(f"{prefix}."))
 
     def _load(
         self,
         name: str,
         module: nn.Module,
         device: torch.device,
-        partitioner: Partitioner | None,
+        splitter: Splitter | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
         if is_linear(module) and name not in self.apart:
@@ -114,9 +117,9 @@ class Stream:
         else:
             self._plain(name, module, device, done)
             loaded = module
-        if partitioner is not None:
+        if splitter is not None:
             for parameter in loaded.parameters(recurse=False):
-                partitioner.place(parameter)
+                splitter.place(parameter)
 
     def _linear(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
@@ -167,12 +170,12 @@ class Stream:
 
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
         """Heads, and weights tied to an embedding, stay in the type of the computation."""
-        if name.partition(".")[0] in CLASSIFIERS:
+        if is_inside_classification_head(name):
             return True
-        head = _output_embeddings(self.model)
+        head = output_embeddings(self.model)
         inputs = input_embeddings(self.model)
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
-        return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
+        return tied or is_head_layer(name) or (head is not None and getattr(head, "weight", None) is weight)
 
     def _plain(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
@@ -233,8 +236,4 @@ class Stream:
         owner, _, own = name.rpartition(".")
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept(name) if self.sources.has(name) else None
-        self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
-
-
-def _output_embeddings(model: nn.Module) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        buffers_of(self.model.get_submodule(owner))[own] = value.to(device=device, dtype=kind or buffer.dtype)

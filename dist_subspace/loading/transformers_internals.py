@@ -30,6 +30,8 @@ from transformers.core_model_loading import (
 from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from dist_subspace.families.heads import base_prefix
+
 
 def build_skeleton(auto_class: Any, config: PretrainedConfig, dtype: torch.dtype, **kwargs: Any) -> nn.Module:
     """The model with every parameter on the meta device, none tied to another, and every buffer real (they are computed, and
@@ -246,8 +248,3 @@ def misread(model: nn.Module, config: PretrainedConfig, keys: Mapping[str, str])
     conversion takes the key for something else."""
     plan = key_plan(_empty_like(model, config), keys.values())
     return [name for name, key in keys.items() if plan.direct.get(name) != [key]]
-
-
-def base_prefix(model: nn.Module) -> str:
-    """The name under which a model with a head holds its body (`base_model_prefix`)."""
-    return getattr(model, "base_model_prefix", "") or ""

@@ -14,8 +14,11 @@ from collections.abc import Iterable, Mapping
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.buffers import is_computed
+from dist_subspace.families.configuration import BIAS_SWITCHES, extra_layers
+from dist_subspace.families.heads import base_prefix
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.transformers_internals import base_prefix, minded
+from dist_subspace.loading.transformers_internals import minded
 
 # What a wrapper puts before, or between, a model's names.
 WRAPPERS = (
@@ -29,11 +32,6 @@ ADAPTERS = re.compile(
 SCALES = re.compile(
     r"^(weight_scale\w*|weight_(packed|shape|zero_point|g_idx|format)|\w*_scale|scales?|scale_inv|zero_point|qweight|qzeros|"
     r"g_idx|absmax|quant_map|nested_\w+|SCB|CB|weight\..+|quant_state\..*)$"
-)
-# Tables and counters that a model computes itself: an older version of the family saved them.
-COMPUTED = re.compile(
-    r"^(masked_bias|causal_mask|bias_mask|position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|"
-    r"freqs_cis|num_batches_tracked|_extra_state|_float_tensor|version|attn_mask|embed_positions|slope_rate)$"
 )
 SHOWN = 3
 
@@ -83,7 +81,7 @@ _REFUSED = {
     "quantised": "scales of quantised weights, but config.json has no quantization_config, and without them the weights mean "
     "nothing; give the 16-bit model, or the config.json that the weights were saved with",
     "bias": "biases of layers that have none by config.json; use the config.json that the weights were saved with, or set the "
-    "family's switch there (attention_bias, mlp_bias, use_bias, qkv_bias), where it has one, to true",
+    f"family's switch there ({', '.join(BIAS_SWITCHES[:4])}), where it has one, to true",
     "layer": "layers beyond those of config.json, without which the model would be cut short; set num_hidden_layers (or the "
     "family's name for it) to that of the weights",
     "extra": "tensors of modules that have no such tensor by config.json, so that the model would compute something else; use "
@@ -113,7 +111,7 @@ def _classify(
     if isinstance(module, nn.ModuleList) and rest[0].isdigit():
         configured = int(rest[0]) - len(module) < extra_layers.get(owner.rpartition(".")[2], 0)
         return ("apart", f"{owner}.{rest[0]}") if configured else ("layer", "")
-    if any(COMPUTED.match(part) for part in rest) or (rest == ["bias"] and len(shape) > 1):
+    if any(map(is_computed, rest)) or (rest == ["bias"] and len(shape) > 1):
         return "computed", ""
     if len(rest) > 1 and next(module.children(), None) is not None:
         return "apart", f"{owner}.{rest[0]}"
@@ -136,8 +134,7 @@ def _unwrapped(name: str, known: set[str], prefix: str) -> bool:
 def _configured_extra_layers(model: nn.Module) -> dict[str, int]:
     """Name of a list -> how many layers beyond it the configuration itself names (multi-token prediction), which the class
     leaves out."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config  # type: ignore[union-attr,operator]
-    more = max(int(getattr(config, field, 0) or 0) for field in ("num_nextn_predict_layers", "mtp_num_hidden_layers"))
+    more = extra_layers(model.config)
     return {"layers": more} if more else {}
 
 

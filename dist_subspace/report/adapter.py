@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import FACTOR, PREFIX
+from dist_subspace.interchange.adapter import FACTOR
 from dist_subspace.interchange.base_model import short_base
 from dist_subspace.interchange.hollow import AdapterFolder
 from dist_subspace.report.movement import MEANING, RANK_MEANING, Movement, movements
@@ -17,6 +17,7 @@ from dist_subspace.report.places import places
 from dist_subspace.report.quantities import bytes_text
 from dist_subspace.report.tables import targets_text, value_text
 from dist_subspace.subspace import MethodInfo, methods
+from dist_subspace.subspace.core.peft_words import PREFIX
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 SHOWN = 10  # layers of the list of those that moved most

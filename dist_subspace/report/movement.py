@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
-from dist_subspace.interchange.peft.kinds import pattern_key
-from dist_subspace.subspace import SubspacePart
-from dist_subspace.subspace.blocks.low_rank import LowRankLinear, with_core_left
+from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, SubspacePart
+from dist_subspace.subspace.blocks.low_rank import LowRankPair, with_core_left
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
+from dist_subspace.subspace.core.peft_words import PREFIX, by_pattern
+from dist_subspace.subspace.core.registry import peft_words
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"
@@ -31,9 +31,6 @@ MEANING = {
     VALUES: "‖θ‖: the norm of a layer's trained values (what they do to W is told by its shape too)",
 }
 RANK_MEANING = "effective rank: exp of the entropy of the singular values' shares of their sum"
-
-# Tensors of PEFT's methods that change W in a way that depends on the layer's shape.
-_OF_PEFT_ALONE = {"miss_block", "oft_R.weight"}
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,6 @@ class Movement:
     angle: float | None = None
 
 
-@runtime_checkable
-class Rotating(Protocol):
-    """A part that turns the input of its layer."""
-
-    def rotation(self) -> Tensor:
-        """`R - I`, block by block `(blocks, b, b)`, of the block-diagonal rotation R or of its inverse."""
-
-
 def movements(adapter: AdapterFolder) -> Iterator[Movement]:
     """One for each of the adapter's parts, in its order."""
     by_part = {
@@ -81,15 +70,14 @@ def part_movement(layer: str, part: SubspacePart) -> Movement:
         core = _between_orthonormal(part)
         if core is not None:
             return _of_spectrum(layer, UPDATE, core.abs() if core.dim() == 1 else torch.linalg.svdvals(core))
-        if isinstance(part, Rotating):
+        if isinstance(part, RotationForm):
             return of_rotation(layer, part.rotation())
-        pair = part.low_rank_form()
+        pair = part.low_rank_form() if isinstance(part, LowRankForm) else None
         if pair is not None:
             return of_product(layer, UPDATE, *pair)
-        scales = part.scaling_form()
-        if scales is not None:
-            return of_values(layer, SCALING, [s - 1 for s in scales if s is not None])
-        if isinstance(part, LowRankLinear):
+        if isinstance(part, ScalingForm):
+            return of_values(layer, SCALING, [s - 1 for s in part.scaling_form() if s is not None])
+        if isinstance(part, LowRankPair):
             return of_product(
                 layer, FACTORS, with_core_left(part.core(), part.lora_A.float()), part.scale * part.lora_B
             )
@@ -120,8 +108,8 @@ def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) ->
         return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
     if "ia3_l" in found:
         return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
-    kind = VALUES if found.keys() & _OF_PEFT_ALONE else SHIFT
-    return of_values(layer, kind, list(found.values()))
+    # What a method of PEFT does to W is told by the layer's shape too; parts on norms and biases are none of PEFT's.
+    return of_values(layer, VALUES if adapter.described.get("peft_type") else SHIFT, list(found.values()))
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
@@ -173,18 +161,17 @@ def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
     """The layers of an adapter that PEFT wrote, by the endings of its names; virtual tokens are one."""
     if EMBEDDINGS in adapter.keys:
         return [EMBEDDINGS]
+    endings = {f".{suffix}" for words in peft_words() for suffix in words.suffixes}
     found: dict[str, None] = {}
     for key in adapter.keys:
-        for ending in (".lora_A.weight", ".lora_A", ".ia3_l", *(f".{suffix}" for suffix in _OF_PEFT_ALONE)):
+        for ending in endings:
             if key.endswith(ending):
-                found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
+                found[key.removeprefix(PREFIX).removesuffix(ending)] = None
     return list(found)
 
 
 def _peft_scale(adapter: AdapterFolder, layer: str, rank: int) -> float:
     """γ of a layer with this rank, which has an alpha of its own where PEFT's pattern names it."""
     described = adapter.described
-    alphas = described.get("alpha_pattern") or {}
-    key = pattern_key(alphas, layer)
-    alpha = float((described.get("lora_alpha") if key is None else alphas[key]) or 1)
+    alpha = float(by_pattern(described.get("alpha_pattern"), described.get("lora_alpha"), [layer])[layer] or 1)
     return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.subspace import MethodInfo
 from dist_subspace.subspace.core.constraints import CONSTRAINTS, constraint_options
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP
 
 # The paper's terms (arXiv 2407.05417; docs/methods.md, "The framework"), in the order of the table.
 CATEGORIES = {

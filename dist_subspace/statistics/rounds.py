@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from dist_subspace.loading.original import original_of
 from dist_subspace.placement.collectives import agreed, world
-from dist_subspace.placement.deepspeed.shards import gather_to, lent
+from dist_subspace.placement.tensors import gather_to, with_data
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import SubspaceLinear, Weight
 from dist_subspace.subspace.attach import seed_of
 
 T = TypeVar("T")
+P = TypeVar("P", bound=SubspaceLinear)
 
 
 def in_rounds(
-    parts: Mapping[str, SubspaceLinear], work: Callable[[str, SubspaceLinear, Weight], T], seed: int
+    parts: Mapping[str, P], work: Callable[[str, P, Weight], T], seed: int
 ) -> Iterator[tuple[str, int, T | None]]:
     """Collective: (name, the rank that worked, its result there and None elsewhere) for every part, in order.
 
@@ -51,7 +52,7 @@ def _gather_own(bases: Sequence[FrozenLinear]) -> dict[nn.Parameter, Tensor] | N
 
 
 def _open(base: FrozenLinear, wholes: Mapping[nn.Parameter, Tensor], seed: int) -> Weight:
-    with lent(wholes):
+    with with_data(wholes):
         matrix = base.dense(torch.float32)
     quantised = None if base.is_float else lambda other: _through_storage(base, other)
     return Weight(matrix, lambda: original_of(base), quantised, torch.Generator().manual_seed(seed))

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import broadcast_object, broadcast_tensors, on_main
-from dist_subspace.placement.deepspeed.partitioner import split_like
-from dist_subspace.placement.deepspeed.shards import checksums, overwrite
+from dist_subspace.placement.tensors import checksums, overwrite, split_like
 from dist_subspace.statistics.cache import FactorCache, key_of
 from dist_subspace.statistics.rounds import in_rounds
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import SubspaceLinear, Weight, attached
+from dist_subspace.subspace import FoldsIntoBase, SetupStatistic, Weight, attached, keeps_factors, rebases
 
 Factors = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
@@ -47,7 +46,7 @@ def settle(
     parts = {
         name: part
         for name, part in _parts(model).items()
-        if isinstance(part, SubspaceLinear) and part.setup_statistic != "none"
+        if isinstance(part, SetupStatistic) and part.setup_statistic != "none"
     }
     if not parts:
         return
@@ -72,20 +71,21 @@ def settle(
         if progress is not None:
             progress(settled, len(parts))
 
-    direct = [name for name in parts if (name in known or name in stored) and not parts[name].rebases]
+    direct = [name for name in parts if (name in known or name in stored) and not rebases(parts[name])]
     for name in direct:
         take(name, known[name] if name in known else _read(store, keys[name]))
     rest = {name: part for name, part in parts.items() if name not in direct}
     for name in [name for name in rest if name in stored]:
         known[name] = _read(store, keys[name])
 
-    def work(name: str, part: SubspaceLinear, weight: Weight) -> Found:
+    def work(name: str, part: SetupStatistic, weight: Weight) -> Found:
         factors = known.get(name)
         made = _as_sent(part.decompose(weight)) if factors is None else None
+        if not (isinstance(part, FoldsIntoBase) and part.rebases):
+            return Found(made, None)
         with _complete(name, file_of(name)):
-            matrix = part.rebased(made if made is not None else factors or {}, weight) if part.rebases else None
-        base = None if matrix is None else part.base.repacked(matrix)  # type: ignore[attr-defined]
-        return Found(made, base)
+            matrix = part.rebased(made if made is not None else factors or {}, weight)
+        return Found(made, part.base.repacked(matrix))  # type: ignore[attr-defined]
 
     for name, owner, found in in_rounds(rest, work, seed):
         factors = known.get(name)
@@ -93,7 +93,7 @@ def settle(
             factors = broadcast_tensors(found.factors if found is not None else None, owner)
             if store is not None:
                 on_main(store.write, keys[name], name, factors)
-        if rest[name].rebases:
+        if rebases(rest[name]):
             _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
         take(name, factors)
 
@@ -135,13 +135,13 @@ def _as_sent(factors: Factors) -> dict[str, Tensor]:
 def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
     """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256."""
     parts = _parts(model)
-    return _files(model, cache, lambda name: bool(parts[name].kept_factors))
+    return _files(model, cache, lambda name: keeps_factors(parts[name]))
 
 
 def remade_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
     """Local, rank 0: the others (DoRA's row norms), which can be had again from the base: layer -> file, sha256."""
     parts = _parts(model)
-    return _files(model, cache, lambda name: not parts[name].kept_factors)
+    return _files(model, cache, lambda name: not keeps_factors(parts[name]))
 
 
 def _files(model: nn.Module, cache: str | Path, wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:
@@ -159,7 +159,7 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in attached(model).layers}
 
 
-def _keys(parts: Mapping[str, SubspaceLinear], seed: int) -> dict[str, str]:
+def _keys(parts: Mapping[str, SetupStatistic], seed: int) -> dict[str, str]:
     sums = checksums([list(part.base.parameters()) for part in parts.values()])
     return {name: key_of(name, part, total, seed) for (name, part), total in zip(parts.items(), sums, strict=True)}
 
@@ -180,11 +180,11 @@ def _read(store: FactorCache | None, key: str) -> dict[str, Tensor]:
     return broadcast_tensors(box[0] if box else None)
 
 
-def _take(model: nn.Module, part: SubspaceLinear, factors: Factors) -> None:
+def _take(model: nn.Module, part: SetupStatistic, factors: Factors) -> None:
     """Local, alike on every rank: the part takes its factors; where the base is split, what it froze is split too."""
     device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
     with torch.no_grad():
-        part.settle({name: tensor.to(device) for name, tensor in factors.items()})
+        part.set_factors({name: tensor.to(device) for name, tensor in factors.items()})
     own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}  # type: ignore[union-attr]
     split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in own])
 

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.class_source import LIBRARY, definitions, functions, source
+from dist_subspace.module_places import children_of
 
 WEIGHTS = ("weight", "bias")
 # Attributes of a weight that say something about it and read none of its values; `data` leads to them.
@@ -194,7 +195,7 @@ class _Scope(ast.NodeVisitor):
             case ast.Tuple() | ast.List():
                 return [value for part in node.elts for value in self.values(part)]
             case ast.Subscript(slice=ast.Constant(value=str(name))):
-                return [v._modules[name] for v in self.values(node.value) if name in getattr(v, "_modules", ())]
+                return _submodules(self.values(node.value), name)
             case ast.Subscript():
                 return _children(self.values(node.value))
             case ast.Call(func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(name)), *_]):
@@ -272,13 +273,18 @@ def _attributes(owners: Values, name: str) -> Values:
     found = []
     for owner in owners:
         if isinstance(owner, nn.Module):
-            if name in owner._modules:
-                found.append(owner._modules[name])
+            if name in children_of(owner):
+                found.append(children_of(owner)[name])
             elif name in owner.__dict__ and name != "training":
                 found.append(owner.__dict__[name])
         elif hasattr(owner, "to_dict") and hasattr(owner, name):  # a configuration
             found.append(getattr(owner, name))
     return found
+
+
+def _submodules(owners: Values, name: str) -> Values:
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    return [children_of(module)[name] for module in modules if name in children_of(module)]
 
 
 def _children(owners: Values) -> Values:

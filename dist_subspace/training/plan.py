@@ -19,11 +19,11 @@ from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
-from dist_subspace.placement.deepspeed.process_group import agreed_device
+from dist_subspace.placement.engines import check_engine, compute_device
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
-from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
+from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
 from dist_subspace.training.data import Batches, Prepared, prepare
@@ -32,8 +32,6 @@ from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
 from dist_subspace.training.trackers import check_installed
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
-
-HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,9 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         UsageError: on every rank, with one sentence.
     """
     run_dir = RunFolder(config.run.output_dir)
-    device = agreed_device()
     with agreed("checking the configuration"):
+        check_engine(config.deepspeed.preset, config.deepspeed.config)
+        device = compute_device(config.deepspeed.preset, config.deepspeed.config)
         if config.subspace.init_from is None:  # else the adapter has the first word
             resolve(subspace_config(config))
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
@@ -150,7 +149,8 @@ def with_tokens(
     if known:
         notice(f"model.new_tokens has {', '.join(known)}, which the tokenizer knows already: their rows begin anew")
     ids = without_gap(extend_tokenizer(tokenizer, names), rows, tokenizer, notice)
-    return resolved.method.read_text(replace(subspace, new_tokens=ids), tokenizer)
+    subspace, method = replace(subspace, new_tokens=ids), resolved.method
+    return method.read_text(subspace, tokenizer) if issubclass(method, TextOptions) else subspace
 
 
 def check_schedule(resolved: Resolved, total_steps: int) -> None:
@@ -159,7 +159,7 @@ def check_schedule(resolved: Resolved, total_steps: int) -> None:
     Raises:
         UsageError: naming the options and their values.
     """
-    kind = resolved.method.schedule_class
+    kind = schedule_class_of(resolved.method)
     if kind is not None:
         kind({}, resolved.settings).check(total_steps)
 
@@ -185,7 +185,8 @@ def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
         UsageError: naming what is too large, and packing where positions that begin anew are not those of the model.
     """
     open_checkpoint(folder)
-    virtual = resolved.method.added_positions(resolved.settings)
+    method = resolved.method
+    virtual = method.added_positions(resolved.settings) if issubclass(method, AddsPositions) else 0
     trusted = config.model.trust_remote_code
     wanted = config.data.max_length + virtual
     positions = model_positions(folder, config.model.task, wanted, trusted)

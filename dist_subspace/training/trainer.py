@@ -15,8 +15,8 @@ from dist_subspace.checkpoint.state import check_factors, method_state, restore,
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, max_over_ranks, on_main, sum_over_ranks, world
-from dist_subspace.placement.deepspeed.loss_scale import scaler_state
-from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count
+from dist_subspace.placement.engines import engine_title, start_engine
+from dist_subspace.placement.protocol import Engine
 from dist_subspace.run_folder.folder import checkpoint_name
 from dist_subspace.run_folder.records import Evaluation
 from dist_subspace.run_folder.trainer_state import TrainerState
@@ -24,7 +24,7 @@ from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups
 from dist_subspace.training.announce import announced
 from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
-from dist_subspace.training.engine import Stepper, start_engine
+from dist_subspace.training.engine import Stepper
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.model import make_model
@@ -55,11 +55,12 @@ class Trainer:
         if plan.config.training.full_determinism:
             enable_full_determinism(plan.config.training.seed)
         self.model = make_model(plan, observer)
-        with announced("starting DeepSpeed's engine", observer.notice):
+        with announced(
+            f"starting {engine_title(self.config.deepspeed.preset, self.config.deepspeed.config)}", observer.notice
+        ):
             self.engine = self._make_engine()
         self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
-        rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
-        self.schedule = schedule_of(self.config.training, plan.total_steps, rates)
+        self.schedule = schedule_of(self.config.training, plan.total_steps, self.engine.rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
         with announced("taking up the checkpoint", observer.notice):
@@ -87,13 +88,13 @@ class Trainer:
             return None
         return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
 
-    def _make_engine(self) -> Any:
+    def _make_engine(self) -> Engine:
         training = self.config.training
         with agreed("making the optimizer"):  # DeepSpeed makes process groups, in which nobody notices who is gone
             groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
             optimizer = make_optimizer(training.optim, groups, adam_settings(training))
             config = engine_config(self.plan, self.model)
-        return start_engine(self.model, optimizer, config)
+        return start_engine(self.model, optimizer, config, training.max_grad_norm)
 
     def _refuse_leaky_packing(self) -> None:
         """Packing is exact only where the model restarts attention and positions at each sample: measured, not assumed."""
@@ -135,8 +136,7 @@ class Trainer:
         its micro-batches counts as not begun."""
         self._save_before_decomposing()
         batch = self.plan.batches.batch(self.progress.step)
-        for group, rate in zip(self.engine.optimizer.param_groups, self.schedule.rates, strict=True):
-            group["lr"] = rate
+        self.engine.rates = self.schedule.rates
         rate = self.schedule.rates[0]
         began = time.monotonic()
         own = self.stepper.accumulate(batch, self.pause)
@@ -145,7 +145,7 @@ class Trainer:
             return True
         total, stop = sum_over_ranks([own, float(self.pause.told())], self.plan.device)
         loss = total / max(1, batch.targets)
-        applied = self.stepper.apply(math.isfinite(loss))
+        applied = self.engine.step(math.isfinite(loss))
         self.schedule.advance()
         self.losses.append(loss)
         self.progress.step += 1
@@ -183,16 +183,16 @@ class Trainer:
         if self._savable:
             return
         try:
-            read_state(self.engine, named_trainables(self.model))
+            self.engine.read_state(named_trainables(self.model))
         except (KeyError, AttributeError, RuntimeError) as error:
             raise RuntimeError(
                 f"no checkpoint of this run could be written: the state of training.optim {self.config.training.optim!r} in "
-                f"this DeepSpeed engine cannot be read ({type(error).__name__}: {error})"
+                f"this engine cannot be read ({type(error).__name__}: {error})"
             ) from error
         self._savable = True
 
     def _not_applied(self, loss: float) -> None:
-        if math.isfinite(loss) and self.engine.fp16_enabled():
+        if math.isfinite(loss) and self.engine.has_loss_scale:
             self.progress.overflowed += 1
             self.observer.notice(f"step {self.progress.step} skipped: DeepSpeed lowers the fp16 loss scale")
             return
@@ -215,7 +215,7 @@ class Trainer:
             loss=loss,
             penalty=None if penalties is None else penalties.total(),
             learning_rate=rate,
-            grad_norm=self.stepper.grad_norm(),
+            grad_norm=self.engine.grad_norm,
             own_tokens=batch.tokens,
             own_seconds=seconds,
         )
@@ -287,7 +287,7 @@ class Trainer:
             samples=progress.samples,
             tokens=progress.tokens,
             elapsed_seconds=progress.elapsed,
-            optimizer_steps=step_count(self.engine),
+            optimizer_steps=self.engine.step_count(),
             schedule=self.schedule.state(),
             fingerprints=self.plan.fingerprints,
             best=progress.best,
@@ -296,7 +296,7 @@ class Trainer:
             training=self.config.training.model_dump(mode="json"),
             begun=self.plan.beginning.config.as_dict() if self.plan.beginning else {},
             method=method_state(self.model),
-            loss_scaler=scaler_state(self.engine),
+            loss_scaler=self.engine.scaler_state(),
             unevaluated=self.unevaluated,
         )
         folder = save_checkpoint(

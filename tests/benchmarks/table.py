@@ -21,11 +21,11 @@ from dist_subspace.config import load_config
 from dist_subspace.placement.collectives import max_over_ranks, sum_over_ranks, world
 from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.shards import resident_bytes
+from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.tensors import resident_bytes
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import methods, trainable_parameters
 from dist_subspace.training.display import Display
-from dist_subspace.training.engine import be_quiet
 from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.plan import make_plan
 from dist_subspace.training.trainer import Trainer
@@ -124,7 +124,7 @@ def run_cell(folder: Path, storage: str, stage: int, method: str, steps: int) ->
 
 def optimizer_bytes(trainer: Trainer) -> int:
     """Master copies that are not the parameters themselves, and moments, on this rank; step counters apart."""
-    optimizer = plain_optimizer(trainer.engine)
+    optimizer = plain_optimizer(trainer.engine.deepspeed)
     own = {id(p) for p in trainer.model.parameters()}
     masters = [p for p in optimizer.state if id(p) not in own]
     moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.numel() > 1]

@@ -14,8 +14,9 @@ import dist_subspace
 from dist_subspace.config import load, names
 from dist_subspace.config.messages import dotted_keys
 from dist_subspace.config.schema import Config
-from dist_subspace.loading.load import DTYPES, TASKS
-from dist_subspace.placement.deepspeed.presets import PRESETS
+from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.load import DTYPES
+from dist_subspace.placement.engines import ALL_PRESETS
 from dist_subspace.subspace.core.constraints import CONSTRAINTS
 from dist_subspace.training.data.formats import FORMATS
 from dist_subspace.training.optimizers import ON_ANY_DEVICE, ON_CUDA
@@ -26,19 +27,18 @@ CLOSED = [name for name, value in vars(names).items() if get_origin(value) is Li
 
 EQUAL: list[tuple[str, Iterable[str]]] = [
     ("Optimizer", [*ON_ANY_DEVICE, *ON_CUDA]),
-    ("Preset", PRESETS),
+    ("Preset", ALL_PRESETS),
     ("Format", FORMATS),
     ("Constraint", CONSTRAINTS),
     ("Reporter", KINDS),
     ("Dtype", DTYPES),
 ]
-PARTS: list[tuple[str, Iterable[str]]] = [("Task", TASKS), ("Scheduler", [kind.value for kind in SchedulerType])]
+PARTS: list[tuple[str, Iterable[str]]] = [("Task", AUTO_CLASSES), ("Scheduler", [kind.value for kind in SchedulerType])]
 TWO_WORDS = {"OnNonfinite", "Truncation"}  # the code that follows them compares with one of the two
 # Where each list of three names or more is written out, beside the configuration.
 HOMES = {
     "Dtype": "loading/load.py",
     "Format": "training/data/formats.py",
-    "Preset": "placement/deepspeed/presets.py",
     "Constraint": "subspace/core/constraints.py",
     "Reporter": "training/trackers.py",
     "Difference": "training/plan.py",

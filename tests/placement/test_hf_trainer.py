@@ -12,10 +12,12 @@ from torch import nn
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import gathered, is_partitioned, resident_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import gathered, resident_bytes
 from tests.matrix import tiny
 from tests.placement.hf_trainer import arguments, forget_earlier_trainers, rows, stock
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 # Who loads the model; `early`: TrainingArguments exist before, so that transformers itself splits its models at ZeRO-3.
 LOADERS = (
@@ -31,7 +33,7 @@ LOADERS = (
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    return {family: tiny.save_tiny(folder, family) for family in ("llama", "gpt2")}
+    return {family: save_odd(folder, family) for family in ("llama", "gpt2")}
 
 
 def load(loader: str, model: str, stage: int | None) -> nn.Module:

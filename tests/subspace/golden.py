@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from dist_subspace import methods
 from dist_subspace.storage import pack
-from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, SubspacePart, Weight, resolve
+from dist_subspace.subspace import (
+    FoldsIntoBase,
+    SetupStatistic,
+    SubspaceConfig,
+    SubspaceLinear,
+    SubspacePart,
+    Weight,
+    resolve,
+)
 from dist_subspace.subspace.attach import attached
 from dist_subspace.subspace.core.constraints import Constraint
 from dist_subspace.subspace.core.operator import no_original
@@ -67,18 +75,18 @@ def layer(method: str, *, bias: bool = False, transposed: bool = False, **config
     resolved = resolve(SubspaceConfig(method=method, **config))
     weight = W.t().contiguous() if transposed else W
     base = pack(weight.clone(), "fp32", transposed=transposed, bias=BIAS.clone() if bias else None)
-    return settled(resolved.method.on(base, resolved.settings, torch.Generator().manual_seed(0), None))
+    return settled(resolved.method.build(base, resolved.settings, torch.Generator().manual_seed(0), None))
 
 
 def settled(module: SubspacePart, original: Tensor | None = None) -> Any:
     """The part with its statistic made and taken, as attach does it, for one layer on one rank."""
-    if module.setup_statistic == "none":
+    if not isinstance(module, SetupStatistic) or module.setup_statistic == "none":
         return module
     weight = opened(module, original)
     factors = module.decompose(weight)
-    if module.rebases:
+    if isinstance(module, FoldsIntoBase) and module.rebases:
         module.base = module.base.repacked(module.rebased(factors, weight))
-    module.settle(factors)
+    module.set_factors(factors)
     return module
 
 
@@ -134,7 +142,7 @@ def dense_penalty(model: nn.Module, constraint: Constraint) -> Tensor:
     total = torch.zeros(())
     parts = [model.get_submodule(name) for name in attached(model).layers]
     for part in parts:
-        a, b = part.constrained()
+        a, b = part.constrained_factors()
         if a is not None:
             total = total + (a @ a.t() - torch.eye(len(a))).square().sum()
         if b is not None:

@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from dist_subspace import SubspaceConfig, methods
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.storage import adopt_all
 from dist_subspace.subspace import attach_method, trainable_parameters
 from tests.subspace.golden import config_of, layer

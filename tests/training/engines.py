@@ -10,7 +10,10 @@ import torch
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel
+from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine
+from dist_subspace.placement.engines import start_engine
+from dist_subspace.placement.protocol import Engine
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
@@ -40,19 +43,26 @@ def global_batch(count: int) -> GlobalBatch:
     return GlobalBatch(0, own, micro_batch(0), targets=targets, samples=count, tokens=count * tiny.LENGTH, epoch=0.0)
 
 
-def stepper_of(folder: str, stage: int, rounds: int) -> tuple[Any, Stepper]:
+def stepper_of(folder: str, stage: int | None, rounds: int) -> tuple[Engine, Stepper]:
+    """stage: of ZeRO; None for the engine of plain torch."""
     size = world().size
-    config = tiny.ds_config(stage, trainable_numel=4096, world_size=size)
+    config = tiny.ds_config(stage or 0, trainable_numel=4096, world_size=size)
     config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": rounds,
         "train_batch_size": rounds * size,
     }
-    model = load_frozen(folder, storage="nf4", dtype="float32", deepspeed=config)
+    used = None if stage is None else config
+    model = load_frozen(folder, storage="nf4", dtype="float32", deepspeed=used)
     attach(model, SubspaceConfig(method="lora", rank=3)).train()
     assert sum(full_numel(p) for p in trainable_parameters(model)) <= 4096
-    engine = tiny.make_engine(model, config)
+    engine = start_engine(model, tiny.adam(trainable_parameters(model), tiny.RATE), used, 0.0)
     return engine, Stepper(engine, CPU, 0, size)
+
+
+def close(engine: Engine) -> None:
+    if isinstance(engine, DeepSpeedEngine):
+        engine.deepspeed.destroy()
 
 
 def stock(stage: int, kind: str | None, *offload: str, **more: Any) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training import optimizers
 from dist_subspace.training.loss import summed_loss
-from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.training.engines import config_of, global_batch, micro_batch, stepper_of, stock
+from tests.tiny_models import save_odd
+from tests.training.engines import close, config_of, global_batch, micro_batch, stepper_of, stock
 from tests.whole_runs import losses, run_here
 
 
@@ -152,17 +152,17 @@ def test_a_checkpoint_that_could_not_be_written_is_found_out_after_the_first_ste
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def norm_of_a_step(folder: str, stage: int) -> float | None:
     batch = global_batch(3)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
-    assert stepper.grad_norm() is None
+    assert engine.grad_norm is None
     stepper.accumulate(batch)
-    assert stepper.apply(True)
-    engine.destroy()
-    return stepper.grad_norm()
+    assert engine.step(True)
+    close(engine)
+    return engine.grad_norm
 
 
 def torchs_own(folder: str) -> float:

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from dist_subspace import load_adapter, load_frozen
+from dist_subspace.placement.engines import start_engine
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
 from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import methods
-from dist_subspace.training.engine import start_engine
 from dist_subspace.training.run import train
 from tests.ranks import run_on_ranks, run_once_on_ranks
 from tests.tiny_run import make_bert, make_model, make_records
@@ -101,8 +101,8 @@ def run_with_a_loss_scaler(config: dict[str, Any]) -> int:
 
     def started(*args: Any) -> Any:
         engine = start_engine(*args)
-        engine.optimizer.loss_scaler = DynamicLossScaler(2.0**8, 3, 1.0, 2, False)
-        engine.optimizer.dynamic_loss_scale = True
+        engine.deepspeed.optimizer.loss_scaler = DynamicLossScaler(2.0**8, 3, 1.0, 2, False)
+        engine.deepspeed.optimizer.dynamic_loss_scale = True
         return engine
 
     trainer.start_engine = started

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.adapter import (
-    PREFIX,
     WEIGHTS,
     adapter_config,
     adapter_tensors,
@@ -39,8 +38,9 @@ from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft.forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 FORMS = ("auto", "direct", "lora", "scaling")
 MADE = ("lora", "approximate")  # of one LoRA a layer
@@ -175,7 +175,7 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
     """
     left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
     own = [p for p in part.parameters() if id(p) not in left]
-    return on_wholes(own, f"the form of {name}", lambda: function(name, part, *args))
+    return whole_on_main(own, f"the form of {name}", lambda: function(name, part, *args))
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:

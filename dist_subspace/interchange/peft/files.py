@@ -9,29 +9,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import PREFIX, file_key
+from dist_subspace.interchange.adapter import file_key
 from dist_subspace.interchange.base_copies import Copies
-from dist_subspace.interchange.fitting import Shapes, check_fits
+from dist_subspace.interchange.fitting import check_fits
 from dist_subspace.interchange.for_class import named_by
-from dist_subspace.interchange.model_card import TASKS
+from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.interchange.model_description import task_of_class
 from dist_subspace.subspace import SubspaceConfig
-
-Layers = dict[str, dict[str, Tensor]]
+from dist_subspace.subspace.core.peft_words import PREFIX, Entries, Layers, PeftWords, Shapes
 
 
 @dataclass(frozen=True)
 class Imported:
-    """config: of our method. tensors: by our file's keys. described: PEFT's adapter_config.json. shapes: `(d_out, d_in)` of the
-    layers, None for a side that the tensors do not tell. needs_base: part of the adapter must be made from the base again.
-    copies: of the base's own parameters, which must be the model's. layers: that an adapter of ours has, linear or not."""
+    """An adapter that was read, by us or from PEFT.
+
+    config: of our method. tensors: by our file's keys. described: the adapter_config.json. shapes: `(d_out, d_in)` of the layers,
+    None for a side that the tensors do not tell. made_from_base: the entry that says that a part of the adapter must be made
+    from the base again; None where the file holds all. copies: of the base's own parameters, which must be the model's.
+    layers: that an adapter of ours has, linear or not.
+    """
 
     config: SubspaceConfig
     tensors: dict[str, Tensor]
     described: Mapping[str, Any]
     shapes: Shapes = field(default_factory=dict)
-    needs_base: bool = False
+    made_from_base: str | None = None
     copies: Copies = field(default_factory=dict)
     layers: tuple[str, ...] = ()
 
@@ -40,7 +42,7 @@ class Imported:
         """Our name of the task, or that of the class that PEFT names where it has no task; None where it says neither."""
         task, mapping = self.described.get("task_type"), self.described.get("auto_mapping") or {}
         if task is not None:
-            return next((ours for theirs, (_, _, ours) in TASKS.items() if theirs == task), "base")
+            return next((ours for theirs, (_, ours) in PEFT_TASKS.items() if theirs == task), "base")
         return task_of_class(str(mapping["base_model_class"])) if mapping.get("base_model_class") else None
 
     def named_by(self, model: nn.Module) -> Imported:
@@ -84,32 +86,38 @@ def with_tied(own: Mapping[str, Tensor], saved: Layers) -> tuple[dict[str, Tenso
     return left, saved | more
 
 
-def by_layer(tensors: Mapping[str, Tensor], suffixes: Mapping[str, str], kind: str) -> Layers:
-    """The tensors of each layer under our suffixes.
+def imported(
+    words: PeftWords[Any], described: Entries, tensors: dict[str, Tensor], saved: Layers, copies: Copies
+) -> Imported:
+    """An adapter of PEFT as the method's that these are the words of.
 
     Arguments:
-        suffixes: as PEFT writes them, now or earlier -> ours.
+        tensors: the method's own. saved: those of modules that were trained in full. copies: of the base's own parameters.
 
     Raises:
-        UsageError: a tensor that is none of them, or a layer that lacks one.
+        UsageError: as `PeftWords.read`.
     """
-    layers: Layers = {}
-    for key, tensor in tensors.items():
-        suffix = next((s for s in suffixes if key.startswith(PREFIX) and key.endswith(f".{s}")), None)
-        if suffix is None:
-            raise UsageError(
-                f"the {kind} adapter holds {key}, which is not known here; accepted: of linear layers, {', '.join(suffixes)}"
-            )
-        layers.setdefault(key.removeprefix(PREFIX).removesuffix(f".{suffix}"), {})[suffixes[suffix]] = tensor
-    for name, held in layers.items():
-        missing = set(suffixes.values()) - held.keys()
-        if missing:
-            raise UsageError(f"the {kind} adapter lacks {min(missing)} of {name}; it was not saved whole")
-    if not layers:
-        raise UsageError(f"the {kind} adapter holds no tensors of any layer")
-    return layers
-
-
-def flat(layers: Mapping[str, Mapping[str, Tensor]], saved: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    tensors = {file_key(name, s): t.float() for name, held in layers.items() for s, t in held.items()}
-    return tensors | {key: t.float() for held in saved.values() for key, t in held.items()}
+    found = words.read(described, tensors)
+    config = SubspaceConfig(
+        method=words.method,
+        rank=found.rank,
+        alpha=found.alpha,
+        dropout=found.dropout,
+        target_modules=tuple(found.layers) or None,
+        modules_to_save=tuple(saved),
+        constraint=found.constraint,
+        constraint_weight=found.constraint_weight,
+        options=found.options,
+        rank_pattern=found.rank_pattern,
+        alpha_pattern=found.alpha_pattern,
+    )
+    own = {file_key(name, suffix): t for name, held in found.layers.items() for suffix, t in held.items()}
+    others = {key: tensor for held in saved.values() for key, tensor in held.items()}
+    return Imported(
+        config,
+        {key: tensor.float() for key, tensor in {**own, **others, **found.whole}.items()},
+        {name: value for name, value in described.items() if name not in found.outdated},
+        found.shapes,
+        found.made_from_base,
+        copies,
+    )

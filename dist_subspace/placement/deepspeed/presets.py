@@ -5,22 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dist_subspace.errors import unknown_name
-from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
-from dist_subspace.placement.deepspeed.stock import Facts, resolve_stock, stock_config, stock_training_keys
-from dist_subspace.placement.deepspeed.supported import check_supported
 from dist_subspace.placement.deepspeed.thresholds import ENGINE_MANNERS, zero_thresholds
-
-__all__ = [
-    "PRESETS",
-    "Facts",
-    "check_supported",
-    "deepspeed_config",
-    "read_deepspeed",
-    "resolve_stock",
-    "stock_config",
-    "stock_training_keys",
-    "zero_stage",
-]
 
 PRESETS = {
     "zero0": 0,

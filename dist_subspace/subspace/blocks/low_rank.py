@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.blocks.dropout import Dropout
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.constrained import ConstrainedFactors
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.spec import Settings
 from dist_subspace.torch_internals import reshaped
 
@@ -97,16 +98,11 @@ def _scaled(a: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (a * scale).to(dtype)
 
 
-class LowRankLinear(SubspaceLinear):
-    """`y = W x + γ B C (A D(x))`: the base of every method whose update is a product of a few thin matrices.
+class LowRankPair(ConstrainedFactors):
+    """A trained pair `A (r, d_in)`, `B (d_out, r)`, and a core C between them that a method may add: none, a diagonal `(r,)` or a
+    matrix `(r, r)`. What they do to the output is the method's."""
 
-    `A (r, d_in)`, `B (d_out, r)` and a core C that a method may add: none, a diagonal `(r,)` or a matrix `(r, r)`. Under MPC_n
-    an activation stands before the core: `y = W x + γ B C σ(A D(x))`.
-    """
-
-    left_factors = ("lora_B",)
-
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.scale = self.scaling(settings)
         self.lora_A = nn.Parameter(self.initial_a(settings, generator))
         self.lora_B = nn.Parameter(self.initial_b(settings, generator))
@@ -129,10 +125,38 @@ class LowRankLinear(SubspaceLinear):
         """C: None for the identity, `(r,)` for a diagonal, `(r, r)` for a matrix."""
         return None
 
+    def delta(self) -> Tensor:
+        """`γ B C A`, float32 `(d_out, d_in)`."""
+        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.down().float())
+
+    def constrained_factors(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.lora_A, self.lora_B
+
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.weight" if name in _PAIR else name: p.detach() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[f"{name}.weight" if name in _PAIR else name])
+
+
+class LowRankLinear(LowRankPair, LowRankForm):
+    """`y = W x + γ B C (A D(x))`: the base of every method whose update is a product of a few thin matrices.
+
+    Under MPC_n an activation stands before the core: `y = W x + γ B C σ(A D(x))`.
+    """
+
     @property
     def nonlinear(self) -> bool:
         constraint = self.settings.constraint
         return constraint is not None and constraint.nonlinear
+
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        return ACTIVATIONS[self.settings.options["activation"]]
 
     def transform(self, x: Tensor) -> Tensor:
         dropout = self.settings.dropout if self.training else 0.0
@@ -142,39 +166,18 @@ class LowRankLinear(SubspaceLinear):
             return Up.apply(z, hidden, with_core_right(self.lora_B, self.core()))
         return LowRankUpdate.apply(z, x, with_core_left(self.core(), self.lora_A), self.lora_B, self.scale, dropout)
 
-    def activation(self) -> Callable[[Tensor], Tensor]:
-        return ACTIVATIONS[self.settings.options["activation"]]
-
-    def delta(self) -> Tensor:
-        """`ΔW = γ B C A`, float32 `(d_out, d_in)`."""
-        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.down().float())
-
     def merged(self, weight: Tensor) -> Tensor:
         if self.nonlinear:
             raise UsageError(f"method {self.info.name} with constraint mpc_n cannot be merged: its update is no matrix")
         return weight + self.delta().to(weight.device)
-
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
-
-    def agrees_with_peft(self) -> bool:
-        return not self.nonlinear
 
     def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
         if self.nonlinear:
             return None
         return with_core_left(self.core(), self.down()).detach().float(), self.scale * self.lora_B.detach().float()
 
-    def constrained(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.lora_A, self.lora_B
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {f"{name}.weight" if name in _PAIR else name: p.detach() for name, p in self.trainables().items()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.trainables().items():
-            parameter.data.copy_(tensors[f"{name}.weight" if name in _PAIR else name])
+    def agrees_with_peft(self) -> bool:
+        return not self.nonlinear
 
 
 _PAIR = ("lora_A", "lora_B")  # PEFT keeps these two in linear layers

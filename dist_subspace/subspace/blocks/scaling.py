@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.blocks.sums import summed_product
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import ScalingForm
 
 
 class Scale(torch.autograd.Function):
@@ -33,7 +33,7 @@ class Scale(torch.autograd.Function):
         return grad_x, grad_delta
 
 
-class ScalingLinear(SubspaceLinear):
+class ScalingLinear(ScalingForm):
     """A method whose trained vectors are deviations from one; its file holds the factors themselves, as the paper has them."""
 
     def file_tensors(self) -> dict[str, Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.transformers_tables import shifts_labels
+
 IGNORED = -100
 
 
@@ -95,13 +97,5 @@ def _part(model: nn.Module, kwargs: Mapping[str, Any]) -> float:
     items, labels = kwargs.get("num_items_in_batch"), kwargs.get("labels")
     if items is None or labels is None:
         return 1.0
-    targets = labels[..., 1:] if _shifts_labels(model) else labels
+    targets = labels[..., 1:] if shifts_labels(model) else labels
     return float((targets != IGNORED).sum()) / max(1.0, float(items))
-
-
-def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss leaves out each row's first label, by the Trainer's own rule when it counts targets."""
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-
-    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
-    return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from dist_subspace.options import choice, whole
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.files import FileOptions
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
+from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens, InputTokenWords
 from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, linear_parameters
 
 LSTM_LAYERS = 2
@@ -39,11 +41,10 @@ LSTM_LAYERS = 2
             "hidden": whole(None, "width h of the encoder; null: that of the embeddings"),
             **PLACEMENT,
         },
-        peft_type="P_TUNING",
         count="n d + (d h + h) + (h² + h) + (h d + d)",
     )
 )
-class PTuning(InputTokens):
+class PTuning(InputTokens, FileOptions):
     @classmethod
     def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, "encoder": "none"}
@@ -97,6 +98,18 @@ class PTuning(InputTokens):
         start = x.new_zeros(2 * LSTM_LAYERS, 1, self.hidden)
         return torch.lstm(x[None], (start, start), weights, True, LSTM_LAYERS, 0.0, self.training, True, True)[0][0]
 
-    def peft_shape(self) -> dict[str, Any]:
-        kind = "LSTM" if self.encoder == "lstm" else "MLP"
-        return super().peft_shape() | {"encoder_reparameterization_type": kind, "encoder_hidden_size": self.hidden}
+
+@register_peft(PTuning)
+class PTuningWords(InputTokenWords[PTuning]):
+    peft_type = "P_TUNING"
+    without_effect = (
+        *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"),
+    )
+    read_options: ClassVar[Entries] = {"encoder": "none", "placement": "front"}
+
+    def model_entries(self, part: PTuning) -> dict[str, Any]:
+        kind = "LSTM" if part.encoder == "lstm" else "MLP"
+        return super().model_entries(part) | {
+            "encoder_reparameterization_type": kind,
+            "encoder_hidden_size": part.hidden,
+        }

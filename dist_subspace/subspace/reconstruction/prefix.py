@@ -15,13 +15,22 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dist_subspace.options import choice, flag, whole
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.files import FileOptions
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.attention import Prefix as Hooks
 from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_modules, geometry, redirect
-from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, VirtualTokens, linear_parameters
+from dist_subspace.subspace.virtual_tokens.part import (
+    COUNT,
+    EMBEDDINGS,
+    TokenWords,
+    VirtualTokens,
+    check_side,
+    linear_parameters,
+)
 
 STD = 0.02
 
@@ -42,11 +51,10 @@ STD = 0.02
             "projection": flag(False, "make them by a two-layer network, which is dropped when they are saved"),
             "projection_dim": whole(512, "width of that network"),
         },
-        peft_type="PREFIX_TUNING",
         count="2 n d_kv",
     )
 )
-class Prefix(VirtualTokens):
+class Prefix(VirtualTokens, FileOptions):
     attribute = "prefix_tokens"
 
     @classmethod
@@ -59,6 +67,10 @@ class Prefix(VirtualTokens):
             for module in own:
                 geometry(module)
         return super().sites(choice)
+
+    @classmethod
+    def check_fits(cls, tokens: Tensor, described: Entries, config: Any) -> None:
+        check_side("number of layers", described.get("num_layers"), config.num_hidden_layers)
 
     def measure(self, model: nn.Module) -> int:
         self.embedding_width = stacks.input_width(model)
@@ -98,11 +110,19 @@ class Prefix(VirtualTokens):
         found = matrix.split(self.sizes, dim=1)[layers]
         return [x.view(self.count, 2, *own).permute(1, 2, 0, 3) for x, own in zip(found, geometries, strict=True)]
 
-    def peft_shape(self) -> dict[str, Any]:
-        heads, head_dim = self.layers[0][0]
-        own = {"token_dim": heads * head_dim, "num_attention_heads": heads, "num_layers": len(self.sizes)}
-        return super().peft_shape() | own | {"prefix_projection": False}
 
-    def agrees_with_peft(self) -> bool:
+@register_peft(Prefix)
+class PrefixWords(TokenWords[Prefix]):
+    peft_type = "PREFIX_TUNING"
+    without_effect = ("prefix_projection", "encoder_hidden_size", "init_weights")
+    tasks = ("CAUSAL_LM",)
+    one_stack = False
+
+    def model_entries(self, part: Prefix) -> dict[str, Any]:
+        heads, head_dim = part.layers[0][0]
+        shape = {"token_dim": heads * head_dim, "num_attention_heads": heads, "num_layers": len(part.sizes)}
+        return super().model_entries(part) | shape | {"prefix_projection": False}
+
+    def agrees(self, part: Prefix) -> bool:
         """PEFT has one width for all layers, and no prefix in an encoder."""
-        return super().agrees_with_peft() and len(self.layers) == 1 and len(set(self.layers[0])) == 1
+        return super().agrees(part) and len(part.layers) == 1 and len(set(part.layers[0])) == 1

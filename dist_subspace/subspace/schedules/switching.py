@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.core.schedule import Edit, Schedule
+from dist_subspace.subspace.core.statistic import Decomposes
 
 WARMUP = 100  # or a third of a run that is shorter than three times that
 
@@ -50,4 +51,5 @@ class SwitchingSchedule(Schedule):
         self.switched, self.begun = state.get("switched"), state.get("begun")
         if self.switched is not None:
             for name, part in self.parts.items():
-                part.settle({own: tensors[f"{name}.{own}"] for own in ("dash_U", "dash_V")})
+                assert isinstance(part, Decomposes)
+                part.set_factors({own: tensors[f"{name}.{own}"] for own in ("dash_U", "dash_V")})

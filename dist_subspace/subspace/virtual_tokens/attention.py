@@ -11,8 +11,7 @@ nobody reads stand before the real ones, and the causal kernel stays what it was
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -22,25 +21,22 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.attention import has_latent_keys, is_cross_attention, key_value_heads
+from dist_subspace.families.blocks import shares_blocks
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.positions import first_position, has_learned_positions
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.segments import segments
+from dist_subspace.torch_internals import in_backward
+from dist_subspace.transformers_tables import (
+    Attention,
+    OtherAttention,
+    attention_function,
+    attention_name,
+    calls_attention_by_name,
+)
 
 NAME = "dsub_prefix"
-_TABLE, _EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
-
-
-class View:
-    """A configuration that names another attention function, and is the model's own in everything else."""
-
-    _attn_implementation = NAME
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "config" or name.startswith("__"):  # while a copy is being made, there is none yet
-            raise AttributeError(name)
-        return getattr(self.config, name)
 
 
 class Slot:
@@ -65,7 +61,7 @@ class Slot:
             self.left.data.copy_(tokens.detach())
 
     def take(self) -> Tensor | None:
-        return self.left if torch._C._current_graph_task_id() != -1 else self.tokens
+        return self.left if in_backward() else self.tokens
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
         import copy
@@ -92,12 +88,6 @@ class Arrive(torch.autograd.Function):
         return g, None, *found
 
 
-def calls_attention_by_name(module: nn.Module) -> bool:
-    """Whether the module takes its attention from transformers' table of functions."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and _TABLE in code.co_names and hasattr(module, "config")
-
-
 def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
     """The self-attention modules of each of the model's stacks.
 
@@ -105,13 +95,13 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
         UsageError: for a family whose attention does not go through transformers' table, or whose positions cannot be moved.
     """
     family = type(model).__name__
-    kind, found = getattr(stacks.text_config(model), "model_type", None), []
+    kind, found = getattr(text_config(model.config), "model_type", None), []
     for stack in stacks.stacks(model):
         own = [
             module
             for name, module in stack.named_modules()
             if calls_attention_by_name(module)
-            and not _is_cross(name, module)
+            and not is_cross_attention(name, module)
             and getattr(module.config, "model_type", kind) == kind  # not the eyes and ears of a multimodal model
         ]
         if not own:
@@ -119,9 +109,9 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
                 f"method prefix cannot reach the attention of {family}: it is not transformers' common one"
             )
         config: Any = stack.config
-        if 0 < getattr(config, "num_hidden_groups", 0) < config.num_hidden_layers:
+        if shares_blocks(config):
             raise UsageError(f"method prefix needs an attention for each layer, and those of {family} share one")
-        if stacks.has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
+        if has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
             raise UsageError(f"method prefix cannot move the positions of {family}: it takes no position_ids")
         found.append(own)
     return found
@@ -129,21 +119,9 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
 
 def geometry(module: Any) -> tuple[int, int]:
     """(heads, width of a head) of an attention module's keys and values."""
-    config = module.config
-    if getattr(config, "kv_lora_rank", None):
+    if has_latent_keys(module.config):
         raise UsageError(f"method prefix cannot stand before the latent keys of {type(module).__name__}")
-    names = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
-    width = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), None)
-    groups = getattr(module, "num_key_value_groups", None)
-    heads = config.num_attention_heads // groups if groups else getattr(config, "num_key_value_heads", None)
-    return heads or config.num_attention_heads, width or config.hidden_size // config.num_attention_heads
-
-
-def _is_cross(name: str, module: nn.Module) -> bool:
-    parts = name.lower().split(".")
-    return bool(getattr(module, "is_cross_attention", False)) or any(
-        "cross" in part or part in ("encdecattention", "encoder_attn") for part in parts
-    )
+    return key_value_heads(module)
 
 
 def redirect(module: Any, slot: Slot) -> None:
@@ -152,7 +130,7 @@ def redirect(module: Any, slot: Slot) -> None:
 
     AttentionInterface.register(NAME, attention_with_prefix)
     module.prefix_slot = slot
-    module.config = View(module.config)
+    module.config = OtherAttention(module.config, NAME)
 
 
 def attention_with_prefix(
@@ -175,15 +153,11 @@ def attention_with_prefix(
         return _whole_rows(attend, module, query, key, value, prefix, attention_mask, options)
 
 
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
-
-
 @contextmanager
-def _own_configuration(module: Any) -> Iterator[Attend]:
+def _own_configuration(module: Any) -> Iterator[Attention]:
     """The implementation that the model's configuration names; within the block the module has that configuration itself."""
     view = module.config
-    names = inspect.unwrap(type(module).forward).__globals__
-    attend = names[_TABLE].get_interface(view.config._attn_implementation, names.get(_EAGER))
+    attend = attention_function(module, view.config)
     module.config = view.config
     try:
         yield attend
@@ -192,7 +166,7 @@ def _own_configuration(module: Any) -> Iterator[Attend]:
 
 
 def _whole_rows(
-    attend: Attend,
+    attend: Attention,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -206,7 +180,7 @@ def _whole_rows(
     places = options.get("position_ids")
     options = options | ({"position_ids": None} if "position_ids" in options else {})
     # Flash attention says no mask for new tokens behind a filled cache too, and is causal from the end.
-    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(module.config._attn_implementation)
+    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(attention_name(module.config))
     if mask is not None or not causal or query.shape[2] == 1 or behind_a_cache:
         return _concatenated(attend, module, query, key, value, prefix, mask, options)
     key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # the rest of a static cache is empty yet
@@ -221,7 +195,7 @@ def _whole_rows(
 
 
 def _concatenated(
-    attend: Attend,
+    attend: Attention,
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -235,7 +209,7 @@ def _concatenated(
     if mask is not None:
         if not isinstance(mask, Tensor):
             raise UsageError(
-                f"method prefix cannot use the mask of attention {module.config._attn_implementation}; accepted: sdpa"
+                f"method prefix cannot use the mask of attention {attention_name(module.config)}; accepted: sdpa"
             )
         mask = pad(mask, (count, 0), value=0.0 if mask.is_floating_point() else 1)
     if options.get("position_bias") is not None:
@@ -244,7 +218,7 @@ def _concatenated(
 
 
 def _square(
-    attend: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
+    attend: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """Causal rows without a mask: queries for the virtual tokens too, which are thrown away."""
     count = prefix.shape[2]
@@ -255,7 +229,7 @@ def _square(
 
 
 def _by_lengths(
-    attend: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
+    attend: Attention, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
 ) -> tuple[Tensor, Tensor | None]:
     """A kernel that takes the lengths of packed samples (flash attention, causal from the end): the prefix stands before each."""
     edges, count = options["cu_seq_lens_k"].tolist(), prefix.shape[2]
@@ -279,8 +253,8 @@ class Prefix:
 
     def __init__(self, part: Any, model: nn.Module, stack: nn.Module, slots: list[Slot], place: slice) -> None:
         self.part, self.stack, self.slots, self.place = part, stack, slots, place
-        self.config = stacks.text_config(model)
-        self.first, self.running = stacks.first_position(stack), False
+        self.config = text_config(model.config)
+        self.first, self.running = first_position(stack), False
         stack.register_forward_pre_hook(self.before, with_kwargs=True)
         stack.register_forward_hook(self.after)
         stacks.at_input(stack, self.embedded)

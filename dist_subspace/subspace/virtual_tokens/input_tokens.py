@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from dist_subspace.subspace.virtual_tokens.insertion import (
     Insertion,
     default_placement,
 )
-from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
+from dist_subspace.subspace.virtual_tokens.part import TokenWords, VirtualTokens
 
 PLACEMENT: Mapping[str, Option] = {
     "placement": Option(
@@ -48,6 +48,11 @@ class InputTokens(VirtualTokens):
         else:
             Insertion(self, model, found[0], self.placement)
 
-    def agrees_with_peft(self) -> bool:
+
+Placed = TypeVar("Placed", bound=InputTokens)
+
+
+class InputTokenWords(TokenWords[Placed]):
+    def agrees(self, part: Placed) -> bool:
         """PEFT puts them in front, always."""
-        return super().agrees_with_peft() and self.placement == FRONT
+        return super().agrees(part) and part.placement == FRONT

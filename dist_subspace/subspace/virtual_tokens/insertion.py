@@ -17,6 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.attention import is_causal
+from dist_subspace.families.classes import reads_every_token
+from dist_subspace.families.configuration import is_encoder_decoder, text_config
+from dist_subspace.families.positions import first_position
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
 from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths
@@ -88,7 +92,7 @@ class Insertion:
     """Gives one stack the tokens of a part. Not a module: the part is one."""
 
     def __init__(self, part: VirtualTokens, model: nn.Module, stack: nn.Module, placement: str) -> None:
-        self.part, self.stack, self.config = part, stack, stacks.text_config(model)
+        self.part, self.stack, self.config = part, stack, text_config(model.config)
         self.skip = int(placement == AFTER_FIRST)
         self.layout: Layout | None = None
         stack.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -109,7 +113,7 @@ class Insertion:
         rows, length, device = stacks.length_and_device(arguments)
         edges = stacks.packed_edges(arguments)
         longest = length if edges is None else max(b - a for row in edges for a, b in pairwise(row))
-        stacks.check_length(self.config, stacks.first_position(stack), self.part.count, past + longest)
+        stacks.check_length(self.config, first_position(stack), self.part.count, past + longest)
         places = stacks.positions(stack, arguments, mask, past)
         if mask is not None:
             arguments["attention_mask"] = self.with_virtual(mask)
@@ -217,7 +221,6 @@ def _first_tokens(mask: Tensor) -> Tensor:
 
 def default_placement(model: nn.Module) -> str:
     """After the first token where an encoder's head reads that (BERT's pooled `[CLS]`), else in front."""
-    if stacks.is_causal(model) or getattr(model.config, "is_encoder_decoder", False):
+    if is_causal(model) or is_encoder_decoder(model):
         return FRONT
-    reads_all = ("CausalLM", "LMHeadModel", "MaskedLM", "TokenClassification", "QuestionAnswering")
-    return FRONT if type(model).__name__.endswith(reads_all) else AFTER_FIRST
+    return FRONT if reads_every_token(type(model).__name__) else AFTER_FIRST

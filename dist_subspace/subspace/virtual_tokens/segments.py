@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from dist_subspace.torch_internals import version
+
 # Reading borders off a GPU tensor waits for the GPU: once a forward, not once a layer. A memo of a pure function.
 _known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -20,7 +22,7 @@ def segments(position_ids: Tensor, batch: int) -> list[list[int]] | None:
     if position_ids.ndim != 2:
         return None
     # The version tells a tensor that was written over in place from the one that was read.
-    key = (batch, -1 if position_ids.is_inference() else position_ids._version)
+    key = (batch, -1 if position_ids.is_inference() else version(position_ids))
     known: dict[tuple[int, int], list[list[int]] | None] = _known.setdefault(position_ids, {})
     if key in known:
         return known[key]

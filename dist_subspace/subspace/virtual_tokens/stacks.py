@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.configuration import is_encoder_decoder, text_config
+from dist_subspace.families.embeddings import input_embeddings
+from dist_subspace.families.positions import first_position
 from dist_subspace.subspace.virtual_tokens.segments import segments
 
 
@@ -22,7 +24,7 @@ def stacks(model: Any) -> list[nn.Module]:
 
     if not isinstance(model, PreTrainedModel):
         raise UsageError(f"virtual tokens need a transformers model, and {type(model).__name__} is none")
-    if getattr(model.config, "is_encoder_decoder", False):
+    if is_encoder_decoder(model):
         return [model.get_encoder(), model.get_decoder()]
     embeddings = input_embeddings(model)
     around = [
@@ -33,19 +35,10 @@ def stacks(model: Any) -> list[nn.Module]:
     return [around[-1]]
 
 
-def text_config(model: Any) -> Any:
-    return model.config.get_text_config()
-
-
-def is_causal(model: Any) -> bool:
-    """Whether the model's tokens see only what stands before them, as its attention modules say."""
-    return any(getattr(module, "is_causal", False) for module in model.modules())
-
-
 def input_width(model: Any) -> int:
     """Of the embeddings that the first stack's tokens have."""
     embeddings: Any = stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
-    return int(getattr(embeddings, "embedding_dim", 0) or text_config(model).hidden_size)
+    return int(getattr(embeddings, "embedding_dim", 0) or text_config(model.config).hidden_size)
 
 
 def named_arguments(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -62,20 +55,6 @@ def takes(stack: nn.Module, name: str) -> bool:
 @functools.lru_cache(maxsize=64)
 def _parameters(kind: Any) -> tuple[str, ...]:
     return tuple(inspect.signature(kind.forward).parameters)[1:]
-
-
-def first_position(stack: nn.Module) -> int:
-    """Where a stack begins to count: 0, or after the padding's own position (RoBERTa and its kin)."""
-    for name, module in stack.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.padding_idx + 1
-    return 0
-
-
-def has_learned_positions(stack: nn.Module) -> bool:
-    """Whether positions are rows of a table (and not rotations, or distances between tokens)."""
-    tables = ("position_embeddings", "embed_positions", "wpe", "position_embedding")
-    return any(name.rpartition(".")[2] in tables and isinstance(m, nn.Embedding) for name, m in stack.named_modules())
 
 
 def cached_length(arguments: dict[str, Any]) -> int:

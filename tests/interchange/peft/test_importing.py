@@ -208,9 +208,9 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
     [
         (
             {"peft_type": "LOHA"},
-            "peft_type is 'LOHA'.*; accepted: LORA, ADALORA, IA3, VERA, MISS, OFT,",
+            "peft_type is 'LOHA'.*; accepted: ADALORA, IA3, LORA, MISS, OFT, PREFIX_TUNING,",
         ),
-        ({"peft_type": None}, "peft_type is None; accepted: LORA"),
+        ({"peft_type": None}, "peft_type is None; accepted: ADALORA, IA3, LORA"),
         (
             {"layer_replication": [[0, 2]]},
             r"layer_replication is \[\[0, 2\]\], which is not known here; accepted: a LORA",
@@ -320,4 +320,4 @@ def test_reading_needs_no_model(tmp_path: Path) -> None:
     folder, _ = written(tmp_path, lora(use_rslora=True))
     imported = read_peft(folder)
     assert imported.config.method == "rslora" and imported.config.rank == 3 and imported.config.alpha == 5.0
-    assert imported.shapes["model.layers.0.mlp.up_proj"] == (44, 32) and not imported.needs_base
+    assert imported.shapes["model.layers.0.mlp.up_proj"] == (44, 32) and imported.made_from_base is None

@@ -50,7 +50,7 @@ MUTANTS = [
     Mutant(
         name="residual-not-packed",
         file="dist_subspace/statistics/setup.py",
-        text="return Found(made, base)",
+        text="return Found(made, part.base.repacked(matrix))",
         becomes="return Found(made, None)",
         promise="A folded base holds the residual.",
         tests=[

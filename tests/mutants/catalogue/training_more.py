@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant(
         name="infinite-gradient-taken-for-an-overflow",
         file="dist_subspace/training/trainer.py",
-        text="if math.isfinite(loss) and self.engine.fp16_enabled():",
+        text="if math.isfinite(loss) and self.engine.has_loss_scale:",
         becomes="if math.isfinite(loss):",
         promise="An infinite gradient outside fp16 is a skipped step, and ends a run that shall stop there.",
         tests=["tests/training/test_skipped.py::test_a_gradient_that_is_not_finite_ends_a_run_that_shall_stop_there"],
@@ -90,8 +90,8 @@ MUTANTS = [
     Mutant(
         name="fp16-nan-taken-for-an-overflow",
         file="dist_subspace/training/trainer.py",
-        text="if math.isfinite(loss) and self.engine.fp16_enabled():",
-        becomes="if self.engine.fp16_enabled():",
+        text="if math.isfinite(loss) and self.engine.has_loss_scale:",
+        becomes="if self.engine.has_loss_scale:",
         promise="A loss that is NaN is no overflow of fp16, and ends a run that shall stop there.",
         tests=["tests/training/test_skipped.py::test_a_loss_that_is_no_number_is_no_matter_of_the_fp16_scale"],
     ),

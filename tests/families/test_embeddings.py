@@ -9,15 +9,14 @@ from torch import nn
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
-from tests.tiny_models import tiny_model
+from dist_subspace.families.embeddings import input_embeddings
+from tests.tiny_models import tiny_config, tiny_model
 
 
 def canine() -> nn.Module:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
     hashes = {"num_hash_buckets": 32, "num_hash_functions": 4, "local_transformer_stride": 4, "downsampling_rate": 2}
-    config = transformers.CanineConfig(**sizes, **hashes, max_position_embeddings=32, upsampling_kernel_size=2)
+    config = tiny_config("CanineConfig", num_hidden_layers=1, **hashes, upsampling_kernel_size=2)
     return transformers.CanineForSequenceClassification(config).eval()
 
 
@@ -25,7 +24,7 @@ def perceiver() -> nn.Module:
     torch.manual_seed(0)
     sizes = {"num_latents": 8, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 1}
     heads = {"num_self_attention_heads": 2, "num_cross_attention_heads": 2, "qk_channels": 16, "v_channels": 16}
-    config = transformers.PerceiverConfig(**sizes, **heads, vocab_size=40, max_position_embeddings=16)
+    config = tiny_config("PerceiverConfig", **sizes, **heads, max_position_embeddings=16)
     return transformers.PerceiverForMaskedLM(config).eval()
 
 
@@ -33,8 +32,9 @@ def reformer() -> nn.Module:
     torch.manual_seed(0)
     positions = {"axial_pos_shape": (4, 4), "axial_pos_embds_dim": (8, 8), "max_position_embeddings": 16}
     chunks = {"attn_layers": ["local", "local"], "local_attn_chunk_length": 4, "attention_head_size": 8}
-    sizes = {"hidden_size": 16, "feed_forward_size": 20, "num_attention_heads": 2, "vocab_size": 40}
-    config = transformers.ReformerConfig(**positions, **chunks, **sizes, hash_seed=0, num_hashes=1, num_buckets=2)
+    sizes = {"hidden_size": 16, "feed_forward_size": 20, "num_attention_heads": 2}
+    hashes = {"hash_seed": 0, "num_hashes": 1, "num_buckets": 2}
+    config = tiny_config("ReformerConfig", **positions, **chunks, **sizes, **hashes)
     return transformers.ReformerForMaskedLM(config)
 
 

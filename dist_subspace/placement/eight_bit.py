@@ -8,7 +8,7 @@ numbers can, and so can each number's block magnitude, without which packing the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,29 +22,27 @@ COUNTS = ".counts"
 _MOMENTS = ("state1", "state2")
 
 
-def is_packed(state: Mapping[str, Any]) -> bool:
-    return any(f"qmap{key[-1]}" in state for key in _MOMENTS)
+def has_packed(states: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+    """Whether some moment of the optimizer is held in 8 bits."""
+    return any(f"qmap{key[-1]}" in state for state in states.values() for key in _MOMENTS)
 
 
 @contextmanager
-def unpacked(states: Mapping[Tensor, dict[str, Any]], parameters: Iterable[Any], *, rewritten: bool) -> Iterator[None]:
+def unpacked(states: Mapping[Tensor, dict[str, Any]], *, rewritten: bool) -> Iterator[None]:
     """Local: within the block every moment is float32, and beside it lies its elements' block magnitude (`scale1`; zero where
-    the moment is not packed), for DeepSpeed's functions to find.
+    the moment is not packed), for whoever reads moments by their keys.
 
     Arguments:
         states: of the plain optimizer, by the tensors that it was given.
-        parameters: whose links to their moments (`_hp_mapping`) must be made anew.
         rewritten: pack what the moments are at the end of the block; else they stay what they were.
     """
-    if not any(map(is_packed, states.values())):
+    if not has_packed(states):
         yield
         return
-    parameters = list(parameters)
     before = [(state, {key: state[key] for key in _MOMENTS if key in state}) for state in states.values()]
     for state, held in before:
         for key in held:
             state[key], state[SCALE + key[-1]] = _numbers(state, key)
-    _unlink(parameters)
     try:
         yield
         if rewritten:
@@ -56,15 +54,6 @@ def unpacked(states: Mapping[Tensor, dict[str, Any]], parameters: Iterable[Any],
             for key, codes in held.items():
                 state[key] = codes
                 state.pop(SCALE + key[-1])
-        _unlink(parameters)
-
-
-def _unlink(parameters: Iterable[Any]) -> None:
-    """`link_moments` then looks again."""
-    for parameter in parameters:
-        mapping = getattr(parameter, "_hp_mapping", None)
-        if mapping is not None:
-            mapping.optim_fragment = {}
 
 
 def _numbers(state: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:

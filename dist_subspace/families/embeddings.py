@@ -1,4 +1,4 @@
-"""The module that turns token ids into vectors, where a model has one."""
+"""The module that turns token ids into vectors, and the one that turns vectors into logits, where a model has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ def input_embeddings(model: Any) -> nn.Module | None:
     if not hasattr(model, "get_input_embeddings"):
         return None
     try:
-        found = model.get_input_embeddings()
+        embeddings = model.get_input_embeddings()
     except NotImplementedError:
         return None
-    return found if isinstance(found, nn.Module) else None
+    return embeddings if isinstance(embeddings, nn.Module) else None
+
+
+def output_embeddings(model: Any) -> nn.Module | None:
+    """A language model's output layer, as the model says; None for models of other tasks."""
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
