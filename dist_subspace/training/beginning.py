@@ -15,9 +15,9 @@ from dist_subspace.api import put_on
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, read_adapter
-from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
+from dist_subspace.interchange.description import CONFIG
+from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import tokenizer_of
 from dist_subspace.loading.tokenizer import load_tokenizer
@@ -146,8 +146,8 @@ def _adapter_in(folder: Path) -> Path:
 
 
 def _config_of(folder: Path) -> SubspaceConfig:
-    adapter = AdapterFolder(folder)
-    return adapter.config if adapter.ours else read_peft(folder).config
+    opened = AdapterFolder(folder)
+    return opened.config if opened.ours else read_peft(opened).config
 
 
 def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
@@ -161,11 +161,11 @@ def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
     return tuple(texts) if texts and all(texts) else None
 
 
-def _about(folder: Path) -> Imported:
+def _about(folder: Path) -> LoadedAdapter:
     """Local, rank 0: an adapter that PEFT wrote, or one of ours without its tensors, which may be many."""
-    adapter = AdapterFolder(folder)
-    return adapter.without_tensors() if adapter.ours else read_peft(folder)
+    opened = AdapterFolder(folder)
+    return opened.without_tensors() if opened.ours else read_peft(opened)
 
 
 def _tensors_of(folder: Path) -> dict[str, Tensor]:
-    return read_adapter(folder)[1]
+    return read_adapter(folder).tensors
