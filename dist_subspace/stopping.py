@@ -19,9 +19,8 @@ from types import FrameType
 
 from dist_subspace.launcher import Launcher
 
-PATIENCE = (
-    20.0  # seconds that a stop may wait for the main thread where nothing is lost by leaving; launchers kill after 30
-)
+# Seconds that a stop may wait for the main thread where nothing is lost by leaving; launchers kill after 30.
+PATIENCE = 20.0
 _TICK = 0.25  # seconds between two looks
 _AGAIN = 2.0  # seconds after which a further Ctrl-C is meant as one: launchers pass the first on, a moment later
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
