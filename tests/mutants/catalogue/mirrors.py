@@ -96,11 +96,11 @@ MUTANTS = [
         tests=["tests/config/test_messages.py::test_of_a_field_that_may_be_several_things_the_nearest_is_spoken_of"],
     ),
     Mutant(
-        name="mirror-nearest-key-of-any-section",
+        name="mirror-nearest-key-without-its-section",
         file="dist_subspace/config/messages.py",
-        text="(same or difflib",
-        becomes="(difflib",
-        promise="A key in the wrong section is told the section that has it.",
+        text="found = _dotted((*path, near[0]))",
+        becomes="found = _dotted((near[0],))",
+        promise="The nearest key is told with its section.",
         tests=["tests/config/test_messages.py::test_a_key_that_is_none_is_told_the_nearest_one"],
     ),
     Mutant(
@@ -281,11 +281,11 @@ MUTANTS = [
     ),
     Mutant(
         name="mirror-copies-sampled-without-their-end",
-        file="dist_subspace/interchange/base_copies.py",
+        file="dist_subspace/interchange/peft/base_copies.py",
         text="torch.linspace(0, flat.numel() - 1,",
         becomes="torch.linspace(0, flat.numel() // 2,",
         promise="A copy of the base is compared from its first value to its last.",
-        tests=["tests/interchange/test_base_copies.py::test_one_value_that_is_another_is_seen_at_both_ends"],
+        tests=["tests/interchange/peft/test_base_copies.py::test_one_value_that_is_another_is_seen_at_both_ends"],
     ),
     Mutant(
         name="mirror-infinity-is-refused",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.base_copies import SAMPLES, check_copies, split_copies
+from dist_subspace.interchange.peft.base_copies import SAMPLES, check_copies, split_copies
 from dist_subspace.storage import adopt_all
 from tests.tiny_models import tiny_model
 
