@@ -185,7 +185,7 @@ def _take(model: nn.Module, part: SetupStatistic, factors: Factors) -> None:
     device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
     with torch.no_grad():
         part.set_factors({name: tensor.to(device) for name, tensor in factors.items()})
-    own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}  # type: ignore[union-attr]
+    own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}
     split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in own])
 
 

@@ -157,13 +157,22 @@ class _Scope(ast.NodeVisitor):
         self.visit(node.iter)
 
     def visit_ListComp(self, node: ast.ListComp) -> None:
+        self._comprehension(node)
+
+    def visit_SetComp(self, node: ast.SetComp) -> None:
+        self._comprehension(node)
+
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> None:
+        self._comprehension(node)
+
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> None:
         for part in (*node.generators, node.elt):
             self.visit(part)
 
-    visit_SetComp = visit_GeneratorExp = visit_ListComp  # type: ignore[assignment]
-
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
-        pairs = zip(target.elts, value.elts, strict=False) if _both_tuples(target, value) else [(target, value)]  # type: ignore[attr-defined]
+        pairs = [(target, value)]
+        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+            pairs = list(zip(target.elts, value.elts, strict=False))
         for single, its in pairs:
             if isinstance(single, ast.Name):
                 known = self.values(its)
@@ -262,10 +271,6 @@ _COMPARISONS: dict[type[ast.cmpop], Any] = {
 
 def _plain(*values: Any) -> bool:
     return all(value is None or isinstance(value, bool | int | float | str) for value in values)
-
-
-def _both_tuples(target: ast.expr, value: ast.expr) -> bool:
-    return isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List)
 
 
 def _attributes(owners: Values, name: str) -> Values:
