@@ -67,9 +67,9 @@ RUNS = [
     Row("training/model _attached on_main(_layers)", "frozen", f"{_T}.model:_layers", 0, "json"),
     Row("training/beginning attach_beginning on_main(_about)", "begun", f"{_T}.beginning:_about", 0),
     Row("training/beginning attach_beginning on_rank_zero_only(_tensors_of)", "begun", f"{_T}.beginning:_tensors_of", 0),
-    Row("statistics/setup settle on_main(_stored)", "pissa", ".statistics.cache:FactorCache.has", 0),
-    Row("statistics/setup settle on_main(_keep)", "begun", ".statistics.cache:FactorCache.write", 0),
-    Row("statistics/setup settle on_main(store.write)", "pissa", ".statistics.cache:FactorCache.write", 0, after=1),
+    Row("statistics/setup set_up_statistics on_main(_stored)", "pissa", ".statistics.cache:FactorCache.has", 0),
+    Row("statistics/setup set_up_statistics on_main(_keep_given)", "begun", ".statistics.cache:FactorCache.write", 0),
+    Row("statistics/setup set_up_statistics on_main(store.write)", "pissa", ".statistics.cache:FactorCache.write", 0, after=1),
     Row("statistics/setup _read on_main(read)", "pissa-again", ".statistics.cache:FactorCache.read", 0, after=1),
     Row("statistics/rounds in_rounds agreed('a statistic of the frozen weights')", "pissa", "torch.linalg:svd"),
     Row("training/trainer Trainer._resume on_main(check_factors)", "pissa-again", f"{_C}.state:read_description", 0, "usage"),
@@ -114,7 +114,7 @@ RUNS = [
 ]  # fmt: skip
 
 _I, _X = ".interchange", ".interchange.peft.export"
-_FITTING = "api put_on agreed('comparing the adapter with the model')"
+_FITTING = "api attach_adapter agreed('comparing the adapter with the model')"
 _COPIES = "interchange/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
@@ -153,9 +153,9 @@ NO_ROW = {
     "checkpoint/state _check_frozen broadcast_tensors": _SENT,
     "interchange/merge merge broadcast_object": _SENT,
     "statistics/setup _read broadcast_tensors": _SENT,
-    "statistics/setup _rebase broadcast_object": _SENT,
-    "statistics/setup _rebase broadcast_tensors": _SENT,
-    "statistics/setup settle broadcast_tensors": _SENT,
+    "statistics/setup _replace_base broadcast_object": _SENT,
+    "statistics/setup _replace_base broadcast_tensors": _SENT,
+    "statistics/setup set_up_statistics broadcast_tensors": _SENT,
     "training/beginning attach_beginning broadcast_tensors": _SENT,
     "interchange/merge merge all_here": "it is the first line: tests/placement/test_collectives.py lets a rank come alone",
     "interchange/peft/export export_peft all_here": "it is the first line, as in merge",
