@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,14 @@ from torch import Tensor, nn
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
-from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
+from dist_subspace.interchange.adapter import fill_adapter
 from dist_subspace.interchange.adapter import save_adapter as write_adapter_folder
-from dist_subspace.interchange.base_copies import check_copies
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
 from dist_subspace.interchange.base_model import find_base
-from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.loaded_adapter import LoadedAdapter
+from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
+from dist_subspace.interchange.tensor_names import split_factors
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
@@ -96,12 +96,11 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         UsageError: for a folder without an adapter, or an adapter that does not fit the model.
     """
     with agreed("reading the adapter"):
-        config, tensors = read_adapter(folder)
-        adapter = replace(AdapterFolder(folder).without_tensors(), config=config, tensors=tensors)
+        adapter = read_adapter(folder)
     return attach_adapter(model, adapter)
 
 
-def attach_adapter(model: nn.Module, adapter: Imported, **attach_options: Any) -> nn.Module:
+def attach_adapter(model: nn.Module, adapter: LoadedAdapter, **attach_options: Any) -> nn.Module:
     """Collective: attach the method of an adapter that was read, and give it the adapter's tensors; the same on every rank.
 
     Arguments:
@@ -120,19 +119,21 @@ def attach_adapter(model: nn.Module, adapter: Imported, **attach_options: Any) -
     return model
 
 
-def load_adapted(folder: str | Path, base_model: str | Path | None = None, storage: str | None = None) -> nn.Module:
+def load_adapted(
+    folder: str | Path | AdapterFolder, base_model: str | Path | None = None, storage: str | None = None
+) -> nn.Module:
     """A saved adapter on its base, loaded as it was held in training.
 
     Arguments:
-        folder: an adapter that `save_adapter` wrote.
+        folder: an adapter that `save_adapter` wrote, or one that is open already.
         base_model: a model folder or hub name; unset: the one that the adapter names, where it is found again.
         storage: of the frozen weights; unset: that of the training.
 
     Raises:
         UsageError: as `load_frozen` and `load_adapter`; an adapter whose base model is not found.
     """
-    adapter = AdapterFolder(folder)
-    path = base_model or find_base(Path(folder), adapter.described, base_fingerprint)
+    adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
+    path = base_model or find_base(adapter.path, adapter.described, base_fingerprint)
     base = adapter.ours.get("base") or {}
     kind = storage or base.get("storage") or "bf16"
     labels = {name: base[name] for name in ("label2id", "pad_token_id") if base.get(name) is not None}
@@ -148,7 +149,7 @@ def load_adapted(folder: str | Path, base_model: str | Path | None = None, stora
         dtype=None if storage_info(kind).dtype else base.get("dtype"),
         **labels,
     )
-    return load_adapter(model, folder)
+    return attach_adapter(model, adapter.whole())
 
 
 def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -166,14 +167,14 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     return attach_adapter(model, imported)
 
 
-def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> Imported:
+def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> LoadedAdapter:
     """An adapter that PEFT wrote as an adapter folder of ours, read on its base model, which is held in float32.
 
     Raises:
         UsageError: as `import_peft` and `load_frozen`. StorageError: the disk refuses. Nothing half-written is left behind.
     """
     imported = read_peft(folder)
-    model = import_peft(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), folder)
+    model = attach_adapter(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), imported)
     tokenizer = folder if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
         save_adapter(model, hidden, base_model, tokenizer=tokenizer)

@@ -136,18 +136,18 @@ def merge(
     """
     _choose_accelerator()
     from dist_subspace.api import load_adapted
-    from dist_subspace.interchange.hollow import AdapterFolder
+    from dist_subspace.interchange.adapter_folder import AdapterFolder
     from dist_subspace.interchange.merge import merge as write
     from dist_subspace.interchange.plain import refuse_unmergeable
     from dist_subspace.interchange.tokenizer_files import tokenizer_of
     from dist_subspace.subspace import resolve
 
     _leave_on_termination()
-    folder = _adapter_folder(adapter)
-    resolved = resolve(AdapterFolder(folder).config)
+    opened = AdapterFolder(_adapter_folder(adapter), verify=True)
+    resolved = resolve(opened.config)
     refuse_unmergeable(resolved.info, resolved.settings)
-    model = load_adapted(folder, base_model, storage)
-    made = write(model, out, base, dtype=dtype, tokenizer=tokenizer_of(folder), report=None)
+    model = load_adapted(opened, base_model, storage)
+    made = write(model, out, base, dtype=dtype, tokenizer=tokenizer_of(opened.path), report=None)
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
@@ -284,7 +284,7 @@ def _leave_on_termination() -> None:
 def _adapter_folder(path: str) -> Path:
     """The adapter in a run directory is its final one, else that of the newest checkpoint."""
     from dist_subspace.checkpoint.store import newest_whole
-    from dist_subspace.interchange.adapter import CONFIG
+    from dist_subspace.interchange.description import CONFIG
     from dist_subspace.run_folder.folder import RunFolder
 
     folder = Path(path)

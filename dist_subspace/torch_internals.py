@@ -9,10 +9,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+
+    class TensorFunction(torch.autograd.Function):
+        """An autograd function of one result. torch declares no types for `apply`."""
+
+        @classmethod
+        def apply(cls, *args: Any) -> Tensor: ...
+else:
+    TensorFunction = torch.autograd.Function
 
 
 def reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:

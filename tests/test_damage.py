@@ -20,8 +20,7 @@ import torch
 import dist_subspace as dsub
 from dist_subspace.checkpoint.state import find_checkpoint
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import read_adapter
-from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
 from dist_subspace.run_folder.status import EXIT_OK
 from dist_subspace.training.data import DataSettings
 from dist_subspace.training.data.encoding import Encoder
@@ -213,4 +212,4 @@ def test_a_file_that_cannot_be_read_is_one_sentence(run: Path) -> None:
         assert name in str(refusal(lambda: read_adapter(run / "adapter"))), name
         (run / "adapter" / name).rmdir()
         (run / "adapter" / name).write_bytes(whole)
-    assert torch.is_tensor(next(iter(read_adapter(run / "adapter")[1].values())))
+    assert torch.is_tensor(next(iter(read_adapter(run / "adapter").tensors.values())))

@@ -18,7 +18,7 @@ import dist_subspace as dsub
 from dist_subspace.api import load_adapted, rewrite_on_base
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.checkpoint.store import newest_whole, purge, write_checkpoint
-from dist_subspace.interchange.adapter import read_adapter
+from dist_subspace.interchange.adapter_folder import read_adapter
 from dist_subspace.interchange.peft.importing import rewrite_peft
 from dist_subspace.run_folder import RunFolder
 from dist_subspace.run_folder.manifest import verify
@@ -139,7 +139,7 @@ def test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost(di
         whole = RunFolder(found.run).checkpoints()
         for folder in (*whole.values(), *(f for aside in found.aside for f in RunFolder(aside).checkpoints().values())):
             assert verify(folder) is None
-            assert read_adapter(folder)[1]
+            assert read_adapter(folder).tensors
         if not found.saved:
             continue
         anywhere = {path.name for path in found.run.rglob("checkpoint-*")}
@@ -163,7 +163,7 @@ def test_a_run_that_has_finished_has_its_adapter_and_an_adapter_is_whole(disks: 
             assert adapter.is_dir()
             assert status["step"] == 4
         if adapter.is_dir():
-            assert {path.name for path in adapter.iterdir()} == last and read_adapter(adapter)[1]
+            assert {path.name for path in adapter.iterdir()} == last and read_adapter(adapter).tensors
         if found.has_said("finished again"):
             assert status is not None and status["state"] == "finished"
 

@@ -18,17 +18,11 @@ from torch import Tensor, nn
 
 from dist_subspace.checkpoint.store import newest_whole, write_checkpoint
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import (
-    PREFIX,
-    READABLE,
-    WEIGHTS,
-    adapter_config,
-    adapter_tensors,
-    file_key,
-    write_adapter,
-)
+from dist_subspace.interchange.adapter import READABLE, adapter_tensors, write_adapter
 from dist_subspace.interchange.base_model import identify_base
-from dist_subspace.interchange.description import OWN, read_description
+from dist_subspace.interchange.description import OWN, WEIGHTS, read_description
+from dist_subspace.interchange.model_description import adapter_config
+from dist_subspace.interchange.tensor_names import file_key
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
 from dist_subspace.placement.edits import set_counters
 from dist_subspace.placement.optimizer_state import MASTER
@@ -39,6 +33,7 @@ from dist_subspace.run_folder.manifest import verify
 from dist_subspace.run_folder.trainer_state import TrainerState, read_trainer_state, write_trainer_state
 from dist_subspace.statistics import kept_files, remade_files
 from dist_subspace.subspace import attached, frozen_in_file, named_trainables
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 
 def save_checkpoint(

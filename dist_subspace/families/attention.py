@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+from dist_subspace.families.configuration import config_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # Modules by which a decoder reads another model's output: BART, LLaMA's vision models, GPT-2, T5.
 CROSS_ATTENTION = ("encoder_attn", "cross_attn", "crossattention", "EncDecAttention")
@@ -25,14 +30,14 @@ def is_causal(model: nn.Module) -> bool:
     return any(getattr(module, "is_causal", False) for module in model.modules())
 
 
-def has_latent_keys(config: Any) -> bool:
+def has_latent_keys(config: PretrainedConfig) -> bool:
     """Whether keys and values are made from one narrow latent (DeepSeek's multi-head latent attention)."""
     return bool(getattr(config, "kv_lora_rank", None))
 
 
 def key_value_heads(module: nn.Module) -> tuple[int, int]:
     """(heads, width of a head) of an attention module's keys and values."""
-    config: Any = module.config
+    config = config_of(module)
     width = next((w for name in HEAD_WIDTHS if isinstance(w := getattr(module, name, None), int)), None)
     groups = getattr(module, "num_key_value_groups", None)
     heads = config.num_attention_heads // groups if groups else getattr(config, "num_key_value_heads", None)

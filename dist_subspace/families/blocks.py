@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # The words for the two stacks of an encoder-decoder, in names of modules.
 STACKS = ("encoder", "decoder")
@@ -33,7 +36,7 @@ def runs_as_one_function(model: nn.Module) -> bool:
     return any(type(module).__name__ in ONE_FUNCTION for module in model.modules())
 
 
-def shares_blocks(config: Any) -> bool:
+def shares_blocks(config: PretrainedConfig) -> bool:
     """Whether fewer blocks than layers are made, each used several times (ALBERT's `num_hidden_groups`)."""
     return 0 < getattr(config, "num_hidden_groups", 0) < config.num_hidden_layers
 

@@ -3,13 +3,16 @@ cross-attention of a decoder that stands alone, and layers for entities."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from dist_subspace.families.attention import CROSS_ATTENTION
-from dist_subspace.families.configuration import is_encoder_decoder, text_part
+from dist_subspace.families.configuration import config_of, is_encoder_decoder, text_part
 from dist_subspace.families.names import last_component
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 # LUKE's layers for entities.
 ENTITIES = ("w2e_query", "e2w_query", "e2e_query")
@@ -23,14 +26,14 @@ def unreached(model: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     The language model is the module whose configuration is the one for text (`get_text_config`); a tower is one whose
     configuration is another part of the model's.
     """
-    config = getattr(model, "config", None)
     if is_encoder_decoder(model):
-        return (), _towers_of_stacks(model, config)
+        return (), _towers_of_stacks(model, config_of(model))
     alone = tuple(
         f"{name}." for name, _ in model.named_modules() if last_component(name) in (*CROSS_ATTENTION, *ENTITIES)
     )
+    config: PretrainedConfig | None = getattr(model, "config", None)
     text = text_part(config)
-    if text is None:
+    if config is None or text is None:
         return (), alone
     parts = {type(part) for part in _parts(config)} - {type(text), type(config)}
     inside = [(f"{name}.", type(getattr(m, "config", None))) for name, m in model.named_modules() if name]
@@ -44,12 +47,12 @@ def is_unreached(name: str, parts: tuple[tuple[str, ...], tuple[str, ...]]) -> b
     return f"{name}.".startswith(towers) or (bool(reached) and not name.startswith(reached))
 
 
-def _towers_of_stacks(model: nn.Module, config: Any) -> tuple[str, ...]:
+def _towers_of_stacks(model: nn.Module, config: PretrainedConfig) -> tuple[str, ...]:
     """Of an encoder with eyes (T5Gemma 2): modules that have the configuration of a tower which is a part of a stack's."""
     kinds = {type(getattr(stack, name, None)) for stack in _parts(config) for name in TOWERS} - {type(None)}
     return tuple(f"{name}." for name, m in model.named_modules() if type(getattr(m, "config", None)) in kinds)
 
 
-def _parts(config: Any) -> list[Any]:
+def _parts(config: PretrainedConfig) -> list[PretrainedConfig]:
     """The configurations inside a configuration."""
     return [part for part in vars(config).values() if hasattr(part, "model_type")]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.families.configuration import text_config
+from dist_subspace.families.configuration import config_of, text_config
 from dist_subspace.families.names import ends_with
 from dist_subspace.module_places import parameters_of
 from dist_subspace.storage import is_linear, linear_shape
@@ -76,7 +76,7 @@ def _key(parameter: str) -> str:
 def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
     tokens, kind = tensors.get(EMBEDDINGS), method_class(method)
     if tokens is not None and issubclass(kind, VirtualTokens):
-        kind.check_fits(tokens, described, text_config(model.config))
+        kind.check_fits(tokens, described, text_config(config_of(model)))
 
 
 def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -> None:

@@ -25,7 +25,7 @@ from dist_subspace.families.configuration import BIAS_SWITCHES
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
-from dist_subspace.loading.load import local_folder
+from dist_subspace.loading.load import DTYPES, local_folder
 from dist_subspace.loading.transformers_internals import (
     expected_parameters,
     expected_ties,
@@ -37,7 +37,6 @@ from dist_subspace.placement.collectives import agreed, all_here, broadcast_obje
 from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import attached
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5 * 2**30
 
 
@@ -117,19 +116,15 @@ def merge(
     """
     all_here("merge", patience)
     with agreed("planning the merge"):
-        target = Path(folder)
-        kind = _dtype(dtype, model)
-        drift = Drift(base)
-        entries = plain_entries(model, drift, kind)
-        config, zeros, ties = _plain_config(model, entries, kind)
-        entries = each_once(entries, ties)
-        keys = _keys(model, config, [entry.name for entry in (*entries, *zeros)])
-    plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
+        target, drift, kind = Path(folder), Drift(base), _dtype(dtype, model)
+        config, entries = _plain_model(model, drift, kind)
+        keys = _keys(model, config, [entry.name for entry in entries])
+    plan = [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
     hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:  # before the folder is made: a signal may come at any moment
         on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))
-        for number, (entry, planned) in enumerate(zip((*entries, *zeros), plan, strict=True)):
+        for number, (entry, planned) in enumerate(zip(entries, plan, strict=True)):
             _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
     except BaseException:
@@ -137,22 +132,38 @@ def merge(
             writer.abandon()
             shutil.rmtree(hidden, ignore_errors=True)
         raise
-    made = MergeReport(
-        folder=str(target),
+    made = broadcast_object(_report(target, model, kind, plan, len(writer.names), drift))
+    if report is not None and world().is_main:
+        report(str(made))
+    return made
+
+
+def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry]]:
+    """The configuration of the plain model, and what is written of it, each tensor once.
+
+    Raises:
+        UsageError: as `plain_entries` and `_plain_config`.
+    """
+    entries = plain_entries(model, drift, dtype)
+    config, zeros, ties = _plain_config(model, entries, dtype)
+    return config, [*each_once(entries, ties), *zeros]
+
+
+def _report(
+    folder: Path, model: nn.Module, dtype: torch.dtype, plan: Sequence[Planned], files: int, drift: Drift
+) -> MergeReport:
+    return MergeReport(
+        folder=str(folder),
         method=attached(model).info.name,
-        base=base,
-        dtype=str(kind).removeprefix("torch."),
+        base=drift.base,
+        dtype=str(dtype).removeprefix("torch."),
         tensors=len(plan),
-        files=len(writer.names),
+        files=files,
         bytes=sum(tensor.bytes for tensor in plan),
         drift=drift.by_layer(),
         total_drift=drift.overall(),
         unknown=len(drift.unknown),
     )
-    made = broadcast_object(made)
-    if report is not None and world().is_main:
-        report(str(made))
-    return made
 
 
 def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:

@@ -15,7 +15,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.buffers import is_computed
-from dist_subspace.families.configuration import BIAS_SWITCHES, extra_layers
+from dist_subspace.families.configuration import BIAS_SWITCHES, config_of, extra_layers
 from dist_subspace.families.heads import base_prefix
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.transformers_internals import minded
@@ -134,7 +134,7 @@ def _unwrapped(name: str, known: set[str], prefix: str) -> bool:
 def _configured_extra_layers(model: nn.Module) -> dict[str, int]:
     """Name of a list -> how many layers beyond it the configuration itself names (multi-token prediction), which the class
     leaves out."""
-    more = extra_layers(model.config)
+    more = extra_layers(config_of(model))
     return {"layers": more} if more else {}
 
 

@@ -94,7 +94,7 @@ def is_scale(key: str) -> bool:
 
 def shortened(name: str, scales: Tensor) -> dict[str, Tensor]:
     """Runs of equal magnitudes, for a file."""
-    values, counts = scales.reshape(-1).unique_consecutive(return_counts=True)
+    values, counts = torch.unique_consecutive(scales.reshape(-1), return_counts=True)
     return {name: values, name + COUNTS: counts.to(torch.int32)}
 
 

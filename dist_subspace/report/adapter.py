@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import FACTOR
+from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.interchange.base_model import short_base
-from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.tensor_names import FACTOR
 from dist_subspace.report.movement import MEANING, RANK_MEANING, Movement, movements
 from dist_subspace.report.places import places
 from dist_subspace.report.quantities import bytes_text

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.interchange.adapter_folder import AdapterFolder
+from dist_subspace.interchange.parts_without_base import parts_without_base
 from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, SubspacePart
 from dist_subspace.subspace.blocks.low_rank import LowRankPair, with_core_left
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
@@ -56,7 +57,7 @@ def movements(adapter: AdapterFolder) -> Iterator[Movement]:
     """One for each of the adapter's parts, in its order."""
     by_part = {
         layer: replace(part_movement(layer, part), trained=sum(p.numel() for p in part.trainables().values()))
-        for layer, part in hollow_parts(adapter)
+        for layer, part in parts_without_base(adapter)
     }
     for layer in adapter.layers or _layers_of_peft(adapter):
         found = by_part[layer] if layer in by_part else tensors_movement(layer, adapter)

@@ -5,7 +5,7 @@ in its place."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,9 @@ from dist_subspace.api import attach_adapter
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, read_adapter
-from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
+from dist_subspace.interchange.description import CONFIG
+from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import tokenizer_of
 from dist_subspace.loading.tokenizer import load_tokenizer
@@ -108,8 +108,7 @@ def find_beginning(
     notice(f"subspace.init_from is not read: the run goes on from {folder.name}")
     if not begun:  # it began at its method's own start
         return None
-    known = {field.name for field in fields(SubspaceConfig)}
-    return Beginning(folder, SubspaceConfig(**{k: v for k, v in begun.items() if k in known}), folder.name)
+    return Beginning(folder, SubspaceConfig.of_dict(begun), folder.name)
 
 
 def attach_beginning(
@@ -147,8 +146,8 @@ def _adapter_in(folder: Path) -> Path:
 
 
 def _config_of(folder: Path) -> SubspaceConfig:
-    found = AdapterFolder(folder)
-    return found.config if found.ours else read_peft(folder).config
+    opened = AdapterFolder(folder)
+    return opened.config if opened.ours else read_peft(opened).config
 
 
 def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
@@ -162,11 +161,11 @@ def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
     return tuple(texts) if texts and all(texts) else None
 
 
-def _about(folder: Path) -> Imported:
+def _about(folder: Path) -> LoadedAdapter:
     """Local, rank 0: an adapter that PEFT wrote, or one of ours without its tensors, which may be many."""
-    found = AdapterFolder(folder)
-    return found.without_tensors() if found.ours else read_peft(folder)
+    opened = AdapterFolder(folder)
+    return opened.without_tensors() if opened.ours else read_peft(opened)
 
 
 def _tensors_of(folder: Path) -> dict[str, Tensor]:
-    return read_adapter(folder)[1]
+    return read_adapter(folder).tensors

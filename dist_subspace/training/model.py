@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_subspace.api import attach
 from dist_subspace.families.heads import classification_heads
-from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard

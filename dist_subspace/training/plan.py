@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,12 @@ from dist_subspace.storage import options_for
 from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
-from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
+from dist_subspace.training.data import Batches, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.schedule import schedule_of
-from dist_subspace.training.trackers import check_trackers
+from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
+from dist_subspace.training.trackers import check_installed
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
-
-SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
         options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
         check_optimizer(config.training.optim, device)
-        check_trackers(config.run.report_to)
+        check_installed(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
     beginning = on_main(_find_beginning, config, run_dir, notice)
@@ -100,9 +99,10 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     with announced("reading and tokenising the data", notice):
         data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
-        sources = [path for path, _ in data_settings(config).sources()]
+        sources = [path for path, _ in data_settings(config.data).sources()]
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
-        batches = make_batches(config, data, usable_pad_id(tokenizer, rows, subspace.new_tokens, notice))
+        pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
+        batches = Batches(data.train, batch_settings(config), pad_id, world().rank, world().size)
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
@@ -130,13 +130,6 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         checkpoint=checkpoint,
         beginning=beginning,
     )
-
-
-def subspace_config(config: Config) -> SubspaceConfig:
-    """The subspace section as the library takes it."""
-    section = config.subspace
-    given = {f.name: getattr(section, f.name) for f in fields(SubspaceConfig) if hasattr(section, f.name)}
-    return SubspaceConfig(**given | {"seed": config.training.seed})
 
 
 def with_tokens(
@@ -211,51 +204,14 @@ def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
     return positions.first
 
 
-def make_batches(config: Config, data: Prepared, pad_id: int) -> Batches:
-    packing = config.data.packing and config.data.format != "classification"
-    return Batches(
-        data.train,
-        global_batch_size=config.training.global_batch_size,
-        micro_batch_size=config.training.per_device_train_batch_size,
-        seed=config.training.seed,
-        rank=world().rank,
-        world_size=world().size,
-        packing=packing,
-        max_length=config.data.max_length,
-        pad_id=pad_id,
-        task=config.model.task,
-        pad_to_multiple=config.data.max_length if packing else padding(config),
-        segment_lengths="flash" in (config.model.attn_implementation or ""),
-    )
-
-
 def with_batch_size(config: Config, size: int) -> Config:
     """The configuration with the number of rows that null stands for, which config.yaml then holds."""
     return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
 
 
-def padding(config: Config) -> int:
-    """The multiple that unpacked rows are padded to; packed ones, which are nearly full, all have `max_length`."""
-    return math.gcd(SHAPES, config.data.max_length)
-
-
-def data_settings(config: Config) -> DataSettings:
-    section = config.data
-    given = {f.name: getattr(section, f.name) for f in fields(DataSettings) if hasattr(section, f.name)}
-    if not isinstance(section.train, str):
-        given["train"] = [(source.path, source.weight) for source in section.train]
-    return DataSettings(**given)
-
-
 def _prepare_data(config: Config, tokenizer: Any) -> Prepared:
     """Tokenised by one rank of each node, read by all."""
-    with agreed("checking the data settings"):
-        if (config.data.format == "classification") != (config.model.task == "classification"):
-            raise UsageError(
-                f"data.format is {config.data.format!r} with model.task {config.model.task!r}; "
-                "classification goes with classification only"
-            )
-        settings = data_settings(config)
+    settings = data_settings(config.data)
     cache = Path(config.data.cache_dir) if config.data.cache_dir else RunFolder(config.run.output_dir).tokens
     arguments = (settings, tokenizer, cache, config.training.seed)
     once_per_node(prepare, *arguments, show_progress=world().is_main, task=config.model.task)

@@ -7,11 +7,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.folder import RunFolder, StrPath
 from dist_subspace.run_folder.records import EVALUATED, Evaluation, StepRecord
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _MLFLOW_VALUE = 500  # characters that mlflow keeps of a parameter
 
 
@@ -80,25 +79,18 @@ KINDS: dict[str, Callable[[RunFolder, Mapping[str, Any], int], Tracker]] = {
 }
 
 
-def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """The trackers that `run.report_to` names, without doubles; `none` or an empty list is no tracker.
+def check_installed(names: Sequence[str]) -> None:
+    """Each tracker has the package that is called like it.
 
     Raises:
-        UsageError: an unknown name, `none` beside another, or a package that is not installed (with what installs it).
+        UsageError: a package is not installed; says what installs it.
     """
     for name in names:
-        if name not in KINDS and name != "none":
-            raise unknown_name("run.report_to", name, [*KINDS, "none"])
-    if "none" in names and len(set(names)) > 1:
-        raise UsageError(f"run.report_to is {list(names)}; 'none' stands alone")
-    chosen = tuple(dict.fromkeys(name for name in names if name != "none"))
-    for name in chosen:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise UsageError(
                 f"run.report_to names {name!r}, whose package is not installed; accepted after "
-                f"pip install {_requirement(name)!r}, or without it: {[n for n in chosen if n != name] or ['none']}"
+                f"pip install {_requirement(name)!r}, or without it: {[n for n in names if n != name] or ['none']}"
             )
-    return chosen
 
 
 class Trackers:
@@ -110,9 +102,6 @@ class Trackers:
         config: the resolved configuration, nested mappings of plain values.
         report: where a tracker's failure is said (`Display.warning`).
         resume_step: the step that the run continues after, else 0.
-
-    Raises:
-        UsageError: as `check_trackers`.
     """
 
     def __init__(
@@ -125,7 +114,7 @@ class Trackers:
     ) -> None:
         self._report = report
         self._active: dict[str, Tracker] = {}
-        for name in check_trackers(names):
+        for name in names:
             try:
                 self._active[name] = KINDS[name](RunFolder(run_dir), config, resume_step)
             except Exception as error:

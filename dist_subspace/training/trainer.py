@@ -29,11 +29,12 @@ from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.model import make_model
 from dist_subspace.training.observer import FinishedStep, Observer
-from dist_subspace.training.optimizers import AdamSettings, make_optimizer
+from dist_subspace.training.optimizers import make_optimizer
 from dist_subspace.training.pause import Pause
-from dist_subspace.training.plan import Plan, padding
+from dist_subspace.training.plan import Plan
 from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.schedule import schedule_of
+from dist_subspace.training.sections import adam_settings, padding
 
 
 class NotFinite(ArithmeticError):
@@ -91,10 +92,7 @@ class Trainer:
         training = self.config.training
         with agreed("making the optimizer"):  # DeepSpeed makes process groups, in which nobody notices who is gone
             groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
-            settings = AdamSettings(
-                training.learning_rate, training.adam_beta1, training.adam_beta2, training.adam_epsilon
-            )
-            optimizer = make_optimizer(training.optim, groups, settings)
+            optimizer = make_optimizer(training.optim, groups, adam_settings(training))
             config = engine_config(self.plan, self.model)
         return start_engine(self.model, optimizer, config, training.max_grad_norm)
 

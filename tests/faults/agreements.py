@@ -36,7 +36,7 @@ class Row:
         return self.place in places() and "(" in self.place
 
     def __str__(self) -> str:
-        """`training-plan-make_plan-checking-the-configuration-check_trackers`."""
+        """`training-plan-make_plan-checking-the-configuration-check_installed`."""
         words = f"{self.place} {self.target.partition(':')[2]} {'kill' if self.kind == 'kill' else ''}"
         return "-".join(re.findall(r"\w+", words.replace("agreed(", "").replace("on_main(", "")))
 
@@ -51,11 +51,10 @@ _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 RUNS = [
     Row("training/run _train agreed('reading the configuration')", "plain", ".config.load:_read", kind="usage"),
     Row("training/run_status RunStatus.take on_main(self._occupy)", "plain", f"{_C}.store:check_writable", 0, "usage"),
-    Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_trackers", kind="usage"),
+    Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_installed", kind="usage"),
     Row("training/plan make_plan on_main(_open_run)", "plain", f"{_C}.store:remove_leftovers", 0),
     Row("training/plan make_plan on_main(_find_beginning)", "begun", f"{_T}.beginning:find_beginning", 0, "json"),
     Row("training/plan make_plan agreed('reading the tokenizer')", "plain", ".loading.tokenizer:load_tokenizer"),
-    Row("training/plan _prepare_data agreed('checking the data settings')", "plain", f"{_T}.plan:data_settings", kind="usage"),
     Row("training/plan _prepare_data once_per_node(prepare)", "plain", f"{_D}.tokens:prepare", 0, "usage"),
     Row("training/plan _prepare_data agreed('reading the tokenised data')", "plain", f"{_D}.store:read_columns"),
     Row("training/plan make_plan agreed('planning the batches')", "plain", f"{_D}.batches:Batches.__init__", kind="usage"),
@@ -113,20 +112,21 @@ RUNS = [
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
 ]  # fmt: skip
 
-_I, _X = ".interchange", ".interchange.peft.export"
+_I, _F = ".interchange", ".interchange.adapter_folder"
+_OPENING = f"{_F}:AdapterFolder.__init__"
 _FITTING = "api attach_adapter agreed('comparing the adapter with the model')"
-_COPIES = "interchange/base_copies check_copies agreed"
+_COPIES = "interchange/peft/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
     Row(f"{_LOADING}(\"reading the model's configuration\")", "load", ".placement.for_loading:read_deepspeed"),
     Row(f"{_LOADING}(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
     Row("loading/load download once_per_node(resolve_folder)", "download", ".loading.load:resolve_folder", 0, "usage"),
-    Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:read_adapter", kind="usage"),
-    Row(_FITTING, "load_adapter", f"{_I}.peft.files:Imported.check", 1, "usage"),
-    Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:file_key"),
+    Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_F}:read_adapter", kind="usage"),
+    Row(_FITTING, "load_adapter", f"{_I}.loaded_adapter:LoadedAdapter.check", 1, "usage"),
+    Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.tensor_names:file_key"),
     Row("api import_peft agreed(\"reading PEFT's adapter\")", "import_peft", f"{_I}.peft.importing:read_peft"),
-    Row(f"{_COPIES}(\"finding the base's own weights\")", "import_peft", f"{_I}.base_copies:_parameter"),
-    Row(f"{_COPIES}(\"comparing the base's own weights\")", "import_peft", f"{_I}.base_copies:_sample"),
+    Row(f"{_COPIES}(\"finding the base's own weights\")", "import_peft", f"{_I}.peft.base_copies:_parameter"),
+    Row(f"{_COPIES}(\"comparing the base's own weights\")", "import_peft", f"{_I}.peft.base_copies:_sample"),
     Row("interchange/adapter save_adapter agreed('describing the adapter')", "save_adapter", f"{_I}.adapter:base_tokenizer"),
     Row("interchange/adapter save_adapter on_main(write)", "save_adapter", f"{_I}.adapter:write_adapter", 0),
     Row("interchange/adapter _factors whole_on_main(frozen)", "save_adapter", f"{_I}.adapter:_on_cpu", 0),
@@ -135,7 +135,7 @@ CALLS = [
     Row("interchange/merge _write whole_on_main(entry.needs)", "merge", f"{_I}.weights:WeightsWriter.write", 0, after=1),
     Row("interchange/merge merge on_main(_finish)", "merge", f"{_I}.weights:WeightsWriter.finish", 0),
     Row("interchange/peft/export export_peft agreed('planning the export')", "export", f"{_I}.peft.export:adapter_config"),
-    Row("interchange/peft/export export_peft on_main(_export_folder)", "export_folder", f"{_X}:read_adapter", 0, "json"),
+    Row("interchange/peft/export export_peft on_main(_export_folder)", "export_folder", _OPENING, 0, "json"),
     Row("interchange/peft/export _export_model on_main(_choose)", "export", f"{_I}.peft.export:_choose", 0, "usage"),
     Row("interchange/peft/export _export_model on_main(_write_form)", "export", f"{_I}.peft.export:_write", 0),
     Row("interchange/peft/export _export_model _on_whole(name)", "export", f"{_I}.peft.export:_form_of", 0),

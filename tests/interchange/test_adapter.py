@@ -21,8 +21,9 @@ from dist_subspace import SubspaceConfig
 from dist_subspace.api import load_adapted
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter, write_adapter
-from dist_subspace.interchange.description import OWN_CONFIG, read_description
+from dist_subspace.interchange.adapter import write_adapter
+from dist_subspace.interchange.adapter_folder import read_adapter
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS, read_description
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import attached, file_options_of, frozen_in_file, named_trainables
 from dist_subspace.subspace.core.registry import method_class
@@ -375,7 +376,8 @@ def test_a_model_without_a_method_has_nothing_to_save(tmp_path: Path) -> None:
 
 
 def test_read_adapter_gives_the_configuration_and_the_tensors(folder: Path) -> None:
-    config, tensors = read_adapter(folder)
+    adapter = read_adapter(folder)
+    config, tensors = adapter.config, adapter.tensors
     assert config.method == "lora" and config.rank == 3 and len(tensors) == 28
     assert all(t.dtype == torch.float32 for t in tensors.values())
 
@@ -422,7 +424,7 @@ def test_a_disk_that_refuses_is_one_sentence_and_what_was_there_stays(
 
 
 def test_an_error_before_the_renames_leaves_what_was_there(folder: Path, tmp_path: Path) -> None:
-    _, tensors = read_adapter(folder)
+    tensors = read_adapter(folder).tensors
     before = held_bytes(folder)
     for target in (folder, tmp_path / "new"):
         with pytest.raises(TypeError, match="not JSON serializable"):

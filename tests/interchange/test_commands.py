@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
-from dist_subspace.interchange.adapter import CONFIG
+from dist_subspace.interchange.description import CONFIG
 from tests.interchange.peft.adapters import lora, written
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.ranks import ROOT

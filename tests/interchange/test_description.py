@@ -16,8 +16,7 @@ import dist_subspace as dsub
 from dist_subspace.api import load_adapted
 from dist_subspace.cli import main
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import OWN_CONFIG, config_texts, read_description
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS, config_texts, read_description
 from dist_subspace.run_folder.manifest import verify, write_manifest
 from dist_subspace.training.run import train
 from tests.interchange.trained import frozen, saved_base, trained

@@ -16,7 +16,7 @@ import dist_subspace as dsub
 from dist_subspace.api import load_adapted
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG
+from dist_subspace.interchange.description import CONFIG
 from dist_subspace.interchange.for_class import renamed_key
 from dist_subspace.interchange.peft.importing import rewrite_peft
 from tests.interchange.trained import trained

@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import OWN_CONFIG
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS
 from dist_subspace.report.adapter import adapter_report, adapter_text
 from dist_subspace.report.adapter_picture import adapter_picture
 from dist_subspace.training.run import train

@@ -11,7 +11,8 @@ import torch
 
 import dist_subspace as dsub
 from dist_subspace import SubspaceConfig, methods
-from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
+from dist_subspace.interchange.adapter_folder import AdapterFolder
+from dist_subspace.interchange.parts_without_base import parts_without_base
 from dist_subspace.report.adapter import adapter_report, adapter_text
 from dist_subspace.report.movement import MEANING, effective_rank, movements, singular_values
 from dist_subspace.subspace import SubspaceLinear, attached, trainable_parameters
@@ -77,9 +78,9 @@ def test_parts_on_norms_are_measured_by_their_tensors(method: str, options: dict
 
 
 @each_method
-def test_hollow_parts_hold_what_the_models_parts_hold(method: str, tmp_path: Path) -> None:
+def test_parts_without_base_hold_what_the_models_parts_hold(method: str, tmp_path: Path) -> None:
     model = saved_adapter(method, tmp_path)
-    found = dict(hollow_parts(AdapterFolder(tmp_path)))
+    found = dict(parts_without_base(AdapterFolder(tmp_path)))
     linear = [n for n in attached(model).layers if isinstance(model.get_submodule(n), SubspaceLinear)]
     assert list(found) == linear
     for name, part in found.items():

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import dist_subspace as dsub
-from dist_subspace.interchange.adapter import WEIGHTS
+from dist_subspace.interchange.description import WEIGHTS
 from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.run_folder.trainer_state import read_trainer_state
 from tests.ranks import run_on_ranks

@@ -8,23 +8,26 @@ from typing import Any
 
 import pytest
 
+from dist_subspace.run_folder import RunFolder
 from dist_subspace.training.progress import Progress, best_in_run, final_checkpoint
 
 BEST = {"step": 4, "value": 1.0}
 
 
 def plan(run: Path, resumed: Path | None = None, step: int = 0) -> Any:
-    return SimpleNamespace(run_dir=run, checkpoint=None if resumed is None else (resumed, SimpleNamespace(step=step)))
+    return SimpleNamespace(
+        run_dir=RunFolder(run), checkpoint=None if resumed is None else (resumed, SimpleNamespace(step=step))
+    )
 
 
 def test_the_best_is_remembered_where_its_folder_lies_in_this_run(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    (run / "checkpoint-4").mkdir(parents=True)
-    assert best_in_run(run, run / "checkpoint-8", BEST) == BEST
+    run = RunFolder(tmp_path / "run")
+    run.checkpoint(4).mkdir(parents=True)
+    assert best_in_run(run, run.checkpoint(8), BEST) == BEST
     assert best_in_run(run, tmp_path / "run" / ".." / "run" / "checkpoint-8", BEST) == BEST
     assert best_in_run(run, tmp_path / "other" / "checkpoint-8", BEST) is None
-    assert best_in_run(run, run / "checkpoint-8", {"step": 6}) is None
-    assert best_in_run(run, run / "checkpoint-8", None) is None
+    assert best_in_run(run, run.checkpoint(8), {"step": 6}) is None
+    assert best_in_run(run, run.checkpoint(8), None) is None
 
 
 @pytest.mark.parametrize(

@@ -10,21 +10,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError
 from dist_subspace.families.heads import ANSWERS, CLASSIFIERS
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, check_finite, write_adapter
-from dist_subspace.interchange.base_copies import split_copies
+from dist_subspace.interchange.adapter import write_adapter
+from dist_subspace.interchange.adapter_folder import AdapterFolder, has_adapter
 from dist_subspace.interchange.base_model import base_name, identify_base
-from dist_subspace.interchange.description import FORMAT, OWN, read_description
+from dist_subspace.interchange.description import CONFIG, FORMAT, OWN, WEIGHTS
+from dist_subspace.interchange.loaded_adapter import Copies, LoadedAdapter
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.interchange.peft.files import Imported, imported, split_saved, with_tied
+from dist_subspace.interchange.peft.base_copies import split_copies
+from dist_subspace.interchange.peft.trained_in_full import split_saved, with_tied
+from dist_subspace.interchange.tensor_names import file_key
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
-from dist_subspace.subspace import method_class
-from dist_subspace.subspace.core.peft_words import Entries, PeftWords
+from dist_subspace.subspace import SubspaceConfig, method_class
+from dist_subspace.subspace.core.peft_words import Entries, Layers, PeftWords
 from dist_subspace.subspace.core.registry import words_reading
 from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
 
@@ -47,15 +49,17 @@ ENTRIES_OF_EVERY_KIND = {
 HEADS = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ANSWERS}
 
 
-def read_peft(folder: str | Path) -> Imported:
-    """An adapter folder that PEFT wrote.
+def read_peft(folder: str | Path | AdapterFolder) -> LoadedAdapter:
+    """An adapter folder that PEFT wrote, or one that is open already.
 
     Raises:
         UsageError: no such folder, no adapter in it, an adapter of a kind or with a field that is not known, tensors that do
             not fit together.
     """
-    described, tensors = _read(Path(folder))
-    check_finite(Path(folder), tensors)
+    opened = folder if isinstance(folder, AdapterFolder) else _open(Path(folder))
+    if OWN in opened.described:
+        raise UsageError(f"{str(opened.path)!r} is an adapter of dist_subspace; load_adapter reads it")
+    described, tensors = opened.described, opened.tensors()
     words = words_reading(described)
     _refuse_unknown(described, words, tensors)
     described = {**words.defaults, **described}
@@ -64,7 +68,16 @@ def read_peft(folder: str | Path) -> Imported:
     if described.get("ensure_weight_tying"):
         tensors, saved = with_tied(tensors, saved)
     tensors, copies = split_copies(tensors, words.tensor_prefix)
-    return imported(words, described, tensors, saved, copies)
+    return _as_ours(words, described, tensors, saved, copies)
+
+
+def _open(folder: Path) -> AdapterFolder:
+    if not has_adapter(folder):
+        pickled = (
+            "; its weights are a pickle, which runs code when read" if (folder / "adapter_model.bin").exists() else ""
+        )
+        raise UsageError(f"{str(folder)!r} holds no adapter of PEFT; looked for {CONFIG} and {WEIGHTS}{pickled}")
+    return AdapterFolder(folder)
 
 
 def _refuse_unknown(described: Entries, words: PeftWords[Any], tensors: Mapping[str, Tensor]) -> None:
@@ -79,24 +92,44 @@ def _refuse_unknown(described: Entries, words: PeftWords[Any], tensors: Mapping[
         raise UsageError(f"bias is {bias!r}, and trained biases are not read; accepted: none")
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
-        pickled = (
-            "; its weights are a pickle, which runs code when read" if (folder / "adapter_model.bin").exists() else ""
-        )
-        raise UsageError(f"{str(folder)!r} holds no adapter of PEFT; looked for {CONFIG} and {WEIGHTS}{pickled}")
-    try:
-        described = read_description(folder)
-        with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UsageError(f"{str(folder)!r} holds no whole adapter ({error}); copy it again") from error
-    if OWN in described:
-        raise UsageError(f"{str(folder)!r} is an adapter of dist_subspace; load_adapter reads it")
-    return described, tensors
+def _as_ours(
+    words: PeftWords[Any], described: Entries, tensors: dict[str, Tensor], saved: Layers, copies: Copies
+) -> LoadedAdapter:
+    """An adapter of PEFT as the method's that these are the words of.
+
+    Arguments:
+        tensors: the method's own. saved: those of modules that were trained in full. copies: of the base's own parameters.
+
+    Raises:
+        UsageError: as `PeftWords.read`.
+    """
+    adapter = words.read(described, tensors)
+    config = SubspaceConfig(
+        method=words.method,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        target_modules=tuple(adapter.layers) or None,
+        modules_to_save=tuple(saved),
+        constraint=adapter.constraint,
+        constraint_weight=adapter.constraint_weight,
+        options=adapter.options,
+        rank_pattern=adapter.rank_pattern,
+        alpha_pattern=adapter.alpha_pattern,
+    )
+    of_method = {file_key(name, suffix): t for name, held in adapter.layers.items() for suffix, t in held.items()}
+    in_full = {key: tensor for held in saved.values() for key, tensor in held.items()}
+    return LoadedAdapter(
+        config,
+        {key: tensor.float() for key, tensor in {**of_method, **in_full, **adapter.whole}.items()},
+        {name: value for name, value in described.items() if name not in adapter.outdated},
+        adapter.shapes,
+        adapter.made_from_base,
+        copies,
+    )
 
 
-def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path], str] | None = None) -> Imported:
+def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path], str] | None = None) -> LoadedAdapter:
     """Local: an adapter that PEFT wrote as an adapter folder of ours, from the files alone; what was read is returned.
 
     Arguments:

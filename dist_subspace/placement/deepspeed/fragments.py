@@ -70,4 +70,5 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
     if has_fragments(parameter):
         return master_fragments(parameter)[0].get(None)
     master = linked_master(parameter)
-    return parameter if master is None else master  # type: ignore[no-any-return]
+    found: Tensor = parameter if master is None else master
+    return found

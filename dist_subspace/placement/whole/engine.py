@@ -47,7 +47,7 @@ class WholeEngine:
             group["lr"] = rate
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def next_micro_batch(self) -> None:
         """Gradients add up by themselves."""

@@ -16,10 +16,10 @@ from dist_subspace.subspace.blocks.dropout import Dropout
 from dist_subspace.subspace.core.constrained import ConstrainedFactors
 from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.spec import Settings
-from dist_subspace.torch_internals import reshaped
+from dist_subspace.torch_internals import TensorFunction, reshaped
 
 
-class LowRankUpdate(torch.autograd.Function):
+class LowRankUpdate(TensorFunction):
     """`y = z + γ B (A D(x))` for `x (..., d_in)`, `z (..., d_out)`, `A (r, d_in)`, `B (d_out, r)`.
 
     The call of the frozen operator stays outside, so that a sharding engine's hooks see it. A and B may be float32 beside
@@ -55,15 +55,16 @@ class LowRankUpdate(torch.autograd.Function):
         return g, grad_x, grad_a, grad_b, None, None
 
 
-class Down(torch.autograd.Function):
+class Down(TensorFunction):
     """`h = A D(x)ᵀ (r, tokens)`: the first half of an update that is nonlinear between its factors. Saves x and A alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, dropout: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, a)
-        ctx.drop, ctx.shape = Dropout(dropout, rows), x.shape
-        return a.to(x.dtype) @ ctx.drop(rows).t()
+        drop = Dropout(dropout, rows)
+        ctx.drop, ctx.shape = drop, x.shape
+        return a.to(x.dtype) @ drop(rows).t()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -75,7 +76,7 @@ class Down(torch.autograd.Function):
         return grad_x, grad_a, None
 
 
-class Up(torch.autograd.Function):
+class Up(TensorFunction):
     """`y = z + (B h)ᵀ` for `z (..., d_out)` and `h (r, tokens)`: the second half. Saves h and B alone."""
 
     @staticmethod

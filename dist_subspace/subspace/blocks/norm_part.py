@@ -22,6 +22,9 @@ class NormPart(MergesIntoNorm):
     read `weight`, `eps`, `variance_epsilon`).
     """
 
+    norm_scale: nn.Parameter | None
+    norm_shift: nn.Parameter | None
+
     def __init__(self, norm: nn.Module, settings: Settings, width: int, *, scaled: bool, shifted: bool) -> None:
         super().__init__()
         self.base = norm

@@ -22,6 +22,7 @@ from dist_subspace.subspace.core.factors import FrozenFactor
 from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.operator import Weight
 from dist_subspace.subspace.core.statistic import KeepsFactors
+from dist_subspace.torch_internals import TensorFunction
 
 NO_PATTERN = "what it trains lies between frozen singular vectors, which are orthonormal already"
 REFUSALS = dict.fromkeys(("mpc_o", "mpc_d", "mpc_n"), NO_PATTERN)
@@ -65,10 +66,10 @@ class SpectralLinear(KeepsFactors, LowRankForm):
 
     def transform(self, x: Tensor) -> Tensor:
         z, core = self.base(x), self.core()
-        hidden = self.spectral_V(drop(x, self.settings.dropout if self.training else 0.0))
-        if core.dim() == 1:
-            return z + self.spectral_U(Diagonal.apply(hidden, core))
-        return z + self.spectral_U(functional.linear(hidden, core.to(hidden.dtype)))
+        hidden: Tensor = self.spectral_V(drop(x, self.settings.dropout if self.training else 0.0))
+        inner = Diagonal.apply(hidden, core) if core.dim() == 1 else functional.linear(hidden, core.to(hidden.dtype))
+        update: Tensor = self.spectral_U(inner)
+        return z + update
 
     def update(self) -> tuple[Tensor, Tensor]:
         """`(A (r', d_in), B (d_out, r'))` with `ΔW = B A`, in at least float32."""
@@ -99,7 +100,7 @@ class SpectrumLinear(SpectralLinear):
         return every(weight.matrix) if self.terms() == min(weight.matrix.shape) else super().triplets(weight)
 
 
-class Diagonal(torch.autograd.Function):
+class Diagonal(TensorFunction):
     """`Δ ⊙ h` for `h (..., k)` and `Δ (k,)`."""
 
     @staticmethod
@@ -123,4 +124,5 @@ def turned(skew: Tensor) -> Tensor:
     with torch.autocast(skew.device.type, enabled=False):
         k = (wide(skew) - wide(skew).mT) / 2
         identity = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        return torch.linalg.solve_ex(identity + k, -2 * k).result
+        turn: Tensor = torch.linalg.solve_ex(identity + k, -2 * k).result
+        return turn

@@ -61,7 +61,7 @@ class SpectralRotational(SpectralLinear):
         values = sigma if gained is None else sigma + gained
         left = turn_p * values
         with torch.autocast(left.device.type, enabled=False):
-            core = left + values[:, None] * turn_q.t() + left @ turn_q.t()
+            core: Tensor = left + values[:, None] * turn_q.t() + left @ turn_q.t()
         return core if gained is None else core + torch.diag(gained)
 
     def file_tensors(self) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.torch_internals import TensorFunction
 from dist_subspace.transformers_tables import shifts_labels
 
 IGNORED = -100
@@ -61,7 +62,7 @@ class Accumulation:
         self._total = weight if self._total is None else self._total + weight
 
 
-class _Probe(torch.autograd.Function):
+class _Probe(TensorFunction):
     """The loss, unchanged; notes the gradient that reaches it."""
 
     @staticmethod

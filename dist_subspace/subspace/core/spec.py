@@ -75,6 +75,11 @@ class SubspaceConfig:
         plain = asdict(self)
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
+    @classmethod
+    def of_dict(cls, plain: Mapping[str, Any]) -> SubspaceConfig:
+        """What `as_dict` gave, or more: keys that are no fields are left out."""
+        return cls(**{key: value for key, value in plain.items() if key in cls.__dataclass_fields__})
+
 
 @dataclass(frozen=True)
 class Settings:

@@ -67,7 +67,7 @@ class AdaLora(TripletLinear, Scheduled):
         return replace(settings, alpha=settings.alpha or 2.0 * settings.options["init_rank"])
 
     def scaling(self, settings: Settings) -> float:
-        return settings.alpha / settings.options["init_rank"]
+        return settings.alpha / int(settings.options["init_rank"])
 
     def file_tensors(self) -> dict[str, Tensor]:
         core = (self.lora_E.detach().double() * self._peft_factor()).float()

@@ -23,6 +23,7 @@ from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 from dist_subspace.subspace.extension.lora import LoraWords
+from dist_subspace.torch_internals import TensorFunction
 
 
 @register(
@@ -64,7 +65,8 @@ class LoraFa(LowRankLinear, FrozenInFile):
         if not self.settings.options["corrected_gradient"]:
             return None
         a = self.down().double()
-        return (torch.linalg.pinv(a @ a.t(), hermitian=True) / self.scale**2).float()
+        inverse: Tensor = torch.linalg.pinv(a @ a.t(), hermitian=True)
+        return (inverse / self.scale**2).float()
 
     def down(self) -> Tensor:
         return self.lora_A.matrix
@@ -92,7 +94,7 @@ class LoraFa(LowRankLinear, FrozenInFile):
         self.correction = self._correction()
 
 
-class _Corrected(torch.autograd.Function):
+class _Corrected(TensorFunction):
     """B, unchanged; its gradient `(d_out, r)` times the correction."""
 
     @staticmethod

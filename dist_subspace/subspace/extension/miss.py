@@ -85,7 +85,8 @@ def shard_sums(x: Tensor, rank: int) -> Tensor:
     """`(..., r)`: the sum of the shards of r features of `x (..., d_in)`, the last one filled up with zeros."""
     padded = functional.pad(x, (0, -x.shape[-1] % rank))
     # Autocast may add up in float32: the product that follows keeps the type of x in its backward.
-    return padded.unflatten(-1, (-1, rank)).sum(-2).to(x.dtype)
+    shards: Tensor = padded.unflatten(-1, (-1, rank))
+    return shards.sum(-2).to(x.dtype)
 
 
 @register_peft(Miss)

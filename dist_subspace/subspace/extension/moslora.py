@@ -47,4 +47,5 @@ def square_kaiming(size: int, generator: torch.Generator) -> Tensor:
 def orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix, uniform over all of them: the QR factor whose R has a positive diagonal."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return (q * r.diagonal().sign()).float()
+    uniform: Tensor = q * r.diagonal().sign()
+    return uniform.float()

@@ -21,8 +21,7 @@ from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
-from dist_subspace.subspace.virtual_tokens.attention import Prefix as Hooks
-from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_modules, geometry, redirect
+from dist_subspace.subspace.virtual_tokens.attention import attention_modules, geometry, redirect
 from dist_subspace.subspace.virtual_tokens.part import (
     COUNT,
     EMBEDDINGS,
@@ -31,6 +30,8 @@ from dist_subspace.subspace.virtual_tokens.part import (
     check_side,
     linear_parameters,
 )
+from dist_subspace.subspace.virtual_tokens.prefix_hooks import PrefixHooks
+from dist_subspace.subspace.virtual_tokens.slots import Slot
 
 STD = 0.02
 
@@ -63,8 +64,8 @@ class Prefix(VirtualTokens, FileOptions):
 
     @classmethod
     def sites(cls, choice: Choice) -> dict[str, nn.Module]:
-        for own in attention_modules(choice.model):  # refuses a family before anything is done to the model
-            for module in own:
+        for modules in attention_modules(choice.model):  # refuses a family before anything is done to the model
+            for module in modules:
                 geometry(module)
         return super().sites(choice)
 
@@ -74,8 +75,8 @@ class Prefix(VirtualTokens, FileOptions):
 
     def measure(self, model: nn.Module) -> int:
         self.embedding_width = stacks.input_width(model)
-        self.layers = [[geometry(module) for module in own] for own in attention_modules(model)]
-        self.sizes = [2 * heads * head_dim for own in self.layers for heads, head_dim in own]
+        self.layers = [[geometry(module) for module in modules] for modules in attention_modules(model)]
+        self.sizes = [2 * heads * head_dim for stack in self.layers for heads, head_dim in stack]
         return sum(self.sizes)
 
     def create(self, settings: Settings, generator: torch.Generator) -> None:
@@ -97,18 +98,18 @@ class Prefix(VirtualTokens, FileOptions):
 
     def connect(self, model: nn.Module) -> None:
         start = 0
-        for stack, own in zip(stacks.stacks(model), attention_modules(model), strict=True):
-            slots = [Slot(self, *geometry(module)) for module in own]
-            for module, slot in zip(own, slots, strict=True):
+        for stack, modules in zip(stacks.stacks(model), attention_modules(model), strict=True):
+            slots = [Slot(self, *geometry(module)) for module in modules]
+            for module, slot in zip(modules, slots, strict=True):
                 redirect(module, slot)
-            Hooks(self, model, stack, slots, slice(start, start + len(own)))
-            start += len(own)
+            PrefixHooks(self, model, stack, slots, slice(start, start + len(modules)))
+            start += len(modules)
 
     def pieces(self, matrix: Tensor, layers: slice) -> list[Tensor]:
         """Of some layers, the keys and values, each `(2, heads, n, d_head)`."""
-        geometries = [geometry for own in self.layers for geometry in own][layers]
-        found = matrix.split(self.sizes, dim=1)[layers]
-        return [x.view(self.count, 2, *own).permute(1, 2, 0, 3) for x, own in zip(found, geometries, strict=True)]
+        shapes = [shape for stack in self.layers for shape in stack][layers]
+        columns = matrix.split(self.sizes, dim=1)[layers]
+        return [x.view(self.count, 2, *shape).permute(1, 2, 0, 3) for x, shape in zip(columns, shapes, strict=True)]
 
 
 @register_peft(Prefix)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.families.configuration import text_config
+from dist_subspace.families.configuration import config_of, text_config
 from dist_subspace.options import Option, choice, text
 from dist_subspace.subspace.core.initial import InitialFromModel, TextOptions
 from dist_subspace.subspace.core.peft_words import Entries
@@ -73,7 +73,7 @@ class Prompt(InputTokens, TextOptions, InitialFromModel):
         return replace(config, options={**config.options, "init_ids": list(ids)})
 
     def measure(self, model: nn.Module) -> int:
-        self.vocabulary = int(text_config(model.config).vocab_size)
+        self.vocabulary = int(text_config(config_of(model)).vocab_size)
         return super().measure(model)
 
     def create(self, settings: Settings, generator: torch.Generator) -> None:
@@ -84,7 +84,7 @@ class Prompt(InputTokens, TextOptions, InitialFromModel):
     def read_initial_values(self, model: nn.Module, gathered: Gathered) -> None:
         if not self.first_ids:
             return
-        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
+        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()
         ids = torch.tensor(self.first_ids)
         parameters = list(embeddings.parameters())
         with gathered(parameters), torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
@@ -37,16 +37,16 @@ class InputTokens(VirtualTokens):
         stacks.input_width(choice.model)  # refuses a model before anything is done to it
         return super().sites(choice)
 
-    def measure(self, model: Any) -> int:
+    def measure(self, model: nn.Module) -> int:
         self.placement = self.settings.options["placement"] or default_placement(model)
         return stacks.input_width(model)
 
     def connect(self, model: nn.Module) -> None:
-        found = stacks.stacks(model)
-        if len(found) == 2:
+        first, *others = stacks.stacks(model)
+        if others:
             EncoderInsertion(self, model, self.placement)
         else:
-            Insertion(self, model, found[0], self.placement)
+            Insertion(self, model, first, self.placement)
 
 
 Placed = TypeVar("Placed", bound=InputTokens)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.classes import generates_text
-from dist_subspace.families.configuration import text_config
+from dist_subspace.families.configuration import config_of, text_config
 from dist_subspace.options import Option, whole
 from dist_subspace.subspace.core.files import file_options_of
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords
 from dist_subspace.subspace.core.sites import AddsPositions, OnModel
 from dist_subspace.subspace.core.spec import Settings
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 EMBEDDINGS = "prompt_embeddings"  # PEFT's name of the one tensor of such an adapter's file
 COUNT: Mapping[str, Option] = {"num_virtual_tokens": whole(20, "how many virtual tokens")}
@@ -32,7 +35,7 @@ class VirtualTokens(OnModel, AddsPositions):
         self.settings = settings
         self.enabled = True
         self.count = int(settings.options["num_virtual_tokens"])
-        config: Any = text_config(model.config)
+        config = text_config(config_of(model))
         self.num_attention_heads, self.num_layers = int(config.num_attention_heads), int(config.num_hidden_layers)
         self.is_language_model = generates_text(type(model).__name__)
         self.width = self.measure(model)
@@ -62,7 +65,7 @@ class VirtualTokens(OnModel, AddsPositions):
         return self.prompt_embeddings
 
     @classmethod
-    def check_fits(cls, tokens: Tensor, described: Entries, config: Any) -> None:
+    def check_fits(cls, tokens: Tensor, described: Entries, config: PretrainedConfig) -> None:
         """Raises UsageError for a file's tokens `(n, width)` of another model than one with this text configuration."""
         check_side("width", tokens.shape[1], config.hidden_size)
 

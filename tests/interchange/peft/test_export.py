@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import read_description
-from dist_subspace.interchange.peft.export import ExportReport
+from dist_subspace.interchange.description import CONFIG, WEIGHTS, read_description
+from dist_subspace.interchange.peft.export_report import ExportReport
 from dist_subspace.storage import FrozenLinear
 from tests.interchange import vllm_rules
 from tests.interchange.peft.adapters import DIRECT, NOT_ON_CONV1D, model_with

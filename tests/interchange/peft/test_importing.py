@@ -15,8 +15,9 @@ from torch import Tensor
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, current_key
+from dist_subspace.interchange.description import CONFIG, WEIGHTS
 from dist_subspace.interchange.peft.importing import read_peft, rewrite_peft
+from dist_subspace.interchange.tensor_names import current_key
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import attached, attachment
 from tests.interchange.peft.adapters import GPT2, LINEAR, LLAMA, assert_imported, assert_near, lora, pruned, written

@@ -16,7 +16,7 @@ from torch import Tensor
 import dist_subspace as dsub
 from dist_subspace.cli import main
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.description import CONFIG, WEIGHTS
 from dist_subspace.interchange.peft.importing import rewrite_peft
 from dist_subspace.subspace import attachment
 from tests.interchange.peft.adapters import LINEAR, LLAMA, lora, written

@@ -91,7 +91,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-alphas-not-written",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='"alpha_pattern": dict(fewer)',
         becomes='"alpha_pattern": {}',
         promise="Every layer of an exported LoRA has γ = 1.",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-rslora-compared-as-lora",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='(math.sqrt(rank) if described.get("use_rslora") else rank)',
         becomes="rank",
         promise="vLLM is never given patterns that it does not read.",
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-lora-not-for-conv1d",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='"alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)}',
         becomes='"alpha_pattern": dict(fewer), "fan_in_fan_out": False}',
         promise="PEFT is told of Conv1D layers.",
@@ -130,7 +130,7 @@ MUTANTS = [
     Mutant(
         name="export-drops-full-copies",
         file="dist_subspace/interchange/peft/export.py",
-        text='        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])\n',
+        text='        tensors |= of_no_layer(native, described["dist_subspace"]["layers"])\n',
         becomes="",
         promise="Modules that were trained in full are exported.",
         tests=[
@@ -182,8 +182,8 @@ MUTANTS = [
     Mutant(
         name="import-takes-what-is-no-number",
         file="dist_subspace/interchange/peft/importing.py",
-        text="    check_finite(Path(folder), tensors)\n",
-        becomes="",
+        text="opened.described, opened.tensors()",
+        becomes="opened.described, {key: opened.tensor(key) for key in opened.keys}",
         promise="An adapter with NaN is refused.",
         tests=[
             "tests/interchange/peft/test_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
@@ -253,8 +253,8 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-with-nan-loads",
-        file="dist_subspace/interchange/adapter.py",
-        text="        check_finite(path, tensors)\n",
+        file="dist_subspace/interchange/adapter_folder.py",
+        text="        check_finite(self.path, tensors)\n",
         becomes="",
         promise="An adapter with values that are no numbers is refused.",
         tests=[
@@ -297,7 +297,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-copies-unchecked",
-        file="dist_subspace/interchange/base_copies.py",
+        file="dist_subspace/interchange/peft/base_copies.py",
         text='if list(parameter.shape) != copies[name]["shape"] or not torch.allclose(',
         becomes='if list(parameter.shape) != copies[name]["shape"] or False and not torch.allclose(',
         promise="Weights of the base in PEFT's file must be this base's.",

@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         name="miss-shards-interleaved",
         file="dist_subspace/subspace/extension/miss.py",
-        text="padded.unflatten(-1, (-1, rank)).sum(-2)",
-        becomes="padded.unflatten(-1, (rank, -1)).sum(-1)",
+        text="padded.unflatten(-1, (-1, rank))",
+        becomes="padded.unflatten(-1, (rank, -1)).transpose(-1, -2)",
         promise="MiSS adds up inputs that lie r apart.",
         tests=[f"{_MISS_TESTS}::test_forward_and_merge_are_the_golden_ones[two shards-False]"],
     ),

@@ -248,7 +248,7 @@ MUTANTS = [
     Mutant(
         name="orthogonal-with-signs",
         file="dist_subspace/subspace/extension/moslora.py",
-        text="(q * r.diagonal().sign())",
+        text="q * r.diagonal().sign()",
         becomes="q",
         promise="An orthogonal mixer is drawn uniformly over all of them.",
         tests=["tests/subspace/extension/test_moslora.py::test_orthogonal_mixers_are_uniform_over_all_of_them"],

@@ -18,7 +18,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.description import read_description
 from dist_subspace.subspace import Settings
 from dist_subspace.subspace.reconstruction.prefix import Prefix
-from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_with_prefix, redirect
+from dist_subspace.subspace.virtual_tokens.attention import attention_with_prefix, redirect
+from dist_subspace.subspace.virtual_tokens.slots import Slot
 from tests.subspace.virtual_tokens.given import COUNT, config, ids, model_with
 from tests.tiny_models import tiny_config, tiny_model
 

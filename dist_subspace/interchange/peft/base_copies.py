@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.loaded_adapter import Copies
 from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.tensors import full_shape, gathered
 from dist_subspace.storage import FrozenLinear
@@ -21,7 +22,6 @@ from dist_subspace.subspace.core.peft_words import PREFIX
 
 SAMPLES = 256
 ROUNDING = 2.0**-7  # of bfloat16, in which a base may be held
-Copies = Mapping[str, Mapping[str, Any]]  # the base's parameter -> its shape, and values evenly spaced over it
 
 
 def split_copies(tensors: Mapping[str, Tensor], prefix: str) -> tuple[dict[str, Tensor], Copies]:
