@@ -34,6 +34,10 @@ class Stop:
     """Whether this process was told to stop, by what, and since when (`time.monotonic`). The first reason stays."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what this process was told."""
         self.reason: str | None = None
         self.since = 0.0
         self.leave: Callable[[str], int] | None = None  # last words of a process that is ended at once; its exit status
@@ -119,7 +123,7 @@ def listening() -> Iterator[Stop]:
     if _listener is not None:
         yield STOP
         return
-    STOP.__init__()  # type: ignore[misc]  # what an earlier run in this process was told is over
+    STOP.reset()  # what an earlier run in this process was told is over
     _listener = _Listener()
     try:
         yield STOP

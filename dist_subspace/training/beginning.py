@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_subspace.api import put_on
+from dist_subspace.api import attach_adapter
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
@@ -127,7 +127,7 @@ def attach_beginning(
     if not adapter.tensors:
         adapter = replace(adapter, tensors=broadcast_tensors(on_rank_zero_only(_tensors_of, beginning.folder)))
     try:
-        return put_on(model, adapter, cache=cache, progress=progress)
+        return attach_adapter(model, adapter, cache=cache, progress=progress)
     except UsageError as error:
         raise UsageError(f"the adapter of {beginning.named} does not fit: {error}") from error
 

@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         name="lacking-factor-is-a-traceback",
         file="dist_subspace/statistics/setup.py",
-        text="        with _complete(name, file_of(name)):\n            _take(",
-        becomes="        if True:\n            _take(",
+        text="        with _complete(name, file_of(name)):\n            _give_factors(",
+        becomes="        if True:\n            _give_factors(",
         promise="A file of factors that lacks one is named in one sentence.",
         tests=["tests/statistics/test_setup.py::test_a_file_that_lacks_a_factor_is_named"],
     ),
@@ -146,8 +146,8 @@ MUTANTS = [
     Mutant(
         name="unread-weight-may-be-compared",
         file="dist_subspace/unread_weight.py",
-        text='"names.__get__", "nbytes.__get__"',
-        becomes='"names.__get__", "nbytes.__get__", "eq", "item", "copy_"',
+        text='"__hash__", "__len__", "detach",',
+        becomes='"__hash__", "__len__", "detach", "eq", "item", "copy_",',
         promise="A weight that is not there cannot be compared or copied from.",
         tests=["tests/test_unread_weight.py"],
     ),
@@ -162,7 +162,7 @@ MUTANTS = [
     Mutant(
         name="unread-weight-says-nothing-of-the-shard",
         file="dist_subspace/unread_weight.py",
-        text="        return getattr(self.held, name)",
+        text="        return getattr(self.stored, name)",
         becomes="        raise AttributeError(name)",
         promise="A library's marks on the real parameter are seen on what is shown.",
         tests=["tests/test_unread_weight.py"],
