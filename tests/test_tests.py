@@ -50,7 +50,7 @@ WITHOUT_OWN_TESTS = {
     ),
     "placement/deepspeed/thresholds.py": "tests/placement/deepspeed/test_presets.py",
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
-    **dict.fromkeys([f"placement/{name}.py" for name in ("engines", "environment", "facts", "for_loading")], STATES),
+    **dict.fromkeys([f"placement/{name}.py" for name in ("environment", "facts", "for_loading")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
     "placement/protocol.py": DECLARATIONS,
     "placement/peers.py": "tests/faults/test_stop.py and test_waiting.py: real processes that end",
@@ -64,7 +64,7 @@ WITHOUT_OWN_TESTS = {
     **dict.fromkeys(
         [f"subspace/core/{name}.py" for name in ("initial", "linear", "merging", "operator")], DECLARATIONS
     ),
-    **dict.fromkeys([f"subspace/core/{name}.py" for name in ("part", "rates", "shared", "sites")], DECLARATIONS),
+    **dict.fromkeys([f"subspace/core/{name}.py" for name in ("rates", "shared", "sites")], DECLARATIONS),
     **dict.fromkeys([f"subspace/core/{name}.py" for name in ("statistic", "trained")], DECLARATIONS),
     **dict.fromkeys(
         [

@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         name="mirror-nearest-key-without-its-section",
         file="dist_subspace/config/messages.py",
-        text="found = _dotted((*path, near[0]))",
-        becomes="found = _dotted((near[0],))",
+        text="nearest = _dotted((*path, near[0]))",
+        becomes="nearest = _dotted((near[0],))",
         promise="The nearest key is told with its section.",
         tests=["tests/config/test_messages.py::test_a_key_that_is_none_is_told_the_nearest_one"],
     ),
@@ -290,7 +290,7 @@ MUTANTS = [
     Mutant(
         name="mirror-infinity-is-refused",
         file="dist_subspace/interchange/weights.py",
-        text='(piece.isfinite() | ~own.isfinite().to("cpu")).all()',
+        text='(piece.isfinite() | ~source.isfinite().to("cpu")).all()',
         becomes="piece.isfinite().all()",
         promise="A value that is infinite already is written as it is.",
         tests=[
