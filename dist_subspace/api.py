@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.interchange.adapter import fill_adapter
-from dist_subspace.interchange.adapter import save_adapter as write_own
+from dist_subspace.interchange.adapter import save_adapter as write_adapter_folder
 from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
 from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.base_copies import check_copies
@@ -24,7 +24,7 @@ from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.for_loading import prepare_blocks
 from dist_subspace.placement.stepped import watch_optimizers
 from dist_subspace.placement.tensors import gathered
-from dist_subspace.statistics import settle
+from dist_subspace.statistics import set_up_statistics
 from dist_subspace.storage import adopt_all, left_alone, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached
 
@@ -60,7 +60,7 @@ def attach(
     attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
-    settle(model, given=factors, cache=cache, progress=progress)
+    set_up_statistics(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
     prepare_blocks(model)
     return model
@@ -83,7 +83,9 @@ def save_adapter(
         UsageError: for a model without a method. StorageError: the disk refuses, and nothing that was begun is left behind;
             every rank raises.
     """
-    return write_own(model, folder, None if base_model is None else str(base_model), tokenizer, base_fingerprint)
+    return write_adapter_folder(
+        model, folder, None if base_model is None else str(base_model), tokenizer, base_fingerprint
+    )
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -94,14 +96,14 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading the adapter"):
         adapter = read_adapter(folder)
-    return put_on(model, adapter)
+    return attach_adapter(model, adapter)
 
 
-def put_on(model: nn.Module, adapter: LoadedAdapter, **how: Any) -> nn.Module:
+def attach_adapter(model: nn.Module, adapter: LoadedAdapter, **attach_options: Any) -> nn.Module:
     """Collective: attach the method of an adapter that was read, and give it the adapter's tensors; the same on every rank.
 
     Arguments:
-        how: of `attach`, beside the configuration.
+        attach_options: of `attach`, beside the configuration.
 
     Raises:
         UsageError: the adapter does not fit the model, which is untouched then.
@@ -111,7 +113,7 @@ def put_on(model: nn.Module, adapter: LoadedAdapter, **how: Any) -> nn.Module:
         adapter.check(model)
     check_copies(model, adapter.copies)
     factors, trained = split_factors(adapter.tensors)
-    attach(model, adapter.config, factors=factors, only=adapter.layers, **how)
+    attach(model, adapter.config, factors=factors, only=adapter.layers, **attach_options)
     fill_adapter(model, trained)
     return model
 
@@ -131,22 +133,22 @@ def load_adapted(
     """
     adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
     path = base_model or adapter.find_base(base_fingerprint)
-    held = adapter.ours.get("base") or {}
-    kind = storage or held.get("storage") or "bf16"
-    labels = {name: held[name] for name in ("label2id", "pad_token_id") if held.get(name) is not None}
-    if held.get("id2label"):  # JSON's keys are strings
-        labels["id2label"] = {int(number): label for number, label in held["id2label"].items()}
+    base = adapter.ours.get("base") or {}
+    kind = storage or base.get("storage") or "bf16"
+    labels = {name: base[name] for name in ("label2id", "pad_token_id") if base.get(name) is not None}
+    if base.get("id2label"):  # JSON's keys are strings
+        labels["id2label"] = {int(number): label for number, label in base["id2label"].items()}
         labels["num_labels"] = len(labels["id2label"])
     model = load_frozen(
         path,
         storage=kind,
-        double_quant=bool(held.get("double_quant")),
-        storage_options=held.get("storage_options") if storage in (None, held.get("storage")) else None,
-        task=held.get("task") or "causal-lm",
-        dtype=None if storage_info(kind).dtype else held.get("dtype"),
+        double_quant=bool(base.get("double_quant")),
+        storage_options=base.get("storage_options") if storage in (None, base.get("storage")) else None,
+        task=base.get("task") or "causal-lm",
+        dtype=None if storage_info(kind).dtype else base.get("dtype"),
         **labels,
     )
-    return put_on(model, adapter.whole())
+    return attach_adapter(model, adapter.whole())
 
 
 def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -161,7 +163,7 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading PEFT's adapter"):
         imported = read_peft(folder)
-    return put_on(model, imported)
+    return attach_adapter(model, imported)
 
 
 def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> LoadedAdapter:
@@ -171,7 +173,7 @@ def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path)
         UsageError: as `import_peft` and `load_frozen`. StorageError: the disk refuses. Nothing half-written is left behind.
     """
     imported = read_peft(folder)
-    model = put_on(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), imported)
+    model = attach_adapter(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), imported)
     tokenizer = folder if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
         save_adapter(model, hidden, base_model, tokenizer=tokenizer)

@@ -82,12 +82,12 @@ def methods(
     from dist_subspace.subspace import method_class
     from dist_subspace.subspace import methods as registered
 
-    found = registered() if name is None else {name: method_class(name).info}
+    infos = registered() if name is None else {name: method_class(name).info}
     if as_json:
-        print(json.dumps(methods_table(found), indent=2))
+        print(json.dumps(methods_table(infos), indent=2))
         return
     width = shutil.get_terminal_size((100, 24)).columns
-    print(methods_text(found, width) if name is None else method_text(found[name], width))
+    print(methods_text(infos, width) if name is None else method_text(infos[name], width))
 
 
 @app.command()
@@ -105,12 +105,12 @@ def inspect(
     """
     from dist_subspace.report.adapter import adapter_report, adapter_text
 
-    found = adapter_report(_adapter_folder(path))
-    print(json.dumps(found, indent=2)) if as_json else print(adapter_text(found))
+    report = adapter_report(_adapter_folder(path))
+    print(json.dumps(report, indent=2)) if as_json else print(adapter_text(report))
     if picture is not None:
         from dist_subspace.report.adapter_picture import adapter_picture
 
-        print(f"picture: {adapter_picture(found, picture)}", file=sys.stderr if as_json else sys.stdout)
+        print(f"picture: {adapter_picture(report, picture)}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()

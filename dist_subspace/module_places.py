@@ -8,8 +8,13 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 _HOOKS = (
-    *("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
-    *("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks"),
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
 )
 
 
@@ -34,14 +39,18 @@ def saved_buffers_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in kept.items() if buffer is not None}
 
 
-def replace_everywhere(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> None:
-    """Put modules (old -> new) in every place that an old one still has: a layer may be a part of several modules. Inside the
-    new ones, which may hold the old, nothing changes."""
-    new = set(made.values())
+def replace_everywhere(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Put new modules in every place that an old one still has: a layer may be a part of several modules. Inside the new ones,
+    which may hold the old, nothing changes.
+
+    Arguments:
+        replacements: old module -> new module.
+    """
+    new = set(replacements.values())
     for parent in list(model.modules()):
         for child, module in list(children_of(parent).items()) if parent not in new else ():
-            if module is not None and module in made:
-                setattr(parent, child, made[module])
+            if module is not None and module in replacements:
+                setattr(parent, child, replacements[module])
 
 
 def move_hooks(module: nn.Module, other: nn.Module) -> None:

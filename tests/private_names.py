@@ -24,7 +24,9 @@ KEEPERS = {
     ),
     "bitsandbytes": ("storage/bnb.py",),
     "transformers": (
-        *("loading/transformers_internals.py", "loading/template_internals.py", "loading/sentencepiece_tokenizer.py"),
+        "loading/transformers_internals.py",
+        "loading/template_internals.py",
+        "loading/sentencepiece_tokenizer.py",
         "transformers_tables.py",
     ),
     "torch": ("torch_internals.py", "module_places.py"),
@@ -42,33 +44,32 @@ PROMISED_BY_TRANSFORMERS = {
     "transformers.masking_utils.sdpa_mask",
 }
 
-# Names that begin with an underscore and are promised all the same, and names of our own that are written as text.
+# Names that begin with an underscore and are promised all the same.
 PROMISED_NAMES = {
     "_exit",  # Python documents it
-    *("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),  # stand in files that torch's wrappers wrote
+    # These stand in files that torch's wrappers wrote.
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
 }
 
 # What Python tells about its own inside; none of it is needed by who calls a library as it is meant to be called.
+# fmt: off
 TRICKS = {
-    *("__globals__", "__code__", "__closure__", "__defaults__", "__kwdefaults__", "__builtins__", "__subclasses__"),
-    *("co_names", "co_varnames", "co_consts", "co_code", "f_locals", "f_globals", "f_back", "gi_frame", "tb_frame"),
+    "__globals__", "__code__", "__closure__", "__defaults__", "__kwdefaults__", "__builtins__", "__subclasses__", "co_names",
+    "co_varnames", "co_consts", "co_code", "f_locals", "f_globals", "f_back", "gi_frame", "tb_frame",
 }
+# fmt: on
 
 # What torch documents of an optimizer; of an engine, it is our own protocol that says what is asked for outside
 # `placement/deepspeed`.
 OPTIMIZER_NAMES = {"param_groups", "state", "defaults", "step", "zero_grad", "state_dict", "load_state_dict"}
 
+# fmt: off
 OF_TEXTS = {
-    "startswith",
-    "endswith",
-    "removeprefix",
-    "removesuffix",
-    "split",
-    "partition",
-    "rpartition",
-    "replace",
-    "join",
+    "startswith", "endswith", "removeprefix", "removesuffix", "split", "partition", "rpartition", "replace", "join",
 }
+# fmt: on
 
 
 class Use(NamedTuple):

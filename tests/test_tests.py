@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +22,59 @@ OWN_CONFIGURATIONS = {
     "loading/test_positions.py": "the defaults of many families, of which only some sizes change",
     "subspace/test_counts.py": "the sizes of published models, on the device meta",
     "subspace/core/test_targets.py": "the sizes of published models, on the device meta",
+}
+# Source files without a test of their own in the folder that mirrors theirs, and what holds them instead. Any other file has
+# one of its name there, or one that imports it as its subject.
+DECLARATIONS = "declares what parts or engines provide; every method's and placement's tests go through it"
+STATES = "the tests of its whole package go through it"
+WITHOUT_OWN_TESTS = {
+    "__main__.py": "calls cli.py, as tests/test_cli.py does",
+    "families/buffers.py": "tests/loading/test_types.py: what a family never saves",
+    "families/names.py": "tests/subspace/core/test_targets.py: names by their components",
+    **dict.fromkeys(
+        ("interchange/loaded_adapter.py", "interchange/parts_without_base.py"), "tests/test_cli.py: folders alone"
+    ),
+    "interchange/model_description.py": "tests/interchange/test_description.py and tests/interchange/peft/test_export.py",
+    "interchange/tensor_names.py": "tests/interchange/test_adapter.py: the names in a file",
+    "interchange/peft/trained_in_full.py": "tests/interchange/peft/test_importing.py: modules_to_save",
+    "interchange/peft/written_forms.py": "tests/interchange/peft/test_export.py: every method's form",
+    "loading/notices.py": "tests/loading/test_types.py: what is kept in float32",
+    "loading/own_class.py": "tests/interchange/test_for_class.py: vision and language models",
+    **dict.fromkeys(("loading/sources.py", "loading/stream.py"), "tests/loading: whatever is loaded goes through it"),
+    **dict.fromkeys(
+        [
+            f"placement/deepspeed/{name}.py"
+            for name in ("available", "fragments", "masters", "persistent", "pieces", "quiet")
+        ],
+        "tests/placement/deepspeed/test_zero.py and tests/training/test_engines.py: real engines",
+    ),
+    "placement/deepspeed/thresholds.py": "tests/placement/deepspeed/test_presets.py",
+    **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
+    **dict.fromkeys([f"placement/{name}.py" for name in ("engines", "environment", "facts", "for_loading")], STATES),
+    **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
+    "placement/protocol.py": DECLARATIONS,
+    "placement/peers.py": "tests/faults/test_stop.py and test_waiting.py: real processes that end",
+    **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
+    "run_folder/manifest.py": "tests/checkpoint/test_store.py: files that are not what the manifest says",
+    "statistics/rounds.py": "tests/statistics/test_setup.py: ranks that decompose in turn",
+    **dict.fromkeys(("storage/four_bit.py", "storage/int8.py", "storage/packed.py"), "tests/storage/test_bnb.py"),
+    "subspace/blocks/bottleneck.py": "tests/subspace/extension/test_houlsby.py and test_pfeiffer.py",
+    "subspace/blocks/triplets.py": "tests/subspace/extension/test_adalora.py and test_flexlora.py",
+    **dict.fromkeys([f"subspace/core/{name}.py" for name in ("bias", "constrained", "files", "forms")], DECLARATIONS),
+    **dict.fromkeys(
+        [f"subspace/core/{name}.py" for name in ("initial", "linear", "merging", "operator")], DECLARATIONS
+    ),
+    **dict.fromkeys([f"subspace/core/{name}.py" for name in ("part", "rates", "shared", "sites")], DECLARATIONS),
+    **dict.fromkeys([f"subspace/core/{name}.py" for name in ("statistic", "trained")], DECLARATIONS),
+    **dict.fromkeys(
+        [
+            f"subspace/virtual_tokens/{name}.py"
+            for name in ("attention", "input_tokens", "part", "prefix_hooks", "slots")
+        ],
+        "tests/subspace/reconstruction/test_prefix.py, test_prompt.py and test_p_tuning.py",
+    ),
+    "training/data/worker.py": "tests/training/data/test_tokenising.py: a process of its own",
+    **dict.fromkeys(("training/last_words.py", "training/results.py"), "tests/faults and tests/training/test_said.py"),
 }
 NO_MODELS = ("PretrainedConfig", "BitsAndBytesConfig", "GenerationConfig", "HfDeepSpeedConfig")
 
@@ -157,3 +211,47 @@ def test_models_are_made_by_one_file() -> None:
 )
 def test_a_configuration_of_transformers_is_found(source: str, expected: list[str]) -> None:
     assert configurations(source) == expected
+
+
+def has_own_test(path: str, tests: dict[Path, str]) -> bool:
+    """Whether the source file at `path` (relative to the package) has a test file of its name in the folder that mirrors its
+    own, or one there that imports it."""
+    file = Path(path)
+    beside = {test: text for test, text in tests.items() if test.parent == file.parent}
+    dotted = ".".join(["dist_subspace", *file.with_suffix("").parts]).removesuffix(".__init__")
+    package, _, name = dotted.rpartition(".")
+    pattern = (
+        rf"from {re.escape(dotted)} import|import {re.escape(dotted)}\b|from {re.escape(package)} import .*\b{name}\b"
+    )
+    return file.with_name(f"test_{file.name}") in beside or any(re.search(pattern, text) for text in beside.values())
+
+
+def has_logic(path: Path) -> bool:
+    """A package's own file that only imports, names and describes has none."""
+    return path.name != "__init__.py"
+
+
+def test_every_source_file_has_a_test_beside_it_or_a_reason() -> None:
+    package = ROOT / "dist_subspace"
+    tests = {file.relative_to(TESTS): file.read_text() for file in TESTS.rglob("test_*.py")}
+    sources = [str(file.relative_to(package)) for file in sorted(package.rglob("*.py")) if has_logic(file)]
+    without = {path for path in sources if not has_own_test(path, tests)}
+    assert sorted(without - set(WITHOUT_OWN_TESTS)) == [], (
+        "has no test in the folder that mirrors its own, and no reason"
+    )
+    assert sorted(set(WITHOUT_OWN_TESTS) - without) == [], "needs no reason: it is gone, or it has a test"
+
+
+@pytest.mark.parametrize(
+    ("tests", "expected"),
+    [
+        ({"training/test_run.py": ""}, True),
+        ({"training/test_whole.py": "from dist_subspace.training.run import train"}, True),
+        ({"training/test_whole.py": "from dist_subspace.training import plan, run"}, True),
+        ({"training/test_whole.py": "from dist_subspace.training.running import train"}, False),
+        ({"test_run.py": "from dist_subspace.training.run import train"}, False),
+    ],
+    ids=str,
+)
+def test_a_test_is_found_by_its_place_or_its_subject(tests: dict[str, str], expected: bool) -> None:
+    assert has_own_test("training/run.py", {Path(name): text for name, text in tests.items()}) == expected

@@ -89,8 +89,8 @@ class Occupancy:
 
     def _is_ours(self) -> bool:
         """Not where another rank has said meanwhile why it failed."""
-        found = read_status(self.run) or {}
-        return found.get("state") == "running" and found.get("pid") == os.getpid()
+        status = read_status(self.run) or {}
+        return status.get("state") == "running" and status.get("pid") == os.getpid()
 
     def _write(self) -> None:
         write_status(self.run, **self._said, host=socket.gethostname(), pid=os.getpid(), heartbeat=_now())

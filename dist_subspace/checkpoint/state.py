@@ -203,10 +203,10 @@ def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dic
     if absent:
         raise UsageError(f"{file} has no state for {absent[0]}; it belongs to another method or base model")
     for name, parameter in trainables.items():
-        stored, own = tensors[f"{name}.{MASTER}"].numel(), full_numel(parameter)
-        if stored != own:
+        stored, here = tensors[f"{name}.{MASTER}"].numel(), full_numel(parameter)
+        if stored != here:
             raise UsageError(
-                f"{file} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "
+                f"{file} has {stored:,} values for {name}, which has {here:,} here; it belongs to another rank, "
                 "or to another base model"
             )
     return tensors

@@ -87,13 +87,13 @@ def purge(run_dir: StrPath, limit: int | None, keep: Collection[Path] = ()) -> l
     if limit is None:
         return []
     run = RunFolder(run_dir)
-    found = run.checkpoints()
+    saved = run.checkpoints()
     kept = {path.resolve() for path in keep}
     whole = newest_whole(run, report=lambda message: None)
     if whole is not None:
         kept.add(whole.resolve())
-    spare = [path for path in found.values() if path.resolve() not in kept]
-    excess = max(0, len(found) - max(limit, 0))
+    spare = [path for path in saved.values() if path.resolve() not in kept]
+    excess = max(0, len(saved) - max(limit, 0))
     for path in spare[:excess]:
         _delete(run, path)
     return spare[:excess]

@@ -8,7 +8,8 @@ the processor reads.
 from __future__ import annotations
 
 import json
-from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.template_internals import file_of
@@ -16,8 +17,8 @@ from dist_subspace.loading.template_internals import file_of
 FILE = "chat_template.json"
 
 
-def read_processor_template(tokenizer: Any, source: str, local_files_only: bool) -> None:
-    """A tokenizer without a template gets the one of the folder's (or Hub repository's) `chat_template.json`.
+def read_processor_template(tokenizer: PreTrainedTokenizerBase, source: str, local_files_only: bool) -> None:
+    """Give a tokenizer without a template the one of the folder's (or Hub repository's) `chat_template.json`.
 
     Raises:
         UsageError: the file holds none.

@@ -93,9 +93,9 @@ def load_frozen(
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
         # A text model of a larger family has a part of the configuration, which names nothing.
-        model.config.name_or_path = config.name_or_path  # type: ignore[union-attr]
+        model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
-            model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
+            model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
         stream = Stream(model, index, storage, options, kind, seed)
         _FRESH[model] = stream.fresh_modules()
     splitter = splitter_of(stage_config)
@@ -129,17 +129,18 @@ def _alone(what: str) -> Iterator[None]:
 
 def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
     """The type of the computation; a float storage that contradicts it is refused."""
-    own = storage_info(storage).dtype
+    of_storage = storage_info(storage).dtype
     if dtype is None:
-        return own or torch.bfloat16
-    kind = DTYPES.get(str(dtype).removeprefix("torch."))
-    if kind is None:
+        return of_storage or torch.bfloat16
+    wanted = DTYPES.get(str(dtype).removeprefix("torch."))
+    if wanted is None:
         raise unknown_name("model.dtype", dtype, DTYPES)
-    if own is not None and kind != own:
+    if of_storage is not None and wanted != of_storage:
         raise UsageError(
-            f"model.dtype is {_named(kind)!r}, which contradicts model.storage {storage!r}; accepted with it: {_named(own)}, null"
+            f"model.dtype is {_named(wanted)!r}, which contradicts model.storage {storage!r}; accepted with it: "
+            f"{_named(of_storage)}, null"
         )
-    return kind
+    return wanted
 
 
 def _named(dtype: torch.dtype) -> str:
@@ -240,7 +241,9 @@ def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: boo
     return positions_of(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config, wanted)
 
 
-def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:
+def _skeleton(
+    task: str, config: transformers.PretrainedConfig, dtype: torch.dtype, kwargs: dict[str, Any]
+) -> transformers.PreTrainedModel:
     try:
         return build_skeleton(getattr(transformers, AUTO_CLASSES[task]), config, dtype, **kwargs)
     except Exception as error:  # whatever a family's own code makes of a value that it does not know

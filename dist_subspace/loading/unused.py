@@ -12,13 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.buffers import is_computed
-from dist_subspace.families.configuration import BIAS_SWITCHES, config_of, extra_layers
+from dist_subspace.families.configuration import BIAS_SWITCHES, extra_layers
 from dist_subspace.families.heads import base_prefix
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.transformers_internals import minded
+from dist_subspace.loading.transformers_internals import reported_keys
 
 # What a wrapper puts before, or between, a model's names.
 WRAPPERS = (
@@ -36,7 +37,7 @@ SCALES = re.compile(
 SHOWN = 3
 
 
-def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str]) -> list[str]:
+def examine(model: PreTrainedModel, index: CheckpointIndex, unused: Mapping[str, str]) -> list[str]:
     """What is worth saying about keys without a place, one sentence each.
 
     Arguments:
@@ -45,7 +46,7 @@ def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str])
     Raises:
         UsageError: a key that says that the model is another one; it says which, and what to do.
     """
-    _, reported = minded(model, (), unused.values())
+    _, reported = reported_keys(model, (), unused.values())
     modules = dict(model.named_modules(remove_duplicate=False))
     known = {name for name, _ in model.named_buffers(remove_duplicate=False)} | set(model.state_dict())
     lists = _configured_extra_layers(model)
@@ -61,14 +62,14 @@ def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str])
             refused.setdefault(kind, []).append(key)
     for kind, meaning in _REFUSED.items():
         if kind in refused:
-            held = _some(refused[kind])
+            held = _first_few(refused[kind])
             raise UsageError(
                 f"model.path is {str(index.folder)!r}, which holds {held}: {meaning.format(name=type(model).__name__)}"
             )
     if not apart:
         return []
     parts = [f"{root} ({len(keys)} tensor{'s' if len(keys) > 1 else ''})" for root, keys in apart.items()]
-    listed = _some(parts, 6)
+    listed = _first_few(parts, 6)
     return [f"{index.folder} holds tensors that {type(model).__name__} has no place for, which are not read: {listed}"]
 
 
@@ -131,13 +132,13 @@ def _unwrapped(name: str, known: set[str], prefix: str) -> bool:
     return bool(known & {stripped, bare, f"{prefix}.{stripped}"})
 
 
-def _configured_extra_layers(model: nn.Module) -> dict[str, int]:
-    """Name of a list -> how many layers beyond it the configuration itself names (multi-token prediction), which the class
-    leaves out."""
-    more = extra_layers(config_of(model))
+def _configured_extra_layers(model: PreTrainedModel) -> dict[str, int]:
+    """How many layers beyond a list the configuration itself names, by the list's name: those for the prediction of several
+    tokens, which the class leaves out."""
+    more = extra_layers(model.config)
     return {"layers": more} if more else {}
 
 
-def _some(names: Iterable[str], shown: int = SHOWN) -> str:
+def _first_few(names: Iterable[str], shown: int = SHOWN) -> str:
     listed = list(names)
     return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")

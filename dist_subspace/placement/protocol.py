@@ -81,10 +81,10 @@ class Engine(Protocol):
     def __call__(self, **inputs: Any) -> Any:
         """The model's forward."""
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> object:
         """Training mode, or evaluation mode."""
 
-    def eval(self) -> Any:
+    def eval(self) -> object:
         """Evaluation mode."""
 
     @property

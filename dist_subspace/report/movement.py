@@ -60,9 +60,9 @@ def movements(adapter: AdapterFolder) -> Iterator[Movement]:
         for layer, part in parts_without_base(adapter)
     }
     for layer in adapter.layers or _layers_of_peft(adapter):
-        found = by_part[layer] if layer in by_part else tensors_movement(layer, adapter)
-        if found is not None:
-            yield found
+        movement = by_part[layer] if layer in by_part else tensors_movement(layer, adapter)
+        if movement is not None:
+            yield movement
 
 
 def part_movement(layer: str, part: SubspacePart) -> Movement:
@@ -82,10 +82,10 @@ def part_movement(layer: str, part: SubspacePart) -> Movement:
             return of_product(
                 layer, FACTORS, with_core_left(part.core(), part.lora_A.float()), part.scale * part.lora_B
             )
-        own = part.trainables()
-        if "adapter_up" in own:
-            return of_product(layer, FACTORS, own["adapter_down"], own["adapter_up"])
-        return of_values(layer, SHIFT, list(own.values()))
+        trainables = part.trainables()
+        if "adapter_up" in trainables:
+            return of_product(layer, FACTORS, trainables["adapter_down"], trainables["adapter_up"])
+        return of_values(layer, SHIFT, list(trainables.values()))
 
 
 def tensors_movement(layer: str, adapter: AdapterFolder) -> Movement | None:
@@ -93,24 +93,24 @@ def tensors_movement(layer: str, adapter: AdapterFolder) -> Movement | None:
     if EMBEDDINGS in adapter.keys:
         tokens = adapter.tensor(EMBEDDINGS)
         return replace(_of_spectrum(layer, TOKENS, torch.linalg.svdvals(tokens.float())), trained=tokens.numel())
-    found = {suffix: adapter.tensor(key) for suffix, key in adapter.suffixes(layer).items()}
-    moved = _of_tensors(layer, found, adapter) if found else None
-    return None if moved is None else replace(moved, trained=sum(t.numel() for t in found.values()))
+    tensors = {suffix: adapter.tensor(key) for suffix, key in adapter.suffixes(layer).items()}
+    moved = _of_tensors(layer, tensors, adapter) if tensors else None
+    return None if moved is None else replace(moved, trained=sum(t.numel() for t in tensors.values()))
 
 
-def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) -> Movement:
-    if "adapter_up" in found:
-        return of_product(layer, FACTORS, found["adapter_down"], found["adapter_up"])
-    if "lora_A.weight" in found and "lora_B.weight" in found:
-        a, b = found["lora_A.weight"], found["lora_B.weight"]
+def _of_tensors(layer: str, tensors: dict[str, Tensor], adapter: AdapterFolder) -> Movement:
+    if "adapter_up" in tensors:
+        return of_product(layer, FACTORS, tensors["adapter_down"], tensors["adapter_up"])
+    if "lora_A.weight" in tensors and "lora_B.weight" in tensors:
+        a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
         return of_product(layer, UPDATE, a, _peft_scale(adapter, layer, a.shape[0]) * b)
-    if {"lora_A", "lora_B", "lora_E"} <= found.keys():
+    if {"lora_A", "lora_B", "lora_E"} <= tensors.keys():
         gamma = float(adapter.described.get("lora_alpha") or 1) / float(adapter.described.get("init_r") or 1)
-        return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
-    if "ia3_l" in found:
-        return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
+        return of_product(layer, UPDATE, tensors["lora_A"] * tensors["lora_E"], gamma * tensors["lora_B"])
+    if "ia3_l" in tensors:
+        return of_values(layer, SCALING, [tensors["ia3_l"].float() - 1])
     # What a method of PEFT does to W is told by the layer's shape too; parts on norms and biases are none of PEFT's.
-    return of_values(layer, VALUES if adapter.described.get("peft_type") else SHIFT, list(found.values()))
+    return of_values(layer, VALUES if adapter.described.get("peft_type") else SHIFT, list(tensors.values()))
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
@@ -163,12 +163,12 @@ def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
     if EMBEDDINGS in adapter.keys:
         return [EMBEDDINGS]
     endings = {f".{suffix}" for words in peft_words() for suffix in words.suffixes}
-    found: dict[str, None] = {}
+    layers: dict[str, None] = {}
     for key in adapter.keys:
         for ending in endings:
             if key.endswith(ending):
-                found[key.removeprefix(PREFIX).removesuffix(ending)] = None
-    return list(found)
+                layers[key.removeprefix(PREFIX).removesuffix(ending)] = None
+    return list(layers)
 
 
 def _peft_scale(adapter: AdapterFolder, layer: str, rank: int) -> float:

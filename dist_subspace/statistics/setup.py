@@ -23,14 +23,14 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Found:
-    """What a rank found out about a layer: its factors (None: known already), and the base's new matrix (None: it stays)."""
+class Result:
+    """What a rank made of a layer: its factors (None: known already), and the base's new matrix (None: it stays)."""
 
     factors: dict[str, Tensor] | None
     base: FrozenLinear | None
 
 
-def settle(
+def set_up_statistics(
     model: nn.Module,
     given: Mapping[str, Factors] | None = None,
     cache: str | Path | None = None,
@@ -57,45 +57,47 @@ def settle(
     attached(model).factor_keys.update(keys)
     stored = set(on_main(_stored, store, {n: k for n, k in keys.items() if n not in known}))
     if store is not None:
-        on_main(_keep, store, {keys[name]: (name, dict(factors)) for name, factors in known.items() if name in keys})
-    settled = 0
+        on_main(
+            _keep_given, store, {keys[name]: (name, dict(factors)) for name, factors in known.items() if name in keys}
+        )
+    done = 0
 
     def file_of(name: str) -> Path | None:
         return store.path(keys[name]) if store is not None and name in stored else None
 
-    def take(name: str, factors: Factors) -> None:
-        nonlocal settled
+    def give_factors(name: str, factors: Factors) -> None:
+        nonlocal done
         with _complete(name, file_of(name)):
-            _take(model, parts[name], factors)
-        settled += 1
+            _give_factors(model, parts[name], factors)
+        done += 1
         if progress is not None:
-            progress(settled, len(parts))
+            progress(done, len(parts))
 
-    direct = [name for name in parts if (name in known or name in stored) and not rebases(parts[name])]
-    for name in direct:
-        take(name, known[name] if name in known else _read(store, keys[name]))
-    rest = {name: part for name, part in parts.items() if name not in direct}
-    for name in [name for name in rest if name in stored]:
+    ready = [name for name in parts if (name in known or name in stored) and not rebases(parts[name])]
+    for name in ready:
+        give_factors(name, known[name] if name in known else _read(store, keys[name]))
+    remaining = {name: part for name, part in parts.items() if name not in ready}
+    for name in [name for name in remaining if name in stored]:
         known[name] = _read(store, keys[name])
 
-    def work(name: str, part: SetupStatistic, weight: Weight) -> Found:
+    def work(name: str, part: SetupStatistic, weight: Weight) -> Result:
         factors = known.get(name)
-        made = _as_sent(part.decompose(weight)) if factors is None else None
+        factors_made = _as_sent(part.decompose(weight)) if factors is None else None
         if not (isinstance(part, FoldsIntoBase) and part.rebases):
-            return Found(made, None)
+            return Result(factors_made, None)
         with _complete(name, file_of(name)):
-            matrix = part.rebased(made if made is not None else factors or {}, weight)
-        return Found(made, part.base.repacked(matrix))  # type: ignore[attr-defined]
+            matrix = part.rebased(factors_made if factors_made is not None else factors or {}, weight)
+        return Result(factors_made, part.base.repacked(matrix))  # type: ignore[attr-defined]
 
-    for name, owner, found in in_rounds(rest, work, seed):
+    for name, owner, result in in_rounds(remaining, work, seed):
         factors = known.get(name)
         if factors is None:
-            factors = broadcast_tensors(found.factors if found is not None else None, owner)
+            factors = broadcast_tensors(result.factors if result is not None else None, owner)
             if store is not None:
                 on_main(store.write, keys[name], name, factors)
-        if rebases(rest[name]):
-            _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
-        take(name, factors)
+        if rebases(remaining[name]):
+            _replace_base(remaining[name].base, result.base if result is not None else None, owner)  # type: ignore[arg-type]
+        give_factors(name, factors)
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def _complete(name: str, file: Path | None) -> Iterator[None]:
         raise UsageError(f"{file} lacks {error} of {name}: it is damaged; delete it, and it is made again") from error
 
 
-def _keep(store: FactorCache, given: Mapping[str, tuple[str, dict[str, Tensor]]]) -> None:
+def _keep_given(store: FactorCache, given: Mapping[str, tuple[str, dict[str, Tensor]]]) -> None:
     """Local, rank 0: factors that came with an adapter lie beside those that were made: checkpoints name their files.
 
     Raises:
@@ -180,7 +182,7 @@ def _read(store: FactorCache | None, key: str) -> dict[str, Tensor]:
     return broadcast_tensors(box[0] if box else None)
 
 
-def _take(model: nn.Module, part: SetupStatistic, factors: Factors) -> None:
+def _give_factors(model: nn.Module, part: SetupStatistic, factors: Factors) -> None:
     """Local, alike on every rank: the part takes its factors; where the base is split, what it froze is split too."""
     device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
     with torch.no_grad():
@@ -189,7 +191,7 @@ def _take(model: nn.Module, part: SetupStatistic, factors: Factors) -> None:
     split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in own])
 
 
-def _rebase(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
+def _replace_base(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
     """Collective: the owner's newly packed bytes become the base's, on every rank its own shard of them."""
     own = None if packed is None else {name: p.data for name, p in packed.named_parameters(recurse=False)}
     plain = broadcast_object(None if packed is None else packed.plain_values(), owner)

@@ -22,12 +22,12 @@ from dist_subspace.module_places import children_of
 
 WEIGHTS = ("weight", "bias")
 # Attributes of a weight that say something about it and read none of its values; `data` leads to them.
-_HARMLESS = frozenset(
-    (
-        *("dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad", "is_meta", "is_cuda", "layout"),
-        *("new_zeros", "new_ones", "new_empty", "new_full", "element_size", "is_floating_point"),
-    )
-)
+# fmt: off
+_HARMLESS = {
+    "dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad", "is_meta", "is_cuda", "layout", "new_zeros",
+    "new_ones", "new_empty", "new_full", "element_size", "is_floating_point",
+}
+# fmt: on
 _ASKING = ("isinstance", "hasattr", "type", "id")  # functions that ask a weight for no value
 _PARTS = ("values", "items", "children", "modules")  # methods that give a module's parts
 _SAME_ITEMS = ("enumerate", "zip", "list", "tuple", "reversed", "iter")

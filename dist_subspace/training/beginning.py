@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_subspace.api import put_on
+from dist_subspace.api import attach_adapter
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
@@ -51,16 +51,16 @@ class Beginning:
         Raises:
             UsageError: the section contradicts the adapter; both values are named.
         """
-        found, given = self.config, section.model_fields_set
+        begun, given = self.config, section.model_fields_set
         for name in ("method", "rank", "alpha", "rank_pattern", "alpha_pattern"):
-            own, theirs = getattr(section, name), getattr(found, name)
-            if name in given and own is not None and own != theirs:
-                raise self._contradiction(f"subspace.{name}", own, theirs)
+            wanted, held = getattr(section, name), getattr(begun, name)
+            if name in given and wanted is not None and wanted != held:
+                raise self._contradiction(f"subspace.{name}", wanted, held)
         self._check_options(section.options)
         taken = [*_OF_TRAINING, *(name for name in _OF_LAYERS if name in given)]
         kept = {name: getattr(section, name) for name in taken}
-        config = replace(found, **kept, options={**found.options, **section.options})
-        ids = tuple(found.new_tokens)
+        config = replace(begun, **kept, options={**begun.options, **section.options})
+        ids = tuple(begun.new_tokens)
         return replace(self, config=config, tokens=ids, texts=_texts_of(self.folder, ids))
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
@@ -69,9 +69,9 @@ class Beginning:
             if name in held and name not in _OPTIONS_OF_TRAINING and value != held[name]:
                 raise self._contradiction(f"subspace.options.{name}", value, held[name])
 
-    def _contradiction(self, field: str, own: Any, theirs: Any) -> UsageError:
+    def _contradiction(self, field: str, wanted: Any, held: Any) -> UsageError:
         return UsageError(
-            f"{field} is {own!r}, but the adapter of {self.named} has {theirs!r}; accepted: the same, or leave it out"
+            f"{field} is {wanted!r}, but the adapter of {self.named} has {held!r}; accepted: the same, or leave it out"
         )
 
     def check_tokens(self, ids: tuple[int, ...], texts: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def attach_beginning(
     if not adapter.tensors:
         adapter = replace(adapter, tensors=broadcast_tensors(on_rank_zero_only(_tensors_of, beginning.folder)))
     try:
-        return put_on(model, adapter, cache=cache, progress=progress)
+        return attach_adapter(model, adapter, cache=cache, progress=progress)
     except UsageError as error:
         raise UsageError(f"the adapter of {beginning.named} does not fit: {error}") from error
 
@@ -152,9 +152,9 @@ def _config_of(folder: Path) -> SubspaceConfig:
 
 def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
     """Local, rank 0: what an adapter's tokenizer calls its new tokens; None where there is none, or it lacks them."""
-    found = tokenizer_of(folder) if ids else None
+    source = tokenizer_of(folder) if ids else None
     try:
-        tokenizer = load_tokenizer(str(found)) if isinstance(found, Path) else found
+        tokenizer = load_tokenizer(str(source)) if isinstance(source, Path) else source
     except UsageError:
         return None
     texts = [] if tokenizer is None else tokenizer.convert_ids_to_tokens(list(ids))

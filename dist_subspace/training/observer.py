@@ -63,9 +63,9 @@ class Observer:
         self.display.warning(text)
 
     def model_ready(self, model: nn.Module) -> None:
-        found = summary(model)
-        rows = [(row.name, row.trainable, row.frozen, row.bytes_on_rank) for row in found.rows]
-        self.display.show_summary(rows, title=f"method {found.method}")
+        sizes = summary(model)
+        rows = [(row.name, row.trainable, row.frozen, row.bytes_on_rank) for row in sizes.rows]
+        self.display.show_summary(rows, title=f"method {sizes.method}")
 
     def step(self, finished: FinishedStep, logged: bool) -> None:
         """Collective where `logged`. The loss that is logged is the mean over the steps since the last logged one, the

@@ -10,12 +10,12 @@ from dist_subspace.run_folder.records import StepRecord
 DIVERGED = 1.5  # a loss that has grown by more than half
 
 
-def losses_by_step(lines: Sequence[StepRecord], own: Sequence[float], first: int) -> list[float]:
+def losses_by_step(lines: Sequence[StepRecord], made_here: Sequence[float], first: int) -> list[float]:
     """The loss of every step that is known, in order.
 
     Arguments:
         lines: the training lines of metrics.jsonl: their loss is the mean over the steps since the line before.
-        own: the loss of each step that this process has made; they count for their steps in the place of lines.
+        made_here: the loss of each step that this process has made; they count for their steps in the place of lines.
         first: how many steps were made before those.
     """
     known: list[float] = []
@@ -25,7 +25,7 @@ def losses_by_step(lines: Sequence[StepRecord], own: Sequence[float], first: int
             continue
         known += [line.loss] * max(0, line.step - before)
         before = line.step
-    return [*known, *own]
+    return [*known, *made_here]
 
 
 def divergence(losses: Sequence[float]) -> str | None:

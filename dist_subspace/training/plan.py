@@ -250,8 +250,8 @@ def _find_beginning(config: Config, run_dir: RunFolder, notice: Callable[[str], 
     """Local, rank 0: what `subspace.init_from` comes to, if it is given."""
     if config.subspace.init_from is None:
         return None
-    found = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
-    resumed = None if found is None else (found[0], found[1].begun)
+    newest = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
+    resumed = None if newest is None else (newest[0], newest[1].begun)
     beginning = find_beginning(config.subspace.init_from, resumed, notice)
     return None if beginning is None else beginning.joined(config.subspace)
 
@@ -259,10 +259,10 @@ def _find_beginning(config: Config, run_dir: RunFolder, notice: Callable[[str], 
 def _find_checkpoint(
     config: Config, run_dir: RunFolder, fingerprints: dict[str, str], notice: Callable[[str], None]
 ) -> tuple[Path, TrainerState] | None:
-    found = find_checkpoint(run_dir, config.checkpoint.resume, notice)
-    if found is not None:
-        check_same_run(found[0], found[1].fingerprints, fingerprints, list(config.checkpoint.allow_different))
-    return found
+    checkpoint = find_checkpoint(run_dir, config.checkpoint.resume, notice)
+    if checkpoint is not None:
+        check_same_run(checkpoint[0], checkpoint[1].fingerprints, fingerprints, list(config.checkpoint.allow_different))
+    return checkpoint
 
 
 def steps_text(plan: Plan) -> str:

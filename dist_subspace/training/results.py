@@ -33,8 +33,8 @@ def hide_adapter(plan: Plan, progress: Progress) -> None:
 
 def doubts(plan: Plan, trainer: Trainer) -> str | None:
     """What whoever takes the adapter should know; None for nothing."""
-    own, step = trainer.losses, trainer.progress.step
-    losses = losses_by_step(training_lines(read_lines(plan.run_dir)), own, step - len(own))
+    made_here, step = trainer.losses, trainer.progress.step
+    losses = losses_by_step(training_lines(read_lines(plan.run_dir)), made_here, step - len(made_here))
     said = [skipped_text(trainer.progress.not_applied, step), divergence(losses)]
     return "; ".join(filter(None, said)) or None
 

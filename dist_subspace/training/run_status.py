@@ -41,8 +41,8 @@ class RunStatus:
 
     def _is_anothers(self) -> bool:
         """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
-        found = read_status(self.run) or {}
-        return "pid" in found and (found.get("host"), found["pid"]) != self._writer
+        status = read_status(self.run) or {}
+        return "pid" in status and (status.get("host"), status["pid"]) != self._writer
 
     def write(
         self,

@@ -139,11 +139,11 @@ class Trainer:
         self.engine.rates = self.schedule.rates
         rate = self.schedule.rates[0]
         began = time.monotonic()
-        own = self.stepper.accumulate(batch, self.pause)
-        if own is None:
+        own_loss = self.stepper.accumulate(batch, self.pause)
+        if own_loss is None:
             discard(self.model)
             return True
-        total, stop = sum_over_ranks([own, float(self.pause.told())], self.plan.device)
+        total, stop = sum_over_ranks([own_loss, float(self.pause.told())], self.plan.device)
         loss = total / max(1, batch.targets)
         applied = self.engine.step(math.isfinite(loss))
         self.schedule.advance()

@@ -39,7 +39,6 @@ TWO_WORDS = {"OnNonfinite", "Truncation"}  # the code that follows them compares
 HOMES = {
     "Dtype": "loading/load.py",
     "Format": "training/data/formats.py",
-    "Preset": "placement/deepspeed/presets.py",
     "Constraint": "subspace/core/constraints.py",
     "Reporter": "training/trackers.py",
     "Difference": "training/plan.py",

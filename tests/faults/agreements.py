@@ -66,9 +66,9 @@ RUNS = [
     Row("training/model _attached on_main(_layers)", "frozen", f"{_T}.model:_layers", 0, "json"),
     Row("training/beginning attach_beginning on_main(_about)", "begun", f"{_T}.beginning:_about", 0),
     Row("training/beginning attach_beginning on_rank_zero_only(_tensors_of)", "begun", f"{_T}.beginning:_tensors_of", 0),
-    Row("statistics/setup settle on_main(_stored)", "pissa", ".statistics.cache:FactorCache.has", 0),
-    Row("statistics/setup settle on_main(_keep)", "begun", ".statistics.cache:FactorCache.write", 0),
-    Row("statistics/setup settle on_main(store.write)", "pissa", ".statistics.cache:FactorCache.write", 0, after=1),
+    Row("statistics/setup set_up_statistics on_main(_stored)", "pissa", ".statistics.cache:FactorCache.has", 0),
+    Row("statistics/setup set_up_statistics on_main(_keep_given)", "begun", ".statistics.cache:FactorCache.write", 0),
+    Row("statistics/setup set_up_statistics on_main(store.write)", "pissa", ".statistics.cache:FactorCache.write", 0, after=1),
     Row("statistics/setup _read on_main(read)", "pissa-again", ".statistics.cache:FactorCache.read", 0, after=1),
     Row("statistics/rounds in_rounds agreed('a statistic of the frozen weights')", "pissa", "torch.linalg:svd"),
     Row("training/trainer Trainer._resume on_main(check_factors)", "pissa-again", f"{_C}.state:read_description", 0, "usage"),
@@ -103,10 +103,10 @@ RUNS = [
     Row("training/engine Stepper._backward", "plain", f"{_ENGINE}.backward", 0, after=1),
     Row("placement/deepspeed/engine DeepSpeedEngine.step", "plain", f"{_ENGINE}.step"),
     Row("training/trainer Trainer._one_step", "plain", f"{_T}.schedule:Schedule.advance", after=1),
-    Row("training/observer Observer.step", "plain", f"{_T}.metrics:MetricsWriter.step", 0),
+    Row("training/observer Observer.step", "plain", ".run_folder.metrics:MetricsWriter.write", 0),
     Row("training/trainer Trainer._evaluate", "plain", f"{_D}.batches:eval_batches"),
     Row("checkpoint/state save_checkpoint", "plain", ".interchange.model_description:adapter_config", after=1),
-    Row("training/observer Observer.close", "plain", f"{_T}.metrics:MetricsWriter.close", 0),
+    Row("training/observer Observer.close", "plain", ".run_folder.metrics:MetricsWriter.close", 0),
     # A rank that says nothing any more.
     Row("training/engine Stepper._backward", "plain", _MLP, 1, "kill", after=1),
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
@@ -114,7 +114,7 @@ RUNS = [
 
 _I, _F = ".interchange", ".interchange.adapter_folder"
 _OPENING = f"{_F}:AdapterFolder.__init__"
-_FITTING = "api put_on agreed('comparing the adapter with the model')"
+_FITTING = "api attach_adapter agreed('comparing the adapter with the model')"
 _COPIES = "interchange/peft/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
@@ -153,9 +153,9 @@ NO_ROW = {
     "checkpoint/state _check_frozen broadcast_tensors": _SENT,
     "interchange/merge merge broadcast_object": _SENT,
     "statistics/setup _read broadcast_tensors": _SENT,
-    "statistics/setup _rebase broadcast_object": _SENT,
-    "statistics/setup _rebase broadcast_tensors": _SENT,
-    "statistics/setup settle broadcast_tensors": _SENT,
+    "statistics/setup _replace_base broadcast_object": _SENT,
+    "statistics/setup _replace_base broadcast_tensors": _SENT,
+    "statistics/setup set_up_statistics broadcast_tensors": _SENT,
     "training/beginning attach_beginning broadcast_tensors": _SENT,
     "interchange/merge merge all_here": "it is the first line: tests/placement/test_collectives.py lets a rank come alone",
     "interchange/peft/export export_peft all_here": "it is the first line, as in merge",

@@ -165,7 +165,7 @@ class Watch(torch.overrides.TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.to:
-            self.most = max(self.most, sum(gathered_bytes(p) for p in self.model.parameters()))
+            self.most = max(self.most, sum(gathered_bytes(p) for p in self.model.parameters() if is_partitioned(p)))
         return func(*args, **(kwargs or {}))
 
 

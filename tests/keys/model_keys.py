@@ -72,7 +72,7 @@ def task(bench: Bench) -> None:
 def _encoder(bench: Bench) -> Path:
     """A BERT that reads both ways: what pads a row would be seen."""
     folder, own = bench.folder / "encoder", AutoTokenizer.from_pretrained(bench.folder / "model")
-    sizes = {"vocab_size": len(own), "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"vocab_size": len(own), "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 512}
     torch.manual_seed(0)
     made = BertForSequenceClassification(tiny_config("BertConfig", num_labels=3, **sizes))
     for parameter in made.parameters():

@@ -56,10 +56,10 @@ class DeepSpeedEngine:
     def __call__(self, **inputs: Any) -> Any:
         return self.deepspeed(**inputs)
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> object:
         return self.deepspeed.train(mode)
 
-    def eval(self) -> Any:
+    def eval(self) -> object:
         return self.deepspeed.eval()
 
     @property

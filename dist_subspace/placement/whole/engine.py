@@ -31,10 +31,10 @@ class WholeEngine:
     def __call__(self, **inputs: Any) -> Any:
         return self.module(**inputs)
 
-    def train(self, mode: bool = True) -> Any:
+    def train(self, mode: bool = True) -> object:
         return self.module.train(mode)
 
-    def eval(self) -> Any:
+    def eval(self) -> object:
         return self.module.eval()
 
     @property

@@ -19,10 +19,8 @@ from dist_subspace.subspace.blocks.low_rank import LowRankLinear
 from dist_subspace.subspace.blocks.svd import every
 from dist_subspace.subspace.core.operator import Weight
 from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.schedule import Scheduled
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.statistic import Decomposes
-from dist_subspace.subspace.schedules.switching import WARMUP, SwitchingSchedule
+from dist_subspace.subspace.schedules.switching import WARMUP, SwitchingPart, SwitchingSchedule
 
 EPSILON = 1e-6
 
@@ -47,13 +45,12 @@ EPSILON = 1e-6
         count="r (d_in + d_out) + q",
     )
 )
-class LoraDash(LowRankLinear, Decomposes, Scheduled):
+class LoraDash(LowRankLinear, SwitchingPart):
     schedule_class = SwitchingSchedule
     late_factors = ("dash_delta",)
     directions = ("dash_U", "dash_V")
     dash_U: Tensor
     dash_V: Tensor
-    chosen = False  # whether these are the directions, and no longer zero
 
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         super().create(settings, generator)

@@ -12,7 +12,7 @@ from dist_subspace.linear_map import product_type
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.spec import Settings
-from dist_subspace.unread_weight import passed_by
+from dist_subspace.unread_weight import weight_under_a_method
 
 
 class SubspaceLinear(SubspacePart):
@@ -92,7 +92,7 @@ class SubspaceLinear(SubspacePart):
         """What a model may ask about the frozen weight: its type (T5: `wo.weight.dtype`), shape, device. Reading is refused."""
         held = getattr(self.base, "weight", None)
         shape = (self.out_features, self.in_features)
-        return None if held is None else passed_by(held, shape, self.name, self.info.name)
+        return None if held is None else weight_under_a_method(held, shape, self.name, self.info.name)
 
     def extra_repr(self) -> str:
         return (

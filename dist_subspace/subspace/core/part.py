@@ -7,28 +7,33 @@ it three questions (apply, shape, dense) and knows neither how the matrix is sto
 Every part is a `SubspacePart`, and on a linear operator a `SubspaceLinear` (linear.py). What only some have is a class of its
 own. A method has it by inheriting, and who asks for it asks by type (`isinstance`, `issubclass`):
 
-    sites.py        OwnSites             which modules of the model get a part: bitfit, houlsby, pfeiffer, all virtual tokens
-                    OnModel              stands beside the whole model: all virtual tokens
-                    AddsPositions        takes positions of the model: all virtual tokens
+    sites.py        OwnSites             which modules get a part: bitfit, houlsby, p-tuning, pfeiffer, prefix, prompt
+                    OnModel              stands beside the whole model: p-tuning, prefix, prompt
+                    AddsPositions        takes positions of the model: p-tuning, prefix, prompt
                     OwnRankBound         the largest rank of a site: miss, pfeiffer
     shared.py       SharedAcrossLayers   what all layers have in common: ia3, vera
     initial.py      TextOptions          reads options that are text: prompt
                     InitialFromModel     reads initial values off the model: prompt
-    statistic.py    Decomposes           takes apart the frozen matrix: lora-dash, and all that follow
-                    SetupStatistic       does so before training: dora, and all that follow
-                    KeepsFactors         the file holds what it found: the spectral methods, and all that follow
-                    FoldsIntoBase        may give the base another matrix: lora, rslora, milora, olora, pissa
+    statistic.py    Decomposes           takes the frozen matrix apart: lora-dash, and those of the next three
+                    SetupStatistic       does so before training: dora, and those of the next two
+                    KeepsFactors         the file holds what it found: lora-xs, sam-parser, spectral-additive,
+                                         spectral-rotational, svdiff, and those of the next one
+                    FoldsIntoBase        can give the base another matrix: lora, milora, olora, pissa, rslora
     schedule.py     Scheduled            a plan over the steps: adalora, flexlora, lora-dash
-    constrained.py  ConstrainedFactors   factors that a constraint acts on: all low-rank pairs
+    constrained.py  ConstrainedFactors   factors that a constraint acts on: adalora, dora, flexlora, flora, liera, lora,
+                                         lora-dash, lora-fa, milora, moslora, olora, parallel-adapter, pissa, rslora, trilora
     bias.py         ScalesBias           scales the frozen bias: ia3, ssb
                     AddsBias             brings a bias along: bitfit
-    merging.py      MergesIntoNorm       merges into a norm's weight and bias: bitfit and houlsby, on norms
-    forms.py        LowRankForm          its update is a product of two thin matrices
+    merging.py      MergesIntoNorm       merges into a norm: the parts of bitfit and houlsby on norms
+    forms.py        LowRankForm          its update is a product of thin matrices: adalora, flexlora, flora, lora, lora-dash,
+                                         lora-fa, lora-xs, milora, miss, moslora, olora, pissa, rslora, sam-parser,
+                                         spectral-additive, spectral-rotational, svdiff, trilora, vera
                     ScalingForm          it scales inputs and outputs: ia3, ssb, ssl
                     RotationForm         it turns the inputs: oft
     files.py        FileOptions          has other options once it is loaded: p-tuning, prefix
                     FrozenInFile         the file holds frozen parameters too: lora-fa, vera
     rates.py        LearningRateRatio    factors with a learning rate of their own: lora, rslora
+    peft_words.py   PeftWords            what PEFT says of the method; no part, it stands at the end of the method's file
 """
 
 from __future__ import annotations

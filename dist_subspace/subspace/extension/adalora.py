@@ -94,9 +94,18 @@ class AdaLoraWords(PeftWords[AdaLora]):
     }
     more_entries = ("rank_pattern", "ensure_weight_tying")
     without_effect = (
-        *("beta1", "beta2", "tinit", "tfinal", "deltaT", "total_step"),
+        "beta1",
+        "beta2",
+        "tinit",
+        "tfinal",
+        "deltaT",
+        "total_step",
         *LoraWords.without_effect,  # its configuration is a LoRA's with more
-        *("r", "use_rslora", "use_dora", "alpha_pattern", "init_lora_weights"),
+        "r",
+        "use_rslora",
+        "use_dora",
+        "alpha_pattern",
+        "init_lora_weights",
     )
 
     def agrees(self, part: AdaLora) -> bool:

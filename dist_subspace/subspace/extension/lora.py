@@ -73,10 +73,20 @@ class LoraWords(PeftWords[LowRankPair]):
     suffixes: ClassVar[Mapping[str, str]] = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
     defaults: ClassVar[Entries] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"}
     more_entries = (
-        *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights", "ensure_weight_tying"),
+        "use_rslora",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "ensure_weight_tying",
     )
     without_effect = (
-        *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
     )
     start: ClassVar[str | None] = None
     read_options: ClassVar[Entries] = {}

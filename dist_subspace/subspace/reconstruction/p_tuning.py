@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from dist_subspace.options import choice, whole
-from dist_subspace.subspace.core.files import FileOptions
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens, InputTokenWords
-from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, linear_parameters
+from dist_subspace.subspace.virtual_tokens.part import COUNT, EncodedTokens, linear_parameters
 
 LSTM_LAYERS = 2
 
@@ -44,15 +43,19 @@ LSTM_LAYERS = 2
         count="n d + (d h + h) + (h² + h) + (h d + d)",
     )
 )
-class PTuning(InputTokens, FileOptions):
+class PTuning(InputTokens, EncodedTokens):
     @classmethod
     def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, "encoder": "none"}
 
+    @property
+    def has_encoder(self) -> bool:
+        return bool(self.settings.options["encoder"] != "none")
+
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         d, h = self.width, int(settings.options["hidden"] or self.width)
         self.encoder, self.hidden = settings.options["encoder"], h
-        if self.encoder == "none":
+        if not self.has_encoder:
             super().create(settings, generator)
             nn.init.normal_(self.prompt_embeddings, generator=generator)
             return
@@ -83,9 +86,7 @@ class PTuning(InputTokens, FileOptions):
                     setattr(self, name, nn.Parameter(value))
                     self.lstm_names.append(name)
 
-    def matrix(self) -> Tensor:
-        if hasattr(self, EMBEDDINGS):
-            return self.prompt_embeddings
+    def encoded(self) -> Tensor:
         x: Tensor = self._lstm(self.embedding) if self.encoder == "lstm" else self.embedding
         for number in range(self.heads):
             x = linear(x, self.get_parameter(f"head_{number}"), self.get_parameter(f"head_{number}_bias"))
@@ -103,7 +104,10 @@ class PTuning(InputTokens, FileOptions):
 class PTuningWords(InputTokenWords[PTuning]):
     peft_type = "P_TUNING"
     without_effect = (
-        *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers", "encoder_dropout"),
+        "encoder_reparameterization_type",
+        "encoder_hidden_size",
+        "encoder_num_layers",
+        "encoder_dropout",
     )
     read_options: ClassVar[Entries] = {"encoder": "none", "placement": "front"}
 

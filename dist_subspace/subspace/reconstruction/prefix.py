@@ -15,21 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dist_subspace.options import choice, flag, whole
-from dist_subspace.subspace.core.files import FileOptions
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.attention import attention_modules, geometry, redirect
-from dist_subspace.subspace.virtual_tokens.part import (
-    COUNT,
-    EMBEDDINGS,
-    TokenWords,
-    VirtualTokens,
-    check_side,
-    linear_parameters,
-)
+from dist_subspace.subspace.virtual_tokens.part import COUNT, EncodedTokens, TokenWords, check_side, linear_parameters
 from dist_subspace.subspace.virtual_tokens.prefix_hooks import PrefixHooks
 from dist_subspace.subspace.virtual_tokens.slots import Slot
 
@@ -55,7 +47,7 @@ STD = 0.02
         count="2 n d_kv",
     )
 )
-class Prefix(VirtualTokens, FileOptions):
+class Prefix(EncodedTokens):
     attribute = "prefix_tokens"
 
     @classmethod
@@ -79,9 +71,13 @@ class Prefix(VirtualTokens, FileOptions):
         self.sizes = [2 * heads * head_dim for stack in self.layers for heads, head_dim in stack]
         return sum(self.sizes)
 
+    @property
+    def has_encoder(self) -> bool:
+        return bool(self.settings.options["projection"])
+
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         spread = STD if settings.options["init"] == "normal" else 0.0
-        if not settings.options["projection"]:
+        if not self.has_encoder:
             super().create(settings, generator)
             nn.init.normal_(self.prompt_embeddings, std=spread, generator=generator)
             return
@@ -91,9 +87,7 @@ class Prefix(VirtualTokens, FileOptions):
         self.up = nn.Parameter(torch.randn(self.width, hidden, generator=generator) * spread)
         self.up_bias = nn.Parameter(torch.zeros(self.width))
 
-    def matrix(self) -> Tensor:
-        if hasattr(self, EMBEDDINGS):
-            return self.prompt_embeddings
+    def encoded(self) -> Tensor:
         return linear(torch.tanh(linear(self.embedding, self.down, self.down_bias)), self.up, self.up_bias)
 
     def connect(self, model: nn.Module) -> None:

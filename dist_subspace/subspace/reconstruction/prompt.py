@@ -105,5 +105,10 @@ class Prompt(InputTokens, TextOptions, InitialFromModel):
 @register_peft(Prompt)
 class PromptWords(InputTokenWords[Prompt]):
     peft_type = "PROMPT_TUNING"
-    without_effect = (*("prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),)
+    without_effect = (
+        "prompt_tuning_init",
+        "prompt_tuning_init_text",
+        "tokenizer_name_or_path",
+        "tokenizer_kwargs",
+    )
     read_options: ClassVar[Entries] = {"init": "normal", "placement": "front"}

@@ -12,7 +12,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.families.classes import generates_text
 from dist_subspace.families.configuration import config_of, text_config
 from dist_subspace.options import Option, whole
-from dist_subspace.subspace.core.files import file_options_of
+from dist_subspace.subspace.core.files import FileOptions
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords
 from dist_subspace.subspace.core.sites import AddsPositions, OnModel
@@ -26,8 +26,8 @@ COUNT: Mapping[str, Option] = {"num_virtual_tokens": whole(20, "how many virtual
 
 
 class VirtualTokens(OnModel, AddsPositions):
-    """A part that stands beside the whole model. Its trained parameters are either the matrix itself (`prompt_embeddings`) or an
-    encoder that makes it; the file holds the matrix alone, and a part that is loaded is the plain matrix.
+    """A part that stands beside the whole model. Its one trained parameter is the matrix (`prompt_embeddings`), unless an encoder
+    makes that (`EncodedTokens`). The file holds the matrix alone.
     """
 
     def __init__(self, model: nn.Module, settings: Settings) -> None:
@@ -78,15 +78,34 @@ class VirtualTokens(OnModel, AddsPositions):
         return {EMBEDDINGS: self.matrix().detach().float()}
 
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        if not hasattr(self, EMBEDDINGS):
-            raise UsageError(
-                f"the file of a {self.info.name} adapter holds what its encoder made, and not the encoder: it loads with "
-                f"options {file_options_of(type(self), self.settings.options)}"
-            )
         self.prompt_embeddings.data.copy_(tensors[EMBEDDINGS])
 
     def extra_repr(self) -> str:
         return f"method={self.info.name}, num_virtual_tokens={self.count}, width={self.width}"
+
+
+class EncodedTokens(VirtualTokens, FileOptions):
+    """Virtual tokens that an encoder may make. The encoder is not saved: a part that is loaded is the plain matrix."""
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether the part's settings give it an encoder."""
+        raise NotImplementedError
+
+    def encoded(self) -> Tensor:
+        """The matrix that the encoder makes, `(n, width)`."""
+        raise NotImplementedError
+
+    def matrix(self) -> Tensor:
+        return self.encoded() if self.has_encoder else super().matrix()
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        if self.has_encoder:
+            raise UsageError(
+                f"the file of a {self.info.name} adapter holds what its encoder made, and not the encoder: it loads with "
+                f"options {self.file_options(self.settings.options)}"
+            )
+        super().load_file_tensors(tensors)
 
 
 V = TypeVar("V", bound=VirtualTokens)
@@ -101,7 +120,11 @@ class TokenWords(PeftWords[V]):
 
     tensor_prefix = EMBEDDINGS
     more_entries = (
-        *("num_virtual_tokens", "num_transformer_submodules", "token_dim", "num_attention_heads", "num_layers"),
+        "num_virtual_tokens",
+        "num_transformer_submodules",
+        "token_dim",
+        "num_attention_heads",
+        "num_layers",
     )
     tasks: ClassVar[tuple[str, ...]] = ("CAUSAL_LM", "SEQ_2_SEQ_LM")
     one_stack: ClassVar[bool] = True

@@ -156,8 +156,8 @@ MUTANTS = [
     Mutant(
         name="inspect-ignores-json",
         file="dist_subspace/cli.py",
-        text="print(json.dumps(found, indent=2)) if as_json else print(adapter_text(found))",
-        becomes="print(adapter_text(found))",
+        text="print(json.dumps(report, indent=2)) if as_json else print(adapter_text(report))",
+        becomes="print(adapter_text(report))",
         promise="inspect --json prints JSON.",
         tests=["tests/report/test_adapter.py::test_it_says_what_the_adapter_is"],
     ),

@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant(
         name="stored-buffers-lose-their-type",
         file="dist_subspace/loading/stream.py",
-        text="kind = self.kept(name) if self.sources.has(name) else None",
+        text="kind = self.kept_type(name) if self.sources.has(name) else None",
         becomes="kind = None",
         promise="A stored buffer has the type that transformers keeps it in.",
         tests=[

@@ -309,7 +309,7 @@ MUTANTS = [
     Mutant(
         name="plateau-takes-null-for-a-number",
         file="dist_subspace/training/schedule.py",
-        text="            if found[key] is not None:  # `best`",
+        text="            if learned[key] is not None:  # `best`",
         becomes="            if True:  # `best`",
         promise="A plateau schedule without a finite loss so far is read back.",
         tests=[f"{OF_RUNS}::test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on"],
@@ -317,7 +317,7 @@ MUTANTS = [
     Mutant(
         name="optimizer-tensors-of-another-shape-not-refused",
         file="dist_subspace/checkpoint/state.py",
-        text="        if stored != own:\n",
+        text="        if stored != here:\n",
         becomes="        if False:\n",
         promise="A checkpoint of another rank, which was allowed, is refused in a sentence and not by a traceback.",
         tests=[f"{OF_STATES}::test_an_allowed_method_that_its_tensors_do_not_fit_is_refused_in_a_sentence"],

@@ -232,8 +232,8 @@ MUTANTS = [
     Mutant(
         name="passed-by-names-no-layer",
         file="dist_subspace/subspace/core/linear.py",
-        text="passed_by(held, shape, self.name, self.info.name)",
-        becomes='passed_by(held, shape, "a layer", self.info.name)',
+        text="weight_under_a_method(held, shape, self.name, self.info.name)",
+        becomes='weight_under_a_method(held, shape, "a layer", self.info.name)',
         promise="Who reads a layer's weight past its method is told the layer.",
         tests=["tests/test_unread_weight.py"],
     ),

@@ -108,8 +108,8 @@ MUTANTS = [
     Mutant(
         name="discard-keeps-the-weights",
         file="dist_subspace/advancing.py",
-        text="    found.accumulation.restart()\n    if found.collector is not None:\n        found.collector.take()",
-        becomes="    if found.collector is not None:\n        found.collector.take()",
+        text="attached(_unwrapped(model))\n    attached_method.accumulation.restart()\n",
+        becomes="attached(_unwrapped(model))\n",
         promise="A step that was left out does not weigh in the next one's importance.",
         tests=[
             "tests/training/test_skipped.py::test_a_gradient_that_is_not_finite_is_a_skipped_step_of_which_a_schedule_learns_nothing"
@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant(
         name="discard-keeps-the-gradients",
         file="dist_subspace/advancing.py",
-        text="    if found.collector is not None:\n        found.collector.take()\n",
+        text="    if attached_method.collector is not None:\n        attached_method.collector.take()\n",
         becomes="",
         promise="Gradients of a step that was left out are forgotten.",
         tests=[

@@ -77,9 +77,9 @@ def test_the_pieces_of_one_document_are_drawn_one_by_one_and_another_seed_draws_
 
 
 def test_records_of_two_sources_with_one_number_are_two_records() -> None:
-    sources = [columns([1] * 4), columns([1] * 4, first=10)]
+    sources = [columns([1] * 3), columns([1] * 3, first=10)]
     training, evaluation = hold_out(whole_table(sources, [1.0, 1.0], [None, None]), 0.5, 0, [False, False])
-    assert (len(training), len(evaluation)) == (4, 4)
+    assert (len(training), len(evaluation)) == (3, 3)
 
 
 def test_a_fraction_that_leaves_nothing_to_train_is_refused() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.base_copies import SAMPLES, check_copies, split_copies
+from dist_subspace.interchange.peft.base_copies import SAMPLES, check_copies, split_copies
 from dist_subspace.storage import adopt_all
 from tests.tiny_models import tiny_model
 
@@ -59,7 +59,8 @@ def test_what_is_no_copy_of_this_models_own_is_refused(name: str, tensor: Tensor
 
 
 def test_one_value_that_is_another_is_seen_at_both_ends() -> None:
-    held = dict(tiny_model().named_parameters())[TABLE].detach()
+    held = dict(tiny_model(attention_bias=True).named_parameters())[TABLE].detach()
+    check({TABLE: held})
     for place in (0, -1):
         changed = held.clone()
         changed.view(-1)[place] += 1
