@@ -16,7 +16,7 @@ import yaml
 import dist_subspace as dsub
 from dist_subspace.checkpoint.status import read_status
 from dist_subspace.cli import main
-from dist_subspace.launcher import is_first
+from dist_subspace.launchers import is_first
 from tests.forked import run_lines
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.interchange.vision_models import vision_model

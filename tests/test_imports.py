@@ -17,11 +17,13 @@ BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
     "notices",
     "launcher",
+    "launchers",
     "stopping",
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "launcher": set(),
+    "launchers": {"errors"},
     "stopping": {"launcher"},
     "torch_internals": set(),
     "input_embeddings": set(),
@@ -34,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"errors"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
-    "placement": {"errors", "class_source", "launcher", "stopping"},
+    "placement": {"errors", "class_source", "launcher", "launchers", "stopping"},
     "subspace": {
         "errors",
         "input_embeddings",

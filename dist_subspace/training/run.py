@@ -13,7 +13,7 @@ from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.config import dump_config, load_config, settings_of_all
 from dist_subspace.errors import UsageError
-from dist_subspace.launcher import is_first
+from dist_subspace.launchers import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
     PeerGone,
@@ -26,6 +26,7 @@ from dist_subspace.placement.collectives import (
 )
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.peers import join
+from dist_subspace.placement.rendezvous import RefusedElsewhere
 from dist_subspace.stopping import STOP, Interrupted, listening
 from dist_subspace.training.announce import announced
 from dist_subspace.training.changes import changed_settings, earlier_tokens
@@ -69,6 +70,8 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
                 ensure_process_group()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
+        except RefusedElsewhere:
+            return EXIT_USAGE
         run.peers = join(stop)
         with stop.watching(run.peers.look) if run.peers else nullcontext(), known_peers(run.peers):
             try:
