@@ -6,7 +6,7 @@
 #   launch/test.sh --mutants [arguments ...]            breaks the product in many places; see tests/mutants/__main__.py
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-EXTRAS=test . launch/environment.sh
+EXTRAS="test ${EXTRAS:-}" . launch/environment.sh
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1
 
@@ -40,9 +40,15 @@ check() {
     "$@" || failed+=("$*")
 }
 
+check_if_there() {
+    if command -v "$1" >/dev/null; then check "$@"; else echo "== $1 is not installed: left out"; fi
+}
+
 check ruff check .
 check ruff format --check .
 check python -m mypy
+check_if_there shellcheck -x launch/*.sh launch/slurm.sbatch
+check_if_there hadolint launch/Dockerfile
 echo "== pytest"
 # Last, so that its summary closes the output; the other checks' verdicts are repeated before it only when they failed.
 status=0

@@ -189,13 +189,11 @@ def _open(place: Place, deadline: float, patience: float) -> dist.Store:
 def _client(place: Place) -> dist.Store:
     """Made on a thread: where another program has the port and keeps silent, it waits for ever."""
     found: list[dist.Store] = []
+    host, wait = place.address or "", timedelta(seconds=_ANSWER)
 
     def make() -> None:
         with suppress(dist.DistError):
-            wait = timedelta(seconds=_ANSWER)
-            found.append(
-                dist.TCPStore(place.address, place.port, is_master=False, wait_for_workers=False, timeout=wait)
-            )
+            found.append(dist.TCPStore(host, place.port, is_master=False, wait_for_workers=False, timeout=wait))
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
