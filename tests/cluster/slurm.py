@@ -99,6 +99,12 @@ class Slurm:
         shown = self.run(["squeue", "--noheader", "--states=all", "--jobs", job, "--format=%T"], timeout=20)
         return " ".join(shown.stdout.split())
 
+    def story(self, job: str) -> str:
+        """What SLURM knows of a job, for a report."""
+        shown = self.run(["scontrol", "show", "job", job], timeout=20).stdout
+        lines = (self.folder / "slurmctld.log").read_text(errors="replace").splitlines()
+        return "\n".join([shown, *(line for line in lines if f"JobId={job}" in line)])
+
     def down(self) -> None:
         for daemon in reversed(self._daemons):
             daemon.kill()

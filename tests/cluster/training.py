@@ -44,7 +44,7 @@ class Recipe:
 
     def __init__(self, folder: Path, single: Host) -> None:
         self.folder, self._single = folder, single
-        self._alone: dict[int, Result] = {}
+        self._alone: dict[tuple[int, tuple[str, ...]], Result] = {}
         folder.mkdir(parents=True)
         make_model(folder / "model")
         make_records(folder / "train.jsonl", 60)
@@ -64,15 +64,16 @@ class Recipe:
         }
         self.config.write_text(yaml.safe_dump(values))
 
-    def alone(self, ranks: int) -> Result:
+    def alone(self, ranks: int, *changes: str) -> Result:
         """The result of as many ranks on one host, started by torchrun."""
-        if ranks not in self._alone:
-            run = self.folder / f"alone-{ranks}"
+        key = (ranks, changes)
+        if key not in self._alone:
+            run = self.folder / f"alone-{len(self._alone)}"
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-            done = self._single.run([*command, *self.train(run)], RUN_TIMEOUT, ENVIRONMENT)
+            done = self._single.run([*command, *self.train(run, *changes)], RUN_TIMEOUT, ENVIRONMENT)
             assert done.returncode == 0, done.stdout + done.stderr
-            self._alone[ranks] = result(run)
-        return self._alone[ranks]
+            self._alone[key] = result(run)
+        return self._alone[key]
 
     def train(self, run: Path, *changes: str) -> list[str]:
         """What a launcher starts."""
