@@ -7,6 +7,7 @@ import itertools
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -223,12 +224,26 @@ def test_the_module_is_read_without_torch() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, timeout=60).returncode == 0
 
 
-def test_a_refusal_comes_before_the_libraries_are_imported(tmp_path: object) -> None:
+def test_a_refusal_comes_before_the_libraries_are_imported() -> None:
     command = [sys.executable, str(ROOT / "launch" / "train.py"), "none.yaml"]
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "RANK": "3", "WORLD_SIZE": "2"} | MEETING
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == "error: rank 3 of 2 by the variables of RANK and WORLD_SIZE; accepted: ranks from 0 to 1\n"
+
+
+def test_a_node_without_the_package_is_named(tmp_path: Path) -> None:
+    """A Python of its own that finds neither the package nor what it needs."""
+    script = tmp_path / "train.py"
+    script.write_text((ROOT / "launch" / "train.py").read_text())
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(script), "none.yaml"], capture_output=True, text=True, timeout=60, cwd="/"
+    )
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert (
+        done.stderr.startswith(f"error: {socket.gethostname()}: No module named 'dist_subspace")
+        and sys.executable in done.stderr
+    )
 
 
 def test_a_port_that_is_in_use_is_one_sentence() -> None:
