@@ -17,7 +17,7 @@ import typer
 
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import Notice, UsageError
-from dist_subspace.launcher import is_first
+from dist_subspace.launchers import enter, is_first
 from dist_subspace.stopping import Interrupted, listening
 
 app = typer.Typer(
@@ -48,6 +48,9 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
     """
+    nested = enter().nested_text()  # before torch is imported, which looks at the devices
+    if nested is not None and is_first():
+        print(nested, flush=True)
     with listening() as stop:
         try:
             with stop.leavable(), stop.interruptible():

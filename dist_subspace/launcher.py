@@ -34,11 +34,6 @@ class Launcher:
         return self._command is not None and parent_of(self._parent) not in (self._command, None)
 
 
-def is_first() -> bool:
-    """Whether this is rank 0 by the launcher's environment, before there is a process group."""
-    return os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0")) == "0"
-
-
 def parent_of(pid: int) -> int | None:
     """The parent of a process; None where it cannot be told."""
     fields = stat_of(pid)

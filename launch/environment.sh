@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The Python environment of all scripts here: `. launch/environment.sh [EXTRA ...]` (extras of setup.cfg).
+# The Python environment of all scripts here: `[EXTRAS="NAME ..."] . launch/environment.sh` (extras of setup.cfg; not as words
+# behind it: without such, the file would see those of the script that reads it).
 #
 # Uses, in this order: the interpreter that DIST_SUBSPACE_PYTHON names; the active virtual environment; `.venv` in the
 # repository, made on first use. What is missing is installed with the versions of launch/constraints.txt. A machine
@@ -107,4 +108,5 @@ prepare_environment() {
     fi
 }
 
-prepare_environment "$@"
+read -ra extras_wanted <<<"${EXTRAS:-}"
+prepare_environment "${extras_wanted[@]}"

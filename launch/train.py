@@ -1,10 +1,12 @@
 """What a launcher starts on every rank: `deepspeed launch/train.py CONFIG [key=value ...]`.
 
-`torchrun --nproc_per_node N launch/train.py ...` and `srun python launch/train.py ...` work alike, and so does plain
-`python launch/train.py ...`, which runs one process.
+`torchrun --nproc_per_node N launch/train.py ...`, `srun python launch/train.py ...` and `mpirun python launch/train.py ...` work
+alike (dist_subspace/launchers.py reads which rank this is), and so does plain `python launch/train.py ...`, which runs one
+process.
 """
 
 import os
+import socket
 import sys
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -16,7 +18,12 @@ def arguments(given: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from dist_subspace.cli import main
+    try:
+        from dist_subspace.cli import main
+    except ImportError as error:  # on one node of several, as a rule: a page of traceback would not say on which
+        sys.exit(
+            f"error: {socket.gethostname()}: {error} (with {sys.executable}); accepted: the same environment on every node"
+        )
 
     status = main(["train", *arguments(sys.argv[1:])])
     if status:  # everything is written and said; a library that cleans up would wait for ranks that are gone

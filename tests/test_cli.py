@@ -15,7 +15,7 @@ import yaml
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
-from dist_subspace.launcher import is_first
+from dist_subspace.launchers import is_first
 from dist_subspace.run_folder.status import read_status
 from tests.forked import run_lines
 from tests.interchange.trained import frozen, saved_base, trained

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dist_subspace.launcher import Launcher, parent_of
-from tests.ranks import ROOT
+from tests.ranks import ROOT, free_port
 
 CHILD = """
 import time
@@ -85,6 +85,7 @@ def test_of_the_ranks_that_are_told_to_stop_while_they_import_the_first_speaks(t
     ranks = []
     for rank in ("0", "1"):
         surroundings = os.environ | {"RANK": rank, "WORLD_SIZE": "2", "PYTHONPATH": str(ROOT)}
+        surroundings |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         command = [sys.executable, str(ROOT / "launch" / "train.py"), str(tmp_path / "config.yaml")]
         ranks.append(
             subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=surroundings, text=True)

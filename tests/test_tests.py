@@ -50,7 +50,7 @@ WITHOUT_OWN_TESTS = {
     ),
     "placement/deepspeed/thresholds.py": "tests/placement/deepspeed/test_presets.py",
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
-    **dict.fromkeys([f"placement/{name}.py" for name in ("environment", "facts", "for_loading")], STATES),
+    **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
     "placement/protocol.py": DECLARATIONS,
     "placement/peers.py": "tests/faults/test_stop.py and test_waiting.py: real processes that end",

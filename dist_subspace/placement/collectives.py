@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from dist_subspace.errors import UsageError
+from dist_subspace.launchers import NODE_RANK
 from dist_subspace.placement.peers import Peer, Peers
 from dist_subspace.stopping import STOP, Interrupted
 
@@ -52,7 +53,7 @@ def is_distributed() -> bool:
 
 
 def world() -> World:
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    local = int(os.environ.get(NODE_RANK, os.environ.get("LOCAL_RANK", 0)))
     if not is_distributed():
         return World(local_rank=local)
     return World(dist.get_rank(), dist.get_world_size(), local)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
@@ -19,7 +20,6 @@ from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.placement.deepspeed.process_group import agreed_device
 from dist_subspace.placement.deepspeed.quiet import be_quiet as be_quiet
 from dist_subspace.placement.deepspeed.supported import check_supported
-from dist_subspace.placement.environment import launched_ranks
 from dist_subspace.placement.facts import Facts
 from dist_subspace.placement.protocol import Engine
 
@@ -37,7 +37,7 @@ def check_engine(preset: str, given: Stock | None) -> None:
     Raises:
         UsageError: several ranks without DeepSpeed's engine, or an engine of DeepSpeed where it cannot be imported.
     """
-    ranks = max(world().size, launched_ranks())
+    ranks = max(world().size, enter().size)
     if given is None and preset == WHOLE:
         if ranks > 1:
             raise UsageError(

@@ -6,20 +6,21 @@ import threading
 
 import torch
 
+from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.environment import is_alone, launched_by_mpi
 
 
 def meet_ranks() -> None:
     """Collective: make the process group if a launcher has started this process and there is none. A process that is alone has
     nobody to meet; DeepSpeed's engine makes a group for one where it is used."""
-    if is_distributed() or is_alone():
+    place = enter()
+    if is_distributed() or place.is_alone:
         return
     if deepspeed_is_missing() is None:
         ensure_process_group()
-    elif not launched_by_mpi():  # so that what is refused next is refused by all, and said once
+    elif place.address is not None:  # so that what is refused next is refused by all, and said once
         torch.distributed.init_process_group("gloo")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dist_subspace.config import Config
-from dist_subspace.launcher import is_first
+from dist_subspace.launchers import is_first
 from dist_subspace.placement.collectives import PeerFailed, may_speak, meet, tell_peers, wait_until_told, world
 from dist_subspace.placement.peers import Peer, Peers
 from dist_subspace.run_folder.folder import checkpoint_name

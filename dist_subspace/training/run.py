@@ -13,7 +13,7 @@ from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.config import dump_config, load_config, settings_of_all
 from dist_subspace.errors import UsageError
 from dist_subspace.families.configuration import text_config
-from dist_subspace.launcher import is_first
+from dist_subspace.launchers import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
     PeerGone,
@@ -27,6 +27,7 @@ from dist_subspace.placement.collectives import (
 from dist_subspace.placement.engines import be_quiet
 from dist_subspace.placement.peers import join
 from dist_subspace.placement.process_group import meet_ranks
+from dist_subspace.placement.rendezvous import RefusedElsewhere
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.stopping import STOP, Interrupted, listening
@@ -70,6 +71,8 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
                 meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
+        except RefusedElsewhere:
+            return EXIT_USAGE
         run.peers = join(stop)
         with stop.watching(run.peers.look) if run.peers else nullcontext(), known_peers(run.peers):
             try:

@@ -3,33 +3,59 @@
 from __future__ import annotations
 
 import os
+import socket
 
 import torch
 
-from dist_subspace.placement.collectives import is_distributed, world
+from dist_subspace.errors import UsageError
+from dist_subspace.launchers import enter
+from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.cpp_helpers import without_cpu_helper
-from dist_subspace.placement.environment import is_alone, launched_by_mpi
+from dist_subspace.placement.rendezvous import facts, met
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
 
 def ensure_process_group() -> None:
-    """Collective: make the process group if there is none, from the launcher's environment, or for one process."""
+    """Collective: make the process group if there is none, from the launcher's environment, or for one process.
+
+    Raises:
+        UsageError: an environment that no launcher makes, or ranks that do not meet; on the one rank that shall say so.
+    """
     if is_distributed():
         return
     import deepspeed
     from deepspeed.accelerator import get_accelerator
+    from deepspeed.constants import default_pg_timeout
 
-    if is_alone():
+    place = enter()
+    if place.is_alone:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": os.environ.get("LOCAL_RANK", "0")}
         backend = get_accelerator().communication_backend_name()
         # There is nobody to meet, so there is no port either, which another program could hold.
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
-    deepspeed.init_distributed(auto_mpi_discovery=launched_by_mpi(), verbose=False)
+    elif place.address is not None:
+        _refuse_without_device()
+        with met(place, default_pg_timeout.total_seconds(), facts()):
+            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+        return
+    deepspeed.init_distributed(auto_mpi_discovery=place.address is None and not place.is_alone, verbose=False)
+
+
+def _refuse_without_device() -> None:
+    """Two ranks at one device would end in an error of NCCL's."""
+    from deepspeed.accelerator import get_accelerator
+
+    number, devices = int(os.environ["LOCAL_RANK"]), get_accelerator().device_count()
+    if get_accelerator().device_name() == "cuda" and number >= devices:
+        raise UsageError(
+            f"rank {os.environ['RANK']} is number {number} on {socket.gethostname()}, where it sees {devices} "
+            f"device{'' if devices == 1 else 's'}; accepted: one rank a device"
+        )
 
 
 def agreed_device() -> torch.device:
     """Where this rank computes: DeepSpeed's accelerator, at the local rank."""
     from deepspeed.accelerator import get_accelerator
 
-    return torch.device(get_accelerator().device_name(world().local_rank))
+    return torch.device(get_accelerator().device_name(int(os.environ.get("LOCAL_RANK", 0))))

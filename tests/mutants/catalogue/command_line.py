@@ -245,9 +245,9 @@ MUTANTS = [
     ),
     Mutant(
         name="first-by-openmpi-unknown",
-        file="dist_subspace/launcher.py",
-        text='os.environ.get("RANK", os.environ.get("OMPI_COMM_WORLD_RANK", "0"))',
-        becomes='os.environ.get("RANK", "0")',
+        file="dist_subspace/launchers.py",
+        text='("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", *step)',
+        becomes='("RANK", "PMI_RANK", *step)',
         promise="Under Open MPI rank 0 alone speaks before there is a process group.",
         tests=["tests/test_cli.py::test_rank_0_is_known_by_the_launchers_environment[variables4-False]"],
     ),

@@ -24,15 +24,15 @@ MUTANTS = [
     Mutant(
         name="slow-tests-always",
         file="launch/test.sh",
-        text='markers="not slow"',
-        becomes='markers=""',
+        text='markers="not slow and not cluster"',
+        becomes='markers="not cluster"',
         promise="Slow tests are left out unless they are asked for.",
         tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],
     ),
     Mutant(
         name="slow-tests-never",
         file="launch/test.sh",
-        text='    markers=""\n',
+        text='    markers="not cluster"\n',
         becomes="",
         promise="launch/test.sh --slow runs the slow tests too.",
         tests=["tests/launch/test_checks.py::test_a_check_that_is_red_is_the_status_and_slow_tests_are_asked_for"],

@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant(
         name="none-on-several-ranks",
         file="dist_subspace/placement/engines.py",
-        text="    ranks = max(world().size, launched_ranks())",
+        text="    ranks = max(world().size, enter().size)",
         becomes="    ranks = 1",
         promise="Preset none is refused on several ranks.",
         tests=[f"{_CHOICE}::test_a_launcher_that_started_several_processes_is_seen_before_they_have_met"],
@@ -114,7 +114,7 @@ MUTANTS = [
     Mutant(
         name="one-process-meets-by-deepspeed",
         file="dist_subspace/placement/process_group.py",
-        text="    if is_distributed() or is_alone():",
+        text="    if is_distributed() or place.is_alone:",
         becomes="    if is_distributed():",
         promise="A run of preset none does not import DeepSpeed.",
         tests=[f"{_ABSENT}::test_a_run_and_a_merge_on_the_command_line_never_import_deepspeed[present]"],
