@@ -290,7 +290,7 @@ MUTANTS = [
     Mutant(
         name="mirror-infinity-is-refused",
         file="dist_subspace/interchange/weights.py",
-        text='(piece.isfinite() | ~own.isfinite().to("cpu")).all()',
+        text='(piece.isfinite() | ~source.isfinite().to("cpu")).all()',
         becomes="piece.isfinite().all()",
         promise="A value that is infinite already is written as it is.",
         tests=[
