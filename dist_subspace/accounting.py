@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dist_subspace.placement.deepspeed.shards import full_numel, full_shape, is_partitioned, kept_bytes
+from dist_subspace.placement.tensors import full_numel, full_shape, kept_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import SubspaceLinear, attachment
 
@@ -95,10 +95,6 @@ def _hint(model: nn.Module, layers: Iterable[str]) -> str | None:
 def trainable_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """The trained parameters' whole shapes by name, split or not."""
     return {name: full_shape(p) for name, p in model.named_parameters() if p.requires_grad}
-
-
-def is_sharded(model: nn.Module) -> bool:
-    return any(is_partitioned(p) for p in model.parameters())
 
 
 def _own_counts(module: nn.Module, seen: set[int]) -> tuple[int, int, int, int]:

@@ -3,16 +3,16 @@ averaged over the ranks, the schedule decides, and its edits are written whereve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import broadcast_tensors, summed_over_ranks
-from dist_subspace.placement.deepspeed.optimizer_state import apply_edits, check_editable, restart_counters
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.edits import apply_edits, check_editable, restart_counters
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.statistics.rounds import in_rounds
-from dist_subspace.subspace import Attachment, Schedule, SubspaceLinear, attached, attachment, trainable_parameters
+from dist_subspace.subspace import Attachment, Decomposes, Schedule, attached, attachment, trainable_parameters
 
 Progress = Callable[[int, int], None]
 
@@ -42,15 +42,15 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
             parameters cannot be found (DeepSpeed's 16-bit engines at stage 0).
     """
     bare = _unwrapped(model)
-    found = attached(bare)
-    schedule = found.schedule
+    attached_method = attached(bare)
+    schedule = attached_method.schedule
     if schedule is None:
         return
     schedule.check(max_steps)
-    gradients = _mean_gradients(found, schedule.uses_gradients(step, max_steps))
-    own = [p for part in schedule.parts.values() for p in part.trainables().values()]
-    check_editable(own[0])
-    with gathered(own if schedule.reads_parameters(step, max_steps) else ()), torch.no_grad():
+    gradients = _mean_gradients(attached_method, schedule.uses_gradients(step, max_steps))
+    trained = [p for part in schedule.parts.values() for p in part.trainables().values()]
+    check_editable(trained[0])
+    with gathered(trained if schedule.reads_parameters(step, max_steps) else ()), torch.no_grad():
         decomposes = schedule.decomposes(step, max_steps)
         if decomposes:
             _decompose(schedule, progress)
@@ -58,18 +58,18 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
     apply_edits(edits)
     if decomposes:
         late = schedule.late_parameters()
-        mine = {id(p) for p in late}
-        schedule.begun = restart_counters(late, [p for p in trainable_parameters(bare) if id(p) not in mine])
-    if found.collector is not None:
-        found.collector.paused = not schedule.uses_gradients(step + 1, max_steps)
+        late_ids = {id(p) for p in late}
+        schedule.begun = restart_counters(late, [p for p in trainable_parameters(bare) if id(p) not in late_ids])
+    if attached_method.collector is not None:
+        attached_method.collector.paused = not schedule.uses_gradients(step + 1, max_steps)
 
 
 def discard(model: nn.Module) -> None:
     """Local: forget the gradients of a step that the optimizer did not make."""
-    found = attached(_unwrapped(model))
-    found.accumulation.restart()
-    if found.collector is not None:
-        found.collector.take()
+    attached_method = attached(_unwrapped(model))
+    attached_method.accumulation.restart()
+    if attached_method.collector is not None:
+        attached_method.collector.take()
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -78,18 +78,18 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _mean_gradients(found: Attachment, wanted: bool) -> dict[str, Tensor]:
+def _mean_gradients(attached_method: Attachment, wanted: bool) -> dict[str, Tensor]:
     """Collective where they are wanted: the step's gradients, the mean over the global batch, free of every scale, float32,
     by name; in one message with the weights that they are divided by. Empty where there was no backward, or where one of them
     is not finite: on all ranks alike, as all look at the same sums."""
-    if found.collector is None:
+    if attached_method.collector is None:
         return {}
-    sums, total = found.collector.take(), found.accumulation.total
-    found.accumulation.restart()
+    sums, total = attached_method.collector.take(), attached_method.accumulation.total
+    attached_method.accumulation.restart()
     if not wanted:
         return {}
-    device = next(iter(found.collector.parameters.values())).device
-    shapes = found.collector.shapes
+    device = next(iter(attached_method.collector.parameters.values())).device
+    shapes = attached_method.collector.shapes
     pieces = [
         sums.pop(name).reshape(-1) if name in sums else torch.zeros(_numel(s), device=device)
         for name, s in shapes.items()
@@ -109,9 +109,9 @@ def _numel(shape: tuple[int, ...]) -> int:
 
 def _decompose(schedule: Schedule, progress: Progress | None) -> None:
     """Collective: every part's decomposition on one rank, and its result on all."""
-    parts: Mapping[str, SubspaceLinear] = schedule.parts  # type: ignore[assignment]
+    parts = {name: part for name, part in schedule.parts.items() if isinstance(part, Decomposes)}
     rounds = in_rounds(parts, lambda name, part, weight: part.decompose(weight), schedule.seed)
-    for number, (name, owner, found) in enumerate(rounds):
-        parts[name].settle(broadcast_tensors(found, owner))
+    for number, (name, owner, factors) in enumerate(rounds):
+        parts[name].set_factors(broadcast_tensors(factors, owner))
         if progress is not None:
             progress(number + 1, len(parts))

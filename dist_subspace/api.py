@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,21 @@ from torch import Tensor, nn
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
-from dist_subspace.interchange.adapter import fill_adapter, read_adapter, split_factors
-from dist_subspace.interchange.adapter import save_adapter as write_own
-from dist_subspace.interchange.base_copies import check_copies
-from dist_subspace.interchange.base_model import find_base
-from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.adapter import fill_adapter
+from dist_subspace.interchange.adapter import save_adapter as write_adapter_folder
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
+from dist_subspace.interchange.loaded_adapter import LoadedAdapter
+from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
+from dist_subspace.interchange.tensor_names import split_factors
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
-from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
-from dist_subspace.placement.deepspeed.optimizer_state import watch_optimizers
-from dist_subspace.placement.deepspeed.shards import gathered
-from dist_subspace.placement.generation import keep_ranks_together
-from dist_subspace.statistics import settle
+from dist_subspace.placement.for_loading import prepare_blocks
+from dist_subspace.placement.stepped import watch_optimizers
+from dist_subspace.placement.tensors import gathered
+from dist_subspace.statistics import set_up_statistics
 from dist_subspace.storage import adopt_all, left_alone, storage_info
 from dist_subspace.subspace import SubspaceConfig, attach_method, attached
 
@@ -62,10 +60,9 @@ def attach(
     attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
-    settle(model, given=factors, cache=cache, progress=progress)
+    set_up_statistics(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
-    mark_leaf_blocks(model)
-    keep_ranks_together(model)
+    prepare_blocks(model)
     return model
 
 
@@ -86,7 +83,9 @@ def save_adapter(
         UsageError: for a model without a method. StorageError: the disk refuses, and nothing that was begun is left behind;
             every rank raises.
     """
-    return write_own(model, folder, None if base_model is None else str(base_model), tokenizer, base_fingerprint)
+    return write_adapter_folder(
+        model, folder, None if base_model is None else str(base_model), tokenizer, base_fingerprint
+    )
 
 
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
@@ -96,16 +95,15 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
         UsageError: for a folder without an adapter, or an adapter that does not fit the model.
     """
     with agreed("reading the adapter"):
-        config, tensors = read_adapter(folder)
-        adapter = replace(AdapterFolder(folder).without_tensors(), config=config, tensors=tensors)
-    return put_on(model, adapter)
+        adapter = read_adapter(folder)
+    return attach_adapter(model, adapter)
 
 
-def put_on(model: nn.Module, adapter: Imported, **how: Any) -> nn.Module:
+def attach_adapter(model: nn.Module, adapter: LoadedAdapter, **attach_options: Any) -> nn.Module:
     """Collective: attach the method of an adapter that was read, and give it the adapter's tensors; the same on every rank.
 
     Arguments:
-        how: of `attach`, beside the configuration.
+        attach_options: of `attach`, beside the configuration.
 
     Raises:
         UsageError: the adapter does not fit the model, which is untouched then.
@@ -115,47 +113,49 @@ def put_on(model: nn.Module, adapter: Imported, **how: Any) -> nn.Module:
         adapter.check(model)
     check_copies(model, adapter.copies)
     factors, trained = split_factors(adapter.tensors)
-    attach(model, adapter.config, factors=factors, only=adapter.layers, **how)
+    attach(model, adapter.config, factors=factors, only=adapter.layers, **attach_options)
     fill_adapter(model, trained)
     return model
 
 
-def load_adapted(folder: str | Path, base_model: str | Path | None = None, storage: str | None = None) -> nn.Module:
+def load_adapted(
+    folder: str | Path | AdapterFolder, base_model: str | Path | None = None, storage: str | None = None
+) -> nn.Module:
     """A saved adapter on its base, loaded as it was held in training.
 
     Arguments:
-        folder: an adapter that `save_adapter` wrote.
+        folder: an adapter that `save_adapter` wrote, or one that is open already.
         base_model: a model folder or hub name; unset: the one that the adapter names, where it is found again.
         storage: of the frozen weights; unset: that of the training.
 
     Raises:
         UsageError: as `load_frozen` and `load_adapter`; an adapter whose base model is not found.
     """
-    adapter = AdapterFolder(folder)
-    path = base_model or find_base(Path(folder), adapter.described, base_fingerprint)
-    held = adapter.ours.get("base") or {}
-    kind = storage or held.get("storage") or "bf16"
-    labels = {name: held[name] for name in ("label2id", "pad_token_id") if held.get(name) is not None}
-    if held.get("id2label"):  # JSON's keys are strings
-        labels["id2label"] = {int(number): label for number, label in held["id2label"].items()}
+    adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
+    path = base_model or adapter.find_base(base_fingerprint)
+    base = adapter.ours.get("base") or {}
+    kind = storage or base.get("storage") or "bf16"
+    labels = {name: base[name] for name in ("label2id", "pad_token_id") if base.get(name) is not None}
+    if base.get("id2label"):  # JSON's keys are strings
+        labels["id2label"] = {int(number): label for number, label in base["id2label"].items()}
         labels["num_labels"] = len(labels["id2label"])
     model = load_frozen(
         path,
         storage=kind,
-        double_quant=bool(held.get("double_quant")),
-        storage_options=held.get("storage_options") if storage in (None, held.get("storage")) else None,
-        task=held.get("task") or "causal-lm",
-        dtype=None if storage_info(kind).dtype else held.get("dtype"),
+        double_quant=bool(base.get("double_quant")),
+        storage_options=base.get("storage_options") if storage in (None, base.get("storage")) else None,
+        task=base.get("task") or "causal-lm",
+        dtype=None if storage_info(kind).dtype else base.get("dtype"),
         **labels,
     )
-    return load_adapter(model, folder)
+    return attach_adapter(model, adapter.whole())
 
 
 def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put an adapter that PEFT wrote on a model without one; returns the model, with our method of the same function attached.
 
-    Known are LoRA (rsLoRA, DoRA, ranks and alphas of single layers, PiSSA's and OLoRA's starts), AdaLoRA, IA3, VeRA,
-    prompt-tuning, P-tuning and prefix-tuning, and modules that were trained in full. The model is any that `attach` takes.
+    Known are adapters of the methods that docs/reference.md names PEFT for, with ranks and alphas of single layers, PiSSA's and
+    OLoRA's starts, and modules that were trained in full. The model is any that `attach` takes.
 
     Raises:
         UsageError: a folder without such an adapter, a kind or a field of it that is not known, an adapter for another base.
@@ -163,17 +163,17 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """
     with agreed("reading PEFT's adapter"):
         imported = read_peft(folder)
-    return put_on(model, imported)
+    return attach_adapter(model, imported)
 
 
-def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> Imported:
+def rewrite_on_base(folder: str | Path, out: str | Path, base_model: str | Path) -> LoadedAdapter:
     """An adapter that PEFT wrote as an adapter folder of ours, read on its base model, which is held in float32.
 
     Raises:
         UsageError: as `import_peft` and `load_frozen`. StorageError: the disk refuses. Nothing half-written is left behind.
     """
     imported = read_peft(folder)
-    model = import_peft(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), folder)
+    model = attach_adapter(load_frozen(base_model, storage="fp32", task=imported.task or "causal-lm"), imported)
     tokenizer = folder if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
         save_adapter(model, hidden, base_model, tokenizer=tokenizer)

@@ -16,7 +16,6 @@ from safetensors import SafetensorError
 from dist_subspace.errors import UsageError
 
 PARTIAL, REPLACED = "partial", "replaced"
-MANIFEST = "MANIFEST.json"  # of a checkpoint: size and sha256 of every other file
 
 
 class StorageError(OSError):

@@ -7,14 +7,13 @@ import functools
 import inspect
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 LIBRARY = ("torch.nn.modules.module", "transformers.modeling_utils", "transformers.generation.utils", "builtins")
 
 
 @functools.cache
 def source(module: str) -> ast.Module | None:
-    """A module's tree; None where there is no source: typed at a prompt, or compiled."""
+    """The tree of a module, by its name; None where there is no source: typed at a prompt, or compiled."""
     try:
         return ast.parse(inspect.getsource(sys.modules[module]))
     except (KeyError, OSError, TypeError, SyntaxError):
@@ -31,12 +30,12 @@ def functions(module: str) -> dict[str, ast.FunctionDef]:
 @functools.cache
 def methods_of(owner: type) -> dict[str, ast.FunctionDef]:
     """The functions in a class's body; a class within a function is found by its qualified name."""
-    nodes: Any = source(owner.__module__)
+    scope: ast.Module | ast.ClassDef | ast.FunctionDef | None = source(owner.__module__)
     for part in owner.__qualname__.split("."):
-        if part != "<locals>" and nodes is not None:
-            inside = (n for n in ast.walk(nodes) if isinstance(n, ast.ClassDef | ast.FunctionDef))
-            nodes = next((node for node in inside if node.name == part), None)
-    return {} if nodes is None else {node.name: node for node in nodes.body if isinstance(node, ast.FunctionDef)}
+        if part != "<locals>" and scope is not None:
+            inside = (n for n in ast.walk(scope) if isinstance(n, ast.ClassDef | ast.FunctionDef))
+            scope = next((node for node in inside if node.name == part), None)
+    return {} if scope is None else {node.name: node for node in scope.body if isinstance(node, ast.FunctionDef)}
 
 
 def definitions(kind: type, name: str) -> Iterator[tuple[type, ast.FunctionDef]]:

@@ -69,7 +69,7 @@ def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
     if is_first():
         print("starting: importing torch, transformers and DeepSpeed", flush=True)
     _choose_accelerator()
-    from dist_subspace.placement.deepspeed.process_group import leave_process_group
+    from dist_subspace.placement.process_group import leave_process_group
     from dist_subspace.training.run import train as run
 
     return run, leave_process_group
@@ -85,12 +85,12 @@ def methods(
     from dist_subspace.subspace import method_class
     from dist_subspace.subspace import methods as registered
 
-    found = registered() if name is None else {name: method_class(name).info}
+    infos = registered() if name is None else {name: method_class(name).info}
     if as_json:
-        print(json.dumps(methods_table(found), indent=2))
+        print(json.dumps(methods_table(infos), indent=2))
         return
     width = shutil.get_terminal_size((100, 24)).columns
-    print(methods_text(found, width) if name is None else method_text(found[name], width))
+    print(methods_text(infos, width) if name is None else method_text(infos[name], width))
 
 
 @app.command()
@@ -108,12 +108,12 @@ def inspect(
     """
     from dist_subspace.report.adapter import adapter_report, adapter_text
 
-    found = adapter_report(_adapter_folder(path))
-    print(json.dumps(found, indent=2)) if as_json else print(adapter_text(found))
+    report = adapter_report(_adapter_folder(path))
+    print(json.dumps(report, indent=2)) if as_json else print(adapter_text(report))
     if picture is not None:
         from dist_subspace.report.adapter_picture import adapter_picture
 
-        print(f"picture: {adapter_picture(found, picture)}", file=sys.stderr if as_json else sys.stdout)
+        print(f"picture: {adapter_picture(report, picture)}", file=sys.stderr if as_json else sys.stdout)
 
 
 @app.command()
@@ -139,18 +139,17 @@ def merge(
     """
     _choose_accelerator()
     from dist_subspace.api import load_adapted
-    from dist_subspace.interchange.hollow import AdapterFolder
+    from dist_subspace.interchange.adapter_folder import AdapterFolder
     from dist_subspace.interchange.merge import merge as write
     from dist_subspace.interchange.plain import refuse_unmergeable
-    from dist_subspace.interchange.tokenizer_files import tokenizer_of
     from dist_subspace.subspace import resolve
 
     _leave_on_termination()
-    folder = _adapter_folder(adapter)
-    resolved = resolve(AdapterFolder(folder).config)
+    opened = AdapterFolder(_adapter_folder(adapter), verify=True)
+    resolved = resolve(opened.config)
     refuse_unmergeable(resolved.info, resolved.settings)
-    model = load_adapted(folder, base_model, storage)
-    made = write(model, out, base, dtype=dtype, tokenizer=tokenizer_of(folder), report=None)
+    model = load_adapted(opened, base_model, storage)
+    made = write(model, out, base, dtype=dtype, tokenizer=opened.tokenizer(), report=None)
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
@@ -287,7 +286,8 @@ def _leave_on_termination() -> None:
 def _adapter_folder(path: str) -> Path:
     """The adapter in a run directory is its final one, else that of the newest checkpoint."""
     from dist_subspace.checkpoint.store import newest_whole
-    from dist_subspace.interchange.adapter import CONFIG
+    from dist_subspace.interchange.description import CONFIG
+    from dist_subspace.run_folder.folder import RunFolder
 
     folder = Path(path)
     if not folder.is_dir():
@@ -296,11 +296,12 @@ def _adapter_folder(path: str) -> Path:
         )
     if (folder / CONFIG).exists():
         return folder
-    if (folder / "adapter" / CONFIG).exists():
-        return folder / "adapter"
+    inner = RunFolder(folder).adapter
+    if (inner / CONFIG).exists():
+        return inner
     newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))
     if newest is None:
         raise UsageError(
-            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in adapter/ and in checkpoints"
+            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in {inner.name}/ and in checkpoints"
         )
     return newest

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dist_subspace.torch_internals import cpu_multiplies, reshaped
+from dist_subspace.torch_internals import TensorFunction, cpu_multiplies, reshaped
 
 
 class LinearMap(Protocol):
@@ -35,8 +35,7 @@ def product_type(x: Tensor) -> torch.dtype:
 def through(linear_map: LinearMap, x: Tensor) -> Tensor:
     """`x M^T` for `x (..., in)`, differentiable in x; saves no tensor."""
     if x.requires_grad and torch.is_grad_enabled():
-        product: Tensor = _Product.apply(x, linear_map)
-        return product
+        return _Product.apply(x, linear_map)
     return on_rows(linear_map.product, x)
 
 
@@ -46,7 +45,7 @@ def on_rows(product: Any, x: Tensor) -> Tensor:
     return reshaped(y, (*x.shape[:-1], y.shape[-1]))
 
 
-class _Product(torch.autograd.Function):
+class _Product(TensorFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, linear_map: LinearMap) -> Tensor:
         ctx.linear_map = linear_map
@@ -89,11 +88,10 @@ class GatedMap(Protocol):
 def through_gate(linear_map: GatedMap, x: Tensor, gate: Gate, branch: Tensor | None = None) -> Tensor:
     """`x Mᵀ + branch (M ⊙ Δ)ᵀ` for `x, branch (..., in)`; the branch is x where none is given. Saves the branch and the gate's
     factors, and nothing of M or Δ."""
-    gated: Tensor = _Gated.apply(x, branch, linear_map, gate, *gate.factors)
-    return gated
+    return _Gated.apply(x, branch, linear_map, gate, *gate.factors)
 
 
-class _Gated(torch.autograd.Function):
+class _Gated(TensorFunction):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, branch: Tensor | None, linear_map: GatedMap, gate: Gate, *factors: Tensor

@@ -19,9 +19,8 @@ from types import FrameType
 
 from dist_subspace.launcher import Launcher
 
-PATIENCE = (
-    20.0  # seconds that a stop may wait for the main thread where nothing is lost by leaving; launchers kill after 30
-)
+# Seconds that a stop may wait for the main thread where nothing is lost by leaving; launchers kill after 30.
+PATIENCE = 20.0
 _TICK = 0.25  # seconds between two looks
 _AGAIN = 2.0  # seconds after which a further Ctrl-C is meant as one: launchers pass the first on, a moment later
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -35,6 +34,10 @@ class Stop:
     """Whether this process was told to stop, by what, and since when (`time.monotonic`). The first reason stays."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what this process was told."""
         self.reason: str | None = None
         self.since = 0.0
         self.leave: Callable[[str], int] | None = None  # last words of a process that is ended at once; its exit status
@@ -120,7 +123,7 @@ def listening() -> Iterator[Stop]:
     if _listener is not None:
         yield STOP
         return
-    STOP.__init__()  # type: ignore[misc]  # what an earlier run in this process was told is over
+    STOP.reset()  # what an earlier run in this process was told is over
     _listener = _Listener()
     try:
         yield STOP

@@ -1,15 +1,28 @@
-"""What is asked of torch below its public surface: which matrix products its CPU library has, and a shape without a view.
+"""What is asked of torch below its public surface.
 
-Tried on torch 2.13 alone; tests/test_torch_internals.py fails when an operator moves.
+Tried on torch 2.13 alone; tests/test_torch_internals.py fails when what is used here moves. The dictionaries of a module are in
+module_places.py.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+
+    class TensorFunction(torch.autograd.Function):
+        """An autograd function of one result. torch declares no types for `apply`."""
+
+        @classmethod
+        def apply(cls, *args: Any) -> Tensor: ...
+else:
+    TensorFunction = torch.autograd.Function
 
 
 def reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:
@@ -17,6 +30,27 @@ def reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:
     `fresh` away with it: what leaves an autograd function as a view must not be changed in place, and models do that."""
     own: Tensor = torch.ops.aten._unsafe_view(fresh, shape)
     return own
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor was written over in place: a number that tells its values from earlier ones (`_version`)."""
+    return tensor._version
+
+
+def in_backward() -> bool:
+    """Whether this thread is within a backward of autograd (`_current_graph_task_id`), where reentrant activation checkpointing
+    runs a forward again."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def without_overrides() -> AbstractContextManager[Any]:
+    """Within it `__torch_function__` of subclasses is not asked (`DisableTorchFunctionSubclass`)."""
+    return torch._C.DisableTorchFunctionSubclass()
+
+
+def valueless_tensor(kind: type[Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+    """A tensor of the subclass `kind` that says a shape, a type and a device and has no values (`_make_wrapper_subclass`)."""
+    return Tensor._make_wrapper_subclass(kind, tuple(shape), dtype=dtype, device=device)  # type: ignore[attr-defined]
 
 
 @functools.cache

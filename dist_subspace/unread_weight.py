@@ -13,32 +13,27 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.torch_internals import valueless_tensor, without_overrides
 
 # What says something about a tensor and reads none of its values.
-_HARMLESS = frozenset(
-    f"torch.Tensor.{name}"
-    for name in (
-        *(
-            "dtype.__get__",
-            "device.__get__",
-            "shape.__get__",
-            "layout.__get__",
-            "ndim.__get__",
-            "requires_grad.__get__",
-        ),
-        *("is_meta.__get__", "is_cuda.__get__", "is_cpu.__get__", "is_sparse.__get__", "is_quantized.__get__"),
-        *("is_xpu.__get__", "is_mps.__get__", "is_leaf.__get__", "grad.__get__", "grad_fn.__get__", "itemsize.__get__"),
-        *("size", "dim", "ndimension", "numel", "nelement", "element_size", "is_floating_point", "is_complex"),
-        *("get_device", "__hash__", "__len__", "data.__get__", "detach", "names.__get__", "nbytes.__get__"),
-    )
+# fmt: off
+_PROPERTIES = (
+    "dtype", "device", "shape", "layout", "ndim", "requires_grad", "is_meta", "is_cuda", "is_cpu", "is_sparse", "is_quantized",
+    "is_xpu", "is_mps", "is_leaf", "grad", "grad_fn", "itemsize", "data", "names", "nbytes",
 )
+_METHODS = (
+    "size", "dim", "ndimension", "numel", "nelement", "element_size", "is_floating_point", "is_complex", "get_device",
+    "__hash__", "__len__", "detach",
+)
+# fmt: on
+_HARMLESS = {f"torch.Tensor.{name}.__get__" for name in _PROPERTIES} | {f"torch.Tensor.{name}" for name in _METHODS}
 
 
 class UnreadWeight(Tensor):
     """Of a real weight the type, the shape and the device. Whatever would read its values is refused (UsageError)."""
 
     reason: str
-    held: Any
+    stored: Any
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +41,7 @@ class UnreadWeight(Tensor):
         own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
         if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):
             return own  # whose type or device is asked next
-        with torch._C.DisableTorchFunctionSubclass():
+        with without_overrides():
             if name in _HARMLESS:
                 return func(*args, **(kwargs or {}))
             raise UsageError("a weight is read that cannot be" if own is None else own.reason)
@@ -61,29 +56,29 @@ class UnreadWeight(Tensor):
 
     def __getattr__(self, name: str) -> Any:
         """What a library has put on the real parameter (a sharding engine's marks)."""
-        if name in ("held", "reason"):
+        if name in ("stored", "reason"):
             raise AttributeError(name)
-        return getattr(self.held, name)
+        return getattr(self.stored, name)
 
 
-def unread(held: Tensor, shape: Sequence[int], dtype: torch.dtype, reason: str) -> Tensor:
-    """Something to ask about a weight `(d_out, d_in)` of type `dtype`, which is held in `held` somehow.
+def unread_weight(stored: Tensor, shape: Sequence[int], dtype: torch.dtype, reason: str) -> Tensor:
+    """Something to ask about a weight `(d_out, d_in)` of type `dtype`, whose bytes `stored` holds in some form.
 
     Arguments:
         reason: the sentence of the error that reading its values raises.
     """
-    weight: Any = Tensor._make_wrapper_subclass(UnreadWeight, tuple(shape), dtype=dtype, device=held.device)  # type: ignore[attr-defined]
-    weight.held, weight.reason = held, reason
+    weight = valueless_tensor(UnreadWeight, shape, dtype, stored.device)
+    weight.stored, weight.reason = stored, reason
     return weight  # type: ignore[no-any-return]
 
 
-def passed_by(held: Tensor, shape: Sequence[int], layer: str, method: str) -> Tensor:
+def weight_under_a_method(stored: Tensor, shape: Sequence[int], layer: str, method: str) -> Tensor:
     """What a layer with a method on it shows as its weight: who computed with that would pass the method by."""
     reason = (
         f"the model reads the weight of {layer}, which has method {method} on it, instead of calling the layer: what is trained "
         "there would be passed by; accepted: subspace.exclude_modules with that layer"
     )
-    return unread(held, shape, held.dtype, reason)
+    return unread_weight(stored, shape, stored.dtype, reason)
 
 
 def _flat(value: Any) -> Any:

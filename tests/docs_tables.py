@@ -61,13 +61,13 @@ def storages_table() -> str:
 def presets_table() -> str:
     from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 
-    rows = []
+    rows = [("`none`", "-", "-", "-", "torch alone")]
     for name, stage in PRESETS.items():
         numbers = {"micro_batch": 1, "rounds": 1, "world_size": 1, "max_grad_norm": 1.0}
         zero = deepspeed_config(name, **numbers, nvme_path="/nvme")["zero_optimization"]  # type: ignore[arg-type]
         places = [zero.get(key, {}).get("device", "-") for key in ("offload_optimizer", "offload_param")]
-        rows.append((f"`{name}`", str(stage), *places))
-    return markdown(("preset", "ZeRO stage", "optimizer offloaded to", "frozen weights offloaded to"), rows)
+        rows.append((f"`{name}`", str(stage), *places, "DeepSpeed"))
+    return markdown(("preset", "ZeRO stage", "optimizer offloaded to", "frozen weights offloaded to", "engine"), rows)
 
 
 def keys_table() -> str:

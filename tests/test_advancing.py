@@ -13,11 +13,12 @@ from transformers import TrainerCallback
 from dist_subspace import SubspaceConfig, advance, attach, load_frozen, parameter_groups, trainable_parameters
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.subspace import attached
 from tests.matrix import tiny
-from tests.placement import test_hf_trainer as hf
+from tests.placement import hf_trainer as hf
 from tests.ranks import run_on_ranks
+from tests.tiny_models import odd_model, save_odd
 
 STEPS = 8
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -30,7 +31,7 @@ each_method = pytest.mark.parametrize("method", sorted(OPTIONS))
 
 def model_with(method: str, model: nn.Module | None = None) -> Any:
     config = SubspaceConfig(method=method, rank=2, options=OPTIONS[method])
-    return attach(tiny.plain_model("llama") if model is None else model, config).train()
+    return attach(odd_model("llama") if model is None else model, config).train()
 
 
 def decisions(model: nn.Module) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def test_adam_counts_the_steps_of_strengths_from_the_switch_on_and_all_others_th
 
 
 def test_a_method_without_a_schedule_and_a_wrapped_model_are_taken_and_lengths_checked() -> None:
-    advance(attach(tiny.plain_model("llama"), SubspaceConfig(rank=2)), 1, 10)
+    advance(attach(odd_model("llama"), SubspaceConfig(rank=2)), 1, 10)
     model = model_with("adalora")
     advance(nn.DataParallel(model), 1, 10)  # a wrapper as engines are, with the model as `module`
     with pytest.raises(UsageError, match="leaves no step of max_steps 3 between"):
@@ -280,7 +281,7 @@ def with_trainer(method: str, folder: str, out: str, stage: int | None, rows: in
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 @each_method

@@ -14,13 +14,12 @@ import transformers
 import yaml
 
 import dist_subspace as dsub
-from dist_subspace.checkpoint.status import read_status
 from dist_subspace.cli import main
 from dist_subspace.launchers import is_first
+from dist_subspace.run_folder.status import read_status
 from tests.forked import run_lines
 from tests.interchange.trained import frozen, saved_base, trained
-from tests.interchange.vision_models import vision_model
-from tests.tiny_models import logits, tiny_model
+from tests.tiny_models import logits, tiny_model, vision_model
 from tests.tiny_run import make_model, make_records
 
 VISION = "Qwen3_5ForConditionalGeneration"

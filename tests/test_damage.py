@@ -19,18 +19,17 @@ import torch
 
 import dist_subspace as dsub
 from dist_subspace.checkpoint.state import find_checkpoint
-from dist_subspace.checkpoint.status import EXIT_OK
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import read_adapter
-from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
+from dist_subspace.run_folder.status import EXIT_OK
 from dist_subspace.training.data import DataSettings
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.pieces import Pieces, tokenised
 from dist_subspace.training.data.store import read_columns
 from dist_subspace.training.run import train
-from tests.test_power_loss import configuration
 from tests.tiny_run import make_model, make_records
 from tests.training.data.tokens_for_tests import char_tokenizer, prepared
+from tests.whole_runs import two_kept_configuration
 
 LEFT = (".checkpoint-9.partial", ".checkpoint-8.removed", ".adapter.partial")
 
@@ -48,7 +47,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = os.umask(0o022)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            assert train(configuration(folder, folder / "run")) == EXIT_OK
+            assert train(two_kept_configuration(folder, folder / "run")) == EXIT_OK
     finally:
         os.umask(before)
     return folder
@@ -213,4 +212,4 @@ def test_a_file_that_cannot_be_read_is_one_sentence(run: Path) -> None:
         assert name in str(refusal(lambda: read_adapter(run / "adapter"))), name
         (run / "adapter" / name).rmdir()
         (run / "adapter" / name).write_bytes(whole)
-    assert torch.is_tensor(next(iter(read_adapter(run / "adapter")[1].values())))
+    assert torch.is_tensor(next(iter(read_adapter(run / "adapter").tensors.values())))

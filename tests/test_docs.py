@@ -23,7 +23,11 @@ UNPLACED = re.compile(r"(?<![\w/])(?:methods|pains|design|failures|style|cluster
 NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
 NAMED_FILE = re.compile(r"(?<![\w/.])((?:dist_subspace|tests|launch|configs)/[\w./]*\w/?|\.ci/run|\.github/[\w./]+)")
 EXAMPLES = ("test_docs.py", "docs_tables.py")  # which speak of citations
-WORKED = ("subspace/extension/moslora.py", "storage/fp8.py")  # shown in docs/extending.md
+# Shown in docs/extending.md.
+WORKED = (
+    *("subspace/extension/moslora.py", "subspace/extension/miss.py", "storage/fp8.py"),
+    *("placement/whole/parameters.py", "placement/whole/engine.py"),
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 

@@ -1,13 +1,16 @@
-"""The layout holds: imports run downwards only, and other libraries' private names stay in the files meant for them."""
+"""The layout holds: imports run downwards only, and what other libraries do not promise stays in the files meant for it."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.private_names import KEEPERS, imports, module_of, private_violations
 from tests.ranks import ROOT
 
 PACKAGE = ROOT / "dist_subspace"
@@ -15,10 +18,9 @@ PACKAGE = ROOT / "dist_subspace"
 AXES = {"storage", "placement", "subspace"}
 BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
-    "notices",
-    "launcher",
-    "launchers",
-    "stopping",
+    "families",
+    "run_folder",
+    *("notices", "launcher", "launchers", "stopping", "module_places", "transformers_tables"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -26,30 +28,33 @@ ALLOWED: dict[str, set[str]] = {
     "launchers": {"errors"},
     "stopping": {"launcher"},
     "torch_internals": set(),
-    "input_embeddings": set(),
+    "families": set(),
     "notices": {"errors"},
     "class_source": set(),
     "module_places": set(),
-    "unread_weight": {"errors"},
+    "transformers_tables": set(),
+    "unread_weight": {"errors", "torch_internals"},
     "linear_map": {"torch_internals"},
     "atomic_files": {"errors"},
     "options": {"errors"},
+    "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
-    "placement": {"errors", "class_source", "launcher", "launchers", "stopping"},
+    "placement": {"errors", "families", "class_source", "launcher", "launchers", "stopping"},
     "subspace": {
         "errors",
-        "input_embeddings",
+        "families",
         "linear_map",
         "module_places",
         "notices",
         "options",
         "torch_internals",
+        "transformers_tables",
         "unread_weight",
     },
-    "loading": {"errors", "input_embeddings", "module_places", "notices", "storage", "placement"},
+    "loading": {"errors", "families", "module_places", "notices", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
-    "interchange": {"errors", "atomic_files", "loading"} | AXES,
+    "interchange": {"errors", "families", "atomic_files", "run_folder", "loading", "module_places"} | AXES,
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
@@ -61,31 +66,8 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-# The file for what a library does not promise; its docstrings name the version that was read. What tokenises does not import
-# torch, so transformers has a second one for chat templates.
-KEEPERS = {
-    "deepspeed": tuple(
-        f"placement/deepspeed/{n}.py" for n in ("shards", "partitioner", "leaf_blocks", "persistent", "fragments")
-    ),
-    "bitsandbytes": ("storage/bnb.py",),
-    "transformers": ("loading/transformers_internals.py", "loading/template_internals.py"),
-}
-UNPROMISED_MODULES = {"deepspeed": "deepspeed.runtime", "bitsandbytes": "bitsandbytes.functional"}
 
-
-def imports(tree: ast.AST, module: str) -> Iterator[tuple[str, str | None, str, int]]:
-    """Every import as (module, name or None, local alias, line); relative ones made absolute."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield alias.name, None, alias.asname or alias.name.split(".")[0], node.lineno
-        elif isinstance(node, ast.ImportFrom):
-            source = node.module or ""
-            if node.level:
-                package = module.split(".")[: -node.level]
-                source = ".".join([*package, *([node.module] if node.module else [])])
-            for alias in node.names:
-                yield source, alias.name, alias.asname or alias.name, node.lineno
+# Layout: which part may import which.
 
 
 def part_of(source: str, name: str | None, parts: set[str]) -> str | None:
@@ -103,67 +85,35 @@ def layout_violations(source: str, path: str) -> list[str]:
     part = Path(path).parts[0].removesuffix(".py")
     if part not in ALLOWED:
         return [f"{path}: {part!r} has no place in the layout; give it one in {Path(__file__).name}"]
-    module = "dist_subspace." + ".".join(Path(path).with_suffix("").parts)
     found = []
-    for target, name, _, line in imports(ast.parse(source), module):
+    for target, name, _, line in imports(ast.parse(source), module_of(path)):
         reached = part_of(target, name, set(ALLOWED))
         if reached is not None and reached != part and reached not in ALLOWED[part]:
             found.append(f"{path}:{line}: {part} must not import {reached}")
     return found
 
 
-def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+def modules_of_the_package(sources: Mapping[str, str]) -> dict[str, str]:
+    """The text of each module, by its dotted name, from texts by path relative to the package."""
+    names = {path: ".".join(("dist_subspace", *Path(path).with_suffix("").parts)) for path in sources}
+    return {names[path].removesuffix(".__init__"): text for path, text in sources.items()}
 
 
-def private_imports(tree: ast.AST, module: str) -> Iterator[tuple[str, int, str]]:
-    """(library, line, what) for each import of a name that the library does not promise."""
-    for source, name, _, line in imports(tree, module):
-        full = f"{source}.{name}" if name else source
-        library = full.split(".")[0]
-        if library not in KEEPERS:
-            continue
-        unpromised = UNPROMISED_MODULES.get(library, "")
-        if any(map(is_private, full.split("."))) or (unpromised and f"{full}.".startswith(f"{unpromised}.")):
-            yield library, line, full
-
-
-def private_attributes(tree: ast.AST, module: str) -> Iterator[tuple[str, int, str]]:
-    """(library, line, what) for `deepspeed.x._y`, `deepspeed.runtime.x` and every `ds_...` of a parameter."""
-    aliases = {
-        alias: f"{source}.{name}" if name else (alias if source.startswith(f"{alias}.") else source)
-        for source, name, alias, _ in imports(tree, module)
-        if source.split(".")[0] in KEEPERS
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            if node.value.startswith("ds_") and node.value.isidentifier():
-                yield "deepspeed", node.lineno, repr(node.value)
-        elif isinstance(node, ast.Attribute):
-            if node.attr.startswith("ds_"):
-                yield "deepspeed", node.lineno, f".{node.attr}"
-                continue
-            chain = ast.unparse(node)
-            root, _, rest = chain.partition(".")
-            if root not in aliases or not all(map(str.isidentifier, chain.split("."))):
-                continue
-            full = f"{aliases[root]}.{rest}"
-            library = full.split(".")[0]
-            unpromised = UNPROMISED_MODULES.get(library, "")
-            if is_private(node.attr) or (unpromised and full == unpromised):
-                yield library, node.lineno, full
-
-
-def private_violations(source: str, path: str) -> list[str]:
-    """Uses of other libraries' private names in the file at `path` that belong into that library's keeper."""
-    tree = ast.parse(source)
-    module = "dist_subspace." + ".".join(Path(path).with_suffix("").parts)
-    used = [*private_imports(tree, module), *private_attributes(tree, module)]
-    return [
-        f"{path}:{line}: {what} belongs into {KEEPERS[library][0]}"
-        for library, line, what in used
-        if path not in KEEPERS[library]
-    ]
+def import_circle(sources: Mapping[str, str]) -> list[str]:
+    """The modules of one circle of imports, the first again at the end; imports inside functions and for type checkers
+    count. Empty where there is none."""
+    modules = modules_of_the_package(sources)
+    packages = {module for path, module in zip(sources, modules, strict=True) if path.endswith("__init__.py")}
+    graph: dict[str, set[str]] = {}
+    for module, text in modules.items():
+        inside = f"{module}.__init__" if module in packages else module
+        found = {(f"{source}.{name}", source) for source, name, _, _ in imports(ast.parse(text), inside)}
+        graph[module] = {full if full in modules else source for full, source in found} & modules.keys() - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def package_files() -> list[str]:
@@ -175,9 +125,72 @@ def test_imports_run_downwards(path: str) -> None:
     assert layout_violations((PACKAGE / path).read_text(), path) == []
 
 
+# Modules that choose between the placements; nobody else knows one of them.
+CHOOSERS = tuple(
+    f"placement/{name}.py" for name in ("tensors", "edits", "engines", "for_loading", "process_group", "generation")
+)
+
+
+def placement_violations(source: str, path: str) -> list[str]:
+    """Imports of one placement where another one would do as well, and of DeepSpeed outside its own."""
+    found = []
+    for target, name, _, line in imports(ast.parse(source), module_of(path)):
+        full = f"{target}.{name}"
+        for own in ("deepspeed", "whole"):
+            is_one = f"{full}.".startswith(f"dist_subspace.placement.{own}.")
+            if is_one and path not in CHOOSERS and not path.startswith(f"placement/{own}/"):
+                found.append(f"{path}:{line}: {full} is for {', '.join(CHOOSERS)}")
+        if target.split(".")[0] == "deepspeed" and not path.startswith("placement/deepspeed/"):
+            found.append(f"{path}:{line}: DeepSpeed is imported in placement/deepspeed alone")
+    return found
+
+
 @pytest.mark.parametrize("path", package_files())
-def test_private_names_of_libraries_stay_in_their_file(path: str) -> None:
-    assert private_violations((PACKAGE / path).read_text(), path) == []
+def test_one_placement_is_known_to_the_modules_that_choose_alone(path: str) -> None:
+    assert placement_violations((PACKAGE / path).read_text(), path) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("training/x.py", "from dist_subspace.placement.deepspeed.engine import initialize"),
+        ("api.py", "def f():\n    from dist_subspace.placement import whole"),
+        ("placement/whole/x.py", "from ..deepspeed import shards"),
+        ("placement/deepspeed/x.py", "from dist_subspace.placement.whole.engine import WholeEngine"),
+        ("placement/collectives.py", "import deepspeed.comm"),
+        ("placement/tensors.py", "from deepspeed import zero"),
+    ],
+)
+def test_a_placement_that_is_named_elsewhere_is_found(path: str, source: str) -> None:
+    assert len(placement_violations(source, path)) == 1
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    assert import_circle({path: (PACKAGE / path).read_text() for path in package_files()}) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from dist_subspace.storage.x import y",
+        "import dist_subspace.storage.x",
+        "from .x import y",
+        "from . import x",
+        "if TYPE_CHECKING:\n    from dist_subspace.storage import x",
+        "def f():\n    from dist_subspace.storage.x import y",
+        "from dist_subspace.storage.between import z",
+    ],
+)
+def test_a_circle_is_found(source: str) -> None:
+    sources = {
+        "storage/__init__.py": "",
+        "storage/x.py": "from dist_subspace.storage.z import z",
+        "storage/z.py": source,
+    }
+    sources["storage/between.py"] = "import dist_subspace.storage.x"
+    found = import_circle(sources)
+    assert {"dist_subspace.storage.x", "dist_subspace.storage.z"} <= set(found)
+    assert import_circle(sources | {"storage/z.py": "import torch"}) == []
 
 
 @pytest.mark.parametrize(
@@ -217,6 +230,14 @@ def test_an_arrow_of_the_layout_passes(path: str, source: str) -> None:
     assert layout_violations(source, path) == []
 
 
+# Private names: what other libraries do not promise stays in the files for it (tests/private_names.py).
+
+
+@pytest.mark.parametrize("path", package_files())
+def test_private_names_of_libraries_stay_in_their_file(path: str) -> None:
+    assert private_violations((PACKAGE / path).read_text(), path) == []
+
+
 @pytest.mark.parametrize(
     "source",
     [
@@ -230,21 +251,95 @@ def test_an_arrow_of_the_layout_passes(path: str, source: str) -> None:
         "import bitsandbytes as bnb\nbnb.functional.quantize_4bit(x)",
         "from transformers.modeling_utils import _load_state_dict",
         "import transformers\ntransformers.modeling_utils._load_state_dict()",
+        "from transformers.loss.loss_utils import LOSS_MAPPING",
+        "from transformers import modeling_utils",
+        "import transformers\ntransformers.masking_utils.create_causal_mask()",
+        "import importlib\nimportlib.import_module('transformers.models.llama.modeling_llama')",
+        "import torch\ntorch._C._current_graph_task_id()",
+        "import torch._dynamo",
+        "from torch._C import DisableTorchFunctionSubclass",
+        "from torch import Tensor\nTensor._make_wrapper_subclass(kind, shape)",
+        "import torch\ntorch.ops.aten._unsafe_view(x, shape)",
     ],
 )
-def test_a_private_name_outside_its_file_is_found(source: str) -> None:
+def test_what_a_library_does_not_promise_is_found(source: str) -> None:
     assert private_violations(source, "training/x.py")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "mapping = getattr(parameter, '_hp_mapping', None)",
+        "if hasattr(parameter, '_hp_mapping'):\n    pass",
+        "setattr(model, '_tied_weights_keys', [])",
+        "for name in ('_forward_hooks', '_backward_hooks'):\n    getattr(module, name)",
+        "x = module._parameters",
+        "class Layer(nn.Module):\n    def f(self):\n        return self._buffers",
+        "x = vars(parameter)['_hp_mapping']",
+        "from operator import attrgetter\nattrgetter('_hp_mapping')(parameter)",
+    ],
+)
+def test_a_private_name_that_the_file_does_not_define_is_found(source: str) -> None:
+    assert private_violations(source, "training/x.py")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "names = type(module).forward.__globals__",
+        "code = getattr(function, '__code__', None)",
+        "frame.f_locals['x'] = 1",
+        "'x' in function.__code__.co_names",
+    ],
+)
+def test_a_look_into_functions_and_frames_is_found(source: str) -> None:
+    assert private_violations(source, "training/x.py")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "self.engine.micro_steps += 1",
+        "engine.optimizer.overflow = False",
+        "setattr(engine, 'module', other)",
+        "del engine.optimizer",
+        "hasattr(engine.optimizer, 'overflow')",
+        "engine.fp16_enabled()",
+    ],
+)
+def test_what_an_engine_does_not_promise_is_found_and_whatever_is_written_on_it(source: str) -> None:
+    assert private_violations(source, "training/x.py")
+    assert private_violations(source, "placement/deepspeed/x.py") == []
 
 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("training/x.py", "import deepspeed\nengine = deepspeed.initialize(model=m)\nengine._own = 1"),
-        ("training/x.py", "import transformers\ntransformers.AutoModel.from_pretrained('x')\nself._private"),
+        (
+            "training/x.py",
+            "engine = start_engine(m, optimizer)\nengine.rates = [0.1]\nengine.step(True)\noptimizer.state",
+        ),
+        (
+            "training/x.py",
+            "import transformers\ntransformers.AutoModel.from_pretrained('x')\nself._private = 1\nx._private",
+        ),
+        ("training/x.py", "from transformers import get_scheduler\nfrom transformers.masking_utils import sdpa_mask"),
         ("training/x.py", "import bitsandbytes as bnb\nbnb.optim.AdamW8bit([p])"),
+        ("training/x.py", "import os\nos._exit(1)\nname.removesuffix('_token')\nf'{name}_token'"),
+        ("training/x.py", "import torch\ntorch.nn.functional.linear(x, w).__class__"),
         ("placement/deepspeed/shards.py", "from deepspeed.runtime.zero import partition_parameters\np.ds_tensor"),
+        ("placement/deepspeed/fragments.py", "getattr(p, '_hp_mapping', None)"),
+        ("loading/transformers_internals.py", "from transformers.initialization import no_init_weights"),
+        ("transformers_tables.py", "function.__globals__\nfunction.__code__.co_names"),
+        ("torch_internals.py", "import torch\ntorch._C._current_graph_task_id()"),
         ("storage/bnb.py", "from bitsandbytes import functional"),
     ],
 )
 def test_public_names_and_the_keepers_pass(path: str, source: str) -> None:
     assert private_violations(source, path) == []
+
+
+@pytest.mark.parametrize(("library", "path"), [(library, path) for library, paths in KEEPERS.items() for path in paths])
+def test_a_keeper_says_which_version_was_read(library: str, path: str) -> None:
+    said = ast.get_docstring(ast.parse((PACKAGE / path).read_text())) or ""
+    assert re.search(rf"\b{library} \d+\.\d+", " ".join(said.split()))

@@ -15,12 +15,14 @@ import dist_subspace
 from dist_subspace import cli
 from dist_subspace.config import names
 from dist_subspace.config.schema import Config
-from dist_subspace.loading.load import DTYPES, TASKS
+from dist_subspace.families import classes
+from dist_subspace.loading.load import DTYPES
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.storage import pack, storages
 from dist_subspace.subspace.core.constraints import CONSTRAINTS
-from dist_subspace.training import metrics, optimizers, trackers
+from dist_subspace.training import optimizers, trackers
 from dist_subspace.training.data.formats import FORMATS
+from tests.step_records import step_record
 
 METHODS = (
     *("lora", "rslora", "dora", "pissa", "milora", "olora", "lora-fa", "trilora", "adalora", "flora", "moslora"),
@@ -107,7 +109,7 @@ def test_the_storages_are_these_and_bf16_and_fp16_hold_their_own_type() -> None:
 
 
 def test_the_presets_are_these_and_have_their_stage() -> None:
-    assert PRESETS == STAGES and set(get_args(names.Preset)) == STAGES.keys()
+    assert PRESETS == STAGES and set(get_args(names.Preset)) == {"none", *STAGES}
     for preset, stage in STAGES.items():
         config = deepspeed_config(
             preset, micro_batch=1, rounds=1, world_size=1, max_grad_norm=1.0, nvme_path="/somewhere"
@@ -130,7 +132,9 @@ def test_the_schedules_are_these_by_transformers_names() -> None:
 
 
 def test_tasks_formats_trackers_constraints_and_choices_are_these() -> None:
-    assert dict(TASKS) == AUTO_CLASSES and all(hasattr(transformers, name) for name in AUTO_CLASSES.values())
+    assert dict(classes.AUTO_CLASSES) == AUTO_CLASSES and all(
+        hasattr(transformers, name) for name in AUTO_CLASSES.values()
+    )
     assert set(get_args(names.Task)) == {"causal-lm", "classification"}
     assert list(FORMATS) == ["alpaca", "chat", "completion", "text", "classification"] == list(get_args(names.Format))
     assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == {"tensorboard", "wandb", "mlflow"}
@@ -158,7 +162,10 @@ def test_the_commands_are_these_and_each_explains_itself() -> None:
 
 
 def test_a_line_of_metrics_has_these_keys() -> None:
-    assert metrics.KEYS == LINE and metrics.OPTIONAL == ("penalty",)
+    assert tuple(step_record(1).as_line()) == LINE and tuple(step_record(1, penalty=1.0).as_line()) == (
+        *LINE,
+        "penalty",
+    )
 
 
 @pytest.mark.parametrize("section", KEYS)
@@ -172,7 +179,7 @@ def test_the_configuration_has_these_keys(section: str) -> None:
 def test_the_schema_for_editors_names_every_choice() -> None:
     shown = json.loads(CliRunner().invoke(cli.app, ["schema"]).output)
     choices = {tuple(sorted(one["enum"])) for one in _nodes(shown) if "enum" in one}
-    for expected in (BITS, STAGES, ON_ANY_DEVICE | ON_CUDA, SCHEDULERS):
+    for expected in (BITS, ["none", *STAGES], ON_ANY_DEVICE | ON_CUDA, SCHEDULERS):
         assert tuple(sorted(expected)) in choices
 
 

@@ -17,16 +17,19 @@ import yaml
 import dist_subspace as dsub
 from dist_subspace.api import load_adapted, rewrite_on_base
 from dist_subspace.atomic_files import whole_folder
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_OK, STATUS, read_status
-from dist_subspace.checkpoint.store import checkpoints, newest_whole, purge, verify, write_checkpoint
-from dist_subspace.interchange.adapter import read_adapter
+from dist_subspace.checkpoint.store import newest_whole, purge, write_checkpoint
+from dist_subspace.interchange.adapter_folder import read_adapter
 from dist_subspace.interchange.peft.importing import rewrite_peft
-from dist_subspace.report.history import read_lines, training_lines
+from dist_subspace.run_folder import RunFolder
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.metrics import read_lines, training_lines
+from dist_subspace.run_folder.status import EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.training.data.store import read_columns
 from dist_subspace.training.run import train
 from tests.disk_log import DiskLog, State
 from tests.tiny_run import make_model, make_records
+from tests.whole_runs import two_kept_configuration
 
 RUN = Path("made", "run")  # below the watched folder, where neither is at first
 OUTPUTS = ("merged", "saved", "exported", "imported", "rewritten")
@@ -74,25 +77,9 @@ class Heard:
         return getattr(self._screen, name)
 
 
-def configuration(sources: Path, run: Path) -> dict[str, Any]:
-    """Four steps, a checkpoint each, of which two stay: the newest, and step 2, which is best (the metric is turned round)."""
-    return {
-        "model": {"path": str(sources / "model"), "storage": "fp32"},
-        "subspace": {"method": "pissa", "rank": 2, "target_modules": ["q_proj"]},
-        "data": {"train": str(sources / "train.jsonl"), "max_length": 48, "packing": False, "eval": 0.2},
-        "training": {
-            **{"max_steps": 4, "learning_rate": 0.01, "global_batch_size": 4, "per_device_train_batch_size": 4},
-        },
-        "checkpoint": {
-            **{"save_steps": 1, "save_total_limit": 2, "metric_for_best_model": "loss", "greater_is_better": True},
-        },
-        "run": {"output_dir": str(run), "logging_steps": 1, "eval_steps": 2, "report_to": "none"},
-    }
-
-
 def work(sources: Path, disk: Path, log: DiskLog) -> None:
     """A run; another one that goes on from its second step; and all that can be made of an adapter."""
-    config = configuration(sources, disk / RUN)
+    config = two_kept_configuration(sources, disk / RUN)
     assert train(config) == EXIT_OK
     log.say("finished")
     config["checkpoint"]["resume"] = str(disk / RUN / "checkpoint-2")
@@ -149,10 +136,10 @@ def test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost(di
     """Where it is the last, or among those that `save_total_limit` keeps; what it cannot be used without is there with it."""
     assert disks[-1].saved == [1, 2, 3, 4, 3, 4]
     for found in disks:
-        whole = checkpoints(found.run)
-        for folder in (*whole.values(), *(f for aside in found.aside for f in checkpoints(aside).values())):
+        whole = RunFolder(found.run).checkpoints()
+        for folder in (*whole.values(), *(f for aside in found.aside for f in RunFolder(aside).checkpoints().values())):
             assert verify(folder) is None
-            assert read_adapter(folder)[1]
+            assert read_adapter(folder).tensors
         if not found.saved:
             continue
         anywhere = {path.name for path in found.run.rglob("checkpoint-*")}
@@ -162,7 +149,7 @@ def test_every_checkpoint_is_whole_and_none_that_was_said_to_be_saved_is_lost(di
         assert len(anywhere) >= min(2, len(found.saved)), "an older checkpoint went before the newer one was there"
         best = read_trainer_state(newest).best
         assert best is None or best["step"] in whole
-    assert len(checkpoints(disks[-1].run)) == 2
+    assert len(RunFolder(disks[-1].run).checkpoints()) == 2
 
 
 def test_a_run_that_has_finished_has_its_adapter_and_an_adapter_is_whole(disks: list[Found]) -> None:
@@ -170,13 +157,13 @@ def test_a_run_that_has_finished_has_its_adapter_and_an_adapter_is_whole(disks: 
     assert first == last and "tokenizer.json" in first
     for found in disks:
         status, adapter = read_status(found.run), found.run / "adapter"
-        assert status is not None or not (found.run / STATUS).exists()
+        assert status is not None or not (found.run / "status.json").exists()
         assert status is not None or not found.saved
         if status is not None and status["state"] == "finished":
             assert adapter.is_dir()
             assert status["step"] == 4
         if adapter.is_dir():
-            assert {path.name for path in adapter.iterdir()} == last and read_adapter(adapter)[1]
+            assert {path.name for path in adapter.iterdir()} == last and read_adapter(adapter).tensors
         if found.has_said("finished again"):
             assert status is not None and status["state"] == "finished"
 
@@ -190,7 +177,7 @@ def test_the_configuration_and_the_lines_of_every_saved_step_are_there(disks: li
             assert (found.run / "config.yaml").exists()
         newest = newest_whole(found.run, pytest.fail)
         if newest is not None:
-            lines = [line["step"] for line in training_lines(read_lines(found.run))]
+            lines = [line.step for line in training_lines(read_lines(found.run))]
             assert lines[: read_trainer_state(newest).step] == list(range(1, read_trainer_state(newest).step + 1))
 
 
@@ -274,14 +261,14 @@ def test_a_checkpoint_that_is_written_again_or_deleted_is_the_old_one_or_the_new
     order = ("old", "new", "later")
     for number, state in enumerate(log.states(matters)):
         home = state.write(tmp_path / str(number)) / "run"
-        for folder in checkpoints(home).values():
+        for folder in RunFolder(home).checkpoints().values():
             assert verify(folder) is None and (folder / "below" / "file").exists()
         newest = newest_whole(home, pytest.fail)
         told = [order.index(text) for text in state.said if text in order]
         if told:
             assert newest is not None and order.index((newest / "file").read_text()) >= max(told)
         if "purged" in state.said:
-            assert [path.name for path in checkpoints(home).values()] == ["checkpoint-4"]
+            assert [path.name for path in RunFolder(home).checkpoints().values()] == ["checkpoint-4"]
 
 
 def test_a_folder_in_the_place_of_another_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:

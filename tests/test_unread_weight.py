@@ -14,7 +14,7 @@ from torch.nn import functional
 from dist_subspace import SubspaceConfig, attach
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack
-from dist_subspace.unread_weight import unread
+from dist_subspace.unread_weight import unread_weight
 from tests.tiny_models import tiny_model
 
 QUESTIONS: list[Callable[[Tensor], Any]] = [
@@ -35,7 +35,7 @@ READS: list[Callable[[Tensor], Any]] = [
 
 
 def shown(dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    return unread(torch.zeros(6, dtype=torch.int8), (3, 4), dtype, "it is packed")
+    return unread_weight(torch.zeros(6, dtype=torch.int8), (3, 4), dtype, "it is packed")
 
 
 def test_questions_are_answered_as_the_real_weight_would() -> None:
@@ -54,7 +54,7 @@ def test_whatever_reads_or_writes_its_values_is_refused_with_the_reason(number: 
 def test_what_a_library_has_put_on_the_real_one_is_found_on_it() -> None:
     held = nn.Parameter(torch.zeros(6))
     held.mark = 7  # type: ignore[attr-defined]
-    weight: Any = unread(held, (3, 4), torch.float32, "it is packed")
+    weight: Any = unread_weight(held, (3, 4), torch.float32, "it is packed")
     assert weight.mark == 7 and not hasattr(weight, "other")
 
 

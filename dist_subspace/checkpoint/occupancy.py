@@ -20,10 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dist_subspace.checkpoint.status import STATUS, State, read_status, write_status
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.folder import RunFolder, StrPath
+from dist_subspace.run_folder.status import State, read_status, write_status
 
-LOCK = ".lock"
 BEAT = 10.0  # seconds between two heartbeats
 ALIVE = 60.0  # seconds after which a run whose heartbeat has stopped counts as dead
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
@@ -32,17 +32,17 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 class Occupancy:
     """This process's hold on a run's folder: the lock, and the status file that is kept young while it lasts."""
 
-    def __init__(self, run_dir: str | Path) -> None:
+    def __init__(self, run_dir: StrPath) -> None:
         """Take the folder, which must be there.
 
         Raises:
             UsageError: another run has it. Nothing in the folder was changed then.
         """
-        self.run_dir = Path(run_dir)
-        self._descriptor = _locked(self.run_dir)
-        _HELD.add(self.run_dir.resolve())
+        self.run = RunFolder(run_dir)
+        self._descriptor = _locked(self.run)
+        _HELD.add(self.run.path.resolve())
         try:
-            _refuse_living(self.run_dir, locked=self._descriptor is not None)
+            _refuse_living(self.run, locked=self._descriptor is not None)
         except BaseException:
             self._unlock()
             raise
@@ -89,30 +89,32 @@ class Occupancy:
 
     def _is_ours(self) -> bool:
         """Not where another rank has said meanwhile why it failed."""
-        found = read_status(self.run_dir) or {}
-        return found.get("state") == "running" and found.get("pid") == os.getpid()
+        status = read_status(self.run) or {}
+        return status.get("state") == "running" and status.get("pid") == os.getpid()
 
     def _write(self) -> None:
-        write_status(self.run_dir, **self._said, host=socket.gethostname(), pid=os.getpid(), heartbeat=_now())
+        write_status(self.run, **self._said, host=socket.gethostname(), pid=os.getpid(), heartbeat=_now())
 
     def _unlock(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        _HELD.discard(self.run_dir.resolve())
+        _HELD.discard(self.run.path.resolve())
 
 
 _HELD: set[Path] = set()  # by this process, which its own lock does not keep out
 
 
-def _locked(run: Path) -> int | None:
+def _locked(run: RunFolder) -> int | None:
     """The descriptor that holds the lock; None where the file system has no locks."""
-    if run.resolve() in _HELD:
+    if run.path.resolve() in _HELD:
         raise _occupied(run, "this process", "choose another folder, or wait for its end")
     try:
-        descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(run.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise UsageError(f"run.output_dir is {str(run)!r}, whose {LOCK} cannot be opened ({error.strerror})") from error
+        raise UsageError(
+            f"run.output_dir is {str(run)!r}, whose {run.lock.name} cannot be opened ({error.strerror})"
+        ) from error
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -128,7 +130,7 @@ def _locked(run: Path) -> int | None:
     return descriptor
 
 
-def _refuse_living(run: Path, locked: bool) -> None:
+def _refuse_living(run: RunFolder, locked: bool) -> None:
     """A run on another host whose heartbeat is young; on this host the lock has told already, where there are locks."""
     status = read_status(run) or {}
     host, pid, age = status.get("host"), status.get("pid"), _age(status.get("heartbeat"))
@@ -139,11 +141,11 @@ def _refuse_living(run: Path, locked: bool) -> None:
     raise _occupied(
         run,
         f"process {pid} on {host}, whose last sign of life is {max(0, round(age))} s old,",
-        f"choose another folder, or wait for its end; if it is dead, delete {run / STATUS}, or wait {ALIVE:.0f} s",
+        f"choose another folder, or wait for its end; if it is dead, delete {run.status}, or wait {ALIVE:.0f} s",
     )
 
 
-def _occupied(run: Path, holder: str, accepted: str) -> UsageError:
+def _occupied(run: RunFolder, holder: str, accepted: str) -> UsageError:
     return UsageError(f"run.output_dir is {str(run)!r}, where {holder} is at work; {accepted}")
 
 

@@ -14,14 +14,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dist_subspace.atomic_files import storage_error, sync
-from dist_subspace.checkpoint.store import checkpoints
-
-SET_ASIDE = "set-aside"
-ADAPTER, METRICS, CONFIG = "adapter", "metrics.jsonl", "config.yaml"
+from dist_subspace.run_folder.folder import RunFolder, StrPath
 
 
 def set_aside_others(
-    run_dir: str | Path, step: int, resumed: Path | None, anew: bool, say: Callable[[str], None]
+    run_dir: StrPath, step: int, resumed: Path | None, anew: bool, say: Callable[[str], None]
 ) -> Path | None:
     """Move away what a run that goes on after `step` would overwrite, or would be taken for a part of; returns the folder.
 
@@ -37,18 +34,18 @@ def set_aside_others(
     Raises:
         StorageError: the disk refuses; what was moved by then is in the new folder.
     """
-    run = Path(run_dir)
-    elsewhere = resumed is not None and resumed.resolve().parent != run.resolve()
-    ended = resumed is None and (run / ADAPTER).is_dir()  # a finished run whose checkpoints somebody has deleted
+    run = RunFolder(run_dir)
+    elsewhere = resumed is not None and not run.holds(resumed)
+    ended = resumed is None and run.adapter.is_dir()  # a finished run whose checkpoints somebody has deleted
     foreign = anew or elsewhere or ended
-    found = checkpoints(run)
-    moved = [path for number, path in found.items() if foreign or number > step]
-    if foreign:
-        moved += [path for path in (run / METRICS,) if path.is_file()]
-    if not moved and not (foreign and (run / ADAPTER).is_dir()):
+    moved = [path for number, path in run.checkpoints().items() if foreign or number > step]
+    if foreign and run.metrics.is_file():
+        moved.append(run.metrics)
+    if not moved and not (foreign and run.adapter.is_dir()):
         return None
-    moved += [path for path in (run / ADAPTER,) if path.is_dir()]
-    folder = move_aside(run, step, list(reversed(moved)), copies=(METRICS, CONFIG))
+    if run.adapter.is_dir():
+        moved.append(run.adapter)
+    folder = move_aside(run, step, list(reversed(moved)), copies=(run.metrics, run.config))
     start = f"goes on after step {step}" if step else "begins anew"
     say(
         f"{', '.join(path.name for path in moved)}: of a history that this run, which {start}, does not continue; "
@@ -57,7 +54,7 @@ def set_aside_others(
     return folder
 
 
-def move_aside(run: Path, step: int, paths: Sequence[Path], copies: Sequence[str] = ()) -> Path:
+def move_aside(run: RunFolder, step: int, paths: Sequence[Path], copies: Sequence[Path] = ()) -> Path:
     """A new folder `set-aside-<step>-<time>` with these of the run's files and folders, and with copies of others.
 
     The copies come first: a process that dies on the way has lost nothing. Then one rename each, in the given order.
@@ -67,14 +64,14 @@ def move_aside(run: Path, step: int, paths: Sequence[Path], copies: Sequence[str
     """
     folder = _new_folder(run, step)
     try:
-        for name in copies:
-            if (run / name).is_file() and run / name not in paths:
-                shutil.copy2(run / name, folder / name)
-                sync(folder / name)
+        for path in copies:
+            if path.is_file() and path not in paths:
+                shutil.copy2(path, folder / path.name)
+                sync(folder / path.name)
         for path in paths:
             os.rename(path, folder / _plain_name(path))
         sync(folder)
-        sync(run)
+        sync(run.path)
     except OSError as error:
         raise storage_error(folder, error) from error
     return folder
@@ -85,17 +82,17 @@ def _plain_name(path: Path) -> str:
     return path.name[1:].partition(".")[0] if path.name.startswith(".") else path.name
 
 
-def _new_folder(run: Path, step: int) -> Path:
+def _new_folder(run: RunFolder, step: int) -> Path:
     """Two starts within a second get a folder each."""
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     for number in range(1, 1000):
-        folder = run / (f"{SET_ASIDE}-{step}-{now}" if number == 1 else f"{SET_ASIDE}-{step}-{now}-{number}")
+        folder = run.set_aside(step, now, number)
         try:
             folder.mkdir()
-            sync(run)  # what is moved into it is lost without its name
+            sync(run.path)  # what is moved into it is lost without its name
         except FileExistsError:
             continue
         except OSError as error:
             raise storage_error(folder, error) from error
         return folder
-    raise FileExistsError(f"{run} has a thousand folders {SET_ASIDE}-{step}-{now}")
+    raise FileExistsError(f"{run} has a thousand folders {run.set_aside(step, now).name}")

@@ -7,9 +7,7 @@ nothing has changed on disk.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,92 +16,59 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.checkpoint.store import newest_whole, verify, write_checkpoint, write_json_atomic
+from dist_subspace.checkpoint.store import newest_whole, write_checkpoint
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import (
-    PREFIX,
-    READABLE,
-    WEIGHTS,
-    adapter_config,
-    adapter_tensors,
-    file_key,
-    write_adapter,
-)
+from dist_subspace.interchange.adapter import READABLE, adapter_tensors, write_adapter
 from dist_subspace.interchange.base_model import identify_base
-from dist_subspace.interchange.description import OWN, read_description
+from dist_subspace.interchange.description import OWN, WEIGHTS, read_description
+from dist_subspace.interchange.model_description import adapter_config
+from dist_subspace.interchange.tensor_names import file_key
 from dist_subspace.placement.collectives import agreed, broadcast_tensors, on_main, world
-from dist_subspace.placement.deepspeed.loss_scale import restore_scaler
-from dist_subspace.placement.deepspeed.optimizer_state import read_state, set_counters, write_state
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered
-from dist_subspace.statistics import FACTORS, kept_files, remade_files
-from dist_subspace.subspace import SubspacePart, attached, named_trainables
-
-OPTIMIZER = "optimizer.safetensors"
-STATE = "trainer_state.json"
-FORMAT = 1
-
-
-@dataclass(frozen=True)
-class TrainerState:
-    """Where a run stands after `step` optimizer steps.
-
-    samples, tokens: consumed so far. fingerprints: of the base model, the method and the data, by name. best: the metric,
-    step and checkpoint of the best evaluation. method: the state of the method's own schedule. loss_scaler:
-    where fp16's dynamic loss scaling stands (empty: there is none, or the checkpoint is older than this field). skipped,
-    overflowed: steps that were not applied, as not finite or as beyond fp16's range. training: the configuration's section
-    (empty: the checkpoint is older than this field). unevaluated: an evaluation was due after this step and was not made,
-    because the run was interrupted. begun: the subspace of a run that began with another adapter's weights (empty: it did not).
-    """
-
-    step: int
-    samples: int
-    tokens: int
-    elapsed_seconds: float
-    optimizer_steps: int
-    schedule: dict[str, Any]
-    fingerprints: dict[str, str]
-    best: dict[str, Any] | None = None
-    skipped: int = 0
-    method: dict[str, Any] = field(default_factory=dict)
-    loss_scaler: dict[str, float] = field(default_factory=dict)
-    unevaluated: bool = False
-    overflowed: int = 0
-    training: dict[str, Any] = field(default_factory=dict)
-    begun: dict[str, Any] = field(default_factory=dict)
+from dist_subspace.placement.edits import set_counters
+from dist_subspace.placement.optimizer_state import MASTER
+from dist_subspace.placement.protocol import Engine
+from dist_subspace.placement.tensors import full_numel, gathered
+from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder, StrPath
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.trainer_state import TrainerState, read_trainer_state, write_trainer_state
+from dist_subspace.statistics import kept_files, remade_files
+from dist_subspace.subspace import attached, frozen_in_file, named_trainables
+from dist_subspace.subspace.core.peft_words import PREFIX
 
 
 def save_checkpoint(
-    run_dir: Path,
+    run_dir: RunFolder,
     model: nn.Module,
-    engine: Any,
+    engine: Engine,
     state: TrainerState,
     base_model: str | None,
-    settle: Callable[[], None] = lambda: None,
+    before: Callable[[], None] = lambda: None,
 ) -> Path:
     """Collective: gather by name, then rank 0 writes `checkpoint-<step>` in one rename.
 
     Arguments:
-        settle: called on rank 0 before: what a checkpoint must not be found without is on disk then.
+        before: called on rank 0 first; what a checkpoint must not be found without is on disk when it returns.
     """
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
-    optimizer = read_state(engine, named_trainables(model)) | _schedule_tensors(model)
+    optimizer = engine.read_state(named_trainables(model)) | _schedule_tensors(model)
 
     def write(folder: Path) -> None:
-        settle()
+        before()
         identify_base(described, base_model, lambda folder: state.fingerprints["model"])
-        described[OWN]["factors"] = kept_files(model, run_dir / FACTORS)
-        described[OWN]["statistics"] = remade_files(model, run_dir / FACTORS)
+        described[OWN]["factors"] = kept_files(model, run_dir.factors)
+        described[OWN]["statistics"] = remade_files(model, run_dir.factors)
         write_adapter(folder, tensors, described)
-        save_file(optimizer, folder / OPTIMIZER)
-        (folder / OPTIMIZER).chmod(READABLE)
-        write_json_atomic(folder / STATE, {"format": FORMAT, **asdict(state)})
+        file = CheckpointFolder(folder).optimizer
+        save_file(optimizer, file)
+        file.chmod(READABLE)
+        write_trainer_state(folder, state)
 
     return Path(on_main(write_checkpoint, run_dir, state.step, write))
 
 
 def find_checkpoint(
-    run_dir: Path, resume: str | None, report: Callable[[str], None]
+    run_dir: StrPath, resume: str | None, report: Callable[[str], None]
 ) -> tuple[Path, TrainerState] | None:
     """Local, rank 0: the checkpoint to continue from, and its state; None to begin anew.
 
@@ -123,13 +88,6 @@ def find_checkpoint(
         if reason is not None:
             raise UsageError(f"checkpoint.resume is {resume!r}, which is no whole checkpoint: {reason}")
     return None if folder is None else (folder, read_trainer_state(folder))
-
-
-def read_trainer_state(folder: Path) -> TrainerState:
-    stored = json.loads((folder / STATE).read_text())
-    if stored.pop("format", None) != FORMAT:
-        raise UsageError(f"{folder / STATE} is of another format than {FORMAT}, which this version reads")
-    return TrainerState(**stored)
 
 
 def check_same_run(folder: Path, stored: Mapping[str, str], now: Mapping[str, str], allowed: list[str]) -> None:
@@ -163,7 +121,7 @@ def check_factors(folder: Path, model: nn.Module, cache: Path) -> None:
             )
 
 
-def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) -> None:
+def restore(engine: Engine, model: nn.Module, folder: Path, state: TrainerState) -> None:
     """Collective: put master weights, moments, step counters and the loss scale back, after a first step has made the moments
     (and counted as one for the scale).
 
@@ -172,8 +130,8 @@ def restore(engine: Any, model: nn.Module, folder: Path, state: TrainerState) ->
     """
     _check_frozen(model, folder)
     tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
-    write_state(engine, named_trainables(model), tensors, state.optimizer_steps)
-    restore_scaler(engine, state.loss_scaler)
+    engine.write_state(named_trainables(model), tensors, state.optimizer_steps)
+    engine.restore_scaler(state.loss_scaler)
     _restore_schedule(model, folder, state, tensors)
 
 
@@ -208,7 +166,7 @@ def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
 
 def _check_frozen(model: nn.Module, folder: Path) -> None:
     """Collective: what the file holds beside the trained tensors (LoRA-FA's A) was drawn here as it was drawn there."""
-    frozen = {file_key(name, suffix): p for name, part in _parts(model) for suffix, p in part.beside().items()}
+    frozen = {file_key(n, suffix): p for n, m in model.named_modules() for suffix, p in frozen_in_file(m).items()}
     if not frozen:
         return
     stored = broadcast_tensors(on_rank_zero_only(_read_tensors, folder / WEIGHTS, list(frozen)))
@@ -219,10 +177,6 @@ def _check_frozen(model: nn.Module, folder: Path) -> None:
                     f"{folder.name} holds another {key} than this machine draws from the same seed; continue from it with "
                     "load_adapter, or where the run began"
                 )
-
-
-def _parts(model: nn.Module) -> list[tuple[str, SubspacePart]]:
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, SubspacePart)]
 
 
 def _read_tensors(file: Path, keys: list[str]) -> dict[str, Tensor]:
@@ -242,18 +196,17 @@ def on_rank_zero_only(function: Callable[..., dict[str, Tensor]], *args: Any) ->
 
 
 def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    with safe_open(folder / OPTIMIZER, framework="pt", device="cpu") as handle:
+    file = CheckpointFolder(folder).optimizer
+    with safe_open(file, framework="pt", device="cpu") as handle:
         tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    absent = [name for name in trainables if f"{name}.master" not in tensors]
+    absent = [name for name in trainables if f"{name}.{MASTER}" not in tensors]
     if absent:
-        raise UsageError(
-            f"{folder / OPTIMIZER} has no state for {absent[0]}; it belongs to another method or base model"
-        )
+        raise UsageError(f"{file} has no state for {absent[0]}; it belongs to another method or base model")
     for name, parameter in trainables.items():
-        stored, own = tensors[f"{name}.master"].numel(), full_numel(parameter)
-        if stored != own:
+        stored, here = tensors[f"{name}.{MASTER}"].numel(), full_numel(parameter)
+        if stored != here:
             raise UsageError(
-                f"{folder / OPTIMIZER} has {stored:,} values for {name}, which has {own:,} here; it belongs to another rank, "
+                f"{file} has {stored:,} values for {name}, which has {here:,} here; it belongs to another rank, "
                 "or to another base model"
             )
     return tensors

@@ -38,10 +38,14 @@ def _reporters(value: Any) -> Any:
     if value is None or value == "none" or value == ["none"]:
         return ()
     listed = (value,) if isinstance(value, str) else value
-    for name in listed if isinstance(listed, list | tuple) else ():
-        if name not in get_args(Reporter):
+    if not isinstance(listed, list | tuple):
+        return listed
+    for name in listed:
+        if name not in (*get_args(Reporter), "none"):
             raise unknown_name("run.report_to", name, [*get_args(Reporter), "none"])
-    return listed
+    if "none" in listed:
+        raise UsageError(f"run.report_to is {list(listed)}; 'none' stands alone")
+    return tuple(dict.fromkeys(listed))
 
 
 def _resume(value: Any) -> Any:

@@ -56,8 +56,8 @@ def dump_config(config: Config) -> str:
 def settings_of_all(config: Config) -> dict[str, Any]:
     """What must be the same on every rank of a run: every key, dotted, but those that say where something lies."""
     tree = config.model_dump(mode="json")
-    found = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
-    return {key: value for key, value in found.items() if key not in _PLACES}
+    settings = {f"{section}.{key}": value for section, keys in tree.items() for key, value in keys.items()}
+    return {key: value for key, value in settings.items() if key not in _PLACES}
 
 
 def config_schema() -> dict[str, Any]:

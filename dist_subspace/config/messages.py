@@ -84,12 +84,12 @@ def _unknown_key(top: type[BaseModel], section: type[BaseModel], path: Path, key
     given = _dotted((*path, key))
     near = difflib.get_close_matches(key, section.model_fields, n=1, cutoff=0.6)
     if near:
-        found = _dotted((*path, near[0]))
+        nearest = _dotted((*path, near[0]))
     else:
         every = list(dotted_keys(top))
         same = [name for name in every if name.rpartition(".")[2] == key.rpartition(".")[2]]
-        found = (same or difflib.get_close_matches(given, every, n=1, cutoff=0.0))[0]
-    return UsageError(f"{given} is no key of the configuration; the nearest is {found}")
+        nearest = (same or difflib.get_close_matches(given, every, n=1, cutoff=0.0))[0]
+    return UsageError(f"{given} is no key of the configuration; the nearest is {nearest}")
 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -145,5 +145,5 @@ def _range(metadata: tuple[Any, ...]) -> str:
             text.format(getattr(item, name)) for item in flat for kind, name, text in kinds if isinstance(item, kind)
         ]
 
-    found = words(_BOUNDS) + words(_LIMITS)
-    return f" {' and '.join(found)}" if found else ""
+    bounds = words(_BOUNDS) + words(_LIMITS)
+    return f" {' and '.join(bounds)}" if bounds else ""

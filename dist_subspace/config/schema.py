@@ -98,7 +98,6 @@ class DataSection(Section):
     format: names.Format = Field(default="alpaca", description="Which columns a record has, and how they become text.")
     max_length: int = Field(default=2048, ge=2, description="Most tokens of a sample, and of a packed row.")
     packing: bool = Field(default=True, description="Several samples in a row, kept apart in attention and positions.")
-    streaming: bool = Field(default=False, description="Read samples as they are needed, without a tokenised copy.")
     template: Text | None = Field(
         default=None, description="Replaces alpaca's prompt: text with {instruction}, {input} or any column."
     )
@@ -121,6 +120,19 @@ class DataSection(Section):
     split: Text = Field(default="train", description="Split of a Hub data set that is trained on.")
     eval_split: Text = Field(default="validation", description="Split of a Hub data set that is evaluated on.")
     cache_dir: Text | None = Field(default=None, description="Where tokenised data is kept; null: in the run's folder.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _streaming_is_no_key(cls, data: Any) -> Any:
+        """Configurations that earlier versions wrote have `streaming: false`, which is how samples are read."""
+        if not isinstance(data, dict) or "streaming" not in data:
+            return data
+        if data["streaming"] is not False:
+            raise UsageError(
+                f"data.streaming is {str(data['streaming']).lower()}, and samples are always read from a tokenised copy on disk "
+                "(in data.cache_dir); accepted: leave the key out"
+            )
+        return {key: value for key, value in data.items() if key != "streaming"}
 
 
 class CheckpointingArguments(Section):
@@ -227,7 +239,10 @@ class TrainingSection(Section):
 class DeepspeedSection(Section):
     """Where the frozen bytes live."""
 
-    preset: names.Preset = Field(default="zero3", description="ZeRO stage and offload; unused where config is given.")
+    preset: names.Preset = Field(
+        default="zero3",
+        description="none (torch, one process), or how DeepSpeed places the bytes; unused where config is given.",
+    )
     config: Text | dict[str, Any] | None = Field(
         default=None, description='A stock DeepSpeed JSON, its path or itself, with its "auto" values.'
     )
@@ -235,6 +250,10 @@ class DeepspeedSection(Section):
 
     @model_validator(mode="after")
     def _nvme_has_a_path(self) -> DeepspeedSection:
+        if self.preset == "none" and self.config is not None:
+            raise UsageError(
+                "deepspeed.preset is 'none', but deepspeed.config is given, which DeepSpeed reads; accepted: one of them"
+            )
         if self.preset == "zero3-nvme" and self.config is None and self.nvme_path is None:
             raise UsageError(
                 "deepspeed.nvme_path is null; accepted with deepspeed.preset 'zero3-nvme': a folder on a fast local disk"

@@ -3,8 +3,6 @@ and `dist_subspace.json` beside them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -17,35 +15,26 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dist_subspace.atomic_files import MANIFEST, make_folder, storage_error, sync
+from dist_subspace.atomic_files import make_folder, storage_error, sync
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.interchange.base_model import identify_base
-from dist_subspace.interchange.description import CONFIG as CONFIG
-from dist_subspace.interchange.description import OWN, OWN_CONFIG, config_texts, own_entries, read_description
-from dist_subspace.interchange.model_description import adapter_config as adapter_config
+from dist_subspace.interchange.description import CONFIG, OWN, WEIGHTS, config_texts
+from dist_subspace.interchange.model_description import adapter_config
+from dist_subspace.interchange.tensor_names import FACTOR, file_key
 from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
 from dist_subspace.loading.load import local_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
-from dist_subspace.placement.deepspeed.shards import gathered
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import gathered, whole_on_main
 from dist_subspace.subspace import (
-    NewTokens,
-    SubspaceConfig,
-    SubspaceLinear,
-    SubspacePart,
-    TrainedCopy,
+    KeepsFactors,
+    TrainedModule,
     attached,
+    frozen_in_file,
     named_trainables,
 )
-from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-FACTOR = "factor."  # before a frozen factor's own name
 READABLE = 0o644  # safetensors gives new files to their owner alone
-# Suffixes that files spell otherwise than parts do. PEFT takes DoRA's magnitudes by both names and writes the shorter, which
-# transformers' reader of adapters does not know; files of before have the shorter.
-SPELT = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
 
 
 def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tensor]:
@@ -59,58 +48,33 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
     tensors: dict[str, Tensor] = {}
     with gathered(_held(model)), torch.no_grad():
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart | TrainedCopy | NewTokens):
+            if isinstance(module, TrainedModule):
                 tensors |= _on_cpu(name, module.file_tensors())
     for name, module in model.named_modules() if factors else ():
-        if isinstance(module, SubspacePart) and module.kept_factors:
+        if isinstance(module, KeepsFactors) and module.kept_factors:
             tensors |= _factors(name, module)
     return tensors
 
 
-def _factors(name: str, part: SubspacePart) -> dict[str, Tensor]:
+def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
-    base = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) else set()
+    base = {id(p) for p in part.base.parameters()}
     frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
 
     def read() -> dict[str, Tensor]:
         return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
 
-    return on_wholes(frozen, f"reading the factors of {name}", read) or {}
+    return whole_on_main(frozen, f"reading the factors of {name}", read) or {}
 
 
-def _on_cpu(layer: str, found: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {file_key(layer, suffix): t.to("cpu", copy=True).contiguous() for suffix, t in found.items()}
-
-
-def file_key(layer: str, suffix: str) -> str:
-    """A tensor's name in the file; a suffix that begins as PEFT's names do is a name of the whole model already."""
-    whole = suffix.startswith("base_model.") or suffix == EMBEDDINGS
-    return suffix if whole else f"{PREFIX}{layer}.{SPELT.get(suffix, suffix)}"
-
-
-def current_key(key: str) -> str:
-    """The key that this version writes for the same tensor."""
-    start, _, suffix = key.rpartition(".")
-    return f"{start}.{SPELT[suffix]}" if suffix in SPELT else key
+def _on_cpu(layer: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {file_key(layer, suffix): t.to("cpu", copy=True).contiguous() for suffix, t in tensors.items()}
 
 
 def _held(model: nn.Module) -> list[nn.Parameter]:
     """What the trained tensors of an adapter's file are made from, and what it holds beside them."""
     held = list(named_trainables(model).values())
-    return held + [p for m in model.modules() if isinstance(m, SubspacePart) for p in m.beside().values()]
-
-
-def split_factors(tensors: dict[str, Tensor]) -> tuple[dict[str, dict[str, Tensor]], dict[str, Tensor]]:
-    """A file's tensors as frozen factors by layer name, and the trained rest."""
-    factors: dict[str, dict[str, Tensor]] = {}
-    trained: dict[str, Tensor] = {}
-    for key, tensor in tensors.items():
-        layer, mark, name = key.removeprefix(PREFIX).rpartition(f".{FACTOR}")
-        if mark:
-            factors.setdefault(layer, {})[name] = tensor
-        else:
-            trained[key] = tensor
-    return factors, trained
+    return held + [p for m in model.modules() for p in frozen_in_file(m).values()]
 
 
 def save_adapter(
@@ -137,7 +101,7 @@ def save_adapter(
     with agreed("describing the adapter"):
         _refuse_empty(tensors, model)
         described = adapter_config(model, base_model)
-        source = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+        source = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
         if tokenizer is None and not has_tokenizer(Path(folder)):
             tokenizer = base_tokenizer(model)
 
@@ -151,99 +115,16 @@ def save_adapter(
 
 def base_tokenizer(model: nn.Module) -> Path | None:
     """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
-    source = local_folder(getattr(getattr(model, "config", None), "_name_or_path", None))
+    source = local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
-
-
-def read_adapter(folder: str | Path) -> tuple[SubspaceConfig, dict[str, Tensor]]:
-    """What a folder that `save_adapter` wrote holds.
-
-    Raises:
-        UsageError: no such folder, no adapter in it, an adapter of an unknown format, or a file that is cut short.
-    """
-    path = Path(folder)
-    if not (path / CONFIG).exists() or not (path / WEIGHTS).exists():
-        raise UsageError(f"{str(folder)!r} holds no adapter; looked for {CONFIG} and {WEIGHTS}")
-    _refuse_damaged(path)
-    described = read_description(path)
-    ours = own_entries(path, described)
-    fields = SubspaceConfig.__dataclass_fields__
-    config = SubspaceConfig(**{key: value for key, value in ours.items() if key in fields})
-    try:
-        with safe_open(path / WEIGHTS, framework="pt", device="cpu") as handle:
-            tensors = {current_key(key): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-        check_finite(path, tensors)
-        return config, tensors | _factors_beside(path, ours.get("factors") or {})
-    except SafetensorError as error:
-        raise UsageError(f"{path / WEIGHTS} is no whole safetensors file ({error}); copy it again") from error
-    except OSError as error:
-        raise UsageError(f"{path / WEIGHTS} cannot be read ({error})") from error
-
-
-def _refuse_damaged(folder: Path) -> None:
-    """Raises UsageError for a checkpoint whose manifest knows another adapter than the one that is there. Adapters apart from
-    a checkpoint have no manifest: they are their owner's to change."""
-    with suppress(FileNotFoundError):
-        try:
-            listed = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            changed = [
-                name
-                for name in (CONFIG, OWN_CONFIG, WEIGHTS)
-                if name in listed and listed[name]["sha256"] != _sha256(folder / name)
-            ]
-        except (ValueError, TypeError, KeyError) as error:
-            raise UsageError(f"{folder / MANIFEST} cannot be read ({error}); accepted: another checkpoint") from error
-        if changed:
-            raise UsageError(
-                f"{folder / changed[0]} does not have the sha256 that {MANIFEST} says; accepted: another checkpoint"
-            )
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def check_finite(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raises UsageError for a value that is no number."""
-    for key, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
-            raise UsageError(
-                f"{str(folder)!r} holds values that are NaN or infinite, the first in {key}: its training diverged, or the file "
-                "is damaged; accepted: an earlier checkpoint of it, or a new copy"
-            )
-
-
-def _factors_beside(folder: Path, kept: dict[str, dict[str, str]]) -> dict[str, Tensor]:
-    """The frozen factors that a run's checkpoint names: they lie once in the run's folder."""
-    tensors: dict[str, Tensor] = {}
-    for layer, entry in kept.items():
-        file = factor_file(folder, entry)
-        if not file.exists():
-            raise UsageError(f"{str(folder)!r} is a checkpoint whose factors are in {file}, and there is no such file")
-        if _sha256(file) != entry["sha256"]:
-            raise UsageError(
-                f"{file} is not the file that {str(folder)!r} was trained with (sha256 {entry['sha256'][:12]}): put it back"
-            )
-        with safe_open(file, framework="pt", device="cpu") as handle:
-            found = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
-        tensors |= {f"{PREFIX}{layer}.{FACTOR}{name}": tensor for name, tensor in found.items()}
-    return tensors
-
-
-def factor_file(folder: Path, entry: Mapping[str, str]) -> Path:
-    """Where a checkpoint's factors lie: beside it, or beside the folder that it was set aside in."""
-    near, far = (home / "factors" / entry["file"] for home in folder.resolve().parents[:2])
-    return far if far.exists() and not near.exists() else near
 
 
 def complete_adapter(checkpoint: Path, folder: Path) -> None:
     """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
-    described = read_description(checkpoint)
-    _, tensors = read_adapter(checkpoint)
-    for name in ("factors", "statistics"):  # of the run's files
-        described[OWN].pop(name, None)
-    write_adapter(folder, tensors, described)
+    adapter = AdapterFolder(checkpoint, verify=True)
+    run_files = ("factors", "statistics")
+    ours = {key: value for key, value in adapter.ours.items() if key not in run_files}
+    write_adapter(folder, adapter.all_tensors(), adapter.described | {OWN: ours})
 
 
 def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
@@ -255,13 +136,9 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
     with agreed("reading the adapter"), torch.no_grad():
         left = dict(tensors)
         for name, module in model.named_modules():
-            if isinstance(module, SubspacePart):
-                own = {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
-                module.load_file_tensors(own)
-            elif isinstance(module, (TrainedCopy, NewTokens)):
-                module.load_file_tensors(
-                    {s: _take(left, file_key(name, s), t) for s, t in module.file_tensors().items()}
-                )
+            if isinstance(module, TrainedModule):
+                like = module.file_tensors()
+                module.load_file_tensors({s: _take(left, file_key(name, s), t) for s, t in like.items()})
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
 

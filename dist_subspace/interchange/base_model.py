@@ -16,11 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dist_subspace.atomic_files import StorageError, write_text_atomic
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.description import OWN
+from dist_subspace.run_folder.saved_config import saved_sections
 
 FINGERPRINT = "base_fingerprint"  # of a base that is a folder, among our own entries
 ELSEWHERE = (
@@ -82,9 +81,9 @@ def find_base(folder: Path, described: Mapping[str, Any], fingerprint: Callable[
         others.append(str(place))
     if not is_local(str(name)) and not others:
         return str(name)  # of the hub, or wherever the loader looks
-    found = f" ({', '.join(dict.fromkeys(others))} is another model)" if others else ""
+    beside = f" ({', '.join(dict.fromkeys(others))} is another model)" if others else ""
     raise UsageError(
-        f"the adapter's base model is {short_base(str(name))!r}, which is no folder that is found here{found}; accepted: "
+        f"the adapter's base model is {short_base(str(name))!r}, which is no folder that is found here{beside}; accepted: "
         "the base model's folder or hub name (base_model, on the command line --base-model)"
     )
 
@@ -105,11 +104,7 @@ def _places(folder: Path, name: str, wanted: str | None) -> Iterator[Path]:
 
 def run_model(run: Path) -> dict[str, Any]:
     """The section `model` of RUN/config.yaml; empty where there is no run."""
-    try:
-        section = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["model"]
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        return {}
-    return section if isinstance(section, dict) else {}
+    return saved_sections(run).get("model", {})
 
 
 def identify_base(described: dict[str, Any], path: str | Path | None, identify: Callable[[Path], str] | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from dist_subspace.errors import UsageError
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 OWN_CONFIG = "dist_subspace.json"
 OWN = "dist_subspace"
 FORMAT = 1

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import PREFIX
+from dist_subspace.families.configuration import config_of, text_config
+from dist_subspace.families.names import ends_with
+from dist_subspace.module_places import parameters_of
 from dist_subspace.storage import is_linear, linear_shape
-from dist_subspace.subspace import Operator, SubspaceConfig
-from dist_subspace.subspace.core.targets import ends_with
-from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
-
-Shapes = dict[str, tuple[int | None, int | None]]
+from dist_subspace.subspace import Operator, SubspaceConfig, method_class
+from dist_subspace.subspace.core.peft_words import PREFIX
+from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS, VirtualTokens
 
 
 def check_fits(
@@ -44,8 +44,8 @@ def _check_saved(model: nn.Module, endings: Iterable[str], tensors: Mapping[str,
         if not named:
             raise UsageError(f"the adapter holds {ending} trained in full, which is no module of this model")
         for saved in named:
-            for own, other in _tied(modules, saved):
-                first, second = (tensors.get(f"{PREFIX}{key}") for key in (own, other))
+            for key, other in _tied(modules, saved):
+                first, second = (tensors.get(f"{PREFIX}{tied}") for tied in (key, other))
                 if first is None or second is None or not torch.equal(first, second):
                     raise UsageError(
                         f"the adapter holds {saved} trained apart from {other.rpartition('.')[0]}, to which this model ties it; "
@@ -56,9 +56,11 @@ def _check_saved(model: nn.Module, endings: Iterable[str], tensors: Mapping[str,
 def _tied(modules: Mapping[str, nn.Module], saved: str) -> Iterator[tuple[str, str]]:
     """Keys of a saved module's parameters, each with the key of the same parameter in another module."""
     inside = {name: module for name, module in modules.items() if name == saved or name.startswith(f"{saved}.")}
-    places = {id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in module._parameters.items()}
+    places = {
+        id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in parameters_of(module).items()
+    }
     for name, module in modules.items():
-        for own, parameter in module._parameters.items():
+        for own, parameter in parameters_of(module).items():
             around = saved.startswith(
                 f"{name}."
             )  # a module that holds the bias of an output layer inside it, as BERT's does
@@ -72,17 +74,9 @@ def _key(parameter: str) -> str:
 
 
 def _check_tokens(model: nn.Module, method: str, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
-    if EMBEDDINGS not in tensors:
-        return
-    config = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    wanted: Any
-    what, wanted, found = "width", tensors[EMBEDDINGS].shape[1], config.hidden_size
-    if method == "prefix":
-        what, wanted, found = "number of layers", described.get("num_layers"), config.num_hidden_layers
-    if wanted is not None and wanted != found:
-        raise UsageError(
-            f"the adapter is for a {what} of {wanted}, but this model's is {found}: it belongs to another base model"
-        )
+    tokens, kind = tensors.get(EMBEDDINGS), method_class(method)
+    if tokens is not None and issubclass(kind, VirtualTokens):
+        kind.check_fits(tokens, described, text_config(config_of(model)))
 
 
 def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -> None:
@@ -93,16 +87,16 @@ def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -
     """
     modules = dict(model.named_modules())
     for name, shape in shapes.items():
-        found = _shape_of(modules.get(name))
-        if found is None:
+        here = _shape_of(modules.get(name))
+        if here is None:
             raise UsageError(
                 f"the adapter is for {name}, which is no linear layer of this model ({type(model).__name__}): it belongs to "
                 f"another base model; layers here are for example: {', '.join(_examples(model))}"
             )
-        if any(own is not None and own != theirs for own, theirs in zip(shape, found, strict=True)):
+        if any(side is not None and side != other for side, other in zip(shape, here, strict=True)):
             wanted = " x ".join("?" if size is None else str(size) for size in shape)
             raise UsageError(
-                f"the adapter is for a {name} of {wanted}, but this model's is {found[0]} x {found[1]}: it belongs to "
+                f"the adapter is for a {name} of {wanted}, but this model's is {here[0]} x {here[1]}: it belongs to "
                 "another base model"
             )
 

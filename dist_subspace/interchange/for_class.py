@@ -8,11 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dist_subspace.interchange.adapter import PREFIX
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.subspace import SubspaceConfig
+from dist_subspace.subspace.core.peft_words import PREFIX
+from dist_subspace.subspace.core.registry import peft_words
 
-LISTS, BY_NAME = ("target_modules", "modules_to_save", "feedforward_modules"), ("rank_pattern", "alpha_pattern")
+BY_NAME = ("rank_pattern", "alpha_pattern")
 
 
 def named_for(
@@ -27,7 +28,7 @@ def named_for(
     renamed = dict(config)
     if renamed.get("target_modules"):
         renamed["target_modules"] = sorted(names[layer] for layer in layers)
-    for entry in LISTS[1:]:
+    for entry in {"modules_to_save", *(name for words in peft_words() for name in words.module_lists)}:
         if isinstance(renamed.get(entry), list):
             renamed[entry] = [names.get(name, name) for name in renamed[entry]]
     for entry in BY_NAME:
@@ -45,8 +46,8 @@ def named_by(
         shapes: of its layers, by name.
     """
     names = set(dict(model.named_modules()))
-    own = own_class(model) if shapes and not names.issuperset(shapes) else None
-    ours = {} if own is None else {theirs: name for name, theirs in own.names.items()}
+    larger = own_class(model) if shapes and not names.issuperset(shapes) else None
+    ours = {} if larger is None else {theirs: name for name, theirs in larger.names.items()}
     if not ours or not ours.keys() >= shapes.keys():
         return config, dict(tensors), dict(shapes)
 

@@ -21,10 +21,11 @@ from torch import nn
 
 from dist_subspace.atomic_files import begin_folder, hidden_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.families.configuration import BIAS_SWITCHES
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
-from dist_subspace.loading.load import local_folder
+from dist_subspace.loading.load import DTYPES, local_folder
 from dist_subspace.loading.transformers_internals import (
     expected_parameters,
     expected_ties,
@@ -33,13 +34,10 @@ from dist_subspace.loading.transformers_internals import (
     written_keys,
 )
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import attached
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SHARD_BYTES = 5 * 2**30
-# Configuration entries that give a family's linear layers a bias.
-BIAS_SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_qkv_bias", "attention_out_bias", "bias")
 
 
 @dataclass(frozen=True)
@@ -118,48 +116,64 @@ def merge(
     """
     all_here("merge", patience)
     with agreed("planning the merge"):
-        target = Path(folder)
-        kind = _dtype(dtype, model)
-        drift = Drift(base)
-        entries = plain_entries(model, drift, kind)
-        config, zeros, ties = _plain_config(model, entries, kind)
-        entries = each_once(entries, ties)
-        keys = _keys(model, config, [entry.name for entry in (*entries, *zeros)])
-    plan = [Planned(keys[e.name], e.shape, e.dtype) for e in (*entries, *zeros)]
+        target, drift, kind = Path(folder), Drift(base), _dtype(dtype, model)
+        config, entries, plan = _plain_model(model, drift, kind)
     hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:  # before the folder is made: a signal may come at any moment
         on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))
-        for number, (entry, planned) in enumerate(zip((*entries, *zeros), plan, strict=True)):
+        for number, (entry, planned) in enumerate(zip(entries, plan, strict=True)):
             _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
     except BaseException:
-        if world().is_main:
-            writer.abandon()
-            shutil.rmtree(hidden, ignore_errors=True)
+        _give_up(writer)
         raise
-    made = MergeReport(
-        folder=str(target),
-        method=attached(model).info.name,
-        base=base,
-        dtype=str(kind).removeprefix("torch."),
-        tensors=len(plan),
-        files=len(writer.names),
-        bytes=sum(tensor.bytes for tensor in plan),
-        drift=drift.by_layer(),
-        total_drift=drift.overall(),
-        unknown=len(drift.unknown),
-    )
-    made = broadcast_object(made)
+    made = broadcast_object(_report(target, model, kind, plan, len(writer.names), drift))
     if report is not None and world().is_main:
         report(str(made))
     return made
 
 
+def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry], list[Planned]]:
+    """The configuration of the plain model, what is written of it, each tensor once, and under which keys.
+
+    Raises:
+        UsageError: as `plain_entries`, `_plain_config` and `_keys`.
+    """
+    tied = plain_entries(model, drift, dtype)
+    config, zeros, ties = _plain_config(model, tied, dtype)
+    entries = [*each_once(tied, ties), *zeros]
+    keys = _keys(model, config, [entry.name for entry in entries])
+    return config, entries, [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
+
+
+def _give_up(writer: WeightsWriter) -> None:
+    if world().is_main:
+        writer.abandon()
+        shutil.rmtree(writer.folder, ignore_errors=True)
+
+
+def _report(
+    folder: Path, model: nn.Module, dtype: torch.dtype, plan: Sequence[Planned], files: int, drift: Drift
+) -> MergeReport:
+    return MergeReport(
+        folder=str(folder),
+        method=attached(model).info.name,
+        base=drift.base,
+        dtype=str(dtype).removeprefix("torch."),
+        tensors=len(plan),
+        files=files,
+        bytes=sum(tensor.bytes for tensor in plan),
+        drift=drift.by_layer(),
+        total_drift=drift.overall(),
+        unknown=len(drift.unknown),
+    )
+
+
 def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
     if dtype is None:
-        own: torch.dtype = model.dtype  # type: ignore[assignment]
-        return own if own in DTYPES.values() else torch.bfloat16
+        computed: torch.dtype = model.dtype  # type: ignore[assignment]
+        return computed if computed in DTYPES.values() else torch.bfloat16
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise unknown_name("dtype", name, DTYPES)
@@ -178,7 +192,7 @@ def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Calla
         if written is not None:
             written()
 
-    on_wholes(entry.needs, f"writing {planned.key}", write)
+    whole_on_main(entry.needs, f"writing {planned.key}", write)
 
 
 def _plain_config(
@@ -243,10 +257,10 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        own = local_folder(getattr(model.config, "_name_or_path", None)) or Path("no such folder")
-        names = [file.name for file in own.glob("*.py")] if getattr(config, "auto_map", None) else []
-        copy_files(own, names, hidden)
-        write_tokenizer(own if tokenizer is None else tokenizer, hidden)
+        source = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
+        names = [file.name for file in source.glob("*.py")] if getattr(config, "auto_map", None) else []
+        copy_files(source, names, hidden)
+        write_tokenizer(source if tokenizer is None else tokenizer, hidden)
         publish_folder(hidden, target)
     except (OSError, SafetensorError) as error:
         raise storage_error(target, error) from error

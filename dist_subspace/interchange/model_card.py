@@ -9,16 +9,17 @@ from typing import Any
 
 import yaml
 
+from dist_subspace.families.classes import AUTO_CLASSES
 from dist_subspace.interchange.base_model import short_base
 
-# PEFT's task_type -> (the Hub's pipeline, transformers' class, our name for the task)
-TASKS = {
-    "CAUSAL_LM": ("text-generation", "AutoModelForCausalLM", "causal-lm"),
-    "SEQ_CLS": ("text-classification", "AutoModelForSequenceClassification", "classification"),
-    "TOKEN_CLS": ("token-classification", "AutoModelForTokenClassification", "token-classification"),
-    "SEQ_2_SEQ_LM": ("text2text-generation", "AutoModelForSeq2SeqLM", "seq2seq-lm"),
+# PEFT's task_type -> (the Hub's pipeline, our name for the task)
+PEFT_TASKS = {
+    "CAUSAL_LM": ("text-generation", "causal-lm"),
+    "SEQ_CLS": ("text-classification", "classification"),
+    "TOKEN_CLS": ("token-classification", "token-classification"),
+    "SEQ_2_SEQ_LM": ("text2text-generation", "seq2seq-lm"),
 }
-_UNKNOWN = (None, "AutoModel", "base")
+_UNKNOWN = (None, "base")
 
 
 def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any], model_class: str | None = None) -> str:
@@ -46,7 +47,7 @@ def model_card(adapter_config: Mapping[str, Any], facts: Mapping[str, Any], mode
 
 def _front_matter(config: Mapping[str, Any], method: str, base: str) -> str:
     """The Hub wants a repository as `base_model`: a folder of this machine is none, and means nothing elsewhere."""
-    pipeline = TASKS.get(str(config.get("task_type")), _UNKNOWN)[0]
+    pipeline = PEFT_TASKS.get(str(config.get("task_type")), _UNKNOWN)[0]
     head: dict[str, Any] = {"library_name": "peft" if config.get("peft_type") else "dist-subspace"}
     if _is_hub_name(base):
         head |= {"base_model": base, "base_model_relation": "adapter"}
@@ -57,8 +58,8 @@ def _front_matter(config: Mapping[str, Any], method: str, base: str) -> str:
 
 
 def _use(config: Mapping[str, Any], base: str, model_class: str | None) -> str:
-    _, auto_class, task = TASKS.get(str(config.get("task_type")), _UNKNOWN)
-    auto_class = model_class or auto_class
+    _, task = PEFT_TASKS.get(str(config.get("task_type")), _UNKNOWN)
+    auto_class = model_class or AUTO_CLASSES[task]
     other_task = f", task={task!r}" if task != "causal-lm" else ""
     load = "load_adapter" if config.get("dist_subspace") else "import_peft"
     ours = [

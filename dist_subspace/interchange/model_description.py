@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from dist_subspace.families.classes import task_of_class
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.names import ends_with
 from dist_subspace.interchange.base_model import base_name
 from dist_subspace.interchange.description import FORMAT, OWN
+from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached
-from dist_subspace.subspace.core.targets import ends_with
+from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached, file_options_of
+
+# Our name of a task -> PEFT's task_type.
+TASK_TYPES = {task: theirs for theirs, (_, task) in PEFT_TASKS.items()}
+NEEDS_HEAD = (TASK_TYPES["classification"], TASK_TYPES["token-classification"])
 
 
 def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
@@ -25,11 +32,12 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     attachment = attached(model)
     resolved, config = attachment.resolved, attachment.config
     parts = {name: model.get_submodule(name) for name in attachment.layers}
-    settings = _usual(attachment, parts)
-    ours = config.as_dict() | {"options": resolved.method.file_options(config.options)}
-    ours |= {"rank": settings.rank or None, "alpha": resolved.settings.alpha or None}
+    ranks, alphas = config.rank_pattern, config.alpha_pattern
+    settings = _usual(attachment, parts, (*ranks, *alphas))
+    ours = config.as_dict() | {"options": file_options_of(resolved.method, config.options)}
+    ours |= {"rank": _usual(attachment, parts, ranks).rank or None, "alpha": resolved.settings.alpha or None}
     ours |= {"alpha_pattern": _own_alphas(parts, resolved.settings.alpha) | dict(config.alpha_pattern)}
-    path = base_model or getattr(getattr(model, "config", None), "_name_or_path", None)
+    path = base_model or getattr(getattr(model, "config", None), "name_or_path", None)
     described: dict[str, Any] = {
         "peft_type": _peft_type(model),
         "base_model_name_or_path": base_name(path),
@@ -38,11 +46,12 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "target_modules": _endings(model, attachment.layers),
         "modules_to_save": list(attachment.saved_modules) or None,
     }
-    if described["peft_type"]:
-        described |= resolved.method.peft_config(settings)
-        described |= {"fan_in_fan_out": _transposed(parts)} if resolved.method.peft_reads_conv1d else {}
-        described |= _patterns(parts, described)
-        described |= parts[attachment.layers[0]].peft_shape()  # type: ignore[operator]
+    words = resolved.method.peft
+    if described["peft_type"] and words is not None:
+        described |= words.entries(settings)
+        described |= {"fan_in_fan_out": _transposed(parts)} if words.on_conv1d else {}
+        described |= _patterns(parts, described) if words.has_patterns else {}
+        described |= words.model_entries(parts[attachment.layers[0]])
         if described["task_type"] is None:  # PEFT's auto class goes by the model's own then
             described["auto_mapping"] = {
                 "base_model_class": type(model).__name__,
@@ -66,8 +75,8 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
 
 def _own_class(model: nn.Module, modules: list[str]) -> dict[str, Any]:
     """For a text model of a larger family: the class that the checkpoint names, and how that calls these modules."""
-    own = own_class(model)
-    return {} if own is None else {"own_class": {"name": own.name, "names": own.of(modules)}}
+    larger = own_class(model)
+    return {} if larger is None else {"own_class": {"name": larger.name, "names": larger.of(modules)}}
 
 
 def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
@@ -83,27 +92,25 @@ def _shape(part: nn.Module) -> list[int] | None:
     return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
 
 
-def _usual(attachment: Attachment, parts: Mapping[str, nn.Module]) -> Settings:
-    """The settings that a layer has, unless a pattern names it."""
-    named = [*attachment.config.rank_pattern, *attachment.config.alpha_pattern]
-    usual = [name for name in parts if not any(ends_with(name, ending) for ending in named)]
+def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Iterable[str]) -> Settings:
+    """The settings that a layer has, unless one of the patterns names it; those of the first where they name every layer."""
+    endings = tuple(patterns)
+    usual = [name for name in parts if not any(ends_with(name, ending) for ending in endings)]
     return parts[usual[0] if usual else attachment.layers[0]].settings  # type: ignore[return-value]
 
 
 def _patterns(parts: Mapping[str, nn.Module], described: Mapping[str, Any]) -> dict[str, Any]:
-    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's LoRA has them."""
-    if described["peft_type"] != "LORA":
-        return {}
+    """Layers whose rank or alpha differ from the rest, by whole name, as PEFT's patterns have them."""
     settings: dict[str, Settings] = {name: part.settings for name, part in parts.items()}  # type: ignore[misc]
-    ranks = {name: own.rank for name, own in settings.items() if own.rank != described["r"]}
-    alphas = {name: own.alpha for name, own in settings.items() if own.alpha != described["lora_alpha"]}
+    ranks = {name: layer.rank for name, layer in settings.items() if layer.rank != described["r"]}
+    alphas = {name: layer.alpha for name, layer in settings.items() if layer.alpha != described["lora_alpha"]}
     return {"rank_pattern": ranks, "alpha_pattern": alphas}
 
 
 def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float]:
     """Layers whose alpha is another than the file's: one that was not given follows a layer's own rank."""
     settings = {name: part.settings for name, part in parts.items() if isinstance(part, SubspaceLinear)}
-    return {name: own.alpha for name, own in settings.items() if usual and own.alpha != usual}
+    return {name: layer.alpha for name, layer in settings.items() if usual and layer.alpha != usual}
 
 
 def _base(model: nn.Module) -> dict[str, Any]:
@@ -124,11 +131,6 @@ def _base(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def task_of_class(name: str) -> str:
-    """Our name of the task of a transformers class."""
-    return next((task for ending, task in _TASKS.items() if name.endswith(ending)), "base")
-
-
 def _labels(model: Any) -> dict[str, Any]:
     """What a classification model's configuration was told: its labels, and which id pads (the last token is one that is
     none)."""
@@ -137,21 +139,16 @@ def _labels(model: Any) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(config, name, None)) is not None}
 
 
-_TASKS = {
-    **{"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForMaskedLM": "masked-lm"},
-    **{"ForSequenceClassification": "classification", "ForTokenClassification": "token-classification"},
-    "ForConditionalGeneration": "seq2seq-lm",
-}
-
-
 def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
-    kind, parts = attachment.info.peft_type, [model.get_submodule(name) for name in attachment.layers]
-    agrees = all(part.agrees_with_peft() for part in parts)  # type: ignore[operator]
-    placed = attachment.resolved.method.peft_reads_conv1d or not any(map(_is_conv1d, parts))
-    alike = kind == "LORA" or all(part.settings == parts[0].settings for part in parts)  # which alone has patterns
-    return kind if agrees and placed and alike and not attachment.config.new_tokens else None
+    words, parts = attachment.resolved.method.peft, [model.get_submodule(name) for name in attachment.layers]
+    if words is None or not words.writes:
+        return None
+    agrees = all(map(words.agrees, parts))
+    placed = words.on_conv1d or not any(map(_is_conv1d, parts))
+    alike = words.has_patterns or all(part.settings == parts[0].settings for part in parts)
+    return words.peft_type if agrees and placed and alike and not attachment.config.new_tokens else None
 
 
 def _transposed(parts: Mapping[str, nn.Module]) -> bool:
@@ -165,18 +162,13 @@ def _is_conv1d(part: nn.Module) -> bool:
 
 def _task_type(model: nn.Module, saved_modules: tuple[str, ...]) -> str | None:
     """PEFT's task. For classification PEFT expects a trained head in the file, so without one it is told no task."""
-    kinds = {
-        "ForCausalLM": "CAUSAL_LM",
-        "LMHeadModel": "CAUSAL_LM",
-        "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    }
-    if saved_modules:
-        kinds |= {"ForSequenceClassification": "SEQ_CLS", "ForTokenClassification": "TOKEN_CLS"}
-    task = next((task for ending, task in kinds.items() if type(model).__name__.endswith(ending)), None)
+    task = TASK_TYPES.get(task_of_class(type(model).__name__))
+    if task in NEEDS_HEAD and not saved_modules:
+        return None
     return "CAUSAL_LM" if task == "SEQ_2_SEQ_LM" and not _has_encoder(model) else task
 
 
 def _has_encoder(model: Any) -> bool:
     """Vision and language models generate conditionally too, and most have a decoder alone."""
     config = model.config
-    return bool(config.is_encoder_decoder or config.get_text_config().is_encoder_decoder)
+    return bool(config.is_encoder_decoder or text_config(config).is_encoder_decoder)

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.original import original_of
-from dist_subspace.placement.deepspeed.shards import full_shape
+from dist_subspace.module_places import parameters_of, saved_buffers_of
+from dist_subspace.placement.tensors import full_shape
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import (
+    AddsBias,
+    FoldsIntoBase,
+    MergesIntoNorm,
     MethodInfo,
     NewTokens,
     Settings,
     SubspaceLinear,
-    SubspacePart,
-    TrainedCopy,
+    TrainedBeside,
     attached,
+    rebases,
 )
 from dist_subspace.subspace.beside.trained_copy import TrainedLinear
 
@@ -60,7 +63,7 @@ class Drift:
     def merged(self, name: str, operator: FrozenLinear, part: SubspaceLinear | None) -> Tensor:
         """The merged matrix on the chosen base, float32 `(d_out, d_in)`. The two are compared where the weight is quantised."""
         onto_held = _unchanged if part is None else part.merged
-        onto_original = _unchanged if part is None else part.merged_onto_original
+        onto_original = part.merged_onto_original if isinstance(part, FoldsIntoBase) else onto_held
         if operator.is_float and self.base == "original":
             return onto_original(original_of(operator))
         held = operator.dense(torch.float32)
@@ -71,7 +74,7 @@ class Drift:
             return onto_held(held)
         original = original_of(operator)
         norm = float(original.norm())
-        if part is not None and part.rebases:  # its bytes hold a residual: only what is merged can be compared
+        if rebases(part):  # its bytes hold a residual: only what is merged can be compared
             held, original = onto_held(held), onto_original(original)
             onto_held = onto_original = _unchanged
         self.distances[name] = (float(torch.dist(held, original)), norm)
@@ -123,7 +126,7 @@ def plain_entries(model: nn.Module, drift: Drift, dtype: torch.dtype) -> list[En
         raise unknown_name("base", drift.base, BASES)
     if drift.base == "original":
         _refuse_without_original(model)
-    tokens = next((module for module in model.children() if isinstance(module, NewTokens)), None)
+    tokens = attachment.new_tokens
     walked = _walk("", model, drift)
     return [_typed(entry if tokens is None else _enlarged(entry, tokens), dtype) for entry in walked]
 
@@ -172,18 +175,17 @@ def _refuse_without_original(model: nn.Module) -> None:
 
 
 def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
-    if isinstance(module, NewTokens):
-        return  # its rows go into the tables
-    if isinstance(module, TrainedCopy):
-        yield from _walk(name, module.trained, drift)
+    if isinstance(module, TrainedBeside):
+        instead = module.plain_module()
+        yield from () if instead is None else _walk(name, instead, drift)
     elif isinstance(module, SubspaceLinear):
         yield from _linear(name, module, drift)
-    elif isinstance(module, SubspacePart):
+    elif isinstance(module, MergesIntoNorm):
         yield from _wrapped(name, module)
     elif isinstance(module, FrozenLinear):
         yield _matrix(name, module, None, drift)
         if module.bias is not None:
-            yield _own(f"{name}.bias", module.bias)
+            yield _as_it_is(f"{name}.bias", module.bias)
     else:
         yield from _plain(name, module)
         for child, inner in module.named_children():
@@ -192,14 +194,13 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
 
 def _plain(name: str, module: nn.Module) -> Iterator[Entry]:
     """A module's own parameters, and the buffers that a checkpoint holds."""
-    held: dict[str, Any] = {n: p for n, p in module._parameters.items() if p is not None}
-    kept = {n: b for n, b in module._buffers.items() if n not in module._non_persistent_buffers_set}
-    for own, tensor in (held | {n: b for n, b in kept.items() if b is not None}).items():
-        turned = own == "weight" and isinstance(module, TrainedLinear) and module.conv1d
-        yield _own(f"{name}.{own}" if name else own, tensor, turned)
+    held: dict[str, Tensor] = {name: p for name, p in parameters_of(module).items() if p is not None}
+    for key, tensor in (held | saved_buffers_of(module)).items():
+        turned = key == "weight" and isinstance(module, TrainedLinear) and module.conv1d
+        yield _as_it_is(f"{name}.{key}" if name else key, tensor, turned)
 
 
-def _own(name: str, tensor: Tensor, turned: bool = False) -> Entry:
+def _as_it_is(name: str, tensor: Tensor, turned: bool = False) -> Entry:
     """A tensor that is written as it is, or transposed."""
     needs = (tensor,) if isinstance(tensor, nn.Parameter) else ()
     shape = full_shape(tensor)[::-1] if turned else full_shape(tensor)
@@ -211,7 +212,7 @@ def _own(name: str, tensor: Tensor, turned: bool = False) -> Entry:
 def _linear(name: str, part: SubspaceLinear, drift: Drift) -> Iterator[Entry]:
     base: FrozenLinear = part.base  # type: ignore[assignment]
     yield _matrix(name, base, part, drift)
-    if part.bias is None and part.added_bias() is None:
+    if part.bias is None and not isinstance(part, AddsBias):
         return
     inside = {id(p) for p in base.parameters()}
     needs = tuple(p for p in part.parameters() if id(p) not in inside)
@@ -228,7 +229,7 @@ def _linear(name: str, part: SubspaceLinear, drift: Drift) -> Iterator[Entry]:
 def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: Drift) -> Entry:
     """A linear layer's weight, in the layout that the layer had. Tied layers hold the same tensor, whatever its name."""
     held = tuple(p for p in base.parameters() if p is not base.bias)
-    own = () if part is None else tuple(p for p in part.parameters() if p is not part.bias)
+    trained = () if part is None else tuple(p for p in part.parameters() if p is not part.bias)
     shape = base.shape[::-1] if base.conv1d else base.shape
 
     def make() -> Tensor:
@@ -238,26 +239,30 @@ def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: D
         return weight.t() if base.conv1d else weight
 
     identity = (id(held[0]), None if part is None else id(part))
-    return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *own))), make, identity)
+    return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *trained))), make, identity)
 
 
-def _wrapped(name: str, part: SubspacePart) -> Iterator[Entry]:
+def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:
     """A part that stands in the place of a module with a weight and a bias (a norm)."""
-    base: nn.Module = part.base  # type: ignore[assignment]
-    own = tuple(p for p in part.parameters(recurse=False))
+    base = part.base
+    trained = tuple(part.parameters(recurse=False))
     weight: nn.Parameter = base.weight  # type: ignore[assignment]
     bias: nn.Parameter | None = getattr(base, "bias", None)
-    merged: Callable[[Tensor], Tensor] = part.merged  # type: ignore[assignment]
     shape = full_shape(weight)
     yield Entry(
-        f"{name}.weight", shape, weight.dtype, (weight, *own), lambda: merged(weight.detach().float()), (id(part),)
+        f"{name}.weight",
+        shape,
+        weight.dtype,
+        (weight, *trained),
+        lambda: part.merged(weight.detach().float()),
+        (id(part),),
     )
-    if bias is not None:
-        yield Entry(
-            f"{name}.bias",
-            full_shape(bias),
-            bias.dtype,
-            (bias, *own),
-            lambda: part.merged_bias(bias.detach().float()),  # type: ignore[arg-type,return-value]
-            ("bias", id(part)),
-        )
+    if bias is None:
+        return
+
+    def merged_bias() -> Tensor:
+        merged = part.merged_bias(bias.detach().float())
+        assert merged is not None  # as the frozen one is there
+        return merged
+
+    yield Entry(f"{name}.bias", full_shape(bias), bias.dtype, (bias, *trained), merged_bias, ("bias", id(part)))

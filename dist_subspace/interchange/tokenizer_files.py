@@ -12,6 +12,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.base_model import run_model
 from dist_subspace.loading.load import local_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
+from dist_subspace.run_folder.folder import RunFolder
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -33,7 +34,7 @@ def tokenizer_of(folder: Path) -> Any:
     """The tokenizer of an adapter: its folder, where it holds one, else that of the run whose checkpoint it is, new tokens
     included (a tokenizer, or a folder); None where neither is to be had."""
     run = folder.resolve().parent
-    for place in (folder, run / "adapter"):
+    for place in (folder, RunFolder(run).adapter):
         if has_tokenizer(place) and (place == folder or run_model(run)):
             return place
     model = run_model(run)

@@ -137,9 +137,9 @@ def _pieces(tensor: Tensor, planned: Planned) -> Iterator[Tensor]:
     """The tensor's bytes on the CPU, a piece at a time: a whole copy in another type would be as large as a layer."""
     flat = tensor.detach().contiguous().view(-1)
     for start in range(0, flat.numel(), PIECE):
-        own = flat[start : start + PIECE]
-        piece = own.to(device="cpu", dtype=planned.dtype)
-        if piece.dtype != own.dtype and not bool((piece.isfinite() | ~own.isfinite().to("cpu")).all()):
+        source = flat[start : start + PIECE]
+        piece = source.to(device="cpu", dtype=planned.dtype)
+        if piece.dtype != source.dtype and not bool((piece.isfinite() | ~source.isfinite().to("cpu")).all()):
             raise UsageError(
                 f"{planned.key} has values that {str(planned.dtype).removeprefix('torch.')} cannot hold; accepted: a wider dtype"
             )

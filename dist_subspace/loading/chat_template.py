@@ -8,31 +8,24 @@ the processor reads.
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from transformers.utils import cached_file
+from transformers import PreTrainedTokenizerBase
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.template_internals import file_of
 
 FILE = "chat_template.json"
 
 
-def read_processor_template(tokenizer: Any, source: str, local_files_only: bool) -> None:
-    """A tokenizer without a template gets the one of the folder's (or Hub repository's) `chat_template.json`.
+def read_processor_template(tokenizer: PreTrainedTokenizerBase, source: str, local_files_only: bool) -> None:
+    """Give a tokenizer without a template the one of the folder's (or Hub repository's) `chat_template.json`.
 
     Raises:
         UsageError: the file holds none.
     """
     if getattr(tokenizer, "chat_template", None):
         return
-    file = cached_file(
-        source,
-        FILE,
-        local_files_only=local_files_only,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        _raise_exceptions_for_gated_repo=False,
-    )
+    file = file_of(source, FILE, local_files_only)
     if file is None:
         return
     try:

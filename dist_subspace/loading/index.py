@@ -81,13 +81,13 @@ def open_checkpoint(folder: str | Path) -> CheckpointIndex:
     files: dict[str, Path] = {}
     chosen = weight_files(path)
     for file in chosen:
-        for key, (shape, kind) in _header(file).items():
-            files[key], shapes[key], types[key] = file, shape, kind
+        for key, (shape, dtype) in _header(file).items():
+            files[key], shapes[key], types[key] = file, shape, dtype
     if chosen == [path / SINGLE]:
-        return CheckpointIndex(path, files, shapes, types, _stale(path, files))
-    index = _named(path) or path / INDEX
+        return CheckpointIndex(path, files, shapes, types, _unread_index(path, files))
+    index = _named_by_config(path) or path / INDEX
     if index.name.endswith(".json"):
-        for key, file in _listed(index).items():
+        for key, file in _files_of_index(index).items():
             if key not in files:
                 raise UsageError(f"{index} says that {key!r} is in {file.name}, but the file does not hold it")
     return CheckpointIndex(path, files, shapes, types)
@@ -100,19 +100,19 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UsageError: none of these, or an index that cannot be read or names a file that is not there.
     """
-    named = _named(folder)
+    named = _named_by_config(folder)
     if named is not None and not named.name.endswith(".json"):
         return [named]
     if named is None and (folder / SINGLE).is_file():
         return [folder / SINGLE]
     index = named or folder / INDEX
     if index.is_file():
-        return sorted(set(_listed(index).values()))
+        return sorted(set(_files_of_index(index).values()))
     raise UsageError(_no_weights(folder))
 
 
-def _named(folder: Path) -> Path | None:
-    """What config.json names as the weights' file or index (`transformers_weights`)."""
+def _named_by_config(folder: Path) -> Path | None:
+    """The weights' file or index that config.json names (`transformers_weights`); None where it names none."""
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     except (OSError, ValueError, AttributeError):
@@ -120,9 +120,8 @@ def _named(folder: Path) -> Path | None:
     if name is None:
         return None
     file = folder / str(name)
-    inside = (
-        Path(os.path.abspath(folder)) in Path(os.path.abspath(file)).parents
-    )  # a hub's files are links to elsewhere
+    # By the names alone: a hub's files are links to elsewhere.
+    inside = Path(os.path.abspath(folder)) in Path(os.path.abspath(file)).parents
     if not inside or not str(name).endswith((".safetensors", ".safetensors.index.json")) or not file.is_file():
         raise UsageError(
             f"{folder / 'config.json'} says transformers_weights: {name!r}; accepted: a .safetensors file or a "
@@ -131,8 +130,12 @@ def _named(folder: Path) -> Path | None:
     return file
 
 
-def _listed(index: Path) -> dict[str, Path]:
-    """key -> file of an index."""
+def _files_of_index(index: Path) -> dict[str, Path]:
+    """The file of each key of an index.
+
+    Raises:
+        UsageError: for what is no index, and for a file that is not there.
+    """
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = {str(key): index.parent / name for key, name in names.items()}
@@ -146,13 +149,14 @@ def _listed(index: Path) -> dict[str, Path]:
     return files
 
 
-def _stale(path: Path, files: dict[str, Path]) -> tuple[str, ...]:
-    """What is said of an index beside the single file, which wins: it may be left over from another save."""
+def _unread_index(path: Path, files: dict[str, Path]) -> tuple[str, ...]:
+    """What is said of an index beside the single file, which wins: it may be left over from another save. Nothing, where the
+    two agree."""
     index = path / INDEX
     if not index.is_file():
         return ()
     try:
-        listed = _listed(index)
+        listed = _files_of_index(index)
     except UsageError:
         listed = {}
     if listed and set(listed.values()) == {path / SINGLE} and listed.keys() == files.keys():
@@ -165,10 +169,10 @@ def _stale(path: Path, files: dict[str, Path]) -> tuple[str, ...]:
 
 
 def _no_weights(path: Path) -> str:
-    found = sorted(file.name for file in path.glob("*.safetensors"))
-    if found:
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if others:
         return (
-            f"model.path is {str(path)!r}, which holds {', '.join(found[:3])}{' and more' if len(found) > 3 else ''}, but "
+            f"model.path is {str(path)!r}, which holds {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, but "
             f"neither {SINGLE} nor {INDEX}, and transformers reads no other weights; copy the index too, or rename a single "
             f"file to {SINGLE}"
         )

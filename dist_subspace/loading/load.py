@@ -13,6 +13,7 @@ import transformers
 from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.families.classes import AUTO_CLASSES
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense
 from dist_subspace.loading.positions import Positions, positions_of
@@ -20,22 +21,16 @@ from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node
-from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
-from dist_subspace.placement.deepspeed.json_file import read_deepspeed
-from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
-from dist_subspace.placement.deepspeed.partitioner import Partitioner, outside_zero_init, remember_partitioner
-from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.generation import keep_ranks_together
+from dist_subspace.placement.for_loading import (
+    device_of,
+    join_ranks,
+    outside_zero_init,
+    prepare_blocks,
+    read_placement,
+    splitter_of,
+)
 from dist_subspace.storage import options_for, storage_info
 
-TASKS: Mapping[str, str] = {
-    "causal-lm": "AutoModelForCausalLM",
-    "classification": "AutoModelForSequenceClassification",
-    "masked-lm": "AutoModelForMaskedLM",
-    "seq2seq-lm": "AutoModelForSeq2SeqLM",
-    "token-classification": "AutoModelForTokenClassification",
-    "base": "AutoModel",
-}
 ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -82,45 +77,39 @@ def load_frozen(
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
-    if task not in TASKS:
-        raise unknown_name("model.task", task, TASKS)
-    partitioner = None
+    if task not in AUTO_CLASSES:
+        raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
-        ensure_process_group()
+        join_ranks()
     together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
-        stage_config = read_config(deepspeed)
-        check_nvme_helpers(stage_config or {})
+        stage_config = read_placement(deepspeed)
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
         if not Path(path).expanduser().is_dir():
-            config._name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
+            config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
         index = open_checkpoint(folder)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
         # A text model of a larger family has a part of the configuration, which names nothing.
-        model.config._name_or_path = config._name_or_path  # type: ignore[union-attr]
+        model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
-            model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))  # type: ignore[assignment]
+            model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
         stream = Stream(model, index, storage, options, kind, seed)
         _FRESH[model] = stream.fresh_modules()
-    if stage_config is not None and int(stage_config.get("zero_optimization", {}).get("stage", 0)) == 3:
-        partitioner = Partitioner(dict(stage_config))
-    target = partitioner.device if partitioner else torch.device(device or _default_device(stage_config))
+    splitter = splitter_of(stage_config)
+    target = splitter.device if splitter else torch.device(device or device_of(stage_config))
     with together("reading the model's weights"):
-        stream.run(target, partitioner, progress)
+        stream.run(target, splitter, progress)
     for sentence in (
         *stream.sources.notes,
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
     ):
         say(sentence)
-    if partitioner is not None:
-        remember_partitioner(model, partitioner)
     if stage_config is not None:
-        mark_leaf_blocks(model)
-        keep_ranks_together(model)
+        prepare_blocks(model, splitter)
     return model.eval()
 
 
@@ -140,26 +129,22 @@ def _alone(what: str) -> Iterator[None]:
 
 def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
     """The type of the computation; a float storage that contradicts it is refused."""
-    own = storage_info(storage).dtype
+    of_storage = storage_info(storage).dtype
     if dtype is None:
-        return own or torch.bfloat16
-    kind = DTYPES.get(str(dtype).removeprefix("torch."))
-    if kind is None:
+        return of_storage or torch.bfloat16
+    wanted = DTYPES.get(str(dtype).removeprefix("torch."))
+    if wanted is None:
         raise unknown_name("model.dtype", dtype, DTYPES)
-    if own is not None and kind != own:
+    if of_storage is not None and wanted != of_storage:
         raise UsageError(
-            f"model.dtype is {_named(kind)!r}, which contradicts model.storage {storage!r}; accepted with it: {_named(own)}, null"
+            f"model.dtype is {_named(wanted)!r}, which contradicts model.storage {storage!r}; accepted with it: "
+            f"{_named(of_storage)}, null"
         )
-    return kind
+    return wanted
 
 
 def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def read_config(deepspeed: Mapping[str, Any] | str | Path | None) -> dict[str, Any] | None:
-    """A DeepSpeed configuration as a dict."""
-    return None if deepspeed is None else read_deepspeed(deepspeed)
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -256,9 +241,11 @@ def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: boo
     return positions_of(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config, wanted)
 
 
-def _skeleton(task: str, config: Any, dtype: torch.dtype, kwargs: dict[str, Any]) -> nn.Module:
+def _skeleton(
+    task: str, config: transformers.PretrainedConfig, dtype: torch.dtype, kwargs: dict[str, Any]
+) -> transformers.PreTrainedModel:
     try:
-        return build_skeleton(getattr(transformers, TASKS[task]), config, dtype, **kwargs)
+        return build_skeleton(getattr(transformers, AUTO_CLASSES[task]), config, dtype, **kwargs)
     except Exception as error:  # whatever a family's own code makes of a value that it does not know
         raise UsageError(
             f"a {config.model_type} model cannot be made for model.task {task!r}: {_in_a_line(error)}"
@@ -270,11 +257,3 @@ def _in_a_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()]
     said = " ".join(lines[:2]) if lines and lines[0].endswith(":") else lines[0] if lines else ""
     return said if isinstance(error, (ValueError, ImportError, OSError)) and said else f"{type(error).__name__} {said}"
-
-
-def _default_device(stage_config: Mapping[str, Any] | None) -> torch.device:
-    if stage_config is not None:
-        from dist_subspace.placement.deepspeed.process_group import agreed_device
-
-        return agreed_device()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dist_subspace.placement.deepspeed.shards import full_numel, full_shape
+from dist_subspace.families.experts import is_expert_matrix
+from dist_subspace.placement.for_loading import casting_section
+from dist_subspace.placement.tensors import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, storage_info
 
 WORTH = 0.02  # of the model's bytes: what is less needs no word
@@ -28,7 +30,8 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
         for own, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{own}".lstrip(".")
             if len(full_shape(parameter)) >= 2:
-                (experts if _is_expert(full_name, module, parameter) else others)[full_name] = parameter
+                is_expert = is_expert_matrix(full_name, module, len(full_shape(parameter)))
+                (experts if is_expert else others)[full_name] = parameter
     kept = {
         name: next(module.parameters())
         for name, module in model.named_modules()
@@ -52,27 +55,14 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
 
 def cast_by_the_engine(model: nn.Module, stage_config: Mapping[str, Any] | None, dtype: torch.dtype) -> list[str]:
     """DeepSpeed's own 16-bit engines cast every parameter that is not split, those too that the family keeps in float32."""
-    section = stage_config or {}
-    stage = int(section.get("zero_optimization", {}).get("stage", 0))
-    kinds = [kind for kind in ("fp16", "bf16") if section.get(kind, {}).get("enabled") is True]
+    section = casting_section(stage_config)
     kept = [name for name, parameter in model.named_parameters() if parameter.dtype == torch.float32]
-    if stage == 3 or not kinds or not kept or dtype == torch.float32:
+    if section is None or not kept or dtype == torch.float32:
         return []
     return [
         f"{type(model).__name__} keeps {kept[0]}{f' and {len(kept) - 1} more' if kept[1:] else ''} in float32, but DeepSpeed "
-        f"casts them with {kinds[0]}.enabled at stage {stage}; one of the presets, or stage 3, leaves them as they are"
+        f"casts them with {section[0]}.enabled at stage {section[1]}; one of the presets, or stage 3, leaves them as they are"
     ]
-
-
-def _is_expert(name: str, module: nn.Module, parameter: nn.Parameter) -> bool:
-    """A stack of matrices of a mixture of experts, however its family writes it."""
-    stack = len(full_shape(parameter)) == 3 and any(
-        part in f"{name} {type(module).__name__}".lower() for part in _MIXTURE
-    )
-    return stack or ".experts." in name
-
-
-_MIXTURE = ("expert", "moe")
 
 
 def _bytes(parameter: Any) -> int:

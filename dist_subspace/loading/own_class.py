@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import transformers
 from torch import nn
 
+from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.loading.load import local_folder
 from dist_subspace.loading.transformers_internals import empty_model
 
@@ -28,8 +29,8 @@ class OwnClass:
 
     def of(self, modules: Iterable[str]) -> dict[str, str] | None:
         """The names of these modules in the whole; None where it lacks one (a head for another task)."""
-        found = {name: self.names.get(name) for name in modules}
-        return {ours: theirs for ours, theirs in found.items() if theirs} if all(found.values()) else None
+        renamed = {name: self.names.get(name) for name in modules}
+        return {ours: theirs for ours, theirs in renamed.items() if theirs} if all(renamed.values()) else None
 
 
 def own_class(model: nn.Module) -> OwnClass | None:
@@ -47,40 +48,39 @@ _KNOWN: WeakKeyDictionary[nn.Module, OwnClass | None] = WeakKeyDictionary()
 
 def _own_class(model: nn.Module) -> OwnClass | None:
     config: Any = getattr(model, "config", None)
-    folder = local_folder(getattr(config, "_name_or_path", None))
+    folder = local_folder(getattr(config, "name_or_path", None))
     if folder is None or not (folder / "config.json").exists():
         return None
     try:
         whole = transformers.AutoConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError):
         return None
-    kind = getattr(transformers, next(iter(whole.architectures or ()), ""), None)
-    if kind is None or type(config) is type(whole) or type(config) not in whole.sub_configs.values():
+    whole_class = getattr(transformers, next(iter(whole.architectures or ()), ""), None)
+    if whole_class is None or type(config) is type(whole) or type(config) not in whole.sub_configs.values():
         return None
-    theirs, ours = empty_model(kind, whole), empty_model(type(model), config)
-    return OwnClass(kind.__name__, _by_place(ours, theirs))
+    theirs, ours = empty_model(whole_class, whole), empty_model(type(model), config)
+    return OwnClass(whole_class.__name__, _by_place(ours, theirs))
 
 
 def _by_place(ours: nn.Module, theirs: nn.Module) -> dict[str, str]:
-    """Modules of the same place in a part of the text model, its decoder, and in the one part of the whole of that class, and the
-    two output layers, where their weights have one shape."""
-    pairs = []
+    """The name in the whole of each module of the text model whose weight stands at the same place there, with the same shape: in
+    parts of one class, of which the whole has one, and in the two output layers."""
+    pairs: list[tuple[nn.Module | None, nn.Module | None]] = []
     for part in ours.children():
         same = [module for module in theirs.modules() if type(module) is type(part)]
         pairs += [(part, same[0])] if len(same) == 1 else []
-    if hasattr(ours, "get_output_embeddings") and hasattr(theirs, "get_output_embeddings"):
-        pairs.append((ours.get_output_embeddings(), theirs.get_output_embeddings()))  # type: ignore[operator]
-    found: dict[str, str] = {}
+    pairs.append((output_embeddings(ours), output_embeddings(theirs)))
+    names: dict[str, str] = {}
     for first, second in pairs:
         if first is not None and second is not None:
             start, other = _name(ours, first), _name(theirs, second)
             shapes = {name: module.weight.shape for name, module in second.named_modules() if hasattr(module, "weight")}
-            found |= {
+            names |= {
                 _joined(start, name): _joined(other, name)
                 for name, module in first.named_modules()
                 if hasattr(module, "weight") and shapes.get(name) == module.weight.shape
             }
-    return found
+    return names
 
 
 def _name(model: nn.Module, part: nn.Module) -> str:

@@ -17,6 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from transformers import PretrainedConfig
+
+from dist_subspace.families.buffers import has_rotary_table
+from dist_subspace.families.configuration import config_of, is_encoder_decoder, stated_positions, text_config
 
 SHORT = 8  # tokens that any model takes: where these fail, nothing can be learned from a call
 MOST_TRIED = 2049  # tokens of a row that is run through a whole layer of attention
@@ -33,7 +37,7 @@ class Positions:
     """The position id of a sample's first token, as the model itself numbers them where it is not told."""
 
 
-def positions_of(make: Callable[[Any], nn.Module], config: Any, wanted: int) -> Positions:
+def positions_of(make: Callable[[PretrainedConfig], nn.Module], config: PretrainedConfig, wanted: int) -> Positions:
     """The positions of a model, found by calling an empty one with rows of up to `wanted` tokens.
 
     Arguments:
@@ -41,27 +45,26 @@ def positions_of(make: Callable[[Any], nn.Module], config: Any, wanted: int) -> 
         wanted: tokens of the longest row that is needed. It fits where `longest` is None or not below it; only where it does
             not fit is `longest` the exact limit.
     """
-    stated = _stated(config)
+    stated = stated_positions(config)
     try:
         model = _with_free_weights(_short_model(make, config))
     except Exception:  # an odd family: what its configuration states is all that is known
         return Positions(stated, 0)
-    parts = [model, *_decoder(model)]
-    if not all(_lookups(part, SHORT) is not None for part in parts):
+    parts = [model, *_decoder_of(model)]
+    if not all(_table_lookups(part, SHORT) is not None for part in parts):
         return Positions(stated, 0)
-    first = _first(model)
+    first = _first_position(model)
     if any(_has_table(part) for part in parts):
 
         def fits(length: int) -> bool:
-            return all(_lookups(part, length) is not None for part in parts)
+            return all(_table_lookups(part, length) is not None for part in parts)
 
-        return Positions(max(wanted, stated or 0) if fits(wanted) else _largest(fits, wanted), first)
+        return Positions(max(wanted, stated or 0) if fits(wanted) else _largest_below(fits, wanted), first)
     if stated is None or wanted <= stated:
         return Positions(stated, first)
     # Rotary positions beyond those of pretraining raise no error and are worth little; Falcon makes the table also without use.
-    rotary = any(name.endswith("inv_freq") for name, _ in model.named_buffers())
-    rotary = rotary and not getattr(text_config(config), "alibi", False)
-    if rotary or stated >= MOST_TRIED or _lookups(model, stated + 1, through=True) is None:
+    rotary = has_rotary_table(model) and not getattr(text_config(config), "alibi", False)
+    if rotary or stated >= MOST_TRIED or _table_lookups(model, stated + 1, through=True) is None:
         return Positions(stated, first)
     return Positions(None, first)
 
@@ -77,11 +80,11 @@ def count_from(model: nn.Module, first: int) -> None:
         model.register_forward_pre_hook(shifted, with_kwargs=True)
 
 
-class _Done(Exception):
+class _LookupsDone(Exception):
     """The lookups of a call are behind it: a product comes."""
 
 
-class _Watch(TorchFunctionMode):
+class _LookupWatch(TorchFunctionMode):
     """Table lookups are checked and noted, and give zeros; the first product ends the call, or gives zeros too."""
 
     def __init__(self, through: bool) -> None:
@@ -99,35 +102,38 @@ class _Watch(TorchFunctionMode):
             return torch.zeros(*ids.shape, table.shape[1])
         if function in PRODUCTS:
             if not self.through:
-                raise _Done
+                raise _LookupsDone
             x, weight = (args[0], args[1].mT) if function is functional.linear else (args[1], args[2])
             return torch.zeros(*x.shape[:-1], weight.shape[-1])
         return function(*args, **kwargs)
 
 
-def _lookups(model: nn.Module, length: int, through: bool = False, **inputs: Any) -> list[tuple[int, Tensor]] | None:
+def _table_lookups(
+    model: nn.Module, length: int, through: bool = False, **inputs: Any
+) -> list[tuple[int, Tensor]] | None:
     """(rows of the table, ids) of each lookup for one row of so many tokens; None where the model cannot take it."""
-    config: Any = model.config
+    config = config_of(model)
     ids = torch.full((1, length), next(i for i in (5, 6, 7) if i != getattr(text_config(config), "pad_token_id", None)))
-    watch = _Watch(through)
+    watch = _LookupWatch(through)
     try:
         with torch.no_grad(), watch:
             model(input_ids=ids, **inputs)
-    except _Done:
+    except _LookupsDone:
         pass
     except Exception:  # an index beyond a table, or a slice of a buffer that is too short for the row
         return None
     return watch.lookups
 
 
-def _first(model: nn.Module) -> int:
+def _first_position(model: nn.Module) -> int:
     """By how much the rows of a table differ between ids that count from 0 and the model's own: 0 where it takes none."""
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         return 0
-    own, counted = _lookups(model, SHORT), _lookups(model, SHORT, position_ids=torch.arange(SHORT)[None])
-    if own is None or counted is None or len(own) != len(counted):
+    by_itself = _table_lookups(model, SHORT)
+    counted = _table_lookups(model, SHORT, position_ids=torch.arange(SHORT)[None])
+    if by_itself is None or counted is None or len(by_itself) != len(counted):
         return 0
-    for (_, ids), (_, from_zero) in zip(own, counted):
+    for (_, ids), (_, from_zero) in zip(by_itself, counted):
         if ids.shape == from_zero.shape and not torch.equal(ids, from_zero):
             steps = (ids - from_zero).unique()
             return int(steps) if len(steps) == 1 else 0
@@ -136,12 +142,12 @@ def _first(model: nn.Module) -> int:
 
 def _has_table(model: nn.Module) -> bool:
     """Whether a table is asked for another row at each place."""
-    lookups = _lookups(model, SHORT) or []
+    lookups = _table_lookups(model, SHORT) or []
     return any(len(ids.unique()) >= SHORT for _, ids in lookups)
 
 
-def _largest(fits: Callable[[int], bool], above: int) -> int:
-    """The largest number that fits, of 1 to above - 1."""
+def _largest_below(fits: Callable[[int], bool], above: int) -> int:
+    """The largest number below `above` that fits."""
     low = SHORT
     while above - low > 1:
         middle = (low + above) // 2
@@ -149,30 +155,8 @@ def _largest(fits: Callable[[int], bool], above: int) -> int:
     return low
 
 
-def _stated(config: Any) -> int | None:
-    """The configuration's number, for rotary positions with what a scaling stretches it to."""
-    text = text_config(config)
-    positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    rope = getattr(text, "rope_parameters", None) or {}
-    longest = positions
-    for part in [rope, *rope.values()] if isinstance(rope, dict) else []:
-        if isinstance(part, dict) and isinstance(part.get("factor"), int | float):
-            longest = max(longest, int(part["factor"] * (part.get("original_max_position_embeddings") or positions)))
-    return longest
-
-
-def text_config(config: Any) -> Any:
-    """The part of a configuration that speaks of text; the whole where that is not one part."""
-    try:
-        return config.get_text_config()
-    except ValueError:
-        return config
-
-
-def _short_model(make: Callable[[Any], nn.Module], config: Any) -> nn.Module:
-    """One layer is enough, and quicker made; not every configuration can be shortened."""
+def _short_model(make: Callable[[PretrainedConfig], nn.Module], config: PretrainedConfig) -> nn.Module:
+    """A model of one layer, which is enough and quicker made, or of all where the configuration cannot be shortened."""
     short = copy.deepcopy(config)
     try:
         text_config(short).num_hidden_layers = 1
@@ -189,8 +173,8 @@ def _with_free_weights(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _decoder(model: Any) -> list[nn.Module]:
-    """The decoder of an encoder-decoder, whose rows are as long as the encoder's here."""
-    if not getattr(model.config, "is_encoder_decoder", False) or not hasattr(model, "get_decoder"):
+def _decoder_of(model: Any) -> list[nn.Module]:
+    """The decoder of an encoder-decoder, whose rows are as long as the encoder's here; nothing for other models."""
+    if not is_encoder_decoder(model) or not hasattr(model, "get_decoder"):
         return []
     return [model.get_decoder()]

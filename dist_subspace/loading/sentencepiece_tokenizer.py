@@ -4,6 +4,9 @@ transformers 5 converts a bare sentencepiece file to its own backend, and the co
 5.23, the dummy prefix is lost, and a unigram model keeps the blanks that its normaliser folds. So the pieces are
 sentencepiece's here. Everything beside the model file (`added_tokens_decoder`, `added_tokens.json`,
 `special_tokens_map.json`, named and extra special tokens, chat templates) is read by `from_pretrained` of transformers.
+
+Read against transformers 5.23 (`tokenization_python.py`, `tokenization_utils_sentencepiece.py`): what is overridden and read of
+its base class below the public surface begins with an underscore.
 """
 
 from __future__ import annotations
@@ -118,13 +121,13 @@ class SentencePieceTokenizer(SentencePieceBackend):
 def added_beyond_pieces(tokenizer: SentencePieceTokenizer) -> list[list[Any]]:
     """[token, id] of every token that is recognised in text, the marks of the model's own begin and end aside, with its
     blank-eating flags if it has any: what decides on ids beside the model file."""
-    model, found = tokenizer.sp_model, []
+    model, beyond = tokenizer.sp_model, []
     marks = set(_own_special_tokens(model).values())
     for number, token in tokenizer.added_tokens_decoder.items():
         if token.content not in marks or model.piece_to_id(token.content) != number:
             flags = [name for name in ("lstrip", "rstrip", "single_word") if getattr(token, name)]
-            found.append([token.content, number, *flags])
-    return sorted(found)
+            beyond.append([token.content, number, *flags])
+    return sorted(beyond)
 
 
 def _as_token(value: Any) -> Any:

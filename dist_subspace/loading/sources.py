@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.transformers_internals import Conversion, key_plan, minded, tie, tied_pairs
+from dist_subspace.loading.transformers_internals import Conversion, key_plan, reported_keys, tie, tied_pairs
 from dist_subspace.loading.unused import examine
 from dist_subspace.storage import Origin
 
@@ -39,24 +40,24 @@ class Sources:
     conversions: dict[str, Conversion]
     absent: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    _made: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    _waiting: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _first_names: dict[str, str] = field(default_factory=dict)  # of tied parameters: the one that the conversion makes
 
     def has(self, name: str) -> bool:
         return name in self.keys or name in self.conversions
 
-    def origin(self, model: nn.Module, name: str) -> Origin | None:
-        """Where a matrix can be read again."""
+    def origin(self, model: PreTrainedModel, name: str) -> Origin | None:
+        """Where a matrix can be read again; None for one that the checkpoint lacks."""
         if name in self.keys:
             return Origin(str(self.index.files[self.keys[name]]), self.keys[name])
         if name not in self.conversions:
             return None
-        conversion, made = self.conversions[name], self._first_names.get(name, name)
+        conversion, first_name = self.conversions[name], self._first_names.get(name, name)
         key, config, read = conversion.sources[0][1], model.config, self.index.read
-        return ConvertedOrigin(str(self.index.files[key]), key, lambda: conversion.tensors(read, config)[made])
+        return ConvertedOrigin(str(self.index.files[key]), key, lambda: conversion.tensors(read, config)[first_name])
 
     def share(self, name: str, others: Iterable[str]) -> None:
-        """Parameters that are tied to one that has a source have the same."""
+        """Give parameters that are tied to one that has a source the same source."""
         for other in others:
             if not self.has(other):
                 if name in self.keys:
@@ -64,19 +65,19 @@ class Sources:
                 else:
                     self.conversions[other], self._first_names[other] = self.conversions[name], name
 
-    def read(self, model: nn.Module, name: str) -> Tensor:
+    def read(self, model: PreTrainedModel, name: str) -> Tensor:
         """A parameter's values in the checkpoint's type. What one conversion makes beside it is kept until it is asked for."""
         if name in self.keys:
             return self.index.read(self.keys[name])
         conversion, name = self.conversions[name], self._first_names.get(name, name)
-        made = self._made.pop(id(conversion), None) or conversion.tensors(self.index.read, model.config, model)
-        tensor = made.pop(name)
-        if made:
-            self._made[id(conversion)] = made
+        tensors = self._waiting.pop(id(conversion), None) or conversion.tensors(self.index.read, model.config, model)
+        tensor = tensors.pop(name)
+        if tensors:
+            self._waiting[id(conversion)] = tensors
         return tensor
 
 
-def find_sources(model: nn.Module, index: CheckpointIndex, may_lack: Callable[[str], bool]) -> Sources:
+def find_sources(model: PreTrainedModel, index: CheckpointIndex, may_lack: Callable[[str], bool]) -> Sources:
     """Plan the load of an empty model, and tie its parameters as the checkpoint asks for.
 
     Raises:
@@ -84,43 +85,47 @@ def find_sources(model: nn.Module, index: CheckpointIndex, may_lack: Callable[[s
     """
     plan = key_plan(model, index)
     notes = [*index.notes, *examine(model, index, plan.unused)]
-    keys = {name: _one_of(index, name, found) for name, found in plan.direct.items()}
+    keys = {name: _agreeing_key(index, name, candidates) for name, candidates in plan.direct.items()}
     conversions: dict[str, Conversion] = {}
     shapes = {name: index.shapes[key] for name, key in keys.items()}
     for conversion in plan.conversions:
-        for name, made in _dry_run(model, index, conversion).items():
+        for name, tensor in _dry_run(model, index, conversion).items():
             if name in keys:
-                raise _two(index, name, keys[name], conversion.sources[0][1])
-            conversions[name], shapes[name] = conversion, tuple(made.shape)
+                raise _contradiction(index, name, keys[name], conversion.sources[0][1])
+            conversions[name], shapes[name] = conversion, tuple(tensor.shape)
     _check_shapes(model, index, keys, conversions, shapes)
     sources = Sources(index, keys, conversions, notes=notes)
     _tie(model, sources)
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     missing = [name for name in parameters if not sources.has(name)]
-    lost, _ = minded(model, [name for name in missing if not may_lack(name)], ())
+    lost, _ = reported_keys(model, [name for name in missing if not may_lack(name)], ())
     if lost:
         raise UsageError(_lacks(index, [name for name in missing if name in lost], plan.unused, model))
     sources.absent = missing
     return sources
 
 
-def _one_of(index: CheckpointIndex, name: str, keys: list[str]) -> str:
-    """The one key of a parameter; several are the same tensor under several names, or nobody knows which is meant."""
+def _agreeing_key(index: CheckpointIndex, name: str, keys: list[str]) -> str:
+    """The one key of a parameter. Several keys must hold the same values (UsageError): nobody knows which is meant otherwise."""
     for other in keys[1:]:
         if not index.same(keys[0], other, torch.float32):
-            raise _two(index, name, keys[0], other)
+            raise _contradiction(index, name, keys[0], other)
     return keys[0]
 
 
-def _two(index: CheckpointIndex, name: str, one: str, other: str) -> UsageError:
+def _contradiction(index: CheckpointIndex, name: str, one: str, other: str) -> UsageError:
     return UsageError(
         f"model.path is {str(index.folder)!r}, which holds {one} and {other} with different values, and both are the model's "
         f"{name}; remove the one that is not meant"
     )
 
 
-def _dry_run(model: nn.Module, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
-    """What a conversion makes, on the meta device."""
+def _dry_run(model: PreTrainedModel, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
+    """What a conversion makes, on the meta device.
+
+    Raises:
+        UsageError: for tensors that do not fit together.
+    """
 
     def shape_of(key: str) -> Tensor:
         return torch.empty(index.shapes[key], dtype=_META_TYPES.get(index.types[key], torch.float32), device="meta")
@@ -137,7 +142,7 @@ def _dry_run(model: nn.Module, index: CheckpointIndex, conversion: Conversion) -
 
 
 def _check_shapes(
-    model: nn.Module,
+    model: PreTrainedModel,
     index: CheckpointIndex,
     keys: dict[str, str],
     conversions: dict[str, Conversion],
@@ -153,8 +158,8 @@ def _check_shapes(
         )
 
 
-def _tie(model: nn.Module, sources: Sources) -> None:
-    """transformers' rule: of two tied parameters that are both in the checkpoint with different values, neither is the other."""
+def _tie(model: PreTrainedModel, sources: Sources) -> None:
+    """Tie by transformers' rule: of two tied parameters that the checkpoint holds with different values, neither is the other."""
     held = dict(model.named_parameters(remove_duplicate=False))
     for target, source in tied_pairs(model).items():
         if target in sources.keys and source in sources.keys:
@@ -166,12 +171,12 @@ def _tie(model: nn.Module, sources: Sources) -> None:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         groups.setdefault(id(parameter), []).append(name)
     for names in groups.values():
-        found = next((name for name in names if sources.has(name)), None)
-        if found is not None:
-            sources.share(found, names)
+        first = next((name for name in names if sources.has(name)), None)
+        if first is not None:
+            sources.share(first, names)
 
 
-def _lacks(index: CheckpointIndex, lost: list[str], unused: Iterable[str], model: nn.Module) -> str:
+def _lacks(index: CheckpointIndex, lost: list[str], unused: Iterable[str], model: PreTrainedModel) -> str:
     instead = list(unused)
     held = ""
     if instead:

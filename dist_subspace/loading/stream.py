@@ -1,4 +1,4 @@
-"""From file to forward: every tensor of a checkpoint read once, held in its storage, put in its place.
+"""The load itself, from file to forward: every tensor of a checkpoint read once, held in its storage, put in its place.
 
 This is where reading becomes finer: a rank could read its own rows only. What is read, how it is packed and where it goes are
 three calls here, so that only the first would change.
@@ -12,16 +12,24 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.embeddings import input_embeddings, output_embeddings
+from dist_subspace.families.heads import (
+    base_prefix,
+    is_head_layer,
+    is_inside_classification_head,
+    is_inside_head,
+    is_inside_pooler,
+)
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
-from dist_subspace.loading.transformers_internals import base_prefix, initialise, kept_type
-from dist_subspace.module_places import replace_everywhere
+from dist_subspace.loading.transformers_internals import initialise, kept_type
+from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
-from dist_subspace.placement.deepspeed.partitioner import Partitioner
+from dist_subspace.placement.protocol import Splitter
 from dist_subspace.storage import (
     FrozenLinear,
     Origin,
@@ -35,8 +43,6 @@ from dist_subspace.storage import (
     storage_info,
 )
 
-HEADS = ("lm_head", "score", "classifier", "qa_outputs", "embed_out", "cls", "pre_classifier")
-CLASSIFIERS = ("score", "classifier", "classification_head")  # heads that may be of several layers
 QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
 WIDER = (torch.float32, torch.bfloat16, torch.float64)  # than float16: types whose values it may not hold
 
@@ -46,7 +52,7 @@ class Stream:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         index: CheckpointIndex,
         storage: str,
         options: Mapping[str, Any],
@@ -56,9 +62,9 @@ class Stream:
         self.model, self.index = model, index
         self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
-        self.made: dict[nn.Module, nn.Module] = {}  # linear layer -> the operator in its place
+        self.operators: dict[nn.Module, nn.Module] = {}  # by the linear layer in whose place each one stands
         self.sources = find_sources(model, index, self._is_head)
-        self.kept = kept_type(model, dtype)
+        self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
         if storage_info(storage).dtype is None:
             packed = [name for name, module in model.named_modules() if self._packs(name, module)]
@@ -66,22 +72,20 @@ class Stream:
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
 
-    def run(
-        self, device: torch.device, partitioner: Partitioner | None, progress: Callable[[int, int], None] | None
-    ) -> None:
+    def run(self, device: torch.device, splitter: Splitter | None, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here."""
         done: dict[nn.Parameter, nn.Parameter] = {}
         units = list(self._units())
         for number, (name, module) in enumerate(units):
-            self._load(name, module, device, partitioner, done)
+            self._load(name, module, device, splitter, done)
             if progress is not None:
                 progress(number + 1, len(units))
-        replace_everywhere(self.model, self.made)
+        replace_everywhere(self.model, self.operators)
         for name, buffer in list(self.model.named_buffers()):
             self._set_buffer(name, buffer, device)
 
     def fresh_modules(self) -> tuple[str, ...]:
-        """Whose parameters the checkpoint lacks."""
+        """The modules whose parameters the checkpoint lacks, and may lack."""
         return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.sources.absent if self._is_head(name)))
 
     def _units(self) -> Iterator[tuple[str, nn.Module]]:
@@ -92,33 +96,33 @@ class Stream:
     def _is_head(self, name: str) -> bool:
         """Whether a checkpoint may lack the parameter: a head for a new task is trained anew. A language model's output
         layer is no such head: without it the model says nothing."""
-        if "pooler" in name.split("."):
+        if is_inside_pooler(name):
             return True
-        if _output_embeddings(self.model) is not None:
+        if output_embeddings(self.model) is not None:
             return False
         prefix = base_prefix(self.model)
-        return any(part in HEADS for part in name.split(".")) or (bool(prefix) and not name.startswith(f"{prefix}."))
+        return is_inside_head(name) or (bool(prefix) and not name.startswith(f"{prefix}."))
 
     def _load(
         self,
         name: str,
         module: nn.Module,
         device: torch.device,
-        partitioner: Partitioner | None,
+        splitter: Splitter | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
         if is_linear(module) and name not in self.apart:
-            loaded: nn.Module = self._linear(name, module, device, done)
+            loaded: nn.Module = self._load_linear(name, module, device, done)
             replace(self.model, name, loaded)
-            self.made[module] = loaded
+            self.operators[module] = loaded
         else:
-            self._plain(name, module, device, done)
+            self._load_parameters(name, module, device, done)
             loaded = module
-        if partitioner is not None:
+        if splitter is not None:
             for parameter in loaded.parameters(recurse=False):
-                partitioner.place(parameter)
+                splitter.place(parameter)
 
-    def _linear(
+    def _load_linear(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
     ) -> FrozenLinear:
         weight: nn.Parameter = module.weight  # type: ignore[assignment]
@@ -129,7 +133,7 @@ class Stream:
         if not self._packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
-            return self._as_it_is(module, origin)
+            return self._adopted(module, origin)
         full = self._read_float(full_name)
         if full.dtype not in QUANTISABLE:
             full = full.float()
@@ -152,29 +156,29 @@ class Stream:
         full_name = f"{name}.weight"
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
-        own_type = self.kept(full_name) is not None or module.weight.dtype != self.dtype
+        own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
         return not own_type and not self._is_output_layer(name)
 
     def _is_output_layer(self, name: str) -> bool:
         return self._is_output(name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
 
     @staticmethod
-    def _as_it_is(module: nn.Module, origin: Origin | None) -> FrozenLinear:
+    def _adopted(module: nn.Module, origin: Origin | None) -> FrozenLinear:
         operator = adopt(module)
         assert operator is not None  # only linear layers come here
         operator.origin = origin
         return operator
 
     def _is_output(self, name: str, weight: nn.Parameter) -> bool:
-        """Heads, and weights tied to an embedding, stay in the type of the computation."""
-        if name.partition(".")[0] in CLASSIFIERS:
+        """Whether it is a head's weight, or one that is tied to an embedding: these stay in the type of the computation."""
+        if is_inside_classification_head(name):
             return True
-        head = _output_embeddings(self.model)
+        head = output_embeddings(self.model)
         inputs = input_embeddings(self.model)
         tied = inputs is not None and getattr(inputs, "weight", None) is weight
-        return tied or name.split(".")[-1] in HEADS or (head is not None and getattr(head, "weight", None) is weight)
+        return tied or is_head_layer(name) or (head is not None and getattr(head, "weight", None) is weight)
 
-    def _plain(
+    def _load_parameters(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
     ) -> None:
         for own, parameter in list(module.named_parameters(recurse=False)):
@@ -191,9 +195,9 @@ class Stream:
             old.data = old.data.to(device)
             old.requires_grad_(False)
             return old
-        whole = self._read_float if old.is_floating_point() else lambda name: self.sources.read(self.model, name)
-        value = whole(name) if self.sources.has(name) else self._fresh(name, old)
-        kind = self.kept(name) or old.dtype
+        read = self._read_float if old.is_floating_point() else lambda name: self.sources.read(self.model, name)
+        value = read(name) if self.sources.has(name) else self._fresh(name, old)
+        kind = self.kept_type(name) or old.dtype
         self._refuse_overflow(name, value, kind)
         parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
         # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
@@ -209,7 +213,7 @@ class Stream:
         return value
 
     def _refuse_overflow(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
-        """float16 ends at 65,504: a larger weight would be infinite, and everything after it no number."""
+        """Refuse (UsageError) a weight above 65,504, where float16 ends: it would be infinite, and what follows no number."""
         if dtype != torch.float16 or value.dtype not in WIDER or not value.numel():
             return
         largest = value.abs().amax()
@@ -232,9 +236,5 @@ class Stream:
     def _set_buffer(self, name: str, buffer: torch.Tensor, device: torch.device) -> None:
         owner, _, own = name.rpartition(".")
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
-        kind = self.kept(name) if self.sources.has(name) else None
-        self.model.get_submodule(owner)._buffers[own] = value.to(device=device, dtype=kind or buffer.dtype)
-
-
-def _output_embeddings(model: nn.Module) -> nn.Module | None:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+        kind = self.kept_type(name) if self.sources.has(name) else None
+        buffers_of(self.model.get_submodule(owner))[own] = value.to(device=device, dtype=kind or buffer.dtype)

@@ -1,25 +1,61 @@
-"""Chat templates below transformers' public surface: the compiled template, in a sandbox that answers sooner.
+"""Chat templates below transformers' public surface: a file of a model's folder, the compiled template in a sandbox that answers
+sooner, and the spans of its marks.
 
 Beside transformers_internals.py and not in it, because processes that only tokenise do not import torch. Read against
-transformers 5.23.0 (`utils/chat_template_utils.py`) and jinja2 3.1.6 (`sandbox.py`); tests/loading/test_template_internals.py
-fails when what is used here moves.
+transformers 5.23.0 (`utils/hub.py`, `utils/chat_template_utils.py`) and jinja2 3.1.6 (`sandbox.py`);
+tests/loading/test_template_internals.py fails when what is used here moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import BuiltinMethodType
 from typing import Any
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils import cached_file
+from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
 Message = dict[str, Any]
 OF_DICTIONARIES = frozenset(dir(dict))
 SCALARS = frozenset((str, int, float, bool, type(None)))
 FORMATS = ("format", "format_map")  # methods of texts that the sandbox wraps
+
+
+def file_of(source: str, name: str, local_files_only: bool) -> str | None:
+    """The path of a file of a model's folder or Hub repository; None where there is no such file, or no way to it."""
+    path: str | None = cached_file(
+        source,
+        name,
+        local_files_only=local_files_only,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return path
+
+
+def rendered_with_marks(
+    messages: list[Message], template: str, tools: Any, documents: Any, prompt: bool, variables: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """The messages as `apply_chat_template` renders them, and the spans that the template itself marks as the assistant's.
+
+    Raises:
+        Exception: whatever the template raises, and where it has no marks.
+    """
+    found: Any = render_jinja_template(  # (texts, spans of each), whatever its signature says
+        conversations=[messages],
+        tools=tools,
+        documents=documents,
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=prompt,
+        **variables,
+    )
+    (rendered,), (spans,) = found
+    return rendered, [(start, end) for start, end in spans]
 
 
 class _Quick(ImmutableSandboxedEnvironment):

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.chat_template import read_processor_template
 from dist_subspace.loading.sentencepiece_tokenizer import SentencePieceTokenizer
+
+T = TypeVar("T")
 
 # Classes whose ids are the sentencepiece ids unchanged. Others (XLM-R's offset by one, T5's extra ids) renumber pieces.
 PLAIN_SENTENCEPIECE = {
@@ -34,7 +36,9 @@ LOOKED_FOR = (
 )
 
 
-def load_tokenizer(model_folder: str, tokenizer: str | None = None, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(
+    model_folder: str, tokenizer: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, or the one named by `tokenizer` (folder, `*.model` file, or Hub name).
 
     A folder is read from its own files only. Without a pad token, the end of sequence (or unk) doubles as one: the
@@ -81,7 +85,7 @@ def extend_tokenizer(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
     return ids
 
 
-def _from_file(path: Path, place: str) -> Any:
+def _from_file(path: Path, place: str) -> PreTrainedTokenizerBase:
     if path.name == "tokenizer.model" and _tokenizer_config(path.parent).get("tokenizer_class") in PLAIN_SENTENCEPIECE:
         return _sentencepiece(path, path.parent)  # what lies beside it belongs to it
     if path.suffix == ".model":
@@ -91,25 +95,27 @@ def _from_file(path: Path, place: str) -> Any:
     raise UsageError(f"model.tokenizer is {place!r}; accepted: a folder, a sentencepiece file (*.model), a Hub name")
 
 
-def _from_folder(folder: Path, place: str, trust_remote_code: bool) -> Any:
+def _from_folder(folder: Path, place: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if not any((folder / name).is_file() for name in LOOKED_FOR):
         raise UsageError(f"no tokenizer in {place!r}: looked for {', '.join(LOOKED_FOR)}; name one by model.tokenizer")
     settings = _tokenizer_config(folder)
     bare = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
     if bare and settings.get("tokenizer_class") in PLAIN_SENTENCEPIECE:
         return _sentencepiece(folder / "tokenizer.model", folder)
-    return _auto(str(folder), place, trust_remote_code, local_files_only=True)
+    return _by_auto_tokenizer(str(folder), place, trust_remote_code, local_files_only=True)
 
 
-def _from_hub(name: str, trust_remote_code: bool) -> Any:
+def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if name.startswith((".", "/", "~")) or name.endswith((".model", ".json")) or name.count("/") > 1:
         raise UsageError(f"no tokenizer: {name!r} is no folder or file here")
-    return _auto(name, name, trust_remote_code, local_files_only=False)
+    return _by_auto_tokenizer(name, name, trust_remote_code, local_files_only=False)
 
 
-def _auto(source: str, place: str, trust_remote_code: bool, local_files_only: bool) -> Any:
+def _by_auto_tokenizer(
+    source: str, place: str, trust_remote_code: bool, local_files_only: bool
+) -> PreTrainedTokenizerBase:
     # Which exceptions transformers raises here differs by version and backend; to the person they are all this one.
-    return _readable(
+    return _loaded_or_refused(
         lambda: AutoTokenizer.from_pretrained(
             source, trust_remote_code=trust_remote_code, local_files_only=local_files_only
         ),
@@ -118,15 +124,15 @@ def _auto(source: str, place: str, trust_remote_code: bool, local_files_only: bo
 
 
 def _sentencepiece(file: Path, source: Path) -> SentencePieceTokenizer:
-    """`source`: the file alone, or its folder, whose other files say what is added to it."""
+    """A sentencepiece model as a tokenizer; source: the file alone, or its folder, whose other files say what is added to it."""
     import sentencepiece
 
-    _readable(
+    _loaded_or_refused(
         lambda: sentencepiece.SentencePieceProcessor().Load(str(file)), f"{str(file)!r} is no sentencepiece model"
     )
     if source == file:
         return SentencePieceTokenizer(str(file))
-    return _readable(
+    return _loaded_or_refused(
         lambda: SentencePieceTokenizer.from_pretrained(str(source), local_files_only=True),
         f"the tokenizer of {str(source)!r} cannot be loaded",
     )
@@ -136,20 +142,20 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer_config.json"
     if not file.is_file():
         return {}
-    found = _readable(lambda: json.loads(file.read_text("utf-8")), f"{str(file)!r} is not JSON")
-    if not isinstance(found, dict):
-        raise UsageError(f"{str(file)!r} holds {type(found).__name__}; accepted: an object")
-    return found
+    settings = _loaded_or_refused(lambda: json.loads(file.read_text("utf-8")), f"{str(file)!r} is not JSON")
+    if not isinstance(settings, dict):
+        raise UsageError(f"{str(file)!r} holds {type(settings).__name__}; accepted: an object")
+    return settings
 
 
-def _give_pad_token(tokenizer: Any) -> None:
+def _give_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = (
-            tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens(0)
-        )
+        others = (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token)
+        tokenizer.pad_token = next(filter(None, others), None) or tokenizer.convert_ids_to_tokens(0)
 
 
-def _readable(load: Callable[[], Any], complaint: str) -> Any:
+def _loaded_or_refused(load: Callable[[], T], complaint: str) -> T:
+    """What `load` gives; whatever it raises becomes a UsageError that begins with the complaint."""
     try:
         return load()
     except Exception as error:

@@ -18,7 +18,7 @@ import torch
 import transformers.integrations.deepspeed as hf_deepspeed
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
@@ -30,12 +30,14 @@ from transformers.core_model_loading import (
 from transformers.initialization import no_init_weights, no_tie_weights
 from transformers.utils.loading_report import LoadStateDictInfo
 
+from dist_subspace.families.heads import base_prefix
 
-def build_skeleton(auto_class: Any, config: PretrainedConfig, dtype: torch.dtype, **kwargs: Any) -> nn.Module:
+
+def build_skeleton(auto_class: Any, config: PretrainedConfig, dtype: torch.dtype, **kwargs: Any) -> PreTrainedModel:
     """The model with every parameter on the meta device, none tied to another, and every buffer real (they are computed, and
     in no checkpoint). What is to be tied, `tie` ties, once it is known what the checkpoint holds."""
     with no_init_weights(), no_tie_weights(), _no_zero_init(), init_empty_weights(include_buffers=False):
-        model = auto_class.from_config(config, dtype=dtype, **kwargs)
+        model: PreTrainedModel = auto_class.from_config(config, dtype=dtype, **kwargs)
     _compute_buffers(model)
     return model
 
@@ -53,7 +55,7 @@ def _no_zero_init() -> Iterator[None]:
 
 
 def _compute_buffers(model: nn.Module) -> None:
-    """Buffers as `from_pretrained` gives them: made under the model's default type, which says what they are held in, and
+    """Fill buffers as `from_pretrained` does: made under the model's default type, which says what they are held in, and
     filled again outside it, in float32 (`initialize_weights`). A table computed under bfloat16 is wrong from 256 on."""
     for parameter in model.parameters():
         parameter._is_hf_initialized = True  # type: ignore[attr-defined]
@@ -79,17 +81,19 @@ class Conversion:
     projection that is split. name: of the first that is made; sources: (pattern, key) in transformers' order."""
 
     name: str
-    converter: Any
+    converter: WeightConverter
     sources: list[tuple[str, str]] = field(default_factory=list)
 
-    def tensors(self, read: Callable[[str], Tensor], config: Any, model: nn.Module | None = None) -> dict[str, Tensor]:
-        """name in the model -> tensor; all sources are read. On meta tensors it says the shapes. A few operations ask the empty
-        model for the shapes that it has."""
-        converter = copy.deepcopy(self.converter)
+    def tensors(
+        self, read: Callable[[str], Tensor], config: PretrainedConfig, model: PreTrainedModel | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors that it makes, by their names in the model; all sources are read. Of meta tensors it makes meta tensors of
+        the right shapes. A few operations ask the empty model for the shapes that it has."""
+        converter: Any = copy.deepcopy(self.converter)
         for pattern, key in self.sources:
             converter.add_tensor(self.name, key, pattern, read(key))
-        made = converter.convert(self.name, model=model, config=config)
-        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+        converted = converter.convert(self.name, model=model, config=config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in converted.items()}
 
 
 @dataclass
@@ -102,11 +106,12 @@ class KeyPlan:
     unused: dict[str, str] = field(default_factory=dict)
 
 
-def key_plan(model: nn.Module, keys: Iterable[str]) -> KeyPlan:
-    """transformers' own way from keys to names (`convert_and_load_state_dict_in_model`): families whose modules were renamed
-    keep the old names in files (GPT-NeoX's `embed_out` is `lm_head`), a body's checkpoint lacks the head model's prefix."""
+def key_plan(model: PreTrainedModel, keys: Iterable[str]) -> KeyPlan:
+    """The plan by transformers' own way from keys to names (`convert_and_load_state_dict_in_model`). Families whose modules were
+    renamed keep the old names in files (GPT-NeoX's `embed_out` is `lm_head`); a body's checkpoint lacks its head model's
+    prefix."""
     held = model.state_dict()
-    transforms = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
@@ -128,8 +133,8 @@ def key_plan(model: nn.Module, keys: Iterable[str]) -> KeyPlan:
     return plan
 
 
-def minded(model: nn.Module, missing: Iterable[str], unused: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Of missing and of unused names those that transformers itself would report (`_keys_to_ignore_on_load_missing` and
+def reported_keys(model: PreTrainedModel, missing: Iterable[str], unused: Iterable[str]) -> tuple[set[str], set[str]]:
+    """The missing and the unused names that transformers itself would report (`_keys_to_ignore_on_load_missing` and
     `_unexpected`, and a few more); what a family never saves (`_keys_to_ignore_on_save`) is not missing either."""
     info = LoadStateDictInfo(
         missing_keys=set(missing),
@@ -139,38 +144,38 @@ def minded(model: nn.Module, missing: Iterable[str], unused: Iterable[str]) -> t
         conversion_errors={},
         skipped_pp_keys=set(),
     )
-    model._adjust_missing_and_unexpected_keys(info)  # type: ignore[operator]
+    model._adjust_missing_and_unexpected_keys(info)
     return info.missing_keys - set(getattr(model, "_keys_to_ignore_on_save", None) or ()), info.unexpected_keys
 
 
-def kept_type(model: nn.Module, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
+def kept_type(model: PreTrainedModel, dtype: torch.dtype) -> Callable[[str], torch.dtype | None]:
     """The type that the family keeps a parameter or buffer in, whatever the model's (`_get_dtype_plan`: T5's `wo` in float16,
     routers in any 16 bits); None where it is the model's."""
-    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)  # type: ignore[operator]
+    plan: dict[str, torch.dtype] = model._get_dtype_plan(dtype)
     patterns = [(re.compile(pattern.replace("*", ".*")), kind) for pattern, kind in plan.items()]
     return lambda name: next((kind for pattern, kind in patterns if pattern.search(name)), None)
 
 
 def tied_pairs(model: nn.Module) -> dict[str, str]:
-    """Parameter -> the one that it is tied to, as class and configuration say (`all_tied_weights_keys`)."""
+    """The pairs that class and configuration tie, parameter -> the one that it is tied to (`all_tied_weights_keys`)."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
-def tie(model: nn.Module, missing: set[str]) -> None:
+def tie(model: PreTrainedModel, missing: set[str]) -> None:
     """Tie the empty parameters as `from_pretrained` does (`tie_weights`): where the checkpoint holds one of two, both are that
     one; where it holds both, which `missing` says, they stay two. Then nothing ties these later: neither the family's list
     nor, where no pair is left, `tie_word_embeddings` says so (unless the forward reads it: T5's relatives scale by it)."""
     pairs = tied_pairs(model)
     if not pairs:
         return
-    model.tie_weights(missing_keys=set(missing), recompute_mapping=False)  # type: ignore[operator]
+    model.tie_weights(missing_keys=set(missing), recompute_mapping=False)
     every = dict(model.named_parameters(remove_duplicate=False))
     apart = {target for target, source in pairs.items() if every.get(target) is not every.get(source)}
     for prefix, part in model.named_modules(remove_duplicate=False):
         if apart and hasattr(part, "get_expanded_tied_weights_keys"):
             _keep_apart(part, f"{prefix}." if prefix else "", apart)
-    if apart and not model.get_expanded_tied_weights_keys(all_submodels=True):  # type: ignore[operator]
-        say_untied(model, model.config)  # type: ignore[arg-type]
+    if apart and not model.get_expanded_tied_weights_keys(all_submodels=True):
+        say_untied(model, model.config)
 
 
 def _keep_apart(part: Any, prefix: str, apart: set[str]) -> None:
@@ -183,8 +188,8 @@ def _keep_apart(part: Any, prefix: str, apart: set[str]) -> None:
             setattr(part, name, left)
 
 
-def say_untied(model: nn.Module, config: Any) -> None:
-    """`tie_word_embeddings: false`, where no forward of the family reads it as something else."""
+def say_untied(model: nn.Module, config: PretrainedConfig) -> None:
+    """Set `tie_word_embeddings: false`, where no forward of the family reads it as something else."""
     if "tie_word_embeddings" not in inspect.getsource(type(model).forward):
         config.tie_word_embeddings = False
 
@@ -219,7 +224,7 @@ def expected_parameters(model: nn.Module, config: PretrainedConfig) -> dict[str,
     """The parameters that the model's class has with this configuration, by every name (tied ones are one object); they have
     a shape and no values."""
     other = _empty_like(model, config)
-    other.tie_weights()  # type: ignore[operator]
+    other.tie_weights()
     return dict(other.named_parameters(remove_duplicate=False))
 
 
@@ -228,16 +233,18 @@ def expected_ties(model: nn.Module, config: PretrainedConfig) -> dict[str, str]:
     return tied_pairs(_empty_like(model, config))
 
 
-def _empty_like(model: nn.Module, config: PretrainedConfig) -> nn.Module:
+def _empty_like(model: nn.Module, config: PretrainedConfig) -> PreTrainedModel:
+    """A model of the same class whose parameters have a shape and no values, none of them tied."""
     with no_init_weights(), no_tie_weights(), _no_zero_init(), init_empty_weights(include_buffers=False):
-        return type(model)(copy.deepcopy(config))
+        model_class: Any = type(model)
+        return model_class(copy.deepcopy(config))
 
 
-def empty_model(model_class: Any, config: PretrainedConfig) -> nn.Module:
+def empty_model(model_class: Any, config: PretrainedConfig) -> PreTrainedModel:
     """A model of a class whose parameters have a shape and no values."""
     with no_init_weights(), _no_zero_init(), init_empty_weights():
-        model: nn.Module = model_class(config)
-    model.tie_weights()  # type: ignore[operator]
+        model: PreTrainedModel = model_class(config)
+    model.tie_weights()
     return model
 
 
@@ -246,8 +253,3 @@ def misread(model: nn.Module, config: PretrainedConfig, keys: Mapping[str, str])
     conversion takes the key for something else."""
     plan = key_plan(_empty_like(model, config), keys.values())
     return [name for name, key in keys.items() if plan.direct.get(name) != [key]]
-
-
-def base_prefix(model: nn.Module) -> str:
-    """The name under which a model with a head holds its body (`base_model_prefix`)."""
-    return getattr(model, "base_model_prefix", "") or ""

@@ -12,10 +12,14 @@ import re
 from collections.abc import Iterable, Mapping
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.buffers import is_computed
+from dist_subspace.families.configuration import BIAS_SWITCHES, extra_layers
+from dist_subspace.families.heads import base_prefix
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.transformers_internals import base_prefix, minded
+from dist_subspace.loading.transformers_internals import reported_keys
 
 # What a wrapper puts before, or between, a model's names.
 WRAPPERS = (
@@ -30,15 +34,10 @@ SCALES = re.compile(
     r"^(weight_scale\w*|weight_(packed|shape|zero_point|g_idx|format)|\w*_scale|scales?|scale_inv|zero_point|qweight|qzeros|"
     r"g_idx|absmax|quant_map|nested_\w+|SCB|CB|weight\..+|quant_state\..*)$"
 )
-# Tables and counters that a model computes itself: an older version of the family saved them.
-COMPUTED = re.compile(
-    r"^(masked_bias|causal_mask|bias_mask|position_ids|token_type_ids|inv_freq|original_inv_freq|cos_cached|sin_cached|"
-    r"freqs_cis|num_batches_tracked|_extra_state|_float_tensor|version|attn_mask|embed_positions|slope_rate)$"
-)
 SHOWN = 3
 
 
-def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str]) -> list[str]:
+def examine(model: PreTrainedModel, index: CheckpointIndex, unused: Mapping[str, str]) -> list[str]:
     """What is worth saying about keys without a place, one sentence each.
 
     Arguments:
@@ -47,7 +46,7 @@ def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str])
     Raises:
         UsageError: a key that says that the model is another one; it says which, and what to do.
     """
-    _, reported = minded(model, (), unused.values())
+    _, reported = reported_keys(model, (), unused.values())
     modules = dict(model.named_modules(remove_duplicate=False))
     known = {name for name, _ in model.named_buffers(remove_duplicate=False)} | set(model.state_dict())
     lists = _configured_extra_layers(model)
@@ -63,14 +62,14 @@ def examine(model: nn.Module, index: CheckpointIndex, unused: Mapping[str, str])
             refused.setdefault(kind, []).append(key)
     for kind, meaning in _REFUSED.items():
         if kind in refused:
-            held = _some(refused[kind])
+            held = _first_few(refused[kind])
             raise UsageError(
                 f"model.path is {str(index.folder)!r}, which holds {held}: {meaning.format(name=type(model).__name__)}"
             )
     if not apart:
         return []
     parts = [f"{root} ({len(keys)} tensor{'s' if len(keys) > 1 else ''})" for root, keys in apart.items()]
-    listed = _some(parts, 6)
+    listed = _first_few(parts, 6)
     return [f"{index.folder} holds tensors that {type(model).__name__} has no place for, which are not read: {listed}"]
 
 
@@ -83,7 +82,7 @@ _REFUSED = {
     "quantised": "scales of quantised weights, but config.json has no quantization_config, and without them the weights mean "
     "nothing; give the 16-bit model, or the config.json that the weights were saved with",
     "bias": "biases of layers that have none by config.json; use the config.json that the weights were saved with, or set the "
-    "family's switch there (attention_bias, mlp_bias, use_bias, qkv_bias), where it has one, to true",
+    f"family's switch there ({', '.join(BIAS_SWITCHES[:4])}), where it has one, to true",
     "layer": "layers beyond those of config.json, without which the model would be cut short; set num_hidden_layers (or the "
     "family's name for it) to that of the weights",
     "extra": "tensors of modules that have no such tensor by config.json, so that the model would compute something else; use "
@@ -113,7 +112,7 @@ def _classify(
     if isinstance(module, nn.ModuleList) and rest[0].isdigit():
         configured = int(rest[0]) - len(module) < extra_layers.get(owner.rpartition(".")[2], 0)
         return ("apart", f"{owner}.{rest[0]}") if configured else ("layer", "")
-    if any(COMPUTED.match(part) for part in rest) or (rest == ["bias"] and len(shape) > 1):
+    if any(map(is_computed, rest)) or (rest == ["bias"] and len(shape) > 1):
         return "computed", ""
     if len(rest) > 1 and next(module.children(), None) is not None:
         return "apart", f"{owner}.{rest[0]}"
@@ -133,14 +132,13 @@ def _unwrapped(name: str, known: set[str], prefix: str) -> bool:
     return bool(known & {stripped, bare, f"{prefix}.{stripped}"})
 
 
-def _configured_extra_layers(model: nn.Module) -> dict[str, int]:
-    """Name of a list -> how many layers beyond it the configuration itself names (multi-token prediction), which the class
-    leaves out."""
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config  # type: ignore[union-attr,operator]
-    more = max(int(getattr(config, field, 0) or 0) for field in ("num_nextn_predict_layers", "mtp_num_hidden_layers"))
+def _configured_extra_layers(model: PreTrainedModel) -> dict[str, int]:
+    """How many layers beyond a list the configuration itself names, by the list's name: those for the prediction of several
+    tokens, which the class leaves out."""
+    more = extra_layers(model.config)
     return {"layers": more} if more else {}
 
 
-def _some(names: Iterable[str], shown: int = SHOWN) -> str:
+def _first_few(names: Iterable[str], shown: int = SHOWN) -> str:
     listed = list(names)
     return ", ".join(listed[:shown]) + (f" and {len(listed) - shown} more" if len(listed) > shown else "")

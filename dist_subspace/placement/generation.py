@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.placement.deepspeed.shards import is_registered, is_split
+from dist_subspace.placement.deepspeed.shards import is_registered
+from dist_subspace.placement.tensors import is_split
 
 
 def keep_ranks_together(model: nn.Module) -> None:

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import FACTOR, PREFIX
+from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.interchange.base_model import short_base
-from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.interchange.tensor_names import FACTOR
 from dist_subspace.report.movement import MEANING, RANK_MEANING, Movement, movements
 from dist_subspace.report.places import places
 from dist_subspace.report.quantities import bytes_text
 from dist_subspace.report.tables import targets_text, value_text
 from dist_subspace.subspace import MethodInfo, methods
+from dist_subspace.subspace.core.peft_words import PREFIX
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 SHOWN = 10  # layers of the list of those that moved most
@@ -135,18 +136,18 @@ def _by_module(moved: Sequence[Movement]) -> list[dict[str, Any]]:
 # As text.
 
 
-def adapter_text(found: Mapping[str, Any], width: int | None = None) -> str:
+def adapter_text(report: Mapping[str, Any], width: int | None = None) -> str:
     """The report for a terminal: what it is, a table by kind of module, and the layers that moved most and least."""
     width = width or shutil.get_terminal_size((100, 24)).columns
-    lines = [f"{name:<15}{text}" for name, text in _facts(found) if text]
-    if not found["by_layer"]:
+    lines = [f"{name:<15}{text}" for name, text in _facts(report) if text]
+    if not report["by_layer"]:
         return "\n".join(lines)
-    ranked = sorted(found["by_layer"], key=lambda row: -row["norm"])
+    ranked = sorted(report["by_layer"], key=lambda row: -row["norm"])
     with_ranks = any(row["effective_rank"] is not None for row in ranked)
     angles = [row["angle"] for row in ranked if row["angle"] is not None]
-    lines += ["", f"norm: {found['norm_of']}"] + ([RANK_MEANING] if with_ranks else [])
+    lines += ["", f"norm: {report['norm_of']}"] + ([RANK_MEANING] if with_ranks else [])
     lines += [f"largest angle: {max(angles):.3g} degrees"] if angles else []
-    lines += ["", *_module_lines(found["by_module"], with_ranks)]
+    lines += ["", *_module_lines(report["by_module"], with_ranks)]
     if len(ranked) > 1:
         lines += ["", *_layer_lines("moved most", ranked[:SHOWN], with_ranks, width)]
     if len(ranked) > 2 * SHOWN:
@@ -154,30 +155,30 @@ def adapter_text(found: Mapping[str, Any], width: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    about = ", ".join(str(found[key]) for key in ("category",) if found[key])
-    reference = f"arXiv {found['reference']}" if found["reference"] else ""
-    settings = [f"{key} {found[key]:g}" for key in ("rank", "alpha", "dropout") if found[key]]
-    settings += [f"constraint {found['constraint']}"] if found["constraint"] else []
-    settings += [f"{name}={value_text(value)}" for name, value in found["options"].items()]
-    targets = found["targets"]
-    where = f"{found['layers']:,} layer{'s' if found['layers'] != 1 else ''}"
-    where = f"{len(found['by_token'])} virtual tokens" if found["by_token"] else where
-    frozen = found["values_in_the_file"] - found["parameters"]
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    about = ", ".join(str(report[key]) for key in ("category",) if report[key])
+    reference = f"arXiv {report['reference']}" if report["reference"] else ""
+    settings = [f"{key} {report[key]:g}" for key in ("rank", "alpha", "dropout") if report[key]]
+    settings += [f"constraint {report['constraint']}"] if report["constraint"] else []
+    settings += [f"{name}={value_text(value)}" for name, value in report["options"].items()]
+    targets = report["targets"]
+    where = f"{report['layers']:,} layer{'s' if report['layers'] != 1 else ''}"
+    where = f"{len(report['by_token'])} virtual tokens" if report["by_token"] else where
+    frozen = report["values_in_the_file"] - report["parameters"]
     frozen_text = f", {frozen:,} frozen ones beside them" if frozen > 0 else ""
-    merges = {None: "", True: "yes", False: "no"}[found["mergeable"]]
+    merges = {None: "", True: "yes", False: "no"}[report["mergeable"]]
     return [
-        ("adapter", found["folder"]),
-        ("method", f"{found['method']}  ({', '.join(part for part in (about, reference) if part)})"),
-        ("", found["summary"] or ""),
-        ("base model", found["base_model"] or "not named"),
+        ("adapter", report["folder"]),
+        ("method", f"{report['method']}  ({', '.join(part for part in (about, reference) if part)})"),
+        ("", report["summary"] or ""),
+        ("base model", report["base_model"] or "not named"),
         ("settings", ", ".join(settings)),
         ("targets", targets if isinstance(targets, str) else ", ".join(targets or [])),
-        ("trained", f"{found['parameters']:,} values in {where}{frozen_text}; {bytes_text(found['bytes'])}"),
-        ("full copies", ", ".join(found["modules_to_save"])),
-        ("new tokens", str(found["new_tokens"] or "")),
+        ("trained", f"{report['parameters']:,} values in {where}{frozen_text}; {bytes_text(report['bytes'])}"),
+        ("full copies", ", ".join(report["modules_to_save"])),
+        ("new tokens", str(report["new_tokens"] or "")),
         ("merges", merges),
-        ("PEFT", f"reads it as {found['peft_type']}" if found["peft_type"] else "does not read it"),
+        ("PEFT", f"reads it as {report['peft_type']}" if report["peft_type"] else "does not read it"),
     ]
 
 

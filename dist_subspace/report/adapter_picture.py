@@ -25,29 +25,29 @@ NUMBERED = 12  # columns up to which each cell says its number
 Values = NDArray[numpy.float64]
 
 
-def adapter_picture(found: Mapping[str, Any], path: str | Path) -> Path:
+def adapter_picture(report: Mapping[str, Any], path: str | Path) -> Path:
     """Draw the report of `adapter_report` as a PNG; returns where. A folder gets `adapter.png`.
 
     Raises:
         UsageError: where there is nothing to draw, or the folder of the picture is not there.
     """
-    rows = found["by_layer"]
+    rows = report["by_layer"]
     if not rows:
-        raise UsageError(f"{found['folder']} holds no layer whose movement could be drawn")
+        raise UsageError(f"{report['folder']} holds no layer whose movement could be drawn")
     target = Path(path) / PICTURE if Path(path).is_dir() else Path(path)
     if not target.parent.is_dir():
         raise UsageError(f"PICTURE is {str(path)!r}, whose folder is not there; accepted: a PNG's path, or a folder")
-    figure = _token_figure(found) if found["by_token"] else _figure(found, rows)
+    figure = _token_figure(report) if report["by_token"] else _figure(report, rows)
     partial = target.with_name(f".{target.name}.partial")
     figure.savefig(partial, format="png")
     os.replace(partial, target)
     return target
 
 
-def _figure(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure:
+def _figure(report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figure:
     kinds, depths = list(dict.fromkeys(row["module"] for row in rows)), sorted({row["depth"] for row in rows})
     rank = max((row["rank"] for row in rows if row["rank"] is not None), default=None)
-    panels: list[tuple[str, str, float | None]] = [("norm", _short(found["norm_of"]), None)]
+    panels: list[tuple[str, str, float | None]] = [("norm", _short(report["norm_of"]), None)]
     if rank is None:
         panels.append(("largest", "largest entry, absolute", None))
     else:
@@ -59,13 +59,13 @@ def _figure(found: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Figu
     for axes, (key, label, top) in zip(figure.subplots(len(panels), 1), panels, strict=True):
         _heat(figure, axes, _grid(rows, kinds, depths, key), kinds, depths, top)
         axes.set_title(label, fontsize=10, loc="left")
-    figure.suptitle(_title(found), fontsize=12)
+    figure.suptitle(_title(report), fontsize=12)
     return figure
 
 
-def _token_figure(found: Mapping[str, Any]) -> Figure:
+def _token_figure(report: Mapping[str, Any]) -> Figure:
     """A bar for each virtual token."""
-    norms = found["by_token"]
+    norms = report["by_token"]
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -75,11 +75,11 @@ def _token_figure(found: Mapping[str, Any]) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    row = found["by_layer"][0]
+    row = report["by_layer"][0]
     axes.set_title(
         f"effective rank of the tokens {row['effective_rank']:.1f} of {row['rank']}", fontsize=10, loc="left"
     )
-    figure.suptitle(_title(found), fontsize=12)
+    figure.suptitle(_title(report), fontsize=12)
     return figure
 
 
@@ -126,7 +126,9 @@ def _short(meaning: str) -> str:
     return meaning.split(":")[0].split(" (")[0]
 
 
-def _title(found: Mapping[str, Any]) -> str:
-    rank = f" (rank {found['rank']})" if found["rank"] else ""
-    base = Path(str(found["base_model"])).name if found["base_model"] else None
-    return "  ·  ".join(part for part in (base, f"{found['method']}{rank}", f"{found['parameters']:,} values") if part)
+def _title(report: Mapping[str, Any]) -> str:
+    rank = f" (rank {report['rank']})" if report["rank"] else ""
+    base = Path(str(report["base_model"])).name if report["base_model"] else None
+    return "  ·  ".join(
+        part for part in (base, f"{report['method']}{rank}", f"{report['parameters']:,} values") if part
+    )

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,48 +18,53 @@ from numpy.typing import NDArray
 
 from dist_subspace.atomic_files import storage_error
 from dist_subspace.errors import UsageError
-from dist_subspace.report.history import METRICS, evaluation_lines, number, read_lines, training_lines
+from dist_subspace.run_folder.folder import RunFolder, StrPath
+from dist_subspace.run_folder.metrics import evaluation_lines, read_lines, training_lines
+from dist_subspace.run_folder.records import Evaluation, StepRecord
+from dist_subspace.run_folder.saved_config import saved_sections
 
-PICTURE = "loss.png"
 TRAIN, EVAL, RATE, ODD = "#1f5fa8", "#d1495b", "#5f6b76", "#e0a030"
 
 Values = NDArray[numpy.float64]
 
 
-def loss_curve(run_dir: str | Path) -> Path:
+def loss_curve(run_dir: StrPath) -> Path:
     """Draw RUN/metrics.jsonl into RUN/loss.png, in one rename; returns its path.
 
     Raises:
         UsageError: no line of a step is there. StorageError: the disk refuses.
     """
-    run = Path(run_dir)
+    run = RunFolder(run_dir)
     lines = read_lines(run)
     train, evaluated = training_lines(lines), evaluation_lines(lines)
     if not train and not evaluated:
-        raise UsageError(f"{str(run_dir)!r} has no {METRICS} with a step in it; there is nothing to draw")
+        raise UsageError(f"{str(run)!r} has no {run.metrics.name} with a step in it; there is nothing to draw")
     figure = Figure(figsize=(9, 5.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     loss, rate = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     _draw_losses(loss, train, evaluated)
     _draw_rate(rate, train)
     loss.set_title(title(run), fontsize=13, pad=10)
-    partial = run / f".{PICTURE}"
+    picture = run.picture
+    partial = picture.with_name(f".{picture.name}")
     try:
         figure.savefig(partial, format="png")
-        os.replace(partial, run / PICTURE)
+        os.replace(partial, picture)
     except OSError as error:
-        raise storage_error(run / PICTURE, error) from error
-    return run / PICTURE
+        raise storage_error(picture, error) from error
+    return picture
 
 
-def title(run: Path) -> str:
+def title(run_dir: StrPath) -> str:
     """Model, method, storage and stage from RUN/config.yaml where it is there; else the folder's name."""
-    config = _config(run)
+    config = saved_sections(run_dir)
+    model, subspace, deepspeed = (config.get(name, {}) for name in ("model", "subspace", "deepspeed"))
+    method, rank = subspace.get("method"), subspace.get("rank")
     parts = [
-        Path(str(_in(config, "model", "path") or run.resolve().name)).name,
-        _method(config),
-        _in(config, "model", "storage"),
-        _in(config, "deepspeed", "preset"),
+        Path(str(model.get("path") or Path(run_dir).resolve().name)).name,
+        f"{method} (rank {rank})" if method and rank else method,
+        model.get("storage"),
+        deepspeed.get("preset"),
     ]
     return "  ·  ".join(str(part) for part in parts if part)
 
@@ -91,9 +95,9 @@ def spikes(values: Values) -> NDArray[numpy.bool_]:
     return found
 
 
-def _draw_losses(axes: Axes, train: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> None:
-    steps, losses = _column(train, "step"), _column(train, "loss")
-    eval_steps, eval_losses = _column(evaluated, "step"), _column(evaluated, "eval_loss")
+def _draw_losses(axes: Axes, train: Sequence[StepRecord], evaluated: Sequence[Evaluation]) -> None:
+    steps, losses = _values(line.step for line in train), _values(line.loss for line in train)
+    eval_steps, eval_losses = _values(line.step for line in evaluated), _values(line.loss for line in evaluated)
     half = len(losses) // 50
     if half:
         mean = smoothed(numpy.where(spikes(losses), numpy.nan, losses), 2 * half + 1)
@@ -116,8 +120,8 @@ def _draw_losses(axes: Axes, train: list[dict[str, Any]], evaluated: list[dict[s
         axes.legend(frameon=True, framealpha=0.85, edgecolor="none", fontsize=10, loc="upper right")
 
 
-def _draw_rate(axes: Axes, train: list[dict[str, Any]]) -> None:
-    steps, rates = _column(train, "step"), _column(train, "learning_rate")
+def _draw_rate(axes: Axes, train: Sequence[StepRecord]) -> None:
+    steps, rates = _values(line.step for line in train), _values(line.learning_rate for line in train)
     axes.plot(steps, rates, color=RATE, linewidth=1.4, marker="o" if len(rates) < 3 else None)
     highest = max(rates[numpy.isfinite(rates)], default=0.0)
     axes.set_ylim(0, 1.15 * highest or 1.0)
@@ -163,23 +167,6 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _column(lines: list[dict[str, Any]], key: str) -> Values:
-    return numpy.array([number(line, key) for line in lines], dtype=numpy.float64)
-
-
-def _config(run: Path) -> dict[str, Any]:
-    try:
-        config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
-def _in(config: dict[str, Any], section: str, key: str) -> Any:
-    found = config.get(section)
-    return found.get(key) if isinstance(found, dict) else None
-
-
-def _method(config: dict[str, Any]) -> str | None:
-    name, rank = _in(config, "subspace", "method"), _in(config, "subspace", "rank")
-    return f"{name} (rank {rank})" if name and rank else name
+def _values(numbers: Iterable[float | None]) -> Values:
+    """One number a line; NaN where it is not known."""
+    return numpy.array([numpy.nan if number is None else number for number in numbers], dtype=numpy.float64)

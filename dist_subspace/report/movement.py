@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
-from dist_subspace.interchange.peft.kinds import pattern_key
-from dist_subspace.subspace import SubspacePart
-from dist_subspace.subspace.blocks.low_rank import LowRankLinear, with_core_left
+from dist_subspace.interchange.adapter_folder import AdapterFolder
+from dist_subspace.interchange.parts_without_base import parts_without_base
+from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, SubspacePart
+from dist_subspace.subspace.blocks.low_rank import LowRankPair, with_core_left
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
+from dist_subspace.subspace.core.peft_words import PREFIX, by_pattern
+from dist_subspace.subspace.core.registry import peft_words
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
 
 UPDATE, SCALING, SHIFT, FACTORS, TOKENS = "update", "scaling", "shift", "factors", "tokens"
@@ -31,9 +32,6 @@ MEANING = {
     VALUES: "‖θ‖: the norm of a layer's trained values (what they do to W is told by its shape too)",
 }
 RANK_MEANING = "effective rank: exp of the entropy of the singular values' shares of their sum"
-
-# Tensors of PEFT's methods that change W in a way that depends on the layer's shape.
-_OF_PEFT_ALONE = {"miss_block", "oft_R.weight"}
 
 
 @dataclass(frozen=True)
@@ -55,24 +53,16 @@ class Movement:
     angle: float | None = None
 
 
-@runtime_checkable
-class Rotating(Protocol):
-    """A part that turns the input of its layer."""
-
-    def rotation(self) -> Tensor:
-        """`R - I`, block by block `(blocks, b, b)`, of the block-diagonal rotation R or of its inverse."""
-
-
 def movements(adapter: AdapterFolder) -> Iterator[Movement]:
     """One for each of the adapter's parts, in its order."""
     by_part = {
         layer: replace(part_movement(layer, part), trained=sum(p.numel() for p in part.trainables().values()))
-        for layer, part in hollow_parts(adapter)
+        for layer, part in parts_without_base(adapter)
     }
     for layer in adapter.layers or _layers_of_peft(adapter):
-        found = by_part[layer] if layer in by_part else tensors_movement(layer, adapter)
-        if found is not None:
-            yield found
+        movement = by_part[layer] if layer in by_part else tensors_movement(layer, adapter)
+        if movement is not None:
+            yield movement
 
 
 def part_movement(layer: str, part: SubspacePart) -> Movement:
@@ -81,22 +71,21 @@ def part_movement(layer: str, part: SubspacePart) -> Movement:
         core = _between_orthonormal(part)
         if core is not None:
             return _of_spectrum(layer, UPDATE, core.abs() if core.dim() == 1 else torch.linalg.svdvals(core))
-        if isinstance(part, Rotating):
+        if isinstance(part, RotationForm):
             return of_rotation(layer, part.rotation())
-        pair = part.low_rank_form()
+        pair = part.low_rank_form() if isinstance(part, LowRankForm) else None
         if pair is not None:
             return of_product(layer, UPDATE, *pair)
-        scales = part.scaling_form()
-        if scales is not None:
-            return of_values(layer, SCALING, [s - 1 for s in scales if s is not None])
-        if isinstance(part, LowRankLinear):
+        if isinstance(part, ScalingForm):
+            return of_values(layer, SCALING, [s - 1 for s in part.scaling_form() if s is not None])
+        if isinstance(part, LowRankPair):
             return of_product(
                 layer, FACTORS, with_core_left(part.core(), part.lora_A.float()), part.scale * part.lora_B
             )
-        own = part.trainables()
-        if "adapter_up" in own:
-            return of_product(layer, FACTORS, own["adapter_down"], own["adapter_up"])
-        return of_values(layer, SHIFT, list(own.values()))
+        trainables = part.trainables()
+        if "adapter_up" in trainables:
+            return of_product(layer, FACTORS, trainables["adapter_down"], trainables["adapter_up"])
+        return of_values(layer, SHIFT, list(trainables.values()))
 
 
 def tensors_movement(layer: str, adapter: AdapterFolder) -> Movement | None:
@@ -104,24 +93,24 @@ def tensors_movement(layer: str, adapter: AdapterFolder) -> Movement | None:
     if EMBEDDINGS in adapter.keys:
         tokens = adapter.tensor(EMBEDDINGS)
         return replace(_of_spectrum(layer, TOKENS, torch.linalg.svdvals(tokens.float())), trained=tokens.numel())
-    found = {suffix: adapter.tensor(key) for suffix, key in adapter.suffixes(layer).items()}
-    moved = _of_tensors(layer, found, adapter) if found else None
-    return None if moved is None else replace(moved, trained=sum(t.numel() for t in found.values()))
+    tensors = {suffix: adapter.tensor(key) for suffix, key in adapter.suffixes(layer).items()}
+    moved = _of_tensors(layer, tensors, adapter) if tensors else None
+    return None if moved is None else replace(moved, trained=sum(t.numel() for t in tensors.values()))
 
 
-def _of_tensors(layer: str, found: dict[str, Tensor], adapter: AdapterFolder) -> Movement:
-    if "adapter_up" in found:
-        return of_product(layer, FACTORS, found["adapter_down"], found["adapter_up"])
-    if "lora_A.weight" in found and "lora_B.weight" in found:
-        a, b = found["lora_A.weight"], found["lora_B.weight"]
+def _of_tensors(layer: str, tensors: dict[str, Tensor], adapter: AdapterFolder) -> Movement:
+    if "adapter_up" in tensors:
+        return of_product(layer, FACTORS, tensors["adapter_down"], tensors["adapter_up"])
+    if "lora_A.weight" in tensors and "lora_B.weight" in tensors:
+        a, b = tensors["lora_A.weight"], tensors["lora_B.weight"]
         return of_product(layer, UPDATE, a, _peft_scale(adapter, layer, a.shape[0]) * b)
-    if {"lora_A", "lora_B", "lora_E"} <= found.keys():
+    if {"lora_A", "lora_B", "lora_E"} <= tensors.keys():
         gamma = float(adapter.described.get("lora_alpha") or 1) / float(adapter.described.get("init_r") or 1)
-        return of_product(layer, UPDATE, found["lora_A"] * found["lora_E"], gamma * found["lora_B"])
-    if "ia3_l" in found:
-        return of_values(layer, SCALING, [found["ia3_l"].float() - 1])
-    kind = VALUES if found.keys() & _OF_PEFT_ALONE else SHIFT
-    return of_values(layer, kind, list(found.values()))
+        return of_product(layer, UPDATE, tensors["lora_A"] * tensors["lora_E"], gamma * tensors["lora_B"])
+    if "ia3_l" in tensors:
+        return of_values(layer, SCALING, [tensors["ia3_l"].float() - 1])
+    # What a method of PEFT does to W is told by the layer's shape too; parts on norms and biases are none of PEFT's.
+    return of_values(layer, VALUES if adapter.described.get("peft_type") else SHIFT, list(tensors.values()))
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:
@@ -173,18 +162,17 @@ def _layers_of_peft(adapter: AdapterFolder) -> list[str]:
     """The layers of an adapter that PEFT wrote, by the endings of its names; virtual tokens are one."""
     if EMBEDDINGS in adapter.keys:
         return [EMBEDDINGS]
-    found: dict[str, None] = {}
+    endings = {f".{suffix}" for words in peft_words() for suffix in words.suffixes}
+    layers: dict[str, None] = {}
     for key in adapter.keys:
-        for ending in (".lora_A.weight", ".lora_A", ".ia3_l", *(f".{suffix}" for suffix in _OF_PEFT_ALONE)):
+        for ending in endings:
             if key.endswith(ending):
-                found[key.removeprefix("base_model.model.").removesuffix(ending)] = None
-    return list(found)
+                layers[key.removeprefix(PREFIX).removesuffix(ending)] = None
+    return list(layers)
 
 
 def _peft_scale(adapter: AdapterFolder, layer: str, rank: int) -> float:
     """γ of a layer with this rank, which has an alpha of its own where PEFT's pattern names it."""
     described = adapter.described
-    alphas = described.get("alpha_pattern") or {}
-    key = pattern_key(alphas, layer)
-    alpha = float((described.get("lora_alpha") if key is None else alphas[key]) or 1)
+    alpha = float(by_pattern(described.get("alpha_pattern"), described.get("lora_alpha"), [layer])[layer] or 1)
     return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dist_subspace.families.blocks import stack_word
+
 OUTSIDE = -1  # the depth of what lies in no block: an embedding's norm, the last norm
 
 
@@ -34,7 +36,7 @@ def _split(name: str) -> tuple[str, int, str]:
     number = next((i for i, c in enumerate(components) if c.isdigit()), None)
     if number is None:
         return "", OUTSIDE, name
-    stack = next((c for c in components if c in ("encoder", "decoder")), "")
+    stack = stack_word(components)
     inner = [c for c in components[number + 1 :] if not c.isdigit()]
     return stack, int(components[number]), ".".join(inner) or components[number - 1]
 

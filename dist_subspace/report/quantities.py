@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
+
+from dist_subspace.run_folder.records import StepRecord
 
 
 def bytes_text(size: float) -> str:
@@ -38,24 +40,19 @@ def amount(value: Any) -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.3e}"
 
 
-def figures(record: Mapping[str, Any]) -> list[str]:
-    """The parts of a step's line, from a record of metrics.jsonl; a key that is absent or None gives no part.
-
-    A loss that is None was not finite.
-    """
-    parts = []
-    if "loss" in record:
-        parts.append(f"loss {amount(record['loss'] if record['loss'] is not None else math.nan)}")
-    if record.get("penalty") is not None:
-        parts.append(f"penalty {amount(record['penalty'])}")
-    if record.get("learning_rate") is not None:
-        parts.append(f"lr {record['learning_rate']:.2e}")
-    if record.get("grad_norm") is not None:
-        parts.append(f"grad norm {record['grad_norm']:.3g}")
-    if record.get("tokens_per_second") is not None:
-        parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-    if record.get("peak_memory_bytes"):
-        parts.append(bytes_text(record["peak_memory_bytes"]))
+def figures(record: StepRecord) -> list[str]:
+    """The parts of a step's line; what is not known gives no part."""
+    parts = [f"loss {amount(record.loss)}"]
+    if record.penalty is not None:
+        parts.append(f"penalty {amount(record.penalty)}")
+    if record.learning_rate is not None:
+        parts.append(f"lr {record.learning_rate:.2e}")
+    if record.grad_norm is not None:
+        parts.append(f"grad norm {record.grad_norm:.3g}")
+    if record.tokens_per_second is not None:
+        parts.append(f"{record.tokens_per_second:,.0f} tokens/s")
+    if record.peak_memory_bytes:
+        parts.append(bytes_text(record.peak_memory_bytes))
     return parts
 
 

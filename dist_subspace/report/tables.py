@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.subspace import MethodInfo
 from dist_subspace.subspace.core.constraints import CONSTRAINTS, constraint_options
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP
 
 # The paper's terms (arXiv 2407.05417; docs/methods.md, "The framework"), in the order of the table.
 CATEGORIES = {
@@ -135,12 +135,12 @@ def _marks(info: MethodInfo) -> str:
 
 
 def _notes(methods: Mapping[str, MethodInfo], width: int) -> list[str]:
-    own = [name for name, info in methods.items() if info.constraint != "none"]
+    constrained = [name for name, info in methods.items() if info.constraint != "none"]
     notes = [
         "trained in a layer: d_in and d_out are its sides, r the rank; of a model, with n virtual tokens: d its width, "
         "d_kv that of its keys, h of the encoder.",
         "MPC: the matrix pattern constraints mpc_o, mpc_d, mpc_n that it can have"
-        + (f" (* unless told otherwise: {', '.join(own)})" if own else "")
+        + (f" (* unless told otherwise: {', '.join(constrained)})" if constrained else "")
         + "; o and d bring the options power and reduction, n the option activation; under n nothing merges.",
         "dist-subspace methods NAME says more of one method, --json everything of all.",
     ]
@@ -154,8 +154,8 @@ def _refusals(info: MethodInfo) -> dict[str, str]:
 def _constraint_text(info: MethodInfo, kind: str) -> str:
     if kind not in info.constraints:
         return f"no: {_refusals(info)[kind]}"
-    own = "; its own, unless told otherwise" if kind == info.constraint else ""
-    return f"yes{own}" + (f"; {info.notices[kind]}" if kind in info.notices else "")
+    remark = "; its own, unless told otherwise" if kind == info.constraint else ""
+    return f"yes{remark}" + (f"; {info.notices[kind]}" if kind in info.notices else "")
 
 
 def _yes(value: bool) -> str:

@@ -20,7 +20,6 @@ from torch import Tensor
 from dist_subspace.atomic_files import PARTIAL, make_folder, storage_error, sync
 from dist_subspace.subspace import SubspaceLinear
 
-FACTORS = "factors"  # the folder's name in a run's directory
 FORMAT = 1
 _IRRELEVANT = ("lr_ratio", "power", "reduction", "activation")  # options that no statistic depends on
 

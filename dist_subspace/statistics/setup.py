@@ -12,26 +12,25 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import broadcast_object, broadcast_tensors, on_main
-from dist_subspace.placement.deepspeed.partitioner import split_like
-from dist_subspace.placement.deepspeed.shards import checksums, overwrite
+from dist_subspace.placement.tensors import checksums, overwrite, split_like
 from dist_subspace.statistics.cache import FactorCache, key_of
 from dist_subspace.statistics.rounds import in_rounds
 from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import SubspaceLinear, Weight, attached
+from dist_subspace.subspace import FoldsIntoBase, SetupStatistic, Weight, attached, keeps_factors, rebases
 
 Factors = Mapping[str, Tensor]
 Progress = Callable[[int, int], None]
 
 
 @dataclass
-class Found:
-    """What a rank found out about a layer: its factors (None: known already), and the base's new matrix (None: it stays)."""
+class Result:
+    """What a rank made of a layer: its factors (None: known already), and the base's new matrix (None: it stays)."""
 
     factors: dict[str, Tensor] | None
     base: FrozenLinear | None
 
 
-def settle(
+def set_up_statistics(
     model: nn.Module,
     given: Mapping[str, Factors] | None = None,
     cache: str | Path | None = None,
@@ -47,7 +46,7 @@ def settle(
     parts = {
         name: part
         for name, part in _parts(model).items()
-        if isinstance(part, SubspaceLinear) and part.setup_statistic != "none"
+        if isinstance(part, SetupStatistic) and part.setup_statistic != "none"
     }
     if not parts:
         return
@@ -58,44 +57,47 @@ def settle(
     attached(model).factor_keys.update(keys)
     stored = set(on_main(_stored, store, {n: k for n, k in keys.items() if n not in known}))
     if store is not None:
-        on_main(_keep, store, {keys[name]: (name, dict(factors)) for name, factors in known.items() if name in keys})
-    settled = 0
+        on_main(
+            _keep_given, store, {keys[name]: (name, dict(factors)) for name, factors in known.items() if name in keys}
+        )
+    done = 0
 
     def file_of(name: str) -> Path | None:
         return store.path(keys[name]) if store is not None and name in stored else None
 
-    def take(name: str, factors: Factors) -> None:
-        nonlocal settled
+    def give_factors(name: str, factors: Factors) -> None:
+        nonlocal done
         with _complete(name, file_of(name)):
-            _take(model, parts[name], factors)
-        settled += 1
+            _give_factors(model, parts[name], factors)
+        done += 1
         if progress is not None:
-            progress(settled, len(parts))
+            progress(done, len(parts))
 
-    direct = [name for name in parts if (name in known or name in stored) and not parts[name].rebases]
-    for name in direct:
-        take(name, known[name] if name in known else _read(store, keys[name]))
-    rest = {name: part for name, part in parts.items() if name not in direct}
-    for name in [name for name in rest if name in stored]:
+    ready = [name for name in parts if (name in known or name in stored) and not rebases(parts[name])]
+    for name in ready:
+        give_factors(name, known[name] if name in known else _read(store, keys[name]))
+    remaining = {name: part for name, part in parts.items() if name not in ready}
+    for name in [name for name in remaining if name in stored]:
         known[name] = _read(store, keys[name])
 
-    def work(name: str, part: SubspaceLinear, weight: Weight) -> Found:
+    def work(name: str, part: SetupStatistic, weight: Weight) -> Result:
         factors = known.get(name)
-        made = _as_sent(part.decompose(weight)) if factors is None else None
+        factors_made = _as_sent(part.decompose(weight)) if factors is None else None
+        if not (isinstance(part, FoldsIntoBase) and part.rebases):
+            return Result(factors_made, None)
         with _complete(name, file_of(name)):
-            matrix = part.rebased(made if made is not None else factors or {}, weight) if part.rebases else None
-        base = None if matrix is None else part.base.repacked(matrix)  # type: ignore[attr-defined]
-        return Found(made, base)
+            matrix = part.rebased(factors_made if factors_made is not None else factors or {}, weight)
+        return Result(factors_made, part.base.repacked(matrix))  # type: ignore[attr-defined]
 
-    for name, owner, found in in_rounds(rest, work, seed):
+    for name, owner, result in in_rounds(remaining, work, seed):
         factors = known.get(name)
         if factors is None:
-            factors = broadcast_tensors(found.factors if found is not None else None, owner)
+            factors = broadcast_tensors(result.factors if result is not None else None, owner)
             if store is not None:
                 on_main(store.write, keys[name], name, factors)
-        if rest[name].rebases:
-            _rebase(rest[name].base, found.base if found is not None else None, owner)  # type: ignore[arg-type]
-        take(name, factors)
+        if rebases(remaining[name]):
+            _replace_base(remaining[name].base, result.base if result is not None else None, owner)  # type: ignore[arg-type]
+        give_factors(name, factors)
 
 
 @contextmanager
@@ -109,7 +111,7 @@ def _complete(name: str, file: Path | None) -> Iterator[None]:
         raise UsageError(f"{file} lacks {error} of {name}: it is damaged; delete it, and it is made again") from error
 
 
-def _keep(store: FactorCache, given: Mapping[str, tuple[str, dict[str, Tensor]]]) -> None:
+def _keep_given(store: FactorCache, given: Mapping[str, tuple[str, dict[str, Tensor]]]) -> None:
     """Local, rank 0: factors that came with an adapter lie beside those that were made: checkpoints name their files.
 
     Raises:
@@ -135,13 +137,13 @@ def _as_sent(factors: Factors) -> dict[str, Tensor]:
 def kept_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
     """Local, rank 0: the files in the cache that an adapter of this model is not complete without: layer -> file, sha256."""
     parts = _parts(model)
-    return _files(model, cache, lambda name: bool(parts[name].kept_factors))
+    return _files(model, cache, lambda name: keeps_factors(parts[name]))
 
 
 def remade_files(model: nn.Module, cache: str | Path) -> dict[str, dict[str, str]]:
     """Local, rank 0: the others (DoRA's row norms), which can be had again from the base: layer -> file, sha256."""
     parts = _parts(model)
-    return _files(model, cache, lambda name: not parts[name].kept_factors)
+    return _files(model, cache, lambda name: not keeps_factors(parts[name]))
 
 
 def _files(model: nn.Module, cache: str | Path, wanted: Callable[[str], bool]) -> dict[str, dict[str, str]]:
@@ -159,7 +161,7 @@ def _parts(model: nn.Module) -> dict[str, nn.Module]:
     return {name: model.get_submodule(name) for name in attached(model).layers}
 
 
-def _keys(parts: Mapping[str, SubspaceLinear], seed: int) -> dict[str, str]:
+def _keys(parts: Mapping[str, SetupStatistic], seed: int) -> dict[str, str]:
     sums = checksums([list(part.base.parameters()) for part in parts.values()])
     return {name: key_of(name, part, total, seed) for (name, part), total in zip(parts.items(), sums, strict=True)}
 
@@ -180,16 +182,16 @@ def _read(store: FactorCache | None, key: str) -> dict[str, Tensor]:
     return broadcast_tensors(box[0] if box else None)
 
 
-def _take(model: nn.Module, part: SubspaceLinear, factors: Factors) -> None:
+def _give_factors(model: nn.Module, part: SetupStatistic, factors: Factors) -> None:
     """Local, alike on every rank: the part takes its factors; where the base is split, what it froze is split too."""
     device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
     with torch.no_grad():
-        part.settle({name: tensor.to(device) for name, tensor in factors.items()})
-    own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}  # type: ignore[union-attr]
+        part.set_factors({name: tensor.to(device) for name, tensor in factors.items()})
+    own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}
     split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in own])
 
 
-def _rebase(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
+def _replace_base(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
     """Collective: the owner's newly packed bytes become the base's, on every rank its own shard of them."""
     own = None if packed is None else {name: p.data for name, p in packed.named_parameters(recurse=False)}
     plain = broadcast_object(None if packed is None else packed.plain_values(), owner)

@@ -141,4 +141,5 @@ def _from_state(codes: Tensor, state: bnb_functional.QuantState) -> Packed4bit:
 
 @functools.lru_cache(maxsize=8)
 def _dynamic_map(device: torch.device) -> Tensor:
-    return bnb_functional.create_dynamic_map().to(device)
+    values: Tensor = bnb_functional.create_dynamic_map()
+    return values.to(device)

@@ -50,9 +50,8 @@ class DenseLinear(FrozenLinear):
 
 def adopt_plain(module: nn.Module) -> FrozenLinear:
     """A plain linear layer as it is: its own parameters, in its own layout and type."""
-    weight: nn.Parameter = module.weight  # type: ignore[assignment]
     return DenseLinear(
-        weight,
+        module.get_parameter("weight"),
         linear_shape(module),
         transposed=is_conv1d(module),
         bias=getattr(module, "bias", None),

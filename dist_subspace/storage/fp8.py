@@ -92,6 +92,5 @@ def _is_fp8_linear(module: nn.Module) -> bool:
 @adopts(_is_fp8_linear)
 def adopt_fp8(module: nn.Module) -> FrozenLinear:
     """The layer's own bytes."""
-    weight: Tensor = module.weight  # type: ignore[assignment]
-    scale: Tensor = module.weight_scale_inv  # type: ignore[assignment]
-    return Fp8Linear(weight.detach(), scale.detach(), bias=getattr(module, "bias", None), origin=None)
+    weight, scale = (module.get_parameter(name).detach() for name in ("weight", "weight_scale_inv"))
+    return Fp8Linear(weight, scale, bias=getattr(module, "bias", None), origin=None)

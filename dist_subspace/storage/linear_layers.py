@@ -8,22 +8,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.module_places import buffers_of, children_of, parameters_of
+
 
 def is_linear(module: nn.Module) -> bool:
     """An `nn.Linear`, a subclass of it that computes the same, or a `Conv1D`; nothing whose weight is made by a hook (weight
     normalisation, pruning), or whose forward was set on the instance."""
     if type(module) is nn.Linear or is_conv1d(module):
-        return (
-            set(module._parameters) == {"weight", "bias"} and not module._buffers and "forward" not in module.__dict__
-        )
+        return _holds_weight_and_bias(module) and "forward" not in module.__dict__
     return isinstance(module, nn.Linear) and "forward" not in module.__dict__ and _is_the_same(module)
+
+
+def _holds_weight_and_bias(module: nn.Module) -> bool:
+    """The bias may be None."""
+    return set(parameters_of(module)) == {"weight", "bias"} and not buffers_of(module)
 
 
 def _is_the_same(module: nn.Linear) -> bool:
     """Whether a subclass of `nn.Linear` holds the same as that and computes the same: tried on a small one of its class, with the
     module's own settings. Falcon's adds the bias apart; others scale, round or gate."""
     kind = type(module)
-    if set(module._parameters) != {"weight", "bias"} or module._buffers or module._modules:
+    if not _holds_weight_and_bias(module) or children_of(module):
         return False
     if kind.__call__ is not nn.Module.__call__ or nn.parameter.is_lazy(module.weight):
         return False

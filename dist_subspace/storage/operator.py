@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dist_subspace.linear_map import Gate, product_type, through, through_gate
 
-TILE = (
-    1 << 18
-)  # entries of a matrix that are edited at a time; in smaller pieces the calls would cost more than the work
-TILES = 32  # of a matrix that is larger than so many: fewer calls, and a piece is still little beside the matrix
+# Entries of a matrix that are edited at a time; in smaller pieces the calls would cost more than the work.
+TILE = 1 << 18
+# Pieces of a matrix that has more than so many of them: fewer calls, and a piece is still little beside the matrix.
+TILES = 32
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class FrozenLinear(nn.Module):
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
         """Of x and the branch, or of the one input of both, and of the gate's factors, for `g (tokens, out_features)`."""
         matrix, factors = self.entries(product_type(g))
-        own, branch = g.dtype, branch.to(matrix.dtype)
+        given_type, branch = g.dtype, branch.to(matrix.dtype)
         g = g.to(matrix.dtype) if factors is None else g.to(matrix.dtype) * factors
         grads = gate.gradients((rows, (g[:, rows].t() @ branch).mul_(matrix[rows])) for rows in self._tiles())
         inner = torch.zeros_like(branch, dtype=torch.promote_types(branch.dtype, torch.float32))
@@ -142,8 +142,8 @@ class FrozenLinear(nn.Module):
         for rows in self._tiles():
             piece, change = matrix[rows], gate.rows(rows, g.dtype)
             inner += g[:, rows] @ (piece * change if apart else torch.addcmul(piece, piece, change))
-        grad = inner.to(own)
-        return ((g @ matrix).to(own), grad, grads) if apart else (grad, None, grads)
+        grad = inner.to(given_type)
+        return ((g @ matrix).to(given_type), grad, grads) if apart else (grad, None, grads)
 
     def _tiles(self) -> Iterator[slice]:
         """The rows in pieces of about `TILE` entries, or in `TILES` pieces if those are larger."""

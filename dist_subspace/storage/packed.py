@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.storage.operator import FrozenLinear
-from dist_subspace.unread_weight import unread
+from dist_subspace.unread_weight import unread_weight
 
 
 class PackedLinear(FrozenLinear):
@@ -24,7 +24,9 @@ class PackedLinear(FrozenLinear):
 
     @property
     def weight(self) -> Tensor:
-        return unread(self.codes, self.shape, self.compute_dtype, _REASON.format(self.name or "a layer", self.storage))
+        return unread_weight(
+            self.codes, self.shape, self.compute_dtype, _REASON.format(self.name or "a layer", self.storage)
+        )
 
 
 _REASON = (

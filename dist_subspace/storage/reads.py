@@ -18,15 +18,16 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.class_source import LIBRARY, definitions, functions, source
+from dist_subspace.module_places import children_of
 
 WEIGHTS = ("weight", "bias")
 # Attributes of a weight that say something about it and read none of its values; `data` leads to them.
-_HARMLESS = frozenset(
-    (
-        *("dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad", "is_meta", "is_cuda", "layout"),
-        *("new_zeros", "new_ones", "new_empty", "new_full", "element_size", "is_floating_point"),
-    )
-)
+# fmt: off
+_HARMLESS = {
+    "dtype", "device", "shape", "ndim", "size", "dim", "numel", "requires_grad", "is_meta", "is_cuda", "layout", "new_zeros",
+    "new_ones", "new_empty", "new_full", "element_size", "is_floating_point",
+}
+# fmt: on
 _ASKING = ("isinstance", "hasattr", "type", "id")  # functions that ask a weight for no value
 _PARTS = ("values", "items", "children", "modules")  # methods that give a module's parts
 _SAME_ITEMS = ("enumerate", "zip", "list", "tuple", "reversed", "iter")
@@ -156,13 +157,22 @@ class _Scope(ast.NodeVisitor):
         self.visit(node.iter)
 
     def visit_ListComp(self, node: ast.ListComp) -> None:
+        self._comprehension(node)
+
+    def visit_SetComp(self, node: ast.SetComp) -> None:
+        self._comprehension(node)
+
+    def visit_GeneratorExp(self, node: ast.GeneratorExp) -> None:
+        self._comprehension(node)
+
+    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> None:
         for part in (*node.generators, node.elt):
             self.visit(part)
 
-    visit_SetComp = visit_GeneratorExp = visit_ListComp  # type: ignore[assignment]
-
     def _bind(self, target: ast.expr, value: ast.expr) -> None:
-        pairs = zip(target.elts, value.elts, strict=False) if _both_tuples(target, value) else [(target, value)]  # type: ignore[attr-defined]
+        pairs = [(target, value)]
+        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+            pairs = list(zip(target.elts, value.elts, strict=False))
         for single, its in pairs:
             if isinstance(single, ast.Name):
                 known = self.values(its)
@@ -194,7 +204,7 @@ class _Scope(ast.NodeVisitor):
             case ast.Tuple() | ast.List():
                 return [value for part in node.elts for value in self.values(part)]
             case ast.Subscript(slice=ast.Constant(value=str(name))):
-                return [v._modules[name] for v in self.values(node.value) if name in getattr(v, "_modules", ())]
+                return _submodules(self.values(node.value), name)
             case ast.Subscript():
                 return _children(self.values(node.value))
             case ast.Call(func=ast.Name(id="getattr"), args=[owner, ast.Constant(value=str(name)), *_]):
@@ -263,22 +273,23 @@ def _plain(*values: Any) -> bool:
     return all(value is None or isinstance(value, bool | int | float | str) for value in values)
 
 
-def _both_tuples(target: ast.expr, value: ast.expr) -> bool:
-    return isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List)
-
-
 def _attributes(owners: Values, name: str) -> Values:
     """The attribute of each: a submodule, or a plain value; `training` changes, and says nothing."""
     found = []
     for owner in owners:
         if isinstance(owner, nn.Module):
-            if name in owner._modules:
-                found.append(owner._modules[name])
+            if name in children_of(owner):
+                found.append(children_of(owner)[name])
             elif name in owner.__dict__ and name != "training":
                 found.append(owner.__dict__[name])
         elif hasattr(owner, "to_dict") and hasattr(owner, name):  # a configuration
             found.append(getattr(owner, name))
     return found
+
+
+def _submodules(owners: Values, name: str) -> Values:
+    modules = [owner for owner in owners if isinstance(owner, nn.Module)]
+    return [children_of(module)[name] for module in modules if name in children_of(module)]
 
 
 def _children(owners: Values) -> Values:

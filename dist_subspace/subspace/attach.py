@@ -12,24 +12,29 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.blocks import runs_as_one_function
+from dist_subspace.families.embeddings import input_embeddings
+from dist_subspace.families.heads import head_names
+from dist_subspace.families.names import ends_with
+from dist_subspace.families.norms import is_norm, stated_width
 from dist_subspace.module_places import move_hooks, replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.subspace.beside.new_tokens import NewTokens, check_new_tokens
-from dist_subspace.subspace.beside.trained_copy import Gathered, TrainedCopy
-from dist_subspace.subspace.config import Resolved, SubspaceConfig, layer_settings, resolve
+from dist_subspace.subspace.beside.trained_copy import TrainedCopy
+from dist_subspace.subspace.config import Resolved, layer_settings, resolve, with_capped_rank
 from dist_subspace.subspace.core.accumulation import Accumulation, watch_loss
 from dist_subspace.subspace.core.collect import GradientCollector
+from dist_subspace.subspace.core.constrained import ConstrainedFactors
 from dist_subspace.subspace.core.constraints import PENALTIES, Penalties, Penalty
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.initial import InitialFromModel
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
-from dist_subspace.subspace.core.schedule import Schedule
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut, ends_with
-
-# Stacks of blocks that run as one autograd function: reversible layers, which compute their inputs again from their outputs.
-ONE_FUNCTION = ("ReformerEncoder",)
+from dist_subspace.subspace.core.schedule import Schedule, schedule_class_of
+from dist_subspace.subspace.core.shared import shared_of
+from dist_subspace.subspace.core.sites import OnModel, largest_rank_of, sites_of
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut
+from dist_subspace.subspace.core.trained import Gathered, TrainedModule
 
 
 @dataclass(frozen=True)
@@ -38,8 +43,9 @@ class Attachment:
     and every trained parameter's name and shape (which a partitioned parameter no longer shows).
 
     accumulation: how the running backward is weighted; penalties: of a constraint, else None; schedule: the method's plan
-    over the steps, else None; collector: the gradients that the plan needs, else None; factor_keys: the names under which the
-    statistics of the layers are kept, by layer; factor_digests: sha256 of those files, by path, once they were asked for.
+    over the steps, else None; collector: the gradients that the plan needs, else None; new_tokens: their rows, else None;
+    factor_keys: the names under which the statistics of the layers are kept, by layer; factor_digests: sha256 of those files, by
+    path, once they were asked for.
     """
 
     config: SubspaceConfig
@@ -51,6 +57,7 @@ class Attachment:
     penalties: Penalties | None = None
     schedule: Schedule | None = None
     collector: GradientCollector | None = None
+    new_tokens: NewTokens | None = None
     factor_keys: dict[str, str] = field(default_factory=dict)
     factor_digests: dict[str, str] = field(default_factory=dict)
 
@@ -93,18 +100,20 @@ def attach_method(
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
-    choice = Choice(model, resolved.targets, given, exclude, _head_names(model), options, apart or {}, only=only)
-    sites = resolved.method.sites(choice)
-    if config.target_modules in (None, ALL_LINEAR):
-        sites = _with_room(sites, resolved, choice.left_out)
-    largest = {name: resolved.method.largest_rank(site) for name, site in sites.items()}
+    choice = Choice(model, resolved.targets, given, exclude, head_names(model), options, apart or {}, only=only)
+    sites = sites_of(resolved.method, choice)
+    with gathered(_norm_weights(sites)):
+        if config.target_modules in (None, ALL_LINEAR):
+            sites = _with_room(sites, resolved, choice.left_out)
+        largest = {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
-        resolved = replace(resolved, settings=resolved.method.fitted(resolved.settings, smallest, config))
+        capped = with_capped_rank(resolved.settings, resolved.info, config, smallest)
+        resolved = replace(resolved, settings=capped)
     settings = settings_of(sites, resolved, largest)
     for name, site in sites.items():
         resolved.method.check_site(site, settings[name], name in known)
-    common = resolved.method.shared(sites, next(iter(settings.values())), config.seed)
+    common = shared_of(resolved.method, sites, next(iter(settings.values())))
     if config.new_tokens:
         check_new_tokens(model, config.new_tokens, trained_in_full)
     model.requires_grad_(False)
@@ -114,14 +123,16 @@ def attach_method(
         copies[module] = TrainedCopy(module, gathered, shared)
     replace_everywhere(model, copies)
     tokens = NewTokens(model, config.new_tokens, gathered) if config.new_tokens else None
-    parts = _put_parts(model, sites, settings, resolved, common)
+    with gathered(_norm_weights(sites)):
+        parts = _put_parts(model, sites, settings, resolved, common)
     if tokens is not None:
         model.new_tokens = tokens
         tokens.connect_head(model)
     for part in parts.values():
-        part.start(model, gathered)
+        if isinstance(part, InitialFromModel):
+            part.read_initial_values(model, gathered)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
-    accumulation, schedule = Accumulation(), resolved.method.schedule_class
+    accumulation, schedule = Accumulation(), schedule_class_of(resolved.method)
     model.subspace = Attachment(  # type: ignore[assignment]
         config=config,
         resolved=resolved,
@@ -132,6 +143,7 @@ def attach_method(
         penalties=_penalise(model, parts, resolved, accumulation),
         schedule=None if schedule is None else schedule(parts, resolved.settings, config.seed),
         collector=_collect(parts, resolved),
+        new_tokens=tokens,
     )
     for sentence in choice.left_out.sentences(resolved.targets):
         say(sentence)
@@ -140,10 +152,16 @@ def attach_method(
     return model
 
 
+def _norm_weights(sites: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """Of the norms among the sites that do not tell their width, the weights that do: whole, where they are split over ranks."""
+    norms = [site for site in sites.values() if is_norm(site) and stated_width(site) is None]
+    return [parameter for norm in norms for parameter in norm.parameters(recurse=False)]
+
+
 def _with_room(sites: dict[str, nn.Module], resolved: Resolved, left_out: LeftOut) -> dict[str, nn.Module]:
     """Of the sites of a default target those that can have the rank. Where an unset rank is cut to the smallest site
     (`info.capped`), one of less than a sixteenth of the largest does not set it: a gate of one row would cut all to 1."""
-    config, bounds = resolved.config, {name: resolved.method.largest_rank(site) for name, site in sites.items()}
+    config, bounds = resolved.config, {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
     known = [bound for bound in bounds.values() if bound is not None]
     least = resolved.settings.rank
     if resolved.info.capped and config.rank is None and known:
@@ -172,7 +190,7 @@ def settings_of(sites: dict[str, nn.Module], resolved: Resolved, largest: dict[s
         rank = next((r for ending, r in config.rank_pattern.items() if ends_with(name, ending)), config.rank)
         alpha = next((a for ending, a in config.alpha_pattern.items() if ends_with(name, ending)), config.alpha)
         own = layer_settings(config, resolved.method, rank, alpha)
-        settings[name] = own if largest[name] is None else resolved.method.fitted(own, smallest, config)
+        settings[name] = own if largest[name] is None else with_capped_rank(own, resolved.info, config, smallest)
     _check_ranks(sites, settings, {name: bound for name, bound in largest.items() if bound is not None})
     return settings
 
@@ -186,16 +204,21 @@ def _put_parts(
     instead: dict[nn.Module, nn.Module] = {}
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
-        part = resolved.method.on(site, settings[name], generator, shared)
+        part = resolved.method.build(site, settings[name], generator, shared)
         part.compute_dtype, part.name = dtype, name
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for own, parameter in part.trainables().items():
             setattr(part, own, nn.Parameter(parameter.data.to(device)))
-        own_name = resolved.method.put(model, name, part.train(site.training))
-        parts[own_name] = part
-        if own_name == name and model.get_submodule(name) is part:
-            move_hooks(site, part)
-            instead[site] = part
+        part.train(site.training)
+        if isinstance(part, OnModel):
+            setattr(model, part.attribute, part)
+            part.connect(model)
+            parts[part.attribute] = part
+            continue
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, part)
+        parts[name] = instead[site] = part
+        move_hooks(site, part)
     replace_everywhere(model, instead)
     return parts
 
@@ -208,8 +231,8 @@ def _penalise(
         return None
     penalties = Penalties(constraint, accumulation)
     for name, part in parts.items():
-        if isinstance(part, SubspaceLinear):
-            factors = [factor for factor in part.constrained() if factor is not None]
+        if isinstance(part, ConstrainedFactors):
+            factors = [factor for factor in part.constrained_factors() if factor is not None]
             penalties.layers += bool(factors)
             penalties.matrices += len(factors)
             part.penalty = Penalty(name, penalties)
@@ -218,7 +241,7 @@ def _penalise(
 
 
 def _collect(parts: dict[str, SubspacePart], resolved: Resolved) -> GradientCollector | None:
-    kind = resolved.method.schedule_class
+    kind = schedule_class_of(resolved.method)
     if kind is None or not kind.needs_gradients:
         return None
     return GradientCollector(
@@ -241,7 +264,7 @@ def attached(model: nn.Module) -> Attachment:
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
     """Within the block the model computes what the frozen base computes alone."""
-    parts = [m for m in model.modules() if isinstance(m, (SubspacePart, TrainedCopy, NewTokens))]
+    parts = [m for m in model.modules() if isinstance(m, TrainedModule)]
     before = [part.enabled for part in parts]
     for part in parts:
         part.enabled = False
@@ -270,13 +293,6 @@ def _check_ranks(sites: dict[str, nn.Module], settings: dict[str, Settings], bou
         )
 
 
-def _head_names(model: nn.Module) -> list[str]:
-    """Output layers: what the model says, and the usual names of classification heads."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    usual = ("lm_head", "score", "classifier", "qa_outputs", "embed_out")
-    return [n for n, m in model.named_modules() if m is head or any(ends_with(n, u) for u in usual)]
-
-
 def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
     """The names in `modules_to_save`, and the modules whose parameters are tied to theirs."""
     names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
@@ -303,7 +319,7 @@ def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
     embeddings = input_embeddings(model)
     if embeddings is None:
         return
-    one_function = any(type(module).__name__ in ONE_FUNCTION for module in model.modules())
+    one_function = runs_as_one_function(model)
 
     def require(module: nn.Module, inputs: object, output: Tensor) -> None:
         if torch.is_grad_enabled() and module.training and (one_function or _is_checkpointing(model)):

@@ -1,10 +1,10 @@
-"""What a user asks for (`SubspaceConfig`), and what it comes to once the method's own defaults are filled in."""
+"""What a user's configuration comes to once the method's own defaults are filled in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
@@ -13,37 +13,7 @@ from dist_subspace.subspace.beside.new_tokens import check_ids
 from dist_subspace.subspace.core.constraints import CONSTRAINTS, Constraint
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import method_class
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
-
-
-@dataclass(frozen=True)
-class SubspaceConfig:
-    """Which subspace is trained. Values left None are the method's own (docs/methods.md, "Defaults of a method").
-
-    A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`). `rank_pattern` and
-    `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base
-    does not know (a tokenizer was extended by them): their embedding and head rows are trained beside the subspace.
-    """
-
-    method: str = "lora"
-    rank: int | None = None
-    alpha: float | None = None
-    dropout: float = 0.0
-    target_modules: str | Sequence[str] | None = None
-    exclude_modules: Sequence[str] = ()
-    modules_to_save: Sequence[str] = ()
-    constraint: str | None = None
-    constraint_weight: float = 0.1
-    options: Mapping[str, Any] = field(default_factory=dict)
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
-    new_tokens: Sequence[int] = ()
-    seed: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
-        plain = asdict(self)
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 
 
 @dataclass(frozen=True)
@@ -103,6 +73,13 @@ def layer_settings(
         constraint=_constraint(config, info),
     )
     return method.complete(settings, config)
+
+
+def with_capped_rank(settings: Settings, info: MethodInfo, config: SubspaceConfig, bound: int) -> Settings:
+    """The settings of a layer whose rank is at most `bound`: an unset rank may be cut to it (`info.capped`)."""
+    if info.capped and config.rank is None and settings.rank > bound:
+        return replace(settings, rank=bound)
+    return settings
 
 
 def _check_ranges(config: SubspaceConfig, info: MethodInfo) -> None:

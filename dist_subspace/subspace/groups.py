@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.subspace.attach import attached
+from dist_subspace.subspace.core.rates import LearningRateRatio
+from dist_subspace.subspace.core.schedule import late_factors_of
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -27,7 +29,9 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     """
     attachment = attached(model)
     ratio = float(attachment.settings.options.get("lr_ratio", 1.0))
-    left_factors, late_factors = attachment.resolved.method.left_factors, attachment.resolved.method.late_factors
+    method = attachment.resolved.method
+    left_factors = method.left_factors if issubclass(method, LearningRateRatio) else ()
+    late_factors = late_factors_of(method)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named_trainables(model).items():
         own = name.rpartition(".")[2]

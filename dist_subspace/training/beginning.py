@@ -5,23 +5,24 @@ in its place."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from dist_subspace.api import put_on
+from dist_subspace.api import attach_adapter
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, read_adapter
-from dist_subspace.interchange.hollow import AdapterFolder
-from dist_subspace.interchange.peft.files import Imported
+from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
+from dist_subspace.interchange.description import CONFIG
+from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import tokenizer_of
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.placement.collectives import broadcast_tensors, on_main
+from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.subspace import SubspaceConfig, resolve
 
 # Fields that say how it is trained, and nothing about what it computes: they are the configuration's.
@@ -50,16 +51,16 @@ class Beginning:
         Raises:
             UsageError: the section contradicts the adapter; both values are named.
         """
-        found, given = self.config, section.model_fields_set
+        begun, given = self.config, section.model_fields_set
         for name in ("method", "rank", "alpha", "rank_pattern", "alpha_pattern"):
-            own, theirs = getattr(section, name), getattr(found, name)
-            if name in given and own is not None and own != theirs:
-                raise self._contradiction(f"subspace.{name}", own, theirs)
+            wanted, held = getattr(section, name), getattr(begun, name)
+            if name in given and wanted is not None and wanted != held:
+                raise self._contradiction(f"subspace.{name}", wanted, held)
         self._check_options(section.options)
         taken = [*_OF_TRAINING, *(name for name in _OF_LAYERS if name in given)]
         kept = {name: getattr(section, name) for name in taken}
-        config = replace(found, **kept, options={**found.options, **section.options})
-        ids = tuple(found.new_tokens)
+        config = replace(begun, **kept, options={**begun.options, **section.options})
+        ids = tuple(begun.new_tokens)
         return replace(self, config=config, tokens=ids, texts=_texts_of(self.folder, ids))
 
     def _check_options(self, options: Mapping[str, Any]) -> None:
@@ -68,9 +69,9 @@ class Beginning:
             if name in held and name not in _OPTIONS_OF_TRAINING and value != held[name]:
                 raise self._contradiction(f"subspace.options.{name}", value, held[name])
 
-    def _contradiction(self, field: str, own: Any, theirs: Any) -> UsageError:
+    def _contradiction(self, field: str, wanted: Any, held: Any) -> UsageError:
         return UsageError(
-            f"{field} is {own!r}, but the adapter of {self.named} has {theirs!r}; accepted: the same, or leave it out"
+            f"{field} is {wanted!r}, but the adapter of {self.named} has {held!r}; accepted: the same, or leave it out"
         )
 
     def check_tokens(self, ids: tuple[int, ...], texts: Sequence[str]) -> None:
@@ -107,8 +108,7 @@ def find_beginning(
     notice(f"subspace.init_from is not read: the run goes on from {folder.name}")
     if not begun:  # it began at its method's own start
         return None
-    known = {field.name for field in fields(SubspaceConfig)}
-    return Beginning(folder, SubspaceConfig(**{k: v for k, v in begun.items() if k in known}), folder.name)
+    return Beginning(folder, SubspaceConfig.of_dict(begun), folder.name)
 
 
 def attach_beginning(
@@ -127,14 +127,14 @@ def attach_beginning(
     if not adapter.tensors:
         adapter = replace(adapter, tensors=broadcast_tensors(on_rank_zero_only(_tensors_of, beginning.folder)))
     try:
-        return put_on(model, adapter, cache=cache, progress=progress)
+        return attach_adapter(model, adapter, cache=cache, progress=progress)
     except UsageError as error:
         raise UsageError(f"the adapter of {beginning.named} does not fit: {error}") from error
 
 
 def _adapter_in(folder: Path) -> Path:
     """The folder, or a run's final adapter."""
-    inner = folder / "adapter"
+    inner = RunFolder(folder).adapter
     if (folder / CONFIG).is_file() or not (inner / CONFIG).is_file():
         if not (folder / CONFIG).is_file():
             raise UsageError(
@@ -146,26 +146,26 @@ def _adapter_in(folder: Path) -> Path:
 
 
 def _config_of(folder: Path) -> SubspaceConfig:
-    found = AdapterFolder(folder)
-    return found.config if found.ours else read_peft(folder).config
+    opened = AdapterFolder(folder)
+    return opened.config if opened.ours else read_peft(opened).config
 
 
 def _texts_of(folder: Path, ids: tuple[int, ...]) -> tuple[str, ...] | None:
     """Local, rank 0: what an adapter's tokenizer calls its new tokens; None where there is none, or it lacks them."""
-    found = tokenizer_of(folder) if ids else None
+    source = tokenizer_of(folder) if ids else None
     try:
-        tokenizer = load_tokenizer(str(found)) if isinstance(found, Path) else found
+        tokenizer = load_tokenizer(str(source)) if isinstance(source, Path) else source
     except UsageError:
         return None
     texts = [] if tokenizer is None else tokenizer.convert_ids_to_tokens(list(ids))
     return tuple(texts) if texts and all(texts) else None
 
 
-def _about(folder: Path) -> Imported:
+def _about(folder: Path) -> LoadedAdapter:
     """Local, rank 0: an adapter that PEFT wrote, or one of ours without its tensors, which may be many."""
-    found = AdapterFolder(folder)
-    return found.without_tensors() if found.ours else read_peft(folder)
+    opened = AdapterFolder(folder)
+    return opened.without_tensors() if opened.ours else read_peft(opened)
 
 
 def _tensors_of(folder: Path) -> dict[str, Tensor]:
-    return read_adapter(folder)[1]
+    return read_adapter(folder).tensors

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_subspace.checkpoint.state import TrainerState
 from dist_subspace.config import Config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.folder import CheckpointFolder
+from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.training.data.cutting import Cutting
 
 _FOLLOWED = "the steps that come follow the new value"
@@ -60,6 +61,6 @@ def earlier_tokens(config: Config, cutting: Cutting, folder: Path, state: Traine
 
 def _beside(folder: Path) -> Mapping[str, Any]:
     try:
-        return load_config(folder.resolve().parent / "config.yaml").training.model_dump(mode="json")
+        return load_config(CheckpointFolder(folder).run.config).training.model_dump(mode="json")
     except UsageError:  # none, or of another version
         return {}

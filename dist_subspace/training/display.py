@@ -8,11 +8,10 @@ from __future__ import annotations
 import atexit
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_subspace.report.quantities import amount, bytes_text, clock_text, figures, joined
+from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.announce import announced
 
 PLAIN_WIDTH = 120  # columns of a log file
@@ -57,7 +57,7 @@ class Display:
         self._task = self._progress.add_task("train", total=total_steps, left="")
         self._step = 0
         self._started: tuple[int, float] | None = None
-        self._record: Mapping[str, Any] = {}
+        self._record: StepRecord | None = None
 
     def __enter__(self) -> Display:
         return self
@@ -143,12 +143,13 @@ class Display:
         self._step = step
         self._progress.update(self._task, completed=step, left=f"{self._left()} left")
 
-    def update(self, step: int, record: Mapping[str, Any]) -> None:
-        """A logged step: the record of metrics.jsonl. The live line shows it; elsewhere it is printed as one line."""
-        self.advance(step)
-        self._record = dict(record)
+    def update(self, record: StepRecord) -> None:
+        """A logged step. The live line shows it; elsewhere it is printed as one line."""
+        self.advance(record.step)
+        self._record = record
         if self.enabled and self._live is None:
-            self._say(joined([f"step {step}/{self.total_steps}", *figures(record), f"{self._left()} left"], " | "))
+            step = f"step {record.step}/{self.total_steps}"
+            self._say(joined([step, *figures(record), f"{self._left()} left"], " | "))
 
     def notice(self, text: str, warning: bool = False) -> None:
         """Something worth knowing, or with `warning` something worth minding; stays on the screen."""
@@ -157,11 +158,10 @@ class Display:
     def warning(self, text: str) -> None:
         self.notice(text, warning=True)
 
-    def evaluation(self, record: Mapping[str, Any]) -> None:
-        """The result of an evaluation: keys `step` and `eval_...`; stays on the screen."""
-        step = record.get("step", self._step)
-        found = [f"{key[5:].replace('_', ' ')} {amount(v)}" for key, v in record.items() if key.startswith("eval_")]
-        self._say(joined([f"evaluation at step {step}", *found], " | "), "green")
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """The result of an evaluation; stays on the screen."""
+        figures = [f"{name} {amount(value)}" for name, value in evaluation.figures.items()]
+        self._say(joined([f"evaluation at step {evaluation.step}", *figures], " | "), "green")
 
     def finish(self, message: str, adapter: Path | str | None = None, curve: Path | str | None = None) -> None:
         """The end: what became of the run, where the adapter and the picture lie."""
@@ -190,9 +190,9 @@ class Display:
         return clock_text((self._clock() - begun) / (self._step - step) * max(0, self.total_steps - self._step))
 
     def _render(self) -> Group:
-        line = Text(joined(figures(self._record), "  "), no_wrap=True, overflow="ellipsis")
-        loss = self._record.get("loss")
-        if isinstance(loss, float) and not math.isfinite(loss):
+        parts = [] if self._record is None else figures(self._record)
+        line = Text(joined(parts, "  "), no_wrap=True, overflow="ellipsis")
+        if self._record is not None and not math.isfinite(self._record.loss):
             line.stylize("bold red")
         return Group(self._progress, line)
 

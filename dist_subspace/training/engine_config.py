@@ -1,4 +1,4 @@
-"""The DeepSpeed configuration of a run: a preset sized by the model, or a stock JSON that agrees with the YAML."""
+"""What configures the engine of a run: a preset sized by the model, or a stock JSON that agrees with the YAML."""
 
 from __future__ import annotations
 
@@ -9,49 +9,36 @@ from torch import nn
 
 from dist_subspace.config import Config, fill_unset
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
-from dist_subspace.placement.deepspeed.presets import check_supported, deepspeed_config, read_deepspeed
-from dist_subspace.placement.deepspeed.stock import Facts, stock_config, stock_training_keys
+from dist_subspace.placement.engines import engine_config as configured
+from dist_subspace.placement.engines import largest_block, stock_training_keys
+from dist_subspace.placement.facts import Facts
 from dist_subspace.storage import storage_info
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.schedule import warmup_count
 
 
-def engine_config(plan: Plan, model: nn.Module | None) -> dict[str, Any]:
-    """The configuration for `deepspeed.initialize`; before there is a model, the one that `load_frozen` shards by.
+def engine_config(plan: Plan, model: nn.Module | None) -> dict[str, Any] | None:
+    """What configures DeepSpeed's engine, None where another trains; before there is a model, what `load_frozen` splits by.
 
     Raises:
         UsageError: a stock JSON that contradicts the YAML, or a combination that is known to be broken.
     """
-    config, training = plan.config, plan.config.training
-    rounds = math.ceil(plan.batches.micro_per_step / world().size)
+    section, storage = plan.config.deepspeed, plan.config.model.storage
     trained = sum(p.numel() for p in trainable_parameters(model)) if model is not None else 0
-    block = largest_block_numel(model) if model is not None else 0
-    if config.deepspeed.config is None:
-        made = deepspeed_config(
-            config.deepspeed.preset,
-            micro_batch=training.per_device_train_batch_size,
-            rounds=rounds,
-            world_size=world().size,
-            max_grad_norm=training.max_grad_norm,
-            trainable_numel=trained,
-            block_numel=block,
-            nvme_path=config.deepspeed.nvme_path,
-        )
-    else:
-        made = stock_config(config.deepspeed.config, _facts(plan, rounds, trained, block))
-    unquantised = storage_info(config.model.storage).dtype is not None
-    check_supported(made, storage=config.model.storage, unquantised=unquantised, dtype=_name(plan))
-    return made
+    facts = _facts(plan, trained, largest_block(model) if model is not None else 0)
+    unquantised = storage_info(storage).dtype is not None
+    return configured(
+        section.preset, section.config, section.nvme_path, facts, storage=storage, unquantised=unquantised
+    )
 
 
-def _facts(plan: Plan, rounds: int, trained: int, block: int) -> Facts:
+def _facts(plan: Plan, trained: int, block: int) -> Facts:
     training = plan.config.training
     return Facts(
         micro_batch=training.per_device_train_batch_size,
         global_batch=plan.batches.global_batch_size,
-        rounds=rounds,
+        rounds=math.ceil(plan.batches.micro_per_step / world().size),
         world_size=world().size,
         max_grad_norm=training.max_grad_norm,
         learning_rate=training.learning_rate,
@@ -72,7 +59,7 @@ def with_stock_choices(config: Config) -> Config:
     """The configuration with optimizer and schedule taken from a stock JSON where the YAML leaves them open."""
     if config.deepspeed.config is None:
         return config
-    return fill_unset(config, stock_training_keys(read_deepspeed(config.deepspeed.config)))
+    return fill_unset(config, stock_training_keys(config.deepspeed.config))
 
 
 def _name(plan: Plan) -> str:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import sum_over_ranks
+from dist_subspace.placement.protocol import Engine
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.loss import forward, summed_loss
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Engine,
     rounds: Iterator[MicroBatch | None],
     filler: MicroBatch,
     device: torch.device,
@@ -54,7 +55,7 @@ def evaluate(
 
 
 @contextmanager
-def _measured(model: nn.Module) -> Iterator[None]:
+def _measured(model: nn.Module | Engine) -> Iterator[None]:
     """Without dropout; afterwards the model is in the mode that it was in."""
     was_training = model.training
     model.eval()

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.config import Config
 from dist_subspace.launchers import is_first
 from dist_subspace.placement.collectives import PeerFailed, may_speak, meet, tell_peers, wait_until_told, world
 from dist_subspace.placement.peers import Peer, Peers
+from dist_subspace.run_folder.folder import checkpoint_name
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.stopping import STOP
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.run_status import RunStatus
@@ -116,7 +117,7 @@ def end_without(run: Run, gone: list[Peer]) -> int:
         message, status = f"interrupted by {STOP.reason}; {who} was ended before it had saved", EXIT_INTERRUPTED
     else:
         state, message, status = "failed", f"{who} was killed, or crashed", EXIT_FAILED
-    goes_on = f"from checkpoint-{run.saved}" if run.saved else "from the beginning"
+    goes_on = f"from {checkpoint_name(run.saved)}" if run.saved else "from the beginning"
     message = f"{message}, after step {run.step or 0}; {_to_continue(run)} {goes_on}"
     if world().rank == left:
         print(f"error: {message}" if state == "failed" else message, file=sys.stderr, flush=True)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_subspace.placement.protocol import Engine
 from dist_subspace.training.data import MicroBatch
 
 IGNORED = -100
 
 
-def forward(model: nn.Module, batch: MicroBatch, device: torch.device) -> Tensor:
+def forward(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
     """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
     inputs = {
         name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()

@@ -9,18 +9,18 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.api import attach
-from dist_subspace.interchange.hollow import AdapterFolder
+from dist_subspace.families.heads import classification_heads
+from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.loading.load import fresh_modules, load_frozen
 from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import on_main
-from dist_subspace.statistics import FACTORS
-from dist_subspace.subspace import SubspaceConfig
+from dist_subspace.subspace import SubspaceConfig, schedule_class_of
 from dist_subspace.training.beginning import attach_beginning
 from dist_subspace.training.data import enable_packing
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.observer import Observer
-from dist_subspace.training.plan import HEADS, Plan
+from dist_subspace.training.plan import Plan
 
 
 def make_model(plan: Plan, observer: Observer) -> nn.Module:
@@ -63,9 +63,9 @@ def _loaded(plan: Plan, observer: Observer) -> nn.Module:
 
 def _attached(plan: Plan, observer: Observer, model: nn.Module) -> nn.Module:
     # A method with a schedule decomposes in the middle of training.
-    scheduled = plan.resolved.method.schedule_class is not None
+    scheduled = schedule_class_of(plan.resolved.method) is not None
     with observer.statistics("none" if scheduled else plan.resolved.info.statistic) as progress:
-        subspace, cache = with_head(plan, model), plan.run_dir / FACTORS
+        subspace, cache = with_head(plan, model), plan.run_dir.factors
         if plan.beginning is not None:
             return attach_beginning(model, subspace, plan.beginning, cache, progress)
         # A method's own targets may mean more layers today than when the run began.
@@ -82,7 +82,7 @@ def with_head(plan: Plan, model: nn.Module) -> SubspaceConfig:
     full and saved with the adapter."""
     if plan.config.model.task != "classification":
         return plan.subspace
-    heads = [name for name, _ in model.named_children() if name in HEADS]
+    heads = classification_heads(model)
     poolers = [name for name in fresh_modules(model) if name.partition(".")[0] not in heads]
     wanted = tuple(dict.fromkeys([*plan.subspace.modules_to_save, *heads, *poolers]))
     return replace(plan.subspace, modules_to_save=wanted)

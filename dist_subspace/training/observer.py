@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from dist_subspace.accounting import summary
 from dist_subspace.placement.collectives import max_over_ranks, world
+from dist_subspace.run_folder.metrics import MetricsWriter
+from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
-from dist_subspace.training.metrics import MetricsWriter
 
 if TYPE_CHECKING:
     from dist_subspace.training.trackers import Trackers
+
+
+@dataclass(frozen=True)
+class FinishedStep:
+    """One optimizer step. step, epoch, samples, tokens, elapsed_seconds: of the whole run so far; the rest is the step's own.
+
+    grad_norm: before clipping, None where it is not known. penalty: of the method's constraint, where it has one; it is no part
+    of `loss`.
+    """
+
+    step: int
+    epoch: float
+    samples: int
+    tokens: int
+    elapsed_seconds: float
+    loss: float
+    penalty: float | None
+    learning_rate: float
+    grad_norm: float | None
+    own_tokens: int
+    own_seconds: float
 
 
 class Observer:
@@ -27,8 +50,7 @@ class Observer:
         self, display: Display, metrics: MetricsWriter | None, trackers: Trackers | None, device: torch.device
     ):
         self.display, self.metrics, self.trackers, self.device = display, metrics, trackers, device
-        self._losses: list[float] = []
-        self._tokens, self._seconds = 0, 0.0
+        self._unlogged: list[FinishedStep] = []
         self.reached: Callable[[int], None] = lambda step: None  # told the number of each step that is made
 
     def start(self, step: int) -> None:
@@ -41,42 +63,36 @@ class Observer:
         self.display.warning(text)
 
     def model_ready(self, model: nn.Module) -> None:
-        found = summary(model)
-        rows = [(row.name, row.trainable, row.frozen, row.bytes_on_rank) for row in found.rows]
-        self.display.show_summary(rows, title=f"method {found.method}")
+        sizes = summary(model)
+        rows = [(row.name, row.trainable, row.frozen, row.bytes_on_rank) for row in sizes.rows]
+        self.display.show_summary(rows, title=f"method {sizes.method}")
 
-    def step(self, record: dict[str, Any], tokens: int, logged: bool) -> None:
+    def step(self, finished: FinishedStep, logged: bool) -> None:
         """Collective where `logged`. The loss that is logged is the mean over the steps since the last logged one, the
         speed that over their time."""
-        self._losses.append(record["loss"])
-        self._tokens += tokens
-        self._seconds += tokens / record["tokens_per_second"] if record["tokens_per_second"] else 0.0
-        self.display.advance(record["step"])
-        self.reached(record["step"])
+        self._unlogged.append(finished)
+        self.display.advance(finished.step)
+        self.reached(finished.step)
         if not logged:
             return
-        record = record | {
-            "loss": sum(self._losses) / len(self._losses),
-            "tokens_per_second": self._tokens / max(self._seconds, 1e-9),
-            "peak_memory_bytes": int(max_over_ranks(peak_memory(self.device))),
-        }
-        self._losses, self._tokens, self._seconds = [], 0, 0.0
+        record = _record(self._unlogged, int(max_over_ranks(peak_memory(self.device))))
+        self._unlogged = []
         if world().is_main:
-            if self.metrics is not None:
-                self.metrics.step(record)
-            if self.trackers is not None:
-                self.trackers.log(record, record["step"])
-            self.display.update(record["step"], record)
+            self._write(record)
+            self.display.update(record)
 
-    def evaluation(self, step: int, values: dict[str, float]) -> None:
+    def evaluation(self, evaluation: Evaluation) -> None:
         if world().is_main:
-            if self.metrics is not None:
-                self.metrics.evaluation(step, values)
-            if self.trackers is not None:
-                self.trackers.log(dict(values), step)
-            self.display.evaluation({"step": step, **values})
+            self._write(evaluation)
+            self.display.evaluation(evaluation)
 
-    def settle(self) -> None:
+    def _write(self, record: StepRecord | Evaluation) -> None:
+        if self.metrics is not None:
+            self.metrics.write(record)
+        if self.trackers is not None:
+            self.trackers.log(record)
+
+    def sync(self) -> None:
         """Local: what was recorded so far is on disk."""
         if self.metrics is not None:
             self.metrics.sync()
@@ -105,3 +121,21 @@ class Observer:
             self.metrics.close()
         if self.trackers is not None:
             self.trackers.close()
+
+
+def _record(steps: Sequence[FinishedStep], peak_memory_bytes: int) -> StepRecord:
+    """The line for the last of these steps, with their mean loss and their speed."""
+    last = steps[-1]
+    return StepRecord(
+        step=last.step,
+        epoch=last.epoch,
+        samples=last.samples,
+        tokens=last.tokens,
+        loss=sum(step.loss for step in steps) / len(steps),
+        learning_rate=last.learning_rate,
+        grad_norm=last.grad_norm,
+        tokens_per_second=sum(step.own_tokens for step in steps) / max(sum(step.own_seconds for step in steps), 1e-9),
+        peak_memory_bytes=peak_memory_bytes,
+        elapsed_seconds=last.elapsed_seconds,
+        penalty=last.penalty,
+    )

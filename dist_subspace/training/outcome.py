@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+
+from dist_subspace.run_folder.records import StepRecord
 
 DIVERGED = 1.5  # a loss that has grown by more than half
 
 
-def losses_by_step(lines: Sequence[Mapping[str, Any]], own: Sequence[float], first: int) -> list[float]:
+def losses_by_step(lines: Sequence[StepRecord], made_here: Sequence[float], first: int) -> list[float]:
     """The loss of every step that is known, in order.
 
     Arguments:
-        lines: of metrics.jsonl: their loss is the mean over the steps since the line before.
-        own: the loss of each step that this process has made; they count for their steps in the place of lines.
+        lines: the training lines of metrics.jsonl: their loss is the mean over the steps since the line before.
+        made_here: the loss of each step that this process has made; they count for their steps in the place of lines.
         first: how many steps were made before those.
     """
     known: list[float] = []
     before = 0
     for line in lines:
-        step, loss = int(line["step"]), line.get("loss")
-        if "loss" not in line or step > first:
+        if line.step > first:
             continue
-        known += [math.nan if loss is None else float(loss)] * max(0, step - before)
-        before = step
-    return [*known, *own]
+        known += [line.loss] * max(0, line.step - before)
+        before = line.step
+    return [*known, *made_here]
 
 
 def divergence(losses: Sequence[float]) -> str | None:

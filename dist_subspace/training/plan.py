@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
-from dist_subspace.checkpoint.state import TrainerState, check_same_run, find_checkpoint
+from dist_subspace.checkpoint.state import check_same_run, find_checkpoint
 from dist_subspace.checkpoint.store import check_writable, remove_leftovers
 from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
@@ -19,19 +19,19 @@ from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
-from dist_subspace.placement.deepspeed.process_group import agreed_device
+from dist_subspace.placement.engines import check_engine, compute_device
+from dist_subspace.run_folder.folder import RunFolder
+from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
-from dist_subspace.subspace import Resolved, SubspaceConfig, resolve
+from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
-from dist_subspace.training.data import Batches, DataSettings, Prepared, prepare
+from dist_subspace.training.data import Batches, Prepared, prepare
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.schedule import schedule_of
-from dist_subspace.training.trackers import check_trackers
+from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
+from dist_subspace.training.trackers import check_installed
 from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
-
-SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
-HEADS = ("score", "classifier", "classification_head")  # what transformers calls a classification head
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Plan:
     """A run that nothing stands against: what to load, on what to train, for how long, and from where to continue."""
 
     config: Config
-    run_dir: Path
+    run_dir: RunFolder
     model_folder: Path
     dtype: torch.dtype
     device: torch.device
@@ -71,15 +71,16 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     Raises:
         UsageError: on every rank, with one sentence.
     """
-    run_dir = Path(config.run.output_dir)
-    device = agreed_device()
+    run_dir = RunFolder(config.run.output_dir)
     with agreed("checking the configuration"):
+        check_engine(config.deepspeed.preset, config.deepspeed.config)
+        device = compute_device(config.deepspeed.preset, config.deepspeed.config)
         if config.subspace.init_from is None:  # else the adapter has the first word
             resolve(subspace_config(config))
         dtype = resolve_dtype(config.model.storage, config.model.dtype)
         options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
         check_optimizer(config.training.optim, device)
-        check_trackers(config.run.report_to)
+        check_installed(config.run.report_to)
         check_hardware(dtype, device)
     on_main(_open_run, run_dir, notice)
     beginning = on_main(_find_beginning, config, run_dir, notice)
@@ -98,9 +99,10 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     with announced("reading and tokenising the data", notice):
         data = _prepare_data(config, tokenizer)
     with agreed("planning the batches"):
-        sources = [path for path, _ in data_settings(config).sources()]
+        sources = [path for path, _ in data_settings(config.data).sources()]
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
-        batches = make_batches(config, data, usable_pad_id(tokenizer, rows, subspace.new_tokens, notice))
+        pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
+        batches = Batches(data.train, batch_settings(config), pad_id, world().rank, world().size)
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(resolved, total_steps)
@@ -130,13 +132,6 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     )
 
 
-def subspace_config(config: Config) -> SubspaceConfig:
-    """The subspace section as the library takes it."""
-    section = config.subspace
-    given = {f.name: getattr(section, f.name) for f in fields(SubspaceConfig) if hasattr(section, f.name)}
-    return SubspaceConfig(**given | {"seed": config.training.seed})
-
-
 def with_tokens(
     subspace: SubspaceConfig,
     resolved: Resolved,
@@ -154,7 +149,8 @@ def with_tokens(
     if known:
         notice(f"model.new_tokens has {', '.join(known)}, which the tokenizer knows already: their rows begin anew")
     ids = without_gap(extend_tokenizer(tokenizer, names), rows, tokenizer, notice)
-    return resolved.method.read_text(replace(subspace, new_tokens=ids), tokenizer)
+    subspace, method = replace(subspace, new_tokens=ids), resolved.method
+    return method.read_text(subspace, tokenizer) if issubclass(method, TextOptions) else subspace
 
 
 def check_schedule(resolved: Resolved, total_steps: int) -> None:
@@ -163,7 +159,7 @@ def check_schedule(resolved: Resolved, total_steps: int) -> None:
     Raises:
         UsageError: naming the options and their values.
     """
-    kind = resolved.method.schedule_class
+    kind = schedule_class_of(resolved.method)
     if kind is not None:
         kind({}, resolved.settings).check(total_steps)
 
@@ -189,7 +185,8 @@ def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
         UsageError: naming what is too large, and packing where positions that begin anew are not those of the model.
     """
     open_checkpoint(folder)
-    virtual = resolved.method.added_positions(resolved.settings)
+    method = resolved.method
+    virtual = method.added_positions(resolved.settings) if issubclass(method, AddsPositions) else 0
     trusted = config.model.trust_remote_code
     wanted = config.data.max_length + virtual
     positions = model_positions(folder, config.model.task, wanted, trusted)
@@ -207,52 +204,15 @@ def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
     return positions.first
 
 
-def make_batches(config: Config, data: Prepared, pad_id: int) -> Batches:
-    packing = config.data.packing and config.data.format != "classification"
-    return Batches(
-        data.train,
-        global_batch_size=config.training.global_batch_size,
-        micro_batch_size=config.training.per_device_train_batch_size,
-        seed=config.training.seed,
-        rank=world().rank,
-        world_size=world().size,
-        packing=packing,
-        max_length=config.data.max_length,
-        pad_id=pad_id,
-        task=config.model.task,
-        pad_to_multiple=config.data.max_length if packing else padding(config),
-        segment_lengths="flash" in (config.model.attn_implementation or ""),
-    )
-
-
 def with_batch_size(config: Config, size: int) -> Config:
     """The configuration with the number of rows that null stands for, which config.yaml then holds."""
     return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
 
 
-def padding(config: Config) -> int:
-    """The multiple that unpacked rows are padded to; packed ones, which are nearly full, all have `max_length`."""
-    return math.gcd(SHAPES, config.data.max_length)
-
-
-def data_settings(config: Config) -> DataSettings:
-    section = config.data
-    given = {f.name: getattr(section, f.name) for f in fields(DataSettings) if hasattr(section, f.name)}
-    if not isinstance(section.train, str):
-        given["train"] = [(source.path, source.weight) for source in section.train]
-    return DataSettings(**given)
-
-
 def _prepare_data(config: Config, tokenizer: Any) -> Prepared:
     """Tokenised by one rank of each node, read by all."""
-    with agreed("checking the data settings"):
-        if (config.data.format == "classification") != (config.model.task == "classification"):
-            raise UsageError(
-                f"data.format is {config.data.format!r} with model.task {config.model.task!r}; "
-                "classification goes with classification only"
-            )
-        settings = data_settings(config)
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else Path(config.run.output_dir) / "tokens"
+    settings = data_settings(config.data)
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else RunFolder(config.run.output_dir).tokens
     arguments = (settings, tokenizer, cache, config.training.seed)
     once_per_node(prepare, *arguments, show_progress=world().is_main, task=config.model.task)
     with agreed("reading the tokenised data"):
@@ -266,7 +226,7 @@ def _total_steps(config: Config, batches: Batches) -> int:
     return config.training.max_steps
 
 
-def _open_run(run_dir: Path, notice: Callable[[str], None]) -> None:
+def _open_run(run_dir: RunFolder, notice: Callable[[str], None]) -> None:
     check_writable(run_dir)
     for sentence in remove_leftovers(run_dir):
         notice(sentence)
@@ -286,23 +246,23 @@ def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str,
     }
 
 
-def _find_beginning(config: Config, run_dir: Path, notice: Callable[[str], None]) -> Beginning | None:
+def _find_beginning(config: Config, run_dir: RunFolder, notice: Callable[[str], None]) -> Beginning | None:
     """Local, rank 0: what `subspace.init_from` comes to, if it is given."""
     if config.subspace.init_from is None:
         return None
-    found = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
-    resumed = None if found is None else (found[0], found[1].begun)
+    newest = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
+    resumed = None if newest is None else (newest[0], newest[1].begun)
     beginning = find_beginning(config.subspace.init_from, resumed, notice)
     return None if beginning is None else beginning.joined(config.subspace)
 
 
 def _find_checkpoint(
-    config: Config, run_dir: Path, fingerprints: dict[str, str], notice: Callable[[str], None]
+    config: Config, run_dir: RunFolder, fingerprints: dict[str, str], notice: Callable[[str], None]
 ) -> tuple[Path, TrainerState] | None:
-    found = find_checkpoint(run_dir, config.checkpoint.resume, notice)
-    if found is not None:
-        check_same_run(found[0], found[1].fingerprints, fingerprints, list(config.checkpoint.allow_different))
-    return found
+    checkpoint = find_checkpoint(run_dir, config.checkpoint.resume, notice)
+    if checkpoint is not None:
+        check_same_run(checkpoint[0], checkpoint[1].fingerprints, fingerprints, list(config.checkpoint.allow_different))
+    return checkpoint
 
 
 def steps_text(plan: Plan) -> str:

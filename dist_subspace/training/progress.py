@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.training.plan import Plan
 
 
@@ -33,12 +34,12 @@ class Progress:
         return self.skipped + self.overflowed
 
 
-def best_in_run(run_dir: Path, resumed: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
+def best_in_run(run_dir: RunFolder, resumed: Path, best: dict[str, Any] | None) -> dict[str, Any] | None:
     """Local, rank 0: the best that the resumed checkpoint knew of, if it lies in this run. A named checkpoint may come from
     another one, where it may be deleted, and whose numbers say nothing about the folders here."""
-    if best is None or resumed.resolve().parent != run_dir.resolve():
+    if best is None or not run_dir.holds(resumed):
         return None
-    return best if (run_dir / f"checkpoint-{best['step']}").is_dir() else None
+    return best if run_dir.checkpoint(best["step"]).is_dir() else None
 
 
 def final_checkpoint(plan: Plan, progress: Progress) -> Path:
@@ -47,4 +48,4 @@ def final_checkpoint(plan: Plan, progress: Progress) -> Path:
     step = progress.best["step"] if progress.best else progress.step
     if plan.checkpoint is not None and plan.checkpoint[1].step == step:
         return plan.checkpoint[0]
-    return plan.run_dir / f"checkpoint-{step}"
+    return plan.run_dir.checkpoint(step)

@@ -14,7 +14,8 @@ from dist_subspace.interchange.description import read_description
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.placement.collectives import world
 from dist_subspace.report.curve import loss_curve
-from dist_subspace.report.history import read_lines
+from dist_subspace.run_folder.folder import adapter_labels
+from dist_subspace.run_folder.metrics import read_lines, training_lines
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
 from dist_subspace.training.plan import Plan
@@ -24,7 +25,7 @@ from dist_subspace.training.trainer import Trainer
 
 def hide_adapter(plan: Plan, progress: Progress) -> None:
     """What an earlier end of the run has left must not pass for this one's."""
-    adapter = plan.run_dir / "adapter"
+    adapter = plan.run_dir.adapter
     if adapter.is_dir():
         folder = move_aside(plan.run_dir, progress.step, [adapter])
         print(f"the adapter of an earlier end of the run was set aside in {folder}", file=sys.stderr, flush=True)
@@ -32,21 +33,21 @@ def hide_adapter(plan: Plan, progress: Progress) -> None:
 
 def doubts(plan: Plan, trainer: Trainer) -> str | None:
     """What whoever takes the adapter should know; None for nothing."""
-    own, step = trainer.losses, trainer.progress.step
-    losses = losses_by_step(read_lines(plan.run_dir), own, step - len(own))
+    made_here, step = trainer.losses, trainer.progress.step
+    losses = losses_by_step(training_lines(read_lines(plan.run_dir)), made_here, step - len(made_here))
     said = [skipped_text(trainer.progress.not_applied, step), divergence(losses)]
     return "; ".join(filter(None, said)) or None
 
 
 def write_results(plan: Plan, progress: Progress, observer: Observer, warning: str | None) -> None:
     """RUN/adapter, complete in itself, and the picture."""
-    source, folder = final_checkpoint(plan, progress), plan.run_dir / "adapter"
+    source, folder = final_checkpoint(plan, progress), plan.run_dir.adapter
     with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
         complete_adapter(source, hidden)
         plan.tokenizer.save_pretrained(hidden)
         write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))
         if plan.data.labels is not None:
-            write_json_atomic(hidden / "labels.json", plan.data.labels)
+            write_json_atomic(adapter_labels(hidden), plan.data.labels)
     curve = None
     with suppress(UsageError):  # a checkpoint of another run, and no step left to make: there is nothing to draw
         curve = loss_curve(plan.run_dir)

@@ -10,9 +10,9 @@ from typing import Any
 
 from dist_subspace.atomic_files import StorageError, write_text_atomic
 from dist_subspace.checkpoint.set_aside import set_aside_others
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.config import dump_config, load_config, settings_of_all
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import text_config
 from dist_subspace.launchers import is_first
 from dist_subspace.placement.collectives import (
     PeerFailed,
@@ -24,15 +24,17 @@ from dist_subspace.placement.collectives import (
     refuse_unlike,
     world,
 )
-from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.engines import be_quiet
 from dist_subspace.placement.peers import join
+from dist_subspace.placement.process_group import meet_ranks
 from dist_subspace.placement.rendezvous import RefusedElsewhere
+from dist_subspace.run_folder.metrics import MetricsWriter
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.stopping import STOP, Interrupted, listening
 from dist_subspace.training.announce import announced
 from dist_subspace.training.changes import changed_settings, earlier_tokens
 from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
-from dist_subspace.training.engine import be_quiet
 from dist_subspace.training.engine_config import with_stock_choices
 from dist_subspace.training.last_words import (
     Run,
@@ -44,7 +46,6 @@ from dist_subspace.training.last_words import (
     peers_at_fault,
 )
 from dist_subspace.training.memory import advice, is_out_of_memory
-from dist_subspace.training.metrics import MetricsWriter
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import failure
 from dist_subspace.training.plan import Plan, make_plan, steps_text
@@ -67,7 +68,7 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         stop.leave = lambda reason: left_at_once(run, reason)
         try:
             with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", _say_early):
-                ensure_process_group()  # first, so that a refusal is everyone's and is said once
+                meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
         except RefusedElsewhere:
@@ -171,7 +172,7 @@ def _open(plan: Plan, observer: Observer, step: int) -> None:
     resumed = plan.checkpoint[0] if plan.checkpoint else None
     anew = plan.config.checkpoint.resume == "none"
     set_aside_others(plan.run_dir, step, resumed, anew, observer.display.warning)
-    write_text_atomic(plan.run_dir / "config.yaml", dump_config(plan.config))
+    write_text_atomic(plan.run_dir.config, dump_config(plan.config))
     observer.metrics = MetricsWriter(plan.run_dir, resume_step=step)
     observer.trackers = Trackers(
         plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), observer.display.warning, step
@@ -186,7 +187,7 @@ def _say_early(text: str) -> None:
 def _memory_advice(plan: Plan) -> str:
     from transformers import AutoConfig
 
-    training, model = plan.config.training, AutoConfig.from_pretrained(str(plan.model_folder)).get_text_config()
+    training, model = plan.config.training, text_config(AutoConfig.from_pretrained(str(plan.model_folder)))
     return advice(
         training.per_device_train_batch_size,
         plan.config.data.max_length,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import socket
 import time
-from pathlib import Path
 
 from dist_subspace.checkpoint.occupancy import Occupancy
-from dist_subspace.checkpoint.status import State, read_status, write_status
 from dist_subspace.checkpoint.store import check_writable
 from dist_subspace.placement.collectives import on_main, world
+from dist_subspace.run_folder.folder import RunFolder, StrPath
+from dist_subspace.run_folder.status import State, read_status, write_status
 
 _TIMES, _BETWEEN = 2, 0.2  # a heartbeat of rank 0 may have been on its way; it stops at what another rank has written
 
@@ -18,8 +18,8 @@ _TIMES, _BETWEEN = 2, 0.2  # a heartbeat of rank 0 may have been on its way; it 
 class RunStatus:
     """The state of one run. Until `take` has returned the folder may be another run's, and nothing is written."""
 
-    def __init__(self, run_dir: str | Path) -> None:
-        self.run_dir = Path(run_dir)
+    def __init__(self, run_dir: StrPath) -> None:
+        self.run = RunFolder(run_dir)
         self.taken = False
         self._occupancy: Occupancy | None = None  # rank 0's
         self._writer: tuple[str, int] | None = None  # host and process of rank 0
@@ -34,15 +34,15 @@ class RunStatus:
         self.taken = True
 
     def _occupy(self) -> tuple[str, int]:
-        check_writable(self.run_dir)
-        self._occupancy = Occupancy(self.run_dir)
+        check_writable(self.run)
+        self._occupancy = Occupancy(self.run)
         self._occupancy.write("running")
         return socket.gethostname(), os.getpid()
 
     def _is_anothers(self) -> bool:
         """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
-        found = read_status(self.run_dir) or {}
-        return "pid" in found and (found.get("host"), found["pid"]) != self._writer
+        status = read_status(self.run) or {}
+        return "pid" in status and (status.get("host"), status["pid"]) != self._writer
 
     def write(
         self,
@@ -65,7 +65,7 @@ class RunStatus:
                 for _ in range(_TIMES):
                     if self._is_anothers():
                         return
-                    write_status(self.run_dir, state, message, step, rank, **more)
+                    write_status(self.run, state, message, step, rank, **more)
                     time.sleep(_BETWEEN)
         except OSError:
             return

@@ -14,12 +14,8 @@ from dist_subspace.errors import UsageError
 PLATEAU = "reduce_lr_on_plateau"
 _WITHOUT_WARMUP = (PLATEAU, "constant")
 _WITHOUT_OPTIONS = ("constant", "constant_with_warmup")  # transformers drops theirs in silence
-_LISTENED = (
-    "best",
-    "num_bad_epochs",
-    "cooldown_counter",
-    "last_epoch",
-)  # what a plateau schedule has learned on its way
+# What a plateau schedule has learned on its way.
+_LISTENED = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")
 _LOOKED_AT = 1000  # steps, to find out whether there is one with a rate above 0
 
 
@@ -89,12 +85,12 @@ class Schedule:
         """Go on after so many steps. A plateau schedule takes what it had learned from `state`: how far it had lowered the
         rates, which apart from that are the configuration's."""
         self._step = steps
-        found = state.get("scheduler", {})
-        if self.name != PLATEAU or "num_bad_epochs" not in found:
+        learned = state.get("scheduler", {})
+        if self.name != PLATEAU or "num_bad_epochs" not in learned:
             return
         for key in _LISTENED:
-            if found[key] is not None:  # `best` is infinite, which JSON has as null, until a loss was finite
-                setattr(self._scheduler, key, found[key])
+            if learned[key] is not None:  # `best` is infinite, which JSON has as null, until a loss was finite
+                setattr(self._scheduler, key, learned[key])
         before = state.get("bases", self._bases)  # an older checkpoint has none: then they are taken as unchanged
         for group, base, old, rate in zip(
             self._optimizer.param_groups, self._bases, before, state["rates"], strict=True

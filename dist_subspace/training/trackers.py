@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.folder import RunFolder, StrPath
+from dist_subspace.run_folder.records import EVALUATED, Evaluation, StepRecord
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 _MLFLOW_VALUE = 500  # characters that mlflow keeps of a parameter
 
 
@@ -25,10 +25,10 @@ class Tracker(Protocol):
 class TensorBoard:
     """RUN/tensorboard. Events beyond `resume_step` are hidden, so a resumed curve has no second branch."""
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
+    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1 if resume_step else None)
+        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resume_step + 1 if resume_step else None)
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
@@ -43,10 +43,10 @@ class WandB:
     """Weights & Biases; project, entity and mode come from its own environment variables. A resumed run is a further
     run of the group that is named like the run's folder."""
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
+    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
         import wandb
 
-        self._run = wandb.init(dir=str(run_dir), name=run_dir.name, group=run_dir.name, config=dict(config))
+        self._run = wandb.init(dir=str(run), name=run.path.name, group=run.path.name, config=dict(config))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -58,11 +58,11 @@ class WandB:
 class MLflow:
     """MLflow; server and experiment come from its own environment variables."""
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
+    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
         import mlflow
 
         self._mlflow = mlflow
-        mlflow.start_run(run_name=run_dir.name)
+        mlflow.start_run(run_name=run.path.name)
         mlflow.log_params({name: str(value)[:_MLFLOW_VALUE] for name, value in _flat(config)})
 
     def log(self, values: Mapping[str, float], step: int) -> None:
@@ -72,32 +72,25 @@ class MLflow:
         self._mlflow.end_run()
 
 
-KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], Tracker]] = {
+KINDS: dict[str, Callable[[RunFolder, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
     "mlflow": MLflow,
 }
 
 
-def check_trackers(names: Sequence[str]) -> tuple[str, ...]:
-    """The trackers that `run.report_to` names, without doubles; `none` or an empty list is no tracker.
+def check_installed(names: Sequence[str]) -> None:
+    """Each tracker has the package that is called like it.
 
     Raises:
-        UsageError: an unknown name, `none` beside another, or a package that is not installed (with what installs it).
+        UsageError: a package is not installed; says what installs it.
     """
     for name in names:
-        if name not in KINDS and name != "none":
-            raise unknown_name("run.report_to", name, [*KINDS, "none"])
-    if "none" in names and len(set(names)) > 1:
-        raise UsageError(f"run.report_to is {list(names)}; 'none' stands alone")
-    chosen = tuple(dict.fromkeys(name for name in names if name != "none"))
-    for name in chosen:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
+        if importlib.util.find_spec(name) is None:
             raise UsageError(
                 f"run.report_to names {name!r}, whose package is not installed; accepted after "
-                f"pip install {_requirement(name)!r}, or without it: {[n for n in chosen if n != name] or ['none']}"
+                f"pip install {_requirement(name)!r}, or without it: {[n for n in names if n != name] or ['none']}"
             )
-    return chosen
 
 
 class Trackers:
@@ -109,24 +102,21 @@ class Trackers:
         config: the resolved configuration, nested mappings of plain values.
         report: where a tracker's failure is said (`Display.warning`).
         resume_step: the step that the run continues after, else 0.
-
-    Raises:
-        UsageError: as `check_trackers`.
     """
 
     def __init__(
         self,
         names: Sequence[str],
-        run_dir: str | Path,
+        run_dir: StrPath,
         config: Mapping[str, Any],
         report: Callable[[str], None],
         resume_step: int = 0,
     ) -> None:
         self._report = report
         self._active: dict[str, Tracker] = {}
-        for name in check_trackers(names):
+        for name in names:
             try:
-                self._active[name] = KINDS[name](Path(run_dir), config, resume_step)
+                self._active[name] = KINDS[name](RunFolder(run_dir), config, resume_step)
             except Exception as error:
                 self._dropped(name, error)
 
@@ -134,11 +124,12 @@ class Trackers:
     def active(self) -> tuple[str, ...]:
         return tuple(self._active)
 
-    def log(self, record: Mapping[str, Any], step: int) -> None:
-        """Send a record of metrics.jsonl: `loss` becomes `train/loss`, `eval_loss` `eval/loss`; no number, no point."""
-        values = {_tag(key): float(value) for key, value in record.items() if key != "step" and _is_number(value)}
+    def log(self, record: StepRecord | Evaluation) -> None:
+        """Send what metrics.jsonl gets: `loss` becomes `train/loss`, `eval_loss` `eval/loss`; no number, no point."""
+        line = record.as_line()
+        values = {_tag(key): float(value) for key, value in line.items() if key != "step" and _is_number(value)}
         if values:
-            self._each(lambda tracker: tracker.log(values, step))
+            self._each(lambda tracker: tracker.log(values, record.step))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
@@ -161,7 +152,7 @@ def _requirement(name: str) -> str:
 
 
 def _tag(key: str) -> str:
-    return f"eval/{key.removeprefix('eval_')}" if key.startswith("eval_") else f"train/{key}"
+    return f"eval/{key.removeprefix(EVALUATED)}" if key.startswith(EVALUATED) else f"train/{key}"
 
 
 def _is_number(value: object) -> bool:

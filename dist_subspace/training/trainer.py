@@ -11,27 +11,30 @@ import torch
 from transformers import enable_full_determinism
 
 from dist_subspace.advancing import advance, discard
-from dist_subspace.checkpoint.state import TrainerState, check_factors, method_state, restore, save_checkpoint
+from dist_subspace.checkpoint.state import check_factors, method_state, restore, save_checkpoint
 from dist_subspace.checkpoint.store import purge
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, max_over_ranks, on_main, sum_over_ranks, world
-from dist_subspace.placement.deepspeed.loss_scale import scaler_state
-from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count
-from dist_subspace.statistics import FACTORS
+from dist_subspace.placement.engines import engine_title, start_engine
+from dist_subspace.placement.protocol import Engine
+from dist_subspace.run_folder.folder import checkpoint_name
+from dist_subspace.run_folder.records import Evaluation
+from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups
 from dist_subspace.training.announce import announced
-from dist_subspace.training.data import LEAK_LIMIT, eval_batches, eval_filler, packing_leak
-from dist_subspace.training.engine import Stepper, start_engine
+from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
+from dist_subspace.training.engine import Stepper
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
 from dist_subspace.training.model import make_model
-from dist_subspace.training.observer import Observer
-from dist_subspace.training.optimizers import AdamSettings, make_optimizer
+from dist_subspace.training.observer import FinishedStep, Observer
+from dist_subspace.training.optimizers import make_optimizer
 from dist_subspace.training.pause import Pause
-from dist_subspace.training.plan import Plan, padding
+from dist_subspace.training.plan import Plan
 from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.schedule import schedule_of
+from dist_subspace.training.sections import adam_settings, padding
 
 
 class NotFinite(ArithmeticError):
@@ -52,11 +55,12 @@ class Trainer:
         if plan.config.training.full_determinism:
             enable_full_determinism(plan.config.training.seed)
         self.model = make_model(plan, observer)
-        with announced("starting DeepSpeed's engine", observer.notice):
+        with announced(
+            f"starting {engine_title(self.config.deepspeed.preset, self.config.deepspeed.config)}", observer.notice
+        ):
             self.engine = self._make_engine()
         self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
-        rates = [float(group["lr"]) for group in self.engine.optimizer.param_groups]
-        self.schedule = schedule_of(self.config.training, plan.total_steps, rates)
+        self.schedule = schedule_of(self.config.training, plan.total_steps, self.engine.rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
         with announced("taking up the checkpoint", observer.notice):
@@ -84,16 +88,13 @@ class Trainer:
             return None
         return self.stepper.measure(self.plan.batches.batch(self.progress.step - 1))
 
-    def _make_engine(self) -> Any:
+    def _make_engine(self) -> Engine:
         training = self.config.training
         with agreed("making the optimizer"):  # DeepSpeed makes process groups, in which nobody notices who is gone
             groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
-            settings = AdamSettings(
-                training.learning_rate, training.adam_beta1, training.adam_beta2, training.adam_epsilon
-            )
-            optimizer = make_optimizer(training.optim, groups, settings)
+            optimizer = make_optimizer(training.optim, groups, adam_settings(training))
             config = engine_config(self.plan, self.model)
-        return start_engine(self.model, optimizer, config)
+        return start_engine(self.model, optimizer, config, training.max_grad_norm)
 
     def _refuse_leaky_packing(self) -> None:
         """Packing is exact only where the model restarts attention and positions at each sample: measured, not assumed."""
@@ -112,16 +113,15 @@ class Trainer:
         if self.plan.checkpoint is None:
             return
         folder, state = self.plan.checkpoint
-        on_main(check_factors, folder, self.model, self.plan.run_dir / FACTORS)
+        on_main(check_factors, folder, self.model, self.plan.run_dir.factors)
         self.stepper.prime(self.plan.batches.batch(state.step), self._leave_if_told)
         restore(self.engine, self.model, folder, state)
         discard(self.model)
         self.schedule.restore(state.schedule, state.step)
         best = on_main(best_in_run, self.plan.run_dir, folder, state.best)
         if best is None and state.best is not None:
-            self.observer.notice(
-                f"the best so far, checkpoint-{state.best['step']}, is not in {self.plan.run_dir}: chosen anew from here on"
-            )
+            name = checkpoint_name(state.best["step"])
+            self.observer.notice(f"the best so far, {name}, is not in {self.plan.run_dir}: chosen anew from here on")
         counts = (state.step, state.samples, state.tokens, state.skipped, state.overflowed)
         self.progress = Progress(*counts, state.elapsed_seconds, best)
         self.unevaluated = state.unevaluated and self.plan.data.eval is not None
@@ -136,17 +136,16 @@ class Trainer:
         its micro-batches counts as not begun."""
         self._save_before_decomposing()
         batch = self.plan.batches.batch(self.progress.step)
-        for group, rate in zip(self.engine.optimizer.param_groups, self.schedule.rates, strict=True):
-            group["lr"] = rate
+        self.engine.rates = self.schedule.rates
         rate = self.schedule.rates[0]
         began = time.monotonic()
-        own = self.stepper.accumulate(batch, self.pause)
-        if own is None:
+        own_loss = self.stepper.accumulate(batch, self.pause)
+        if own_loss is None:
             discard(self.model)
             return True
-        total, stop = sum_over_ranks([own, float(self.pause.told())], self.plan.device)
+        total, stop = sum_over_ranks([own_loss, float(self.pause.told())], self.plan.device)
         loss = total / max(1, batch.targets)
-        applied = self.stepper.apply(math.isfinite(loss))
+        applied = self.engine.step(math.isfinite(loss))
         self.schedule.advance()
         self.losses.append(loss)
         self.progress.step += 1
@@ -159,7 +158,7 @@ class Trainer:
         else:
             discard(self.model)
             self._not_applied(loss)
-        self.observer.step(self._record(batch, loss, rate, time.monotonic() - began), batch.tokens, self._logs())
+        self.observer.step(self._finished(batch, loss, rate, time.monotonic() - began), self._logs())
         return stop > 0 and self.pause.agree()
 
     def _save_before_decomposing(self) -> None:
@@ -184,16 +183,16 @@ class Trainer:
         if self._savable:
             return
         try:
-            read_state(self.engine, named_trainables(self.model))
+            self.engine.read_state(named_trainables(self.model))
         except (KeyError, AttributeError, RuntimeError) as error:
             raise RuntimeError(
                 f"no checkpoint of this run could be written: the state of training.optim {self.config.training.optim!r} in "
-                f"this DeepSpeed engine cannot be read ({type(error).__name__}: {error})"
+                f"this engine cannot be read ({type(error).__name__}: {error})"
             ) from error
         self._savable = True
 
     def _not_applied(self, loss: float) -> None:
-        if math.isfinite(loss) and self.engine.fp16_enabled():
+        if math.isfinite(loss) and self.engine.has_loss_scale:
             self.progress.overflowed += 1
             self.observer.notice(f"step {self.progress.step} skipped: DeepSpeed lowers the fp16 loss scale")
             return
@@ -205,25 +204,21 @@ class Trainer:
             )
         self.observer.warning(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
 
-    def _record(self, batch: Any, loss: float, rate: float, seconds: float) -> dict[str, Any]:
-        return {
-            "step": self.progress.step,
-            "epoch": batch.epoch,
-            "samples": self.progress.samples,
-            "tokens": self.progress.tokens,
-            "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": self.stepper.grad_norm(),
-            "tokens_per_second": batch.tokens / max(seconds, 1e-9),
-            "peak_memory_bytes": None,
-            "elapsed_seconds": self.progress.elapsed,
-            **self._penalty(),
-        }
-
-    def _penalty(self) -> dict[str, float]:
-        """The constraint's part of the training loss, which `loss` does not hold."""
+    def _finished(self, batch: GlobalBatch, loss: float, rate: float, seconds: float) -> FinishedStep:
         penalties = attached(self.model).penalties
-        return {} if penalties is None else {"penalty": penalties.total()}
+        return FinishedStep(
+            step=self.progress.step,
+            epoch=batch.epoch,
+            samples=self.progress.samples,
+            tokens=self.progress.tokens,
+            elapsed_seconds=self.progress.elapsed,
+            loss=loss,
+            penalty=None if penalties is None else penalties.total(),
+            learning_rate=rate,
+            grad_norm=self.engine.grad_norm,
+            own_tokens=batch.tokens,
+            own_seconds=seconds,
+        )
 
     def _logs(self) -> bool:
         return self._due(self.config.run.logging_steps) or self._last() or self.progress.step == 1
@@ -255,7 +250,7 @@ class Trainer:
         self.unevaluated = False
         self.schedule.evaluated(values["eval_loss"])
         self._note_best(values)
-        self.observer.evaluation(self.progress.step, values)
+        self.observer.evaluation(Evaluation(self.progress.step, values))
         return True
 
     def _note_best(self, values: dict[str, float]) -> None:
@@ -292,7 +287,7 @@ class Trainer:
             samples=progress.samples,
             tokens=progress.tokens,
             elapsed_seconds=progress.elapsed,
-            optimizer_steps=step_count(self.engine),
+            optimizer_steps=self.engine.step_count(),
             schedule=self.schedule.state(),
             fingerprints=self.plan.fingerprints,
             best=progress.best,
@@ -301,13 +296,13 @@ class Trainer:
             training=self.config.training.model_dump(mode="json"),
             begun=self.plan.beginning.config.as_dict() if self.plan.beginning else {},
             method=method_state(self.model),
-            loss_scaler=scaler_state(self.engine),
+            loss_scaler=self.engine.scaler_state(),
             unevaluated=self.unevaluated,
         )
         folder = save_checkpoint(
-            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.sync
         )
-        keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
+        keep = [self.plan.run_dir.checkpoint(progress.best["step"])] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         self.saved = now
         self.observer.saved(folder)

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import text_config
 from dist_subspace.loading.load import model_config
-from dist_subspace.loading.positions import text_config
 from dist_subspace.training.data import Prepared, TokenTable
 
 MOST_FILLED = 1024  # rows that are made for tokens which nobody asked for; more is another model's tokenizer

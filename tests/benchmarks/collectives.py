@@ -19,10 +19,11 @@ from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import broadcast_object, world
 from dist_subspace.placement.deepspeed.leaf_blocks import unmark_leaf_blocks
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.shards import full_numel
+from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import named_trainables, trainable_parameters
-from dist_subspace.training.engine import be_quiet
 from tests.matrix import tiny
+from tests.tiny_models import save_odd
 
 GATHERS = ("all_gather_into_tensor", "all_gather", "all_gather_coalesced")
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor", "reduce_scatter", "all_reduce_coalesced", "broadcast")
@@ -146,7 +147,7 @@ def main(layers: int = 6) -> None:
     with tempfile.TemporaryDirectory() as own:
         shared = Path(broadcast_object(own))
         if world().is_main:
-            tiny.save_tiny(shared, "llama", layers)
+            save_odd(shared, "llama", layers)
         broadcast_object(None)  # the model is there
         for storage in ("fp32", "nf4", "int8"):
             rows = measure_all(str(shared / "llama"), storage)

@@ -31,11 +31,11 @@ from dist_subspace.config import load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import barrier, world
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.shards import full_numel
+from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training.display import Display
-from dist_subspace.training.engine import be_quiet
-from dist_subspace.training.observer import Observer
+from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.plan import make_plan
 from dist_subspace.training.trainer import Trainer
 
@@ -54,8 +54,8 @@ class Recorder(Observer):
         super().__init__(Display(enabled=False, total_steps=0), None, None, device)
         self.losses: list[float] = []
 
-    def step(self, record: dict[str, Any], tokens: int, logged: bool) -> None:
-        self.losses.append(record["loss"])
+    def step(self, finished: FinishedStep, logged: bool) -> None:
+        self.losses.append(finished.loss)
 
 
 def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Trainer, Recorder, Path]:
@@ -86,7 +86,7 @@ def trained(folder: Path, method: str, storage: str, steps: int) -> tuple[Traine
     recorder = Recorder(plan.device)
     trainer = Trainer(plan, recorder)
     trainer.run()
-    return trainer, recorder, plan.run_dir
+    return trainer, recorder, plan.run_dir.path
 
 
 def step_seconds(trainer: Trainer, batch: Any) -> float:
@@ -94,7 +94,7 @@ def step_seconds(trainer: Trainer, batch: Any) -> float:
     barrier()
     began = time.perf_counter()
     trainer.stepper.accumulate(batch)
-    trainer.stepper.apply(True)
+    trainer.engine.step(True)
     return time.perf_counter() - began
 
 
@@ -161,7 +161,7 @@ def row(folder: Path, method: str, storage: str, steps: int, lora: Trainer) -> s
             shutil.rmtree(folder / name, ignore_errors=True)
     trainer.engine.train()
     milliseconds, ratio = beside(trainer, lora)
-    trainer.engine.destroy()
+    trainer.engine.deepspeed.destroy()
     last = sum(recorder.losses[-5:]) / 5
     text = f"{storage:<6}{method:<21}{numel:>9,}{recorder.losses[0]:>8.3f}{last:>8.3f}{milliseconds:>8.0f}{ratio:>7.2f}"
     return f"{text}{checkpoint:>12,}{merged:>9}{agrees:>9}"
@@ -191,7 +191,7 @@ def main() -> None:
             if world().is_main:
                 print(text, flush=True)
             gc.collect()
-        lora.engine.destroy()
+        lora.engine.deepspeed.destroy()
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ import dist_subspace as dsub
 from dist_subspace.placement.collectives import barrier, max_over_ranks, world
 from dist_subspace.placement.deepspeed.presets import deepspeed_config
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.shards import kept_bytes
-from dist_subspace.training.engine import be_quiet
+from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.tensors import kept_bytes
 
 
 def save_model(folder: Path, hidden: int, layers: int) -> None:

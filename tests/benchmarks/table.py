@@ -21,12 +21,12 @@ from dist_subspace.config import load_config
 from dist_subspace.placement.collectives import max_over_ranks, sum_over_ranks, world
 from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.shards import resident_bytes
+from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.tensors import resident_bytes
 from dist_subspace.storage import FrozenLinear, storages
 from dist_subspace.subspace import methods, trainable_parameters
 from dist_subspace.training.display import Display
-from dist_subspace.training.engine import be_quiet
-from dist_subspace.training.observer import Observer
+from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.plan import make_plan
 from dist_subspace.training.trainer import Trainer
 
@@ -60,8 +60,8 @@ class Recorder(Observer):
         super().__init__(display, None, None, device)
         self.losses: list[float] = []
 
-    def step(self, record: dict, tokens: int, logged: bool) -> None:  # type: ignore[type-arg]
-        self.losses.append(record["loss"])
+    def step(self, finished: FinishedStep, logged: bool) -> None:
+        self.losses.append(finished.loss)
 
 
 def watch_peak(model: nn.Module) -> list[int]:
@@ -118,13 +118,13 @@ def run_cell(folder: Path, storage: str, stage: int, method: str, steps: int) ->
         peak=int(max_over_ranks(peak[0])),
         optimizer=int(sum_over_ranks([float(optimizer_bytes(trainer))])[0]),
         trainable=sum(p.ds_numel if hasattr(p, "ds_numel") else p.numel() for p in trainable_parameters(trainer.model)),
-        checkpoint=sum(f.stat().st_size for f in (plan.run_dir / f"checkpoint-{steps}").iterdir()),
+        checkpoint=sum(f.stat().st_size for f in plan.run_dir.checkpoint(steps).iterdir()),
     )
 
 
 def optimizer_bytes(trainer: Trainer) -> int:
     """Master copies that are not the parameters themselves, and moments, on this rank; step counters apart."""
-    optimizer = plain_optimizer(trainer.engine)
+    optimizer = plain_optimizer(trainer.engine.deepspeed)
     own = {id(p) for p in trainer.model.parameters()}
     masters = [p for p in optimizer.state if id(p) not in own]
     moments = [v for s in optimizer.state.values() for v in s.values() if isinstance(v, torch.Tensor) and v.numel() > 1]

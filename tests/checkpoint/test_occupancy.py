@@ -17,8 +17,8 @@ import pytest
 
 from dist_subspace.checkpoint import occupancy
 from dist_subspace.checkpoint.occupancy import ALIVE, Occupancy
-from dist_subspace.checkpoint.status import read_status, write_status
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import read_status, write_status
 from tests.ranks import ROOT
 
 HOLD = """
@@ -70,9 +70,9 @@ def test_it_is_refused_within_a_process_too_and_given_back(tmp_path: Path) -> No
 
 
 def test_the_lock_names_its_holder_and_nothing_of_a_former_one(tmp_path: Path) -> None:
-    (tmp_path / occupancy.LOCK).write_text("process 12345678 on a host with a long name\n")
+    (tmp_path / ".lock").write_text("process 12345678 on a host with a long name\n")
     held = Occupancy(tmp_path)
-    assert (tmp_path / occupancy.LOCK).read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
+    assert (tmp_path / ".lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}\n"
     held.release()
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from dist_subspace.checkpoint.set_aside import set_aside_others
-from dist_subspace.checkpoint.store import checkpoints, newest_whole, purge, remove_leftovers, verify, write_checkpoint
+from dist_subspace.checkpoint.store import newest_whole, purge, remove_leftovers, write_checkpoint
+from dist_subspace.run_folder import RunFolder
+from dist_subspace.run_folder.manifest import verify
 
 
 def write(run: Path, *steps: int) -> None:
@@ -34,7 +36,7 @@ def test_newer_checkpoints_than_the_one_that_is_continued_from_are_moved_with_th
     folder = set_aside_others(tmp_path, 2, tmp_path / "checkpoint-2", False, said.append)
     assert names(folder) == {"checkpoint-4", "checkpoint-6", "adapter", "metrics.jsonl", "config.yaml"}
     assert folder is not None and folder.name.startswith("set-aside-2-")
-    assert list(checkpoints(tmp_path)) == [2] and (tmp_path / "metrics.jsonl").exists()
+    assert list(RunFolder(tmp_path).checkpoints()) == [2] and (tmp_path / "metrics.jsonl").exists()
     assert verify(folder / "checkpoint-6") is None and (folder / "checkpoint-6" / "state").read_text() == "6"
     assert len(said) == 1 and "checkpoint-4, checkpoint-6" in said[0] and str(folder) in said[0]
 
@@ -59,7 +61,7 @@ def test_the_newest_checkpoint_is_the_runs_own_however_its_place_is_spelled(
     monkeypatch.chdir(tmp_path)
     for resumed in ("run/checkpoint-4", "run/../run/checkpoint-4", "link/checkpoint-4"):
         assert set_aside_others(tmp_path / "run", 4, Path(resumed), False, pytest.fail) is None
-    assert list(checkpoints(tmp_path / "run")) == [2, 4]
+    assert list(RunFolder(tmp_path / "run").checkpoints()) == [2, 4]
 
 
 @pytest.mark.parametrize("case", ["none", "another run's", "the adapter alone"])
@@ -69,12 +71,14 @@ def test_of_a_history_that_is_not_continued_at_all_nothing_stays(case: str, tmp_
     resumed = tmp_path / "other" / "checkpoint-3" if case == "another run's" else None
     if case == "the adapter alone":
         purge(run, 0)
-        for path in checkpoints(run).values():
+        for path in RunFolder(run).checkpoints().values():
             path.rename(tmp_path / path.name)
     folder = set_aside_others(run, 3 if resumed else 0, resumed, case == "none", [].append)
     kept = set() if case == "the adapter alone" else {"checkpoint-2", "checkpoint-4"}
     assert names(folder) == kept | {"adapter", "metrics.jsonl", "config.yaml"}
-    assert checkpoints(run) == {} and not (run / "metrics.jsonl").exists() and (run / "config.yaml").exists()
+    assert (
+        RunFolder(run).checkpoints() == {} and not (run / "metrics.jsonl").exists() and (run / "config.yaml").exists()
+    )
 
 
 def test_a_damaged_checkpoint_is_set_aside_too_and_two_starts_in_a_second_have_a_folder_each(tmp_path: Path) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save, save_file
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.subspace import SubspaceConfig
 from tests.tiny_run import make_model, make_records
-from tests.training.test_run import losses, run_here
-from tests.training.test_trainer import assert_same, rewritten
+from tests.whole_runs import assert_same, losses, rewritten, run_here
 
 
 @pytest.fixture(scope="module")

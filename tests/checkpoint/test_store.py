@@ -15,21 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dist_subspace.checkpoint.store import (
-    MANIFEST,
-    StorageError,
-    check_writable,
-    checkpoints,
-    json_ready,
-    newest_whole,
-    purge,
-    remove_leftovers,
-    verify,
-    write_checkpoint,
-    write_json_atomic,
-    write_text_atomic,
-)
+from dist_subspace.atomic_files import StorageError, json_ready, write_json_atomic, write_text_atomic
+from dist_subspace.checkpoint.store import check_writable, newest_whole, purge, remove_leftovers, write_checkpoint
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder import RunFolder
+from dist_subspace.run_folder.manifest import verify
+
+MANIFEST = "MANIFEST.json"
 
 
 def fill(folder: Path, value: int = 1) -> None:
@@ -117,7 +109,7 @@ def test_one_that_was_set_aside_never_stands_for_the_one_that_has_its_name(tmp_p
     for step in range(1, 9):
         os.rename(write_checkpoint(tmp_path, step, lambda f: fill(f, 1)), tmp_path / f".checkpoint-{step}.replaced")
         (tmp_path / f"checkpoint-{step}").mkdir()
-    assert checkpoints(tmp_path) == {step: tmp_path / f"checkpoint-{step}" for step in range(1, 9)}
+    assert RunFolder(tmp_path).checkpoints() == {step: tmp_path / f"checkpoint-{step}" for step in range(1, 9)}
 
 
 def test_what_a_killed_process_left_of_a_step_does_not_stand_in_its_way(tmp_path: Path) -> None:
@@ -132,7 +124,10 @@ def test_what_a_killed_process_left_of_a_step_does_not_stand_in_its_way(tmp_path
 def test_a_checkpoint_that_was_being_written_or_deleted_is_none_even_if_it_is_whole(state: str, tmp_path: Path) -> None:
     write_checkpoint(tmp_path, 2, fill)
     os.rename(write_checkpoint(tmp_path, 3, fill), tmp_path / f".checkpoint-3.{state}")
-    assert list(checkpoints(tmp_path)) == [2] and newest_whole(tmp_path, no_report) == tmp_path / "checkpoint-2"
+    assert (
+        list(RunFolder(tmp_path).checkpoints()) == [2]
+        and newest_whole(tmp_path, no_report) == tmp_path / "checkpoint-2"
+    )
     assert purge(tmp_path, 1) == []
 
 
@@ -235,18 +230,18 @@ def test_purge_keeps_the_newest_the_named_and_the_only_whole_one(tmp_path: Path)
     folders = {step: write_checkpoint(tmp_path, step, fill) for step in (1, 2, 3, 4, 5)}
     assert purge(tmp_path, None) == []
     assert purge(tmp_path, 3, [folders[1]]) == [folders[2], folders[3]]
-    assert list(checkpoints(tmp_path)) == [1, 4, 5]
+    assert list(RunFolder(tmp_path).checkpoints()) == [1, 4, 5]
     (folders[5] / MANIFEST).unlink()
     assert purge(tmp_path, 1) == [folders[1], folders[5]]
     assert newest_whole(tmp_path, no_report) == folders[4]
-    assert purge(tmp_path, 0) == [] and list(checkpoints(tmp_path)) == [4]
+    assert purge(tmp_path, 0) == [] and list(RunFolder(tmp_path).checkpoints()) == [4]
 
 
 def test_what_is_no_checkpoint_is_left_alone(tmp_path: Path) -> None:
     for name in ("adapter", "checkpoint-x", "checkpoint-1-old", ".hidden", "checkpoint-"):
         (tmp_path / name).mkdir()
     (tmp_path / "checkpoint-8").write_text("a file")
-    assert checkpoints(tmp_path) == {} and remove_leftovers(tmp_path) == [] and purge(tmp_path, 0) == []
+    assert RunFolder(tmp_path).checkpoints() == {} and remove_leftovers(tmp_path) == [] and purge(tmp_path, 0) == []
     assert len(list(tmp_path.iterdir())) == 6
 
 

@@ -11,7 +11,9 @@ from dist_subspace.config import config_schema, dump_config, fill_unset, load_co
 from dist_subspace.config.schema import Config, TrainingSection
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import storages
+from tests.ranks import ROOT
 
+OLD_RUNS = sorted((ROOT / "tests" / "fixtures").glob("*_tree/run-*/config.yaml"))
 TEXT = """
 model: {path: a-model}
 data: {train: a.jsonl}
@@ -196,6 +198,21 @@ def test_only_keys_left_open_are_filled() -> None:
     assert (filled.training.lr_scheduler_type, filled.training.optim) == ("linear", "adagrad")
     assert filled.training.model_fields_set == given.training.model_fields_set | {"lr_scheduler_type"}
     assert filled.subspace.model_fields_set == given.subspace.model_fields_set, "an adapter's own values stay open"
+
+
+@pytest.mark.parametrize("saved", OLD_RUNS, ids=lambda path: "-".join(path.parts[-3:-1]))
+def test_the_configuration_of_an_old_run_has_a_key_less_and_is_read(saved: Path) -> None:
+    """Earlier versions wrote `data.streaming: false` into config.yaml, which a run that resumes reads."""
+    assert "streaming: false" in saved.read_text()
+    config = load_config(saved)
+    assert "streaming" not in dump_config(config) and load_config(saved, ["data.streaming=false"]) == config
+
+
+@pytest.mark.parametrize("value", ["true", "null", "1", "sometimes"])
+def test_streaming_is_refused_with_what_to_do(value: str) -> None:
+    with pytest.raises(UsageError, match=r"^data\.streaming is .*; accepted: leave the key out$"):
+        load_config(BASE, [f"data.streaming={value}"])
+    assert "streaming" not in config_schema()["$defs"]["DataSection"]["properties"]
 
 
 def test_the_schema_knows_every_key_with_its_description() -> None:

@@ -19,6 +19,7 @@ from dist_subspace.training.engine import Stepper
 from dist_subspace.training.loss import forward, summed_loss
 from tests.devices.pretended import Pretended, WaitsForTheDevice, device
 from tests.matrix import tiny
+from tests.tiny_models import save_odd
 
 WAITS = (DataDependentOutputException, DynamicOutputShapeException, WaitsForTheDevice)
 
@@ -27,7 +28,7 @@ WAITS = (DataDependentOutputException, DynamicOutputShapeException, WaitsForTheD
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     return folder
 
 
@@ -95,6 +96,8 @@ def test_a_step_with_new_tokens_stays_on_the_device(models: Path, pretended: Pre
 class PlainEngine:
     """As little of an engine as the loop asks for; it never waits."""
 
+    loss_scale = 1.0
+
     def __init__(self, module: nn.Module) -> None:
         self.module, self.optimizer = module, torch.optim.SGD(module.parameters(), lr=0.1)
         self.backwards = self.steps = 0
@@ -102,14 +105,11 @@ class PlainEngine:
     def __call__(self, **inputs: Tensor) -> Any:
         return self.module(**inputs)
 
-    def fp16_enabled(self) -> bool:
-        return False
-
-    def backward(self, loss: Tensor, scale_wrt_gas: bool) -> None:
+    def backward(self, loss: Tensor) -> None:
         loss.backward()
         self.backwards += 1
 
-    def step(self) -> None:
+    def next_micro_batch(self) -> None:
         self.steps += 1
 
 

@@ -36,7 +36,7 @@ class Row:
         return self.place in places() and "(" in self.place
 
     def __str__(self) -> str:
-        """`training-plan-make_plan-checking-the-configuration-check_trackers`."""
+        """`training-plan-make_plan-checking-the-configuration-check_installed`."""
         words = f"{self.place} {self.target.partition(':')[2]} {'kill' if self.kind == 'kill' else ''}"
         return "-".join(re.findall(r"\w+", words.replace("agreed(", "").replace("on_main(", "")))
 
@@ -51,11 +51,10 @@ _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 RUNS = [
     Row("training/run _train agreed('reading the configuration')", "plain", ".config.load:_read", kind="usage"),
     Row("training/run_status RunStatus.take on_main(self._occupy)", "plain", f"{_C}.store:check_writable", 0, "usage"),
-    Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_trackers", kind="usage"),
+    Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_installed", kind="usage"),
     Row("training/plan make_plan on_main(_open_run)", "plain", f"{_C}.store:remove_leftovers", 0),
     Row("training/plan make_plan on_main(_find_beginning)", "begun", f"{_T}.beginning:find_beginning", 0, "json"),
     Row("training/plan make_plan agreed('reading the tokenizer')", "plain", ".loading.tokenizer:load_tokenizer"),
-    Row("training/plan _prepare_data agreed('checking the data settings')", "plain", f"{_T}.plan:data_settings", kind="usage"),
     Row("training/plan _prepare_data once_per_node(prepare)", "plain", f"{_D}.tokens:prepare", 0, "usage"),
     Row("training/plan _prepare_data agreed('reading the tokenised data')", "plain", f"{_D}.store:read_columns"),
     Row("training/plan make_plan agreed('planning the batches')", "plain", f"{_D}.batches:Batches.__init__", kind="usage"),
@@ -67,9 +66,9 @@ RUNS = [
     Row("training/model _attached on_main(_layers)", "frozen", f"{_T}.model:_layers", 0, "json"),
     Row("training/beginning attach_beginning on_main(_about)", "begun", f"{_T}.beginning:_about", 0),
     Row("training/beginning attach_beginning on_rank_zero_only(_tensors_of)", "begun", f"{_T}.beginning:_tensors_of", 0),
-    Row("statistics/setup settle on_main(_stored)", "pissa", ".statistics.cache:FactorCache.has", 0),
-    Row("statistics/setup settle on_main(_keep)", "begun", ".statistics.cache:FactorCache.write", 0),
-    Row("statistics/setup settle on_main(store.write)", "pissa", ".statistics.cache:FactorCache.write", 0, after=1),
+    Row("statistics/setup set_up_statistics on_main(_stored)", "pissa", ".statistics.cache:FactorCache.has", 0),
+    Row("statistics/setup set_up_statistics on_main(_keep_given)", "begun", ".statistics.cache:FactorCache.write", 0),
+    Row("statistics/setup set_up_statistics on_main(store.write)", "pissa", ".statistics.cache:FactorCache.write", 0, after=1),
     Row("statistics/setup _read on_main(read)", "pissa-again", ".statistics.cache:FactorCache.read", 0, after=1),
     Row("statistics/rounds in_rounds agreed('a statistic of the frozen weights')", "pissa", "torch.linalg:svd"),
     Row("training/trainer Trainer._resume on_main(check_factors)", "pissa-again", f"{_C}.state:read_description", 0, "usage"),
@@ -81,87 +80,88 @@ RUNS = [
     Row("training/run _run agreed('opening the run directory')", "plain", f"{_C}.set_aside:set_aside_others", 0),
     Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", ".interchange.adapter:write_adapter", 0),
     Row("training/trainer Trainer._save on_main(purge)", "plain", f"{_C}.store:purge", 0, after=1),
-    Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", f"{_T}.observer:Observer.settle", 0),
+    Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", f"{_T}.observer:Observer.sync", 0),
     Row("training/run _run on_main(hide_adapter)", "diverged", f"{_T}.results:hide_adapter", 0),
     Row("training/run _run on_main(doubts)", "plain", f"{_T}.results:doubts", 0),
     Row("training/run _run on_main(write_results)", "plain", f"{_T}.results:model_card", 0),
     # Messages.
     Row("training/trainer Trainer._refuse_leaky_packing max_over_ranks", "packed", _MLP),
-    Row("checkpoint/state restore broadcast_tensors", "frozen", ".placement.optimizer_state:write_state"),
+    Row("checkpoint/state restore broadcast_tensors", "frozen", ".placement.deepspeed.engine:DeepSpeedEngine.write_state"),
     Row("training/trainer Trainer._one_step sum_over_ranks", "plain", f"{_D}.batches:Batches.batch", after=1),
     Row("training/observer Observer.step max_over_ranks", "plain", f"{_T}.memory:peak_memory"),
     Row("training/evaluate evaluate sum_over_ranks", "plain", _MLP, after=1, kind="json"),
     Row("training/engine Stepper.measure sum_over_ranks", "plain", _MLP),
-    Row("advancing _mean_gradients summed_over_ranks", "adalora", ".subspace.collect:GradientCollector.take"),
+    Row("advancing _mean_gradients summed_over_ranks", "adalora", ".subspace.core.collect:GradientCollector.take"),
     # What lies between.
-    Row("training/model _loaded", "plain", f"{_T}.engine_config:check_supported", kind="usage"),
+    Row("training/model _loaded", "plain", ".placement.engines:check_supported", kind="usage"),
     Row("training/model _attached", "zero3", ".api:attach_method", kind="usage"),
     Row(f"{_MAKING}('making the optimizer')", "plain", f"{_T}.optimizers:make_optimizer", kind="usage"),
-    Row("training/engine start_engine", "zero3", "deepspeed:initialize", 0),
+    Row("placement/deepspeed/engine initialize", "zero3", "deepspeed:initialize", 0),
     Row("training/trainer Trainer._resume", "frozen", f"{_T}.engine:Stepper.prime", 0),
     Row("training/run _say_first", "frozen", f"{_T}.changes:changed_settings", 0, "usage"),
     Row("training/engine Stepper._backward", "zero3", _MLP, after=1),
     Row("training/engine Stepper._backward", "plain", f"{_ENGINE}.backward", 0, after=1),
-    Row("training/engine Stepper.apply", "plain", f"{_ENGINE}.step"),
+    Row("placement/deepspeed/engine DeepSpeedEngine.step", "plain", f"{_ENGINE}.step"),
     Row("training/trainer Trainer._one_step", "plain", f"{_T}.schedule:Schedule.advance", after=1),
-    Row("training/observer Observer.step", "plain", f"{_T}.metrics:MetricsWriter.step", 0),
+    Row("training/observer Observer.step", "plain", ".run_folder.metrics:MetricsWriter.write", 0),
     Row("training/trainer Trainer._evaluate", "plain", f"{_D}.batches:eval_batches"),
     Row("checkpoint/state save_checkpoint", "plain", ".interchange.model_description:adapter_config", after=1),
-    Row("training/observer Observer.close", "plain", f"{_T}.metrics:MetricsWriter.close", 0),
+    Row("training/observer Observer.close", "plain", ".run_folder.metrics:MetricsWriter.close", 0),
     # A rank that says nothing any more.
     Row("training/engine Stepper._backward", "plain", _MLP, 1, "kill", after=1),
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
 ]  # fmt: skip
 
-_I, _X = ".interchange", ".interchange.peft_export"
-_FITTING = "api put_on agreed('comparing the adapter with the model')"
-_COPIES = "interchange/base_copies check_copies agreed"
+_I, _F = ".interchange", ".interchange.adapter_folder"
+_OPENING = f"{_F}:AdapterFolder.__init__"
+_FITTING = "api attach_adapter agreed('comparing the adapter with the model')"
+_COPIES = "interchange/peft/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
-    Row(f"{_LOADING}(\"reading the model's configuration\")", "load", ".placement.json_file:read_deepspeed"),
+    Row(f"{_LOADING}(\"reading the model's configuration\")", "load", ".placement.for_loading:read_deepspeed"),
     Row(f"{_LOADING}(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
     Row("loading/load download once_per_node(resolve_folder)", "download", ".loading.load:resolve_folder", 0, "usage"),
-    Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:read_adapter", kind="usage"),
-    Row(_FITTING, "load_adapter", f"{_I}.peft_files:Imported.check", 1, "usage"),
-    Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.adapter:file_key"),
-    Row("api import_peft agreed(\"reading PEFT's adapter\")", "import_peft", f"{_I}.peft_import:read_peft"),
-    Row(f"{_COPIES}(\"finding the base's own weights\")", "import_peft", f"{_I}.base_copies:_parameter"),
-    Row(f"{_COPIES}(\"comparing the base's own weights\")", "import_peft", f"{_I}.base_copies:_sample"),
+    Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_F}:read_adapter", kind="usage"),
+    Row(_FITTING, "load_adapter", f"{_I}.loaded_adapter:LoadedAdapter.check", 1, "usage"),
+    Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.tensor_names:file_key"),
+    Row("api import_peft agreed(\"reading PEFT's adapter\")", "import_peft", f"{_I}.peft.importing:read_peft"),
+    Row(f"{_COPIES}(\"finding the base's own weights\")", "import_peft", f"{_I}.peft.base_copies:_parameter"),
+    Row(f"{_COPIES}(\"comparing the base's own weights\")", "import_peft", f"{_I}.peft.base_copies:_sample"),
     Row("interchange/adapter save_adapter agreed('describing the adapter')", "save_adapter", f"{_I}.adapter:base_tokenizer"),
     Row("interchange/adapter save_adapter on_main(write)", "save_adapter", f"{_I}.adapter:write_adapter", 0),
-    Row("interchange/adapter _factors on_wholes(frozen)", "save_adapter", f"{_I}.adapter:_on_cpu", 0),
+    Row("interchange/adapter _factors whole_on_main(frozen)", "save_adapter", f"{_I}.adapter:_on_cpu", 0),
     Row("interchange/merge merge agreed('planning the merge')", "merge", f"{_I}.merge:plain_entries", kind="usage"),
     Row("interchange/merge merge on_main(begin_folder)", "merge", ".atomic_files:hidden_folder", 0),
-    Row("interchange/merge _write on_wholes(entry.needs)", "merge", f"{_I}.weights:WeightsWriter.write", 0, after=1),
+    Row("interchange/merge _write whole_on_main(entry.needs)", "merge", f"{_I}.weights:WeightsWriter.write", 0, after=1),
     Row("interchange/merge merge on_main(_finish)", "merge", f"{_I}.weights:WeightsWriter.finish", 0),
-    Row("interchange/peft_export export_peft agreed('planning the export')", "export", f"{_I}.peft_export:adapter_config"),
-    Row("interchange/peft_export export_peft on_main(_export_folder)", "export_folder", f"{_X}:read_adapter", 0, "json"),
-    Row("interchange/peft_export _export_model on_main(_choose)", "export", f"{_I}.peft_export:_choose", 0, "usage"),
-    Row("interchange/peft_export _export_model on_main(_write_form)", "export", f"{_I}.peft_export:_write", 0),
-    Row("interchange/peft_export _export_model _on_whole(name)", "export", f"{_I}.peft_export:_form_of", 0),
-    Row("interchange/peft_export _export_model _on_whole(n)", "export", f"{_I}.peft_forms:lora_of", 0),
+    Row("interchange/peft/export export_peft agreed('planning the export')", "export", f"{_I}.peft.export:adapter_config"),
+    Row("interchange/peft/export export_peft on_main(_export_folder)", "export_folder", _OPENING, 0, "json"),
+    Row("interchange/peft/export _export_model on_main(_choose)", "export", f"{_I}.peft.export:_choose", 0, "usage"),
+    Row("interchange/peft/export _export_model on_main(_write_form)", "export", f"{_I}.peft.export:_write", 0),
+    Row("interchange/peft/export _export_model _on_whole(name)", "export", f"{_I}.peft.export:_form_of", 0),
+    Row("interchange/peft/export _export_model _on_whole(n)", "export", f"{_I}.peft.forms:lora_of", 0),
 ]  # fmt: skip
 
 _PASSED_ON = "it is what the functions around it are made of, and theirs are the rows"
 _SENT = "what is sent was made in an agreement that has a row, and a message of ours has no work of a rank before it"
 NO_ROW = {
     "checkpoint/state on_rank_zero_only on_main(run)": _PASSED_ON,
-    "placement/wholes on_wholes agreed(what)": _PASSED_ON,
-    "interchange/peft_export _on_whole on_wholes(own)": _PASSED_ON,
+    "placement/tensors whole_on_main agreed(what)": _PASSED_ON,
+    "interchange/peft/export _on_whole whole_on_main(gathered)": _PASSED_ON,
     "advancing _decompose broadcast_tensors": _SENT,
     "checkpoint/state _restore_schedule broadcast_tensors": _SENT,
     "checkpoint/state _check_frozen broadcast_tensors": _SENT,
     "interchange/merge merge broadcast_object": _SENT,
     "statistics/setup _read broadcast_tensors": _SENT,
-    "statistics/setup _rebase broadcast_object": _SENT,
-    "statistics/setup _rebase broadcast_tensors": _SENT,
-    "statistics/setup settle broadcast_tensors": _SENT,
+    "statistics/setup _replace_base broadcast_object": _SENT,
+    "statistics/setup _replace_base broadcast_tensors": _SENT,
+    "statistics/setup set_up_statistics broadcast_tensors": _SENT,
     "training/beginning attach_beginning broadcast_tensors": _SENT,
     "interchange/merge merge all_here": "it is the first line: tests/placement/test_collectives.py lets a rank come alone",
-    "interchange/peft_export export_peft all_here": "it is the first line, as in merge",
+    "interchange/peft/export export_peft all_here": "it is the first line, as in merge",
     "training/last_words end meet": "the last line of every run; a peer that is gone is no news there",
-    "placement/optimizer_state restart_counters any_rank": "it asks what the ranks hold, and reads no file",
-    "placement/optimizer_state restart_counters max_over_ranks": "it asks what the ranks hold, and reads no file",
+    "placement/edits restart_counters any_rank": "it asks what the ranks hold, and reads no file",
+    "placement/edits restart_counters max_over_ranks": "it asks what the ranks hold, and reads no file",
     "training/pause Pause.__call__ largest_over_ranks": "a decision: tests/faults/test_decisions.py",
     "training/pause Pause.agree gather_objects": "a decision: tests/faults/test_decisions.py",
     "training/run _train refuse_unlike": "a decision: tests/faults/test_decisions.py",

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import yaml
 
-from dist_subspace.checkpoint.status import read_status
+from dist_subspace.run_folder.status import read_status
 from tests.ranks import ROOT, free_port
 from tests.tiny_run import make_model, make_records
 

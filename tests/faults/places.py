@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.ranks import ROOT
 
 # Functions at whose end a fault of one rank is everyone's, and the names that they go by in one place.
-AGREEMENTS = {"agreed", "together", "on_main", "once_per_node", "on_rank_zero_only", "on_wholes", "_on_whole"}
+AGREEMENTS = {"agreed", "together", "on_main", "once_per_node", "on_rank_zero_only", "whole_on_main", "_on_whole"}
 # Messages: what a rank has computed by then is for all of them.
 MESSAGES = {
     *("gather_objects", "broadcast_object", "broadcast_tensors", "any_rank", "sum_over_ranks", "summed_over_ranks"),

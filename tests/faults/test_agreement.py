@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dist_subspace.checkpoint.status import read_status
+from dist_subspace.run_folder.status import read_status
 from tests.faults.agreements import CALLS, NO_ROW, RUNS, Row
 from tests.faults.calls import make_calls
 from tests.faults.injection import FOUND_OUT, SAID, install, say_if_found_out

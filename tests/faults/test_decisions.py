@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dist_subspace.checkpoint.status import read_status
+from dist_subspace.run_folder.status import read_status
 from tests.faults import decisions
 from tests.faults.scenes import Home
 from tests.forked_ranks import Ended, report, run_ranks

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaForCausalLM
 
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_INTERRUPTED, EXIT_OK, read_status
 from dist_subspace.placement.collectives import gather_objects, known_peers, on_main, world
 from dist_subspace.placement.peers import join
+from dist_subspace.run_folder.status import EXIT_INTERRUPTED, EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.stopping import Interrupted, listening
 from dist_subspace.subspace import attachment
 from dist_subspace.training import pause

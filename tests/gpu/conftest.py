@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.matrix import tiny
 from tests.ranks_worker import CleanState
+from tests.tiny_models import save_odd
 from tests.tiny_run import make_model, make_records
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def process_group() -> CleanState:
     """One rank. cuBLAS is repeatable in the whole process: it reads the setting once, when it is first used."""
     from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-    from dist_subspace.training.engine import be_quiet
+    from dist_subspace.placement.deepspeed.quiet import be_quiet
 
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     be_quiet()
@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`llama` and `gpt2` of odd widths, in float32."""
     folder = tmp_path_factory.mktemp("models")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     return folder
 
 

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace import advance, attach, load_frozen, methods
-from dist_subspace.placement.deepspeed.shards import is_partitioned, kept_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import kept_bytes
 from dist_subspace.storage import FrozenLinear, pack, storages
 from dist_subspace.subspace import method_class, named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.subspace.core.collect import GradientCollector
+from dist_subspace.subspace.core.schedule import late_factors_of
 from tests.gpu.device import DEVICE
 from tests.matrix import tiny
 from tests.matrix.cells import Cell, Reference, reference, subspace
@@ -111,7 +113,7 @@ def check(cell: Cell, folder: Path) -> None:
     assert found.losses == pytest.approx(means, rel=LOSS[cell.dtype])
     assert found.gradients.keys() == wanted.gradients.keys()
     largest = max(float(g.abs().max()) for g in wanted.gradients.values())
-    late = method_class(cell.method).late_factors
+    late = late_factors_of(method_class(cell.method))
     for name, gradient in wanted.gradients.items():
         if name.rpartition(".")[2] in late and cell.dtype != torch.float32:
             continue  # of directions that each side finds by itself: near ties fall otherwise in 16 bits

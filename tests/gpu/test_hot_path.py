@@ -97,19 +97,20 @@ def test_gradients_are_the_same_under_gradient_checkpointing(method: str, reentr
 
 def test_the_rounds_of_a_step_do_not_wait_for_one_another(models: Path) -> None:
     """The loop reads the step's loss once, behind its last backward; torch raises where somebody waits before."""
+    from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine, initialize
     from dist_subspace.training.data import GlobalBatch, MicroBatch
-    from dist_subspace.training.engine import Stepper, start_engine
+    from dist_subspace.training.engine import Stepper
 
     model = adapted(models, "lora")
     config = tiny.ds_config(0) | {"gradient_accumulation_steps": 4, "train_batch_size": 16}
-    engine = start_engine(model, tiny.adam(named_trainables(model).values(), 1e-3), config)
+    engine = DeepSpeedEngine(initialize(model, tiny.adam(named_trainables(model).values(), 1e-3), config))
     ids = tiny.global_batch(0)
     count = ids.numel()
     rounds = [MicroBatch(number, {"input_ids": ids}, ids, count, len(ids), count) for number in range(4)]
     whole = GlobalBatch(0, list(rounds), rounds[0], 4 * count, 16, 4 * count, 0.0)
     stepper = Stepper(engine, DEVICE, 0, 1)
     stepper.accumulate(whole)
-    stepper.apply(True)
+    engine.step(True)
 
     def between() -> bool:
         """Asked before rounds 1, 2 and 3: what lies between the first and the last question must not wait."""

@@ -8,24 +8,17 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM
 
 from dist_subspace import SubspaceConfig, attach
 from dist_subspace.training.data import enable_packing, packing_leak
 from tests.gpu.device import DEVICE
+from tests.tiny_models import tiny_config
 
 LENGTHS = (9, 1, 13, 5, 7)
-COMMON = {"vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1}
 CONFIGS: dict[str, Any] = {
-    "llama": LlamaConfig(
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **COMMON,
-    ),
-    "gpt2": GPT2Config(n_embd=64, n_layer=2, n_head=4, embd_pdrop=0, attn_pdrop=0, resid_pdrop=0, **COMMON),
+    "llama": tiny_config("LlamaConfig", hidden_size=64, intermediate_size=96),
+    "gpt2": tiny_config("GPT2Config", n_embd=64),
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_subspace.checkpoint.status import EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_OK, read_status
 from dist_subspace.training.optimizers import ON_ANY_DEVICE, ON_CUDA
 from dist_subspace.training.run import train
 

@@ -21,10 +21,11 @@ from dist_subspace import SubspaceConfig
 from dist_subspace.api import load_adapted
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, read_adapter, write_adapter
-from dist_subspace.interchange.description import OWN_CONFIG, read_description
+from dist_subspace.interchange.adapter import write_adapter
+from dist_subspace.interchange.adapter_folder import read_adapter
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS, read_description
 from dist_subspace.storage import FrozenLinear, storages
-from dist_subspace.subspace import SubspacePart, attached, named_trainables
+from dist_subspace.subspace import attached, file_options_of, frozen_in_file, named_trainables
 from dist_subspace.subspace.core.registry import method_class
 from tests.tiny_models import FAMILIES, logits, tiny_model
 
@@ -35,7 +36,7 @@ each_method = pytest.mark.parametrize("method", sorted(dsub.methods()))
 def trained(model: Any, method: str = "lora", **config: Any) -> Any:
     """The model with a method on it, as a file holds it, and its trained values moved away from the start."""
     rank = 3 if dsub.methods()[method].uses_rank else None
-    config = {"options": method_class(method).file_options({}), **config}
+    config = {"options": file_options_of(method_class(method), {}), **config}
     dsub.attach(model, SubspaceConfig(method=method, **{"rank": rank, "alpha": 5.0 if rank else None, **config}))
     generator = torch.Generator().manual_seed(1)
     for parameter in dsub.trainable_parameters(model):
@@ -74,7 +75,7 @@ def test_an_adapters_file_is_four_bytes_a_trained_value_and_what_it_must_keep(me
         tiny_model().save_pretrained(tmp_path / "base")
         model = trained(dsub.load_frozen(tmp_path / "base", storage=storage), method)
         dsub.save_adapter(model, tmp_path / storage)
-        beside = {key for m in model.modules() if isinstance(m, SubspacePart) for key in m.beside()}
+        beside = {key for m in model.modules() for key in frozen_in_file(m)}
         held = load_file(tmp_path / storage / WEIGHTS)
         own = {key: t for key, t in held.items() if ".factor." not in key and not key.endswith((*beside, *FROZEN))}
         assert {t.dtype for t in own.values()} == {torch.float32}
@@ -174,6 +175,14 @@ def test_peft_reads_ranks_and_alphas_of_single_layers(method: str, tmp_path: Pat
     torch.testing.assert_close(logits(in_peft(tiny_model(), tmp_path)), logits(model), rtol=1e-4, atol=1e-4)
     again = dsub.load_adapter(tiny_model(), tmp_path)
     torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "trilora"])
+def test_an_adapter_whose_every_layer_a_pattern_names_is_read_back(method: str, tmp_path: Path) -> None:
+    patterns = {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"v_proj": 9.0}}
+    model = trained(tiny_model(), method, rank=4, target_modules=["q_proj", "v_proj"], **patterns)
+    dsub.save_adapter(model, tmp_path)
+    torch.testing.assert_close(logits(dsub.load_adapter(tiny_model(), tmp_path)), logits(model), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["lora", "rslora", "dora", "trilora", "milora", "adalora"])
@@ -367,7 +376,8 @@ def test_a_model_without_a_method_has_nothing_to_save(tmp_path: Path) -> None:
 
 
 def test_read_adapter_gives_the_configuration_and_the_tensors(folder: Path) -> None:
-    config, tensors = read_adapter(folder)
+    adapter = read_adapter(folder)
+    config, tensors = adapter.config, adapter.tensors
     assert config.method == "lora" and config.rank == 3 and len(tensors) == 28
     assert all(t.dtype == torch.float32 for t in tensors.values())
 
@@ -414,7 +424,7 @@ def test_a_disk_that_refuses_is_one_sentence_and_what_was_there_stays(
 
 
 def test_an_error_before_the_renames_leaves_what_was_there(folder: Path, tmp_path: Path) -> None:
-    _, tensors = read_adapter(folder)
+    tensors = read_adapter(folder).tensors
     before = held_bytes(folder)
     for target in (folder, tmp_path / "new"):
         with pytest.raises(TypeError, match="not JSON serializable"):

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
-from dist_subspace.interchange.adapter import CONFIG
-from tests.interchange.peft.test_importing import lora, written
+from dist_subspace.interchange.description import CONFIG
+from tests.interchange.peft.adapters import lora, written
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.ranks import ROOT
 from tests.tiny_models import logits, tiny_model

@@ -14,11 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import dist_subspace as dsub
 from dist_subspace.api import load_adapted
-from dist_subspace.checkpoint.store import _write_manifest, verify
 from dist_subspace.cli import main
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import OWN_CONFIG, config_texts, read_description
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS, config_texts, read_description
+from dist_subspace.run_folder.manifest import verify, write_manifest
 from dist_subspace.training.run import train
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.tiny_models import logits, tiny_model
@@ -101,7 +100,7 @@ def test_a_run_names_no_local_path_and_goes_on_from_a_checkpoint_of_the_former_l
     assert (tmp_path / "exported" / "tokenizer_config.json").exists()
     as_before(checkpoint, tmp_path / "model")
     (checkpoint / "MANIFEST.json").unlink()
-    _write_manifest(checkpoint)
+    write_manifest(checkpoint)
     assert run(tmp_path, 3, method) == 0
     assert (tmp_path / "run" / "checkpoint-3" / OWN_CONFIG).exists()
 

@@ -16,12 +16,11 @@ import dist_subspace as dsub
 from dist_subspace.api import load_adapted
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG
+from dist_subspace.interchange.description import CONFIG
 from dist_subspace.interchange.for_class import renamed_key
 from dist_subspace.interchange.peft.importing import rewrite_peft
 from tests.interchange.trained import trained
-from tests.interchange.vision_models import vision_model
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_model, vision_model
 
 TARGETS = ["q_proj", "v_proj", "up_proj"]
 METHODS: dict[str, dict[str, Any]] = {

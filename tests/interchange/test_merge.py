@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.merge import MergeReport
 from dist_subspace.loading.original import original_of
 from dist_subspace.storage import FrozenLinear
-from tests.forked import run_lines
-from tests.interchange.trained import frozen, saved_base, trained
+from tests.interchange.trained import frozen, in_process, saved_base, trained
 from tests.tiny_models import FAMILIES, VOCABULARY, logits, tiny_model
 
 MERGEABLE = sorted(name for name, info in dsub.methods().items() if info.mergeable)
@@ -388,14 +386,3 @@ def test_the_peak_is_a_few_copies_of_the_largest_matrix_and_not_the_model(tmp_pa
     largest = 512 * 2048 * 4
     assert everything > 25 * largest
     assert above <= 6 * largest + 4 * 4 * 2**20, f"{above / largest:.1f} matrices"
-
-
-def in_process(body: str) -> subprocess.CompletedProcess[str]:
-    """Run lines in a Python of their own, with the names that these tests use."""
-    import textwrap
-
-    head = (
-        "from pathlib import Path\nimport dist_subspace as dsub\n"
-        "from tests.interchange.trained import frozen, saved_base, trained\nfrom tests.tiny_models import tiny_model\n"
-    )
-    return run_lines(head + textwrap.dedent(body))

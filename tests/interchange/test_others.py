@@ -17,9 +17,8 @@ import transformers
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import OWN_CONFIG
-from tests.interchange.peft.test_export import DIRECT, NOT_ON_CONV1D, model_with
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS
+from tests.interchange.peft.adapters import DIRECT, NOT_ON_CONV1D, model_with
 from tests.interchange.trained import trained
 from tests.tiny_models import FAMILIES, logits, tiny_model
 

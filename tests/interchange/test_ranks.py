@@ -15,12 +15,14 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered_bytes, is_partitioned, resident_bytes
+from dist_subspace.placement.deepspeed.shards import gathered_bytes, is_partitioned
+from dist_subspace.placement.tensors import full_numel, resident_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import attached
 from tests.interchange.trained import move
-from tests.matrix.tiny import ds_config, global_batch, make_engine, plain_model, save_tiny, train_step
+from tests.matrix.tiny import ds_config, global_batch, make_engine, train_step
 from tests.ranks import run_on_ranks
+from tests.tiny_models import odd_model, save_odd
 
 METHODS = [m for m in ("lora", "ssb", "dora", "pissa", "vera", "bitfit", "svdiff") if m in dsub.methods()]
 
@@ -61,7 +63,7 @@ def merged_by_all(base: str, storage: str, stage: int, size: int, out: str, kind
 def test_every_stage_writes_the_bytes_that_one_process_writes(
     stage: int, storage: str, family: str, kind: str, tmp_path: Path
 ) -> None:
-    base = save_tiny(tmp_path, family)
+    base = save_odd(tmp_path, family)
     alone = merged_by_all(base, storage, 0, 0, str(tmp_path / "alone"), kind)
     found, _ = run_on_ranks(2, merged_by_all, base, storage, stage, 2, str(tmp_path / "split"), kind)
     for method, report in alone.items():
@@ -86,7 +88,7 @@ def merge_after_training(base: str, method: str, stage: int, out: str) -> tuple[
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_model_inside_an_engine_merges_what_was_trained(stage: int, tmp_path: Path) -> None:
-    base = save_tiny(tmp_path, "llama")
+    base = save_odd(tmp_path, "llama")
     for name, error in run_on_ranks(2, merge_after_training, base, "lora", stage, str(tmp_path / "out")):
         assert name == "DeepSpeedEngine" and error < 1e-5
 
@@ -108,7 +110,7 @@ def merge_on(rank: int, base: str, out: str) -> tuple[str, str, float]:
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_merging_a_split_model_on_one_rank_alone_is_a_sentence_and_no_hang(rank: int, tmp_path: Path) -> None:
-    base = save_tiny(tmp_path, "llama")
+    base = save_odd(tmp_path, "llama")
     found = run_on_ranks(2, merge_on, rank, base, str(tmp_path / "out"))
     kind, text, seconds = found[rank]
     assert kind == "UsageError" and seconds < 20 and found[1 - rank][0] == "none"
@@ -129,7 +131,7 @@ def merge_into_something(base: str, out: str) -> str:
 
 
 def test_a_refusal_of_rank_0_is_everyones(tmp_path: Path) -> None:
-    base = save_tiny(tmp_path, "llama")
+    base = save_odd(tmp_path, "llama")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     first, second = run_on_ranks(2, merge_into_something, base, str(tmp_path / "out"))
@@ -148,7 +150,7 @@ def merge_with_a_progress_that_raises(base: str, out: str) -> str:
 
 
 def test_a_progress_that_raises_ends_the_merge_on_every_rank(tmp_path: Path) -> None:
-    base = save_tiny(tmp_path, "llama")
+    base = save_odd(tmp_path, "llama")
     first, second = run_on_ranks(2, merge_with_a_progress_that_raises, base, str(tmp_path / "out"))
     assert first == "the display is gone" and second.endswith("failed on rank 0: the display is gone")
     assert [p.name for p in tmp_path.iterdir() if "out" in p.name] == []
@@ -163,7 +165,7 @@ class Watch(torch.overrides.TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.Tensor.to:
-            self.most = max(self.most, sum(gathered_bytes(p) for p in self.model.parameters()))
+            self.most = max(self.most, sum(gathered_bytes(p) for p in self.model.parameters() if is_partitioned(p)))
         return func(*args, **(kwargs or {}))
 
 
@@ -181,7 +183,7 @@ def saved(base: str, method: str, out: str, size: int) -> tuple[int, int, int, i
 
 @pytest.mark.parametrize("method", [m for m in ("svdiff", "sam-parser") if m in dsub.methods()])
 def test_frozen_factors_are_saved_part_by_part_from_rank_0_alone(method: str, tmp_path: Path) -> None:
-    base = save_tiny(tmp_path, "llama")
+    base = save_odd(tmp_path, "llama")
     saved(base, method, str(tmp_path / "alone"), 0)
     found = run_on_ranks(2, saved, base, method, str(tmp_path / "split"), 2)
     assert digest(tmp_path / "split") == digest(tmp_path / "alone")
@@ -203,7 +205,7 @@ def exported(base: str, out: str, size: int) -> dict[str, dict[str, Any]]:
 
 
 def test_an_adapter_on_a_split_model_is_exported_as_on_a_whole_one(tmp_path: Path) -> None:
-    base = save_tiny(tmp_path, "gpt2")
+    base = save_odd(tmp_path, "gpt2")
     alone = exported(base, str(tmp_path / "alone"), 0)
     first, second = run_on_ranks(2, exported, base, str(tmp_path / "split"), 2)
     assert first == second == alone
@@ -234,8 +236,8 @@ def imported(base: str, folder: str) -> tuple[bool, float]:
 def test_pefts_adapter_is_read_onto_a_split_model(tmp_path: Path) -> None:
     import peft
 
-    base = save_tiny(tmp_path, "llama")
-    model = plain_model("llama")
+    base = save_odd(tmp_path, "llama")
+    model = odd_model("llama")
     config = peft.LoraConfig(r=3, lora_alpha=7, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
     move(peft.get_peft_model(model, config)).save_pretrained(tmp_path / "peft")
     for split, error in run_on_ranks(2, imported, base, str(tmp_path / "peft")):

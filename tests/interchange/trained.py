@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import nn
 
 import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
+from tests.forked import run_lines
 from tests.tiny_models import FAMILIES, tiny_model
 
 SPREAD = 0.05
@@ -39,3 +42,23 @@ def saved_base(folder: Path, name: str = "LlamaForCausalLM", **changes: Any) -> 
 def frozen(folder: Path, name: str = "LlamaForCausalLM", storage: str = "fp32", **arguments: Any) -> Any:
     """It, loaded by us, computing in float32."""
     return dsub.load_frozen(folder, storage=storage, task=FAMILIES[name][1], **{"dtype": "float32", **arguments})
+
+
+def saved_adapter(method: str, folder: Path, name: str = "GPT2LMHeadModel", **config: Any) -> Any:
+    """A model whose adapter is away from its start, and saved."""
+    rank = 4 if dsub.methods()[method].uses_rank else None
+    model = dsub.attach(tiny_model(name), SubspaceConfig(method, **{"rank": rank, **config}))
+    generator = torch.Generator().manual_seed(2)
+    for parameter in dsub.trainable_parameters(model):
+        parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    dsub.save_adapter(model, folder)
+    return model
+
+
+def in_process(body: str) -> subprocess.CompletedProcess[str]:
+    """Run lines in a Python of their own, with the names that these tests use."""
+    head = (
+        "from pathlib import Path\nimport dist_subspace as dsub\n"
+        "from tests.interchange.trained import frozen, saved_base, trained\nfrom tests.tiny_models import tiny_model\n"
+    )
+    return run_lines(head + textwrap.dedent(body))

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedModel
 
-from dist_subspace.checkpoint.status import EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_OK, read_status
 from dist_subspace.training.run import train
 from tests.keys.watch import Call, Watched, watched
 from tests.tiny_run import make_model

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import get_scheduler
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
+from dist_subspace.run_folder.status import EXIT_USAGE
 from tests.keys.bench import Bench
 from tests.keys.reference import adamw, assert_follows, assert_values, held_out_loss, padded, train_plainly
 from tests.keys.table import Key

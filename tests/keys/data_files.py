@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import pytest
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
 from tests.keys.begun import begin
 from tests.keys.bench import UNSET, Bench
 from tests.keys.data_reference import all_trained, answered, assert_same, marked, tokenizer_of, usual
@@ -144,14 +143,6 @@ def _as_if_downloaded(files: dict[str, str], cache: Path) -> None:
 SPLITS = ("train", "validation", "extra")
 
 
-def streaming(bench: Bench) -> None:
-    """Refused in one sentence, before anything is read."""
-    outcome = bench.run({"data.streaming": True}, expect=EXIT_USAGE)
-    assert outcome.said.count("error: ") == 1, outcome.said
-    assert "data.streaming is true, which is not offered yet; accepted: false" in outcome.said, outcome.said
-    assert not outcome.trained_on
-
-
 def cache_dir(bench: Bench) -> None:
     """The tokens lie there; unset, in the run's folder; a second run reads them, and other settings have others."""
     records = [{"prompt": word, "completion": word * 2} for word in ("kept", "here")]
@@ -160,10 +151,10 @@ def cache_dir(bench: Bench) -> None:
     for place in (bench.folder / "elsewhere", None):
         changes = given | {"data.cache_dir": UNSET if place is None else str(place)}
         begun = begin(bench, changes)
-        folder = place or begun.plan.run_dir / "tokens"
+        folder = place or begun.plan.run_dir.tokens
         stored = [np.load(file).tolist() for file in folder.glob("*/ids.npy")]
         assert stored == [[i for ids, _ in expected for i in ids]]
-        assert place is None or not (begun.plan.run_dir / "tokens").exists()
+        assert place is None or not begun.plan.run_dir.tokens.exists()
     kept = {file: file.stat().st_mtime_ns for file in (bench.folder / "elsewhere").rglob("*.npy")}
     again = begin(bench, given | {"data.cache_dir": str(bench.folder / "elsewhere")})
     assert_same(again.rows, expected, "a second run")

@@ -42,7 +42,6 @@ KEYS = [
         "transformers' loss unpacked",
         data_lengths.packing,
     ),
-    Key("data.streaming", (True,), "refused in one sentence", "exit status 2", data_files.streaming),
     Key("data.template", ("Q {{{instruction}}} ...",), "alpaca's prompt", _CALL, data_columns.template),
     Key("data.text_field", ("other",), _COLUMN, _CALL, data_columns.renamed("text")),
     Key("data.prompt_field", ("other",), _COLUMN, _CALL, data_columns.renamed("prompt")),

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, FalconConfig, FalconForCausalLM
+from transformers import AutoTokenizer, FalconForCausalLM
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
+from dist_subspace.run_folder.status import EXIT_USAGE
 from tests.keys.begun import Row, begin
 from tests.keys.bench import UNSET, Bench
 from tests.keys.data_reference import IGNORED, all_trained, answered, assert_same, conversed, tokenizer_of, usual
 from tests.keys.reference import padded
+from tests.tiny_models import tiny_config
 from tests.tiny_run import make_tokenizer
 
 
@@ -76,9 +77,9 @@ def _assert_no_mask(model: Any, inputs: dict[str, Any]) -> None:
 def _falcon(bench: Bench) -> str:
     """A model whose attention knows no borders of samples."""
     folder, tokenizer = bench.folder / "falcon", make_tokenizer()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 128}
+    sizes = {"vocab_size": len(tokenizer), "num_hidden_layers": 1, "max_position_embeddings": 128}
     torch.manual_seed(0)
-    FalconForCausalLM(FalconConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    FalconForCausalLM(tiny_config("FalconConfig", **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

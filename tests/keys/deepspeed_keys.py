@@ -10,6 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from transformers import get_scheduler
 
 from dist_subspace.config import load_config
+from dist_subspace.placement.whole.engine import WholeEngine
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.plan import make_plan
 from tests.keys.bench import UNSET, Bench, Outcome
@@ -48,6 +49,16 @@ def preset(bench: Bench) -> None:
         _check_partition(outcome, stage, name)
         expected = train_plainly(bench.peft_model(), outcome.trained_on, optimizer=decaying, max_grad_norm=0.1)
         assert_follows(outcome, expected)
+    _plain(bench)
+
+
+def _plain(bench: Bench) -> None:
+    """Without DeepSpeed: the same trajectory."""
+    changes = {"training.max_steps": 3, "training.max_grad_norm": 0.1, "training.weight_decay": 0.5}
+    outcome = bench.run(changes | {"deepspeed.preset": "none"})
+    assert isinstance(outcome.seen.engines[-1], WholeEngine)
+    expected = train_plainly(bench.peft_model(), outcome.trained_on, optimizer=decaying, max_grad_norm=0.1)
+    assert_follows(outcome, expected)
 
 
 def _check_partition(outcome: Outcome, stage: int, name: str) -> None:

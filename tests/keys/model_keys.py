@@ -16,19 +16,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
     BertForSequenceClassification,
 )
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import EXIT_USAGE
 from dist_subspace.subspace import disabled
 from tests.keys.begun import begin, logits, randomised
 from tests.keys.bench import UNSET, Bench
 from tests.keys.data_reference import all_trained, assert_same, classifying, marked
 from tests.keys.remote_code import folder_with_code
 from tests.keys.table import Key
+from tests.tiny_models import tiny_config
 from tests.tiny_run import make_model
 
 IDS = torch.arange(7, 47).view(4, 10)
@@ -72,9 +72,9 @@ def task(bench: Bench) -> None:
 def _encoder(bench: Bench) -> Path:
     """A BERT that reads both ways: what pads a row would be seen."""
     folder, own = bench.folder / "encoder", AutoTokenizer.from_pretrained(bench.folder / "model")
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 44}
+    sizes = {"vocab_size": len(own), "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 512}
     torch.manual_seed(0)
-    made = BertForSequenceClassification(BertConfig(vocab_size=len(own), num_labels=3, **sizes))
+    made = BertForSequenceClassification(tiny_config("BertConfig", num_labels=3, **sizes))
     for parameter in made.parameters():
         parameter.data.mul_(3)
     made.save_pretrained(folder)

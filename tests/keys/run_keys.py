@@ -12,7 +12,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from dist_subspace.checkpoint.status import EXIT_OK
+from dist_subspace.run_folder.status import EXIT_OK
 from dist_subspace.training.run import train
 from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
 from tests.keys.reference import assert_follows, held_out_loss, train_plainly

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from transformers import enable_full_determinism, get_scheduler
 
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED
 from tests.keys.bench import Bench, Outcome
 from tests.keys.reference import assert_follows, train_plainly
 from tests.keys.table import Key

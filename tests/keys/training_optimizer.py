@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from dist_subspace.checkpoint.status import EXIT_USAGE
+from dist_subspace.run_folder.status import EXIT_USAGE
 from tests.keys.bench import Bench, Outcome
 from tests.keys.reference import adamw, assert_follows, decaying, differ, train_plainly
 from tests.keys.table import Key

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from dist_subspace.placement.whole.engine import WholeEngine
+
 
 @dataclass
 class Call:
@@ -43,7 +45,7 @@ class Call:
 @dataclass
 class Watched:
     """calls: of whole models in an engine, in their order. layers: whether gradients were recorded in each call of a layer's
-    attention in training. engines: that DeepSpeed has made."""
+    attention in training. engines: that DeepSpeed has made, and those of plain torch."""
 
     calls: list[Call] = field(default_factory=list)
     layers: list[bool] = field(default_factory=list)
@@ -104,7 +106,15 @@ def _engines(found: list[Any]) -> Iterator[None]:
         return made
 
     deepspeed.initialize = noted
+    init = WholeEngine.__init__
+
+    @functools.wraps(init)
+    def noted_too(self: WholeEngine, *args: Any) -> None:
+        init(self, *args)
+        found.append(self)
+
+    WholeEngine.__init__ = noted_too  # type: ignore[method-assign]
     try:
         yield
     finally:
-        deepspeed.initialize = initialize
+        deepspeed.initialize, WholeEngine.__init__ = initialize, init  # type: ignore[method-assign]

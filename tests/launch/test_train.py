@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dist_subspace.checkpoint.status import read_status
-from dist_subspace.checkpoint.store import verify
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.status import read_status
 from tests.ranks import ROOT, free_port
 from tests.tiny_run import make_model, make_records
 

@@ -16,33 +16,24 @@ import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.original import original_of
 from dist_subspace.notices import heard
-from dist_subspace.placement.deepspeed.shards import gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.storage import FrozenLinear
 from tests.ranks import run_on_ranks
 from tests.tiny_models import tiny_config, tiny_inputs
 
-_LLAMA = tiny_config("LlamaConfig").to_dict()
-_KEPT = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "intermediate_size",
-)
-_SIZES = {key: _LLAMA[key] for key in _KEPT} | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_QWEN = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 12}
-_BERT = {key: _SIZES[key] for key in _KEPT if key != "num_key_value_heads"} | {"max_position_embeddings": 64}
-_LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_QWEN = {"num_key_value_heads": 2, "num_experts": 4, "num_experts_per_tok": 2}
+_QWEN |= {"moe_intermediate_size": 12, "shared_expert_intermediate_size": 12}
+_LOCAL = {"num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 # what the file holds -> task, configuration
 FAMILIES: dict[str, tuple[str, Any]] = {
     # 10 comes before 2 in the order of texts
-    "experts one by one": ("causal-lm", transformers.MixtralConfig(**_SIZES, **_LOCAL | {"num_local_experts": 11})),
-    "experts beside a shared one": ("causal-lm", transformers.Qwen2MoeConfig(**_SIZES, **_QWEN)),
-    "experts as one tensor": ("causal-lm", transformers.GraniteMoeConfig(**_SIZES, **_LOCAL)),
-    "experts with biases": ("causal-lm", transformers.GptOssConfig(**_SIZES, **_LOCAL, head_dim=8, sliding_window=8)),
-    "one projection for three": ("masked-lm", transformers.NomicBertConfig(**_BERT)),
+    "experts one by one": ("causal-lm", tiny_config("MixtralConfig", **_LOCAL | {"num_local_experts": 11})),
+    "experts beside a shared one": ("causal-lm", tiny_config("Qwen2MoeConfig", **_QWEN)),
+    "experts as one tensor": ("causal-lm", tiny_config("GraniteMoeConfig", **_LOCAL)),
+    "experts with biases": ("causal-lm", tiny_config("GptOssConfig", **_LOCAL, head_dim=8, sliding_window=8)),
+    "one projection for three": ("masked-lm", tiny_config("NomicBertConfig")),
 }
 AUTO = {"causal-lm": transformers.AutoModelForCausalLM, "masked-lm": transformers.AutoModelForMaskedLM}
 EXPERTS = [name for name in FAMILIES if "expert" in name]

@@ -14,9 +14,8 @@ from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import attached, trainable_parameters
+from tests.tiny_models import tiny_config
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
-SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # configuration -> its sizes, the task, a layer that is read
 FAMILIES: dict[str, tuple[dict[str, Any], str, str]] = {
     "Mamba": ({}, "causal-lm", "backbone.layers.0.mixer.dt_proj"),
@@ -43,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}
     for name, (sizes, task, _) in FAMILIES.items():
         torch.manual_seed(0)
-        model = AUTO[task].from_config(getattr(transformers, f"{name}Config")(**SIZES | SPECIAL | sizes))
+        model = AUTO[task].from_config(tiny_config(f"{name}Config", **sizes))
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.data.mul_(2)

@@ -13,7 +13,7 @@ from dist_subspace import load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.storage import FrozenLinear, adopt_all
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_config, tiny_model
 
 
 class Doubled(nn.Linear):
@@ -50,9 +50,8 @@ def test_a_storage_that_would_hold_nothing_is_refused() -> None:
 @pytest.mark.parametrize("storage", ["fp32", "nf4", "int8"])
 @torch.no_grad()
 def test_falcons_linear_layers_are_held_and_compute_what_transformers_computes(storage: str, tmp_path: Path) -> None:
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64, "bias": True}
     torch.manual_seed(0)
-    expected = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes)).eval()
+    expected = transformers.FalconForCausalLM(tiny_config("FalconConfig", bias=True)).eval()
     for parameter in expected.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     expected.save_pretrained(tmp_path)

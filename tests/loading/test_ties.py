@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import dist_subspace as dsub
-from dist_subspace.placement.deepspeed.shards import gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import gathered
 from tests.loading.untied import CASES, pairs, reference, save_untied
 from tests.ranks import run_on_ranks
 from tests.tiny_models import logits

@@ -20,35 +20,22 @@ from tests.ranks import run_on_ranks
 from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_model
 
 STORAGES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SIZES = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_GPTJ = {"n_embd": 32, "n_layer": 1, "n_head": 4, "rotary_dim": 8, "n_positions": 512} | _SIZES
-_BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_ffn_dim": 44}
-_BART |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 44, "max_position_embeddings": 512} | _SIZES
+_LONG = 512
 _ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _MINIMAX = {"num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 8, "head_dim": 8, "num_key_value_heads": 2}
-_HUNYUAN = {"num_experts": 2, "moe_topk": 1, "head_dim": 8, "num_key_value_heads": 2, "intermediate_size": 44}
-_DEEPSEEK = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8}
-_DEEPSEEK |= {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-_DEEPSEEK |= {"first_k_dense_replace": 1, "intermediate_size": 44}
+_HUNYUAN = {"num_experts": 2, "moe_topk": 1, "head_dim": 8, "num_key_value_heads": 2}
 _LLAMA3 = {"rope_parameters": _ROPE | {"original_max_position_embeddings": 32}}
-
-
-def llama_sizes() -> dict[str, Any]:
-    fields = tiny_config("LlamaConfig").to_dict()
-    kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings")
-    return {key: fields[key] for key in kept} | _SIZES
-
 
 # families that compute a table when they are made, keep a parameter in float32, never save one, or save a buffer
 MADE: dict[str, tuple[str, Any]] = {
-    "gptj": ("causal-lm", transformers.GPTJConfig(**_GPTJ)),
-    "codegen": ("causal-lm", transformers.CodeGenConfig(**_GPTJ)),
-    "minimax": ("causal-lm", transformers.MiniMaxConfig(**llama_sizes(), **_MINIMAX)),
+    "gptj": ("causal-lm", tiny_config("GPTJConfig", n_positions=_LONG)),
+    "codegen": ("causal-lm", tiny_config("CodeGenConfig", n_positions=_LONG)),
+    "minimax": ("causal-lm", tiny_config("MiniMaxConfig", **_MINIMAX)),
     "llama3": ("causal-lm", tiny_config("LlamaConfig", **_LLAMA3)),
-    "hunyuan": ("causal-lm", transformers.HunYuanMoEV1Config(**llama_sizes() | _HUNYUAN)),
-    "deepseek": ("causal-lm", transformers.DeepseekV3Config(**llama_sizes() | _DEEPSEEK)),
-    "marian": ("seq2seq-lm", transformers.MarianConfig(**_BART, decoder_start_token_id=0)),
-    "m2m100": ("seq2seq-lm", transformers.M2M100Config(**_BART)),
+    "hunyuan": ("causal-lm", tiny_config("HunYuanMoEV1Config", **_HUNYUAN)),
+    "deepseek": ("causal-lm", tiny_config("DeepseekV3Config")),
+    "marian": ("seq2seq-lm", tiny_config("MarianConfig", max_position_embeddings=_LONG)),
+    "m2m100": ("seq2seq-lm", tiny_config("M2M100Config", max_position_embeddings=_LONG)),
     "t5": ("seq2seq-lm", tiny_config("T5Config")),
 }
 AUTO = {"causal-lm": transformers.AutoModelForCausalLM, "seq2seq-lm": transformers.AutoModelForSeq2SeqLM}

@@ -190,12 +190,7 @@ def test_what_older_versions_saved_beside_the_weights_is_silent(case: str, tmp_p
 
 def deepseek(path: Path, **extra: Tensor) -> Path:
     """A family whose list names the layer that it leaves out (61), and whose configuration may name one."""
-    sizes = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "moe_intermediate_size": 8}
-    sizes |= {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 4, "v_head_dim": 8}
-    sizes |= {"num_nextn_predict_layers": 0}
-    config = tiny_config("LlamaConfig").to_dict()
-    kept = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size")
-    made = transformers.DeepseekV3Config(**{key: config[key] for key in kept}, first_k_dense_replace=1, **sizes)
+    made = tiny_config("DeepseekV3Config", num_nextn_predict_layers=0)
     transformers.DeepseekV3ForCausalLM(made).save_pretrained(path)
     write(path, load_file(path / "model.safetensors") | extra)
     return path

@@ -10,14 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.tiny_models import VOCABULARY, tiny_config
-
-_SPECIAL = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_BART = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "dropout": 0.0}
-_BART |= {"decoder_attention_heads": 4, "encoder_ffn_dim": 44, "decoder_ffn_dim": 44, "max_position_embeddings": 64}
-_BART |= {"decoder_start_token_id": 0, "forced_eos_token_id": 2} | _SPECIAL
-_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 44, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0} | _SPECIAL
-_T5 |= {"decoder_start_token_id": 0}
+from tests.tiny_models import tiny_config
 
 # name of the case -> class, task of load_frozen, configuration. "flan" is what google/flan-t5's config.json says.
 CASES: dict[str, tuple[str, str, Any]] = {
@@ -25,11 +18,15 @@ CASES: dict[str, tuple[str, str, Any]] = {
     "gpt2": ("GPT2LMHeadModel", "causal-lm", tiny_config("GPT2Config")),
     "bert": ("BertForMaskedLM", "masked-lm", tiny_config("BertConfig")),
     "roberta": ("RobertaForMaskedLM", "masked-lm", tiny_config("RobertaConfig")),
-    "t5": ("T5ForConditionalGeneration", "seq2seq-lm", transformers.T5Config(**_T5)),
-    "flan": ("T5ForConditionalGeneration", "seq2seq-lm", transformers.T5Config(**_T5, tie_word_embeddings=False)),
-    "umt5": ("UMT5ForConditionalGeneration", "seq2seq-lm", transformers.UMT5Config(**_T5)),
-    "bart": ("BartForConditionalGeneration", "seq2seq-lm", transformers.BartConfig(**_BART)),
-    "marian": ("MarianMTModel", "seq2seq-lm", transformers.MarianConfig(**_BART)),
+    "t5": ("T5ForConditionalGeneration", "seq2seq-lm", tiny_config("T5Config", num_layers=1)),
+    "flan": (
+        "T5ForConditionalGeneration",
+        "seq2seq-lm",
+        tiny_config("T5Config", num_layers=1, tie_word_embeddings=False),
+    ),
+    "umt5": ("UMT5ForConditionalGeneration", "seq2seq-lm", tiny_config("UMT5Config", num_layers=1)),
+    "bart": ("BartForConditionalGeneration", "seq2seq-lm", tiny_config("BartConfig")),
+    "marian": ("MarianMTModel", "seq2seq-lm", tiny_config("MarianConfig")),
 }
 
 

@@ -17,7 +17,8 @@ from dist_subspace import SubspaceConfig, advance, attach, disabled, load_adapte
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.optimizer_state import read_state, step_count, write_state
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned, kept_bytes, resident_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel, gathered, kept_bytes, resident_bytes
 from dist_subspace.storage import FrozenLinear, storage_info
 from dist_subspace.subspace import (
     SubspaceLinear,
@@ -28,6 +29,7 @@ from dist_subspace.subspace import (
     trainable_parameters,
 )
 from dist_subspace.subspace.core.collect import GradientCollector
+from dist_subspace.subspace.core.schedule import late_factors_of
 from tests.matrix import tiny
 
 RANK = 3
@@ -310,7 +312,7 @@ def reference(cell: Cell, folder: Path) -> Reference:
     watched = {
         name.removesuffix(".base"): module
         for name, module in model.named_modules()
-        if isinstance(module, PlainBase) and method_class(cell.method).late_factors
+        if isinstance(module, PlainBase) and late_factors_of(method_class(cell.method))
     }
     for step in range(tiny.STEPS):
         collector.take()

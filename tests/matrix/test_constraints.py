@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered
+from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import attached, named_trainables, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.subspace.core.test_constraints import dense_penalty
+from tests.subspace.golden import dense_penalty
+from tests.tiny_models import save_odd
 
 ROUNDS = 2
 CONSTRAINT = SubspaceConfig(method="trilora", rank=2, constraint="mpc_d", constraint_weight=0.5)
@@ -71,14 +73,15 @@ def gradients_through_deepspeed(folder: str, stage: int, reentrant: bool, our_lo
 def _our_step(engine: Any, batches: list[Tensor], size: int) -> None:
     targets = sum(ids[:, 1:].numel() for ids in batches)
     micros = [MicroBatch(n, {"input_ids": ids}, ids, ids[:, 1:].numel(), len(ids), 0) for n, ids in enumerate(batches)]
-    stepper = Stepper(engine, torch.device("cpu"), 0, size)
+    driven = DeepSpeedEngine(engine)
+    stepper = Stepper(driven, torch.device("cpu"), 0, size)
     stepper.accumulate(GlobalBatch(0, list(micros), micros[0], targets * size, samples=0, tokens=0, epoch=0.0))
-    stepper.apply(True)
+    driven.step(True)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(tiny.save_tiny(tmp_path_factory.mktemp("constraints"), "llama"))
+    return Path(save_odd(tmp_path_factory.mktemp("constraints"), "llama"))
 
 
 def _expected(folder: Path, ranks: int) -> dict[str, Tensor]:

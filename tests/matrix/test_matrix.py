@@ -18,9 +18,11 @@ from dist_subspace import methods
 from dist_subspace.linear_map import product_type
 from dist_subspace.storage import storages
 from dist_subspace.subspace import method_class
+from dist_subspace.subspace.core.schedule import late_factors_of
 from tests.matrix import tiny
 from tests.matrix.cells import Cell, Reference, Seen, all_cells, covering, reference, run_cells
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 ALL = all_cells(list(storages()), list(methods()))
 WIDTHS = ("bf16", "int8", "nf4")
@@ -48,7 +50,7 @@ _seen: dict[Cell, list[Seen]] = {}
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("matrix")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     yield folder
     _seen.clear()
     _reference.cache_clear()
@@ -100,7 +102,7 @@ def check_gradients(cell: Cell, ranks: list[Seen], folder: Path) -> None:
     largest = max(float(g.abs().max()) for g in expected.values())
     for name, gradient in expected.items():
         part, _, own = name.rpartition(".")
-        if own in method_class(cell.method).late_factors and cell.dtype != torch.float32:
+        if own in late_factors_of(method_class(cell.method)) and cell.dtype != torch.float32:
             # Each side found its directions by itself in the middle of the run, and in 16 bits near ties fall otherwise:
             # u_i · (∂W v_i) is the gradient along those that the run has.
             u, v = (t.double() for t in ranks[0].directions[part])

@@ -1,78 +1,25 @@
-"""Tiny models with odd widths (neither 64 nor the number of ranks divides them), and what one training run of them needs."""
+"""What one training run of the odd tiny models needs: batches, engines, steps, and a look inside a step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, LlamaConfig, PretrainedConfig
 
+from dist_subspace.placement.deepspeed.engine import initialize
 from dist_subspace.placement.deepspeed.loss_scale import missing_scale
 from dist_subspace.placement.deepspeed.presets import deepspeed_config
-from dist_subspace.placement.deepspeed.shards import full_numel, resident_bytes
+from dist_subspace.placement.tensors import full_numel, resident_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import trainable_parameters
-from dist_subspace.training.engine import start_engine
+from tests.tiny_models import ODD_VOCABULARY
 
-VOCABULARY = 19
+VOCABULARY = ODD_VOCABULARY
 BATCH, LENGTH = 4, 7
 RATE = 1e-2
 STEPS = 3
-
-
-def tiny_config(family: str, layers: int = 2) -> PretrainedConfig:
-    """`llama`: nn.Linear with bias; `gpt2`: Conv1D with bias, embeddings tied to the head, dropout off."""
-    if family == "llama":
-        return LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=45,
-            intermediate_size=35,
-            num_hidden_layers=layers,
-            num_attention_heads=3,
-            num_key_value_heads=1,
-            head_dim=6,
-            attention_bias=True,
-            mlp_bias=True,
-            max_position_embeddings=32,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    return GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=45,
-        n_inner=35,
-        n_layer=layers,
-        n_head=3,
-        n_positions=32,
-        resid_pdrop=0.0,
-        embd_pdrop=0.0,
-        attn_pdrop=0.0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-
-
-def plain_model(family: str, layers: int = 2) -> nn.Module:
-    """A random model in float32; biases and norms are random too, so that losing one would show."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        model = AutoModelForCausalLM.from_config(tiny_config(family, layers), dtype=torch.float32)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                spread = 0.1 if parameter.dim() == 1 else parameter.shape[-1] ** -0.5
-                parameter.copy_(torch.randn_like(parameter) * spread + (parameter.dim() == 1) * parameter)
-    return model
-
-
-def save_tiny(folder: Path, family: str, layers: int = 2) -> str:
-    """Write the model as a transformers folder; returns its path."""
-    plain_model(family, layers).save_pretrained(folder / family)
-    return str(folder / family)
 
 
 def global_batch(step: int) -> Tensor:
@@ -102,7 +49,7 @@ def ds_config(stage: int, *, trainable_numel: int = 0, world_size: int = 1, **ze
 
 def make_engine(model: nn.Module, config: dict[str, Any], optimizer: Any = None) -> Any:
     made = (optimizer or adam)(trainable_parameters(model), lr=RATE)
-    return start_engine(model, made, config)
+    return initialize(model, made, config)
 
 
 def adam(parameters: Any, lr: float) -> torch.optim.Optimizer:

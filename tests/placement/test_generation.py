@@ -16,6 +16,7 @@ from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from dist_subspace.placement.generation import keep_ranks_together
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 PROMPTS = torch.tensor([[3, 4], [5, 6], [7, 8]])
 
@@ -66,7 +67,7 @@ def texts(folder: str, how: str) -> dict[str, Any]:
     [(2, "loaded"), (2, "attached"), (2, "transformers"), pytest.param(3, "attached", marks=pytest.mark.slow)],
 )
 def test_texts_are_those_of_one_process(ranks: int, how: str, tmp_path: Path) -> None:
-    folder = tiny.save_tiny(tmp_path, "llama")
+    folder = save_odd(tmp_path, "llama")
     alone = model_of(folder, how, None)
     expected = [write(alone, rank) for rank in range(ranks)]
     assert len({len(text) for text in expected}) == ranks
@@ -75,7 +76,7 @@ def test_texts_are_those_of_one_process(ranks: int, how: str, tmp_path: Path) ->
 
 
 def test_a_copy_of_a_model_generates_with_its_own_weights(tmp_path: Path) -> None:
-    model = model_of(tiny.save_tiny(tmp_path, "llama"), "attached", None)
+    model = model_of(save_odd(tmp_path, "llama"), "attached", None)
     keep_ranks_together(model)
     other, before = copy.deepcopy(model), write(model, 0)
     with torch.no_grad():

@@ -10,10 +10,11 @@ import torch
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, resident_bytes
+from dist_subspace.placement.tensors import full_numel, gathered, resident_bytes
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 OFFLOADS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -24,7 +25,7 @@ OFFLOADS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def trained(

@@ -15,12 +15,11 @@ from safetensors.torch import load_file
 
 import dist_subspace as dsub
 from dist_subspace.cli import main
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import OWN_CONFIG
+from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS
 from dist_subspace.report.adapter import adapter_report, adapter_text
 from dist_subspace.report.adapter_picture import adapter_picture
 from dist_subspace.training.run import train
-from tests.report.test_movement import moved
+from tests.interchange.trained import saved_adapter
 from tests.tiny_run import make_model, make_records
 
 
@@ -30,7 +29,7 @@ def inspected(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 
 def test_it_says_what_the_adapter_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = moved("pissa", tmp_path, options={"svd": "exact"})
+    model = saved_adapter("pissa", tmp_path, options={"svd": "exact"})
     found = json.loads(inspected(capsys, str(tmp_path), "--json"))
     trained = sum(p.numel() for p in dsub.trainable_parameters(model))
     expected = {"method": "pissa", "reference": "2404.02948", "rank": 4, "alpha": 4.0, "options": {"svd": "exact"}}
@@ -50,7 +49,7 @@ def test_it_says_what_the_adapter_is(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_layers_are_ranked_by_how_far_they_moved(tmp_path: Path) -> None:
-    model = moved("lora", tmp_path)
+    model = saved_adapter("lora", tmp_path)
     model.transformer.h[1].mlp.c_fc.lora_B.data.mul_(50)
     dsub.save_adapter(model, tmp_path)
     found = adapter_report(tmp_path)
@@ -67,14 +66,14 @@ def test_layers_are_ranked_by_how_far_they_moved(tmp_path: Path) -> None:
 
 
 def test_a_module_that_was_trained_in_full_counts_among_the_trained_values(tmp_path: Path) -> None:
-    model = moved("lora", tmp_path, "BertForSequenceClassification", modules_to_save=["classifier"])
+    model = saved_adapter("lora", tmp_path, "BertForSequenceClassification", modules_to_save=["classifier"])
     trained = sum(p.numel() for p in dsub.trainable_parameters(model))
     assert trained > sum(model.classifier.weight.shape)
     assert adapter_report(tmp_path)["parameters"] == adapter_report(tmp_path)["values_in_the_file"] == trained
 
 
 def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
-    moved("bitfit", tmp_path, "BertForSequenceClassification", modules_to_save=["classifier"])
+    saved_adapter("bitfit", tmp_path, "BertForSequenceClassification", modules_to_save=["classifier"])
     text = adapter_text(adapter_report(tmp_path), 80)
     assert "full copies    classifier" in text
     assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("adapter")), text
@@ -84,7 +83,7 @@ def test_no_line_is_longer_than_the_terminal(tmp_path: Path) -> None:
 def test_the_picture_is_drawn_only_where_it_was_asked_for(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved(method, tmp_path / "adapter")
+    saved_adapter(method, tmp_path / "adapter")
     before = sorted(path.name for path in (tmp_path / "adapter").iterdir())
     inspected(capsys, str(tmp_path / "adapter"))
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == before == [CONFIG, WEIGHTS, OWN_CONFIG]
@@ -97,7 +96,7 @@ def test_the_picture_is_drawn_only_where_it_was_asked_for(
 
 
 def test_a_picture_in_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    moved("lora", tmp_path / "adapter")
+    saved_adapter("lora", tmp_path / "adapter")
     assert main(["inspect", str(tmp_path / "adapter"), "--picture", str(tmp_path / "no" / "x.png")]) == 2
     assert "x.png', whose folder is not there; accepted: a PNG's path, or a folder" in capsys.readouterr().err
 
@@ -131,7 +130,7 @@ def test_a_run_and_its_checkpoints_can_be_inspected(tmp_path: Path, capsys: pyte
 def test_what_is_no_adapter_of_this_version_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moved("lora", tmp_path / "adapter")
+    saved_adapter("lora", tmp_path / "adapter")
     ours = json.loads((tmp_path / "adapter" / OWN_CONFIG).read_text())
     for method, sentence in (("lorax", "'lorax', which this version does not know"), ("dora", "its file lacks")):
         folder = tmp_path / method
@@ -148,7 +147,7 @@ def test_what_is_no_adapter_of_this_version_is_refused_in_a_sentence(
 
 
 def test_an_adapter_from_before_shapes_were_kept_still_shows_its_tensors(tmp_path: Path) -> None:
-    moved("ssb", tmp_path)
+    saved_adapter("ssb", tmp_path)
     ours = json.loads((tmp_path / OWN_CONFIG).read_text())
     ours.pop("shapes")
     (tmp_path / OWN_CONFIG).write_text(json.dumps(ours))
@@ -174,7 +173,7 @@ def test_an_adapter_from_before_shapes_were_kept_still_shows_its_tensors(tmp_pat
 def test_settings_are_said_as_they_were_given_and_a_constraint_where_the_method_has_its_own(
     method: str, given: dict[str, Any], expected: dict[str, Any], tmp_path: Path
 ) -> None:
-    moved(method, tmp_path, **given)
+    saved_adapter(method, tmp_path, **given)
     found = adapter_report(tmp_path)
     assert {key: found[key] for key in expected} == expected
     lines = adapter_text(found, 200).splitlines()
@@ -184,7 +183,7 @@ def test_settings_are_said_as_they_were_given_and_a_constraint_where_the_method_
 
 
 def test_norms_are_of_the_trained_tensors_and_of_each_virtual_token(tmp_path: Path) -> None:
-    model = moved("pissa", tmp_path / "pissa")
+    model = saved_adapter("pissa", tmp_path / "pissa")
     expected = {
         f"{name}.{suffix}": float(p.detach().norm())
         for name, part in model.named_modules()
@@ -192,14 +191,14 @@ def test_norms_are_of_the_trained_tensors_and_of_each_virtual_token(tmp_path: Pa
     }
     found = adapter_report(tmp_path / "pissa")["norms"]
     assert sorted(found.values()) == pytest.approx(sorted(expected.values())), "frozen factors are none of them"
-    moved("prompt", tmp_path / "prompt")
+    saved_adapter("prompt", tmp_path / "prompt")
     tokens = load_file(tmp_path / "prompt" / WEIGHTS)["prompt_embeddings"]
     norms = [float(row.norm()) for row in tokens]
     assert len(norms) != tokens.shape[1] and adapter_report(tmp_path / "prompt")["by_token"] == pytest.approx(norms)
 
 
 def test_of_many_layers_those_that_moved_most_and_least_are_listed(tmp_path: Path) -> None:
-    moved("ssb", tmp_path)
+    saved_adapter("ssb", tmp_path)
     found = adapter_report(tmp_path)
     row = found["by_layer"][0]
     found["by_layer"] = [row | {"layer": f"layers.{n}.up", "norm": float(n)} for n in range(1, 31)]
@@ -213,7 +212,7 @@ def test_of_many_layers_those_that_moved_most_and_least_are_listed(tmp_path: Pat
 
 def test_a_cell_of_the_picture_is_the_mean_of_its_layers_in_each_of_its_figures(tmp_path: Path) -> None:
     """Three experts of one block share a cell; the colour says a value's share of the largest."""
-    moved("ssb", tmp_path / "adapter")
+    saved_adapter("ssb", tmp_path / "adapter")
     found = adapter_report(tmp_path / "adapter")
     row = found["by_layer"][0] | {"module": "up", "rank": None, "effective_rank": None}
     cells = [(0, 0.4, 1.0), (0, 0.5, 1.0), (0, 0.6, 1.0), (1, 2.0, 1.25)]

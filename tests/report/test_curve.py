@@ -12,15 +12,17 @@ from numpy.typing import NDArray
 
 from dist_subspace.errors import UsageError
 from dist_subspace.report.curve import loss_curve, smoothed, spikes, title
-from dist_subspace.training.metrics import KEYS, MetricsWriter
+from dist_subspace.run_folder.metrics import MetricsWriter
+from dist_subspace.run_folder.records import Evaluation
+from tests.step_records import step_record
 
 
 def run_of(folder: Path, losses: list[float], eval_every: int = 0) -> Path:
     writer = MetricsWriter(folder)
     for step, loss in enumerate(losses, start=1):
-        writer.step(dict.fromkeys(KEYS, 1.0) | {"step": step, "loss": loss, "learning_rate": 1e-4 / step})
+        writer.write(step_record(step, loss=loss, learning_rate=1e-4 / step))
         if eval_every and step % eval_every == 0:
-            writer.evaluation(step, {"eval_loss": loss})
+            writer.write(Evaluation(step, {"eval_loss": loss}))
     writer.close()
     return folder
 
@@ -50,9 +52,9 @@ def test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went(t
     """Lines are of steps that are not evenly apart; the loss falls, its evaluation rises, the rate rises and falls."""
     writer = MetricsWriter(tmp_path)
     for step, loss, rate in ((10, 5.0, 1.0), (20, 4.0, 3.0), (30, 3.0, 2.0), (90, 1.0, 1.0)):
-        writer.step(dict.fromkeys(KEYS, 1.0) | {"step": step, "loss": loss, "learning_rate": rate})
+        writer.write(step_record(step, loss=loss, learning_rate=rate))
     for step, loss in ((50, 1.5), (70, 3.0)):
-        writer.evaluation(step, {"eval_loss": loss})
+        writer.write(Evaluation(step, {"eval_loss": loss}))
     writer.close()
     path = loss_curve(tmp_path)
     columns, heights = pixels_of(path, TRAIN)
@@ -95,7 +97,7 @@ def test_a_run_without_a_usual_loss_is_drawn_too(tmp_path: Path, losses: list[fl
 
 def test_a_run_that_was_only_evaluated_is_drawn(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
-    writer.evaluation(0, {"eval_loss": 2.0})
+    writer.write(Evaluation(0, {"eval_loss": 2.0}))
     writer.close()
     assert EVAL in colours(loss_curve(tmp_path))
 

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from dist_subspace.report.quantities import amount, bytes_text, clock_text, figures
+from tests.step_records import step_record, unknown_record
 
 
 @pytest.mark.parametrize(
@@ -58,14 +59,15 @@ def test_a_figure_that_is_small_or_large_keeps_its_digits(value: float | int | N
 
 
 def test_a_line_of_a_step_has_what_is_known_in_its_order() -> None:
-    record = {
-        "peak_memory_bytes": 2048,
-        "tokens_per_second": 1234.4,
-        "grad_norm": 0.51234,
-        "learning_rate": 2e-4,
-        "penalty": 0.25,
-        "loss": 2.0,
-    }
+    record = step_record(
+        1,
+        peak_memory_bytes=2048,
+        tokens_per_second=1234.4,
+        grad_norm=0.51234,
+        learning_rate=2e-4,
+        penalty=0.25,
+        loss=2.0,
+    )
     parts = ["loss 2.0000", "penalty 0.2500", "lr 2.00e-04", "grad norm 0.512", "1,234 tokens/s", "2.0 KiB"]
     assert figures(record) == parts
-    assert figures(dict.fromkeys(record)) == ["loss nan"] and figures({}) == []
+    assert figures(unknown_record(1)) == ["loss nan"]

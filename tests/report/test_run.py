@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from dist_subspace.checkpoint.status import write_status
 from dist_subspace.checkpoint.store import write_checkpoint
 from dist_subspace.errors import UsageError
 from dist_subspace.report.run import run_report
-from dist_subspace.training.metrics import KEYS, MetricsWriter
+from dist_subspace.run_folder.metrics import MetricsWriter
+from dist_subspace.run_folder.records import Evaluation
+from dist_subspace.run_folder.status import write_status
+from tests.step_records import step_record, unknown_record
 
 
 def fill(folder: Path) -> None:
@@ -26,9 +28,9 @@ def test_a_run_is_summed_up(tmp_path: Path) -> None:
             "tokens": 500,
             "epoch": 0.5,
         }
-        writer.step(dict.fromkeys(KEYS, 61.0) | values | {"step": step, "loss": loss})
-    writer.evaluation(2, {"eval_loss": 3.0})
-    writer.evaluation(4, {"eval_loss": 3.5, "eval_accuracy": 0.25})
+        writer.write(step_record(step, loss=loss, elapsed_seconds=61.0, **values))
+    writer.write(Evaluation(2, {"eval_loss": 3.0}))
+    writer.write(Evaluation(4, {"eval_loss": 3.5, "eval_accuracy": 0.25}))
     writer.close()
     write_status(tmp_path, "interrupted", "signal SIGTERM", step=4)
     for step in (2, 4):
@@ -71,7 +73,7 @@ def test_a_run_that_has_only_begun_is_reported(tmp_path: Path) -> None:
 
 def test_a_run_whose_loss_was_never_finite_is_reported(tmp_path: Path) -> None:
     writer = MetricsWriter(tmp_path)
-    writer.step(dict.fromkeys(KEYS) | {"step": 1})
+    writer.write(unknown_record(1))
     writer.close()
     text = run_report(tmp_path)
     assert "1 of 1 logged steps" in text and "unknown (no status.json)" in text

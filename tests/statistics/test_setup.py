@@ -16,19 +16,21 @@ from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.atomic_files import StorageError
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import checksums, full_numel, gathered, is_partitioned, kept_bytes
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import checksums, full_numel, gathered, kept_bytes
 from dist_subspace.statistics import kept_files
 from dist_subspace.statistics.cache import FactorCache
 from dist_subspace.subspace import SubspaceLinear, attached
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks, run_once_on_ranks
+from tests.tiny_models import save_odd
 
 METHODS = ("pissa", "milora", "svdiff", "spectral-additive", "dora")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("statistics"), "llama")
+    return save_odd(tmp_path_factory.mktemp("statistics"), "llama")
 
 
 def attached_model(
@@ -324,7 +326,7 @@ def test_a_rank_that_fails_does_not_leave_the_others_waiting(folder: str) -> Non
 
 def test_whatever_a_statistic_is_made_from_is_in_the_name_of_its_file(tmp_path: Path) -> None:
     """Each of these has files of its own for every layer; what no decomposition depends on has not."""
-    cache, model = tmp_path / "factors", Path(tiny.save_tiny(tmp_path / "model", "llama"))
+    cache, model = tmp_path / "factors", Path(save_odd(tmp_path / "model", "llama"))
     target = "model.layers.0.self_attn.q_proj"
 
     def files(**changed: Any) -> int:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from dist_subspace.storage import FrozenLinear, adopt_all, left_alone
+from tests.tiny_models import tiny_config
 
 
 class Layers(nn.Module):
@@ -165,15 +166,8 @@ def test_torchs_own_layers_read_the_weights_of_their_parts() -> None:
 
 
 def empty(config: str, auto: str = "CausalLM", **sizes: Any) -> nn.Module:
-    common = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "vocab_size": 64,
-    }
     with init_empty_weights(include_buffers=False):
-        made = getattr(transformers, f"{config}Config")(**common | sizes)
+        made = tiny_config(f"{config}Config", **sizes)
         return getattr(transformers, f"AutoModelFor{auto}").from_config(made)  # type: ignore[no-any-return]
 
 

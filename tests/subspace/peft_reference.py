@@ -35,7 +35,7 @@ def peft_model(
             "peft_type": part.info.peft_type,
             "target_modules": ["proj"],
             "fan_in_fan_out": transposed,
-            **part.peft_config(part.settings),
+            **part.peft.entries(part.settings),
         }
     )
     model = peft.get_peft_model(One(weight, bias, transposed), config)

@@ -15,7 +15,7 @@ from torch import nn
 from dist_subspace import SubspaceConfig, advance, attach, disabled, methods, trainable_parameters
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
-from tests.tiny_models import FAMILIES, logits, tiny_inputs, tiny_model
+from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_inputs, tiny_model
 
 each_method = pytest.mark.parametrize("method", sorted(methods()))
 each_family = pytest.mark.parametrize("name", FAMILIES)
@@ -272,14 +272,7 @@ def no_gradient_left_disabled() -> Iterator[None]:
 
 
 def test_olmos_clamp_of_its_projections_in_place_trains_as_in_peft() -> None:
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "vocab_size": 32,
-    }
-    config = transformers.OlmoConfig(**sizes, clip_qkv=0.02)
+    config = tiny_config("OlmoConfig", num_hidden_layers=1, clip_qkv=0.02)
     torch.manual_seed(0)
     plain = transformers.OlmoForCausalLM(config)
     theirs = peft.get_peft_model(

@@ -16,10 +16,10 @@ import transformers
 from torch import nn
 
 from dist_subspace import SubspaceConfig, methods
-from dist_subspace.placement.deepspeed.shards import gathered
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.storage import adopt_all
 from dist_subspace.subspace import attach_method, trainable_parameters
-from tests.subspace.golden import layer
+from tests.subspace.golden import config_of, layer
 from tests.tiny_models import tiny_model
 
 LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}
@@ -212,15 +212,6 @@ A_MODEL: dict[str, Formula] = {
     "prefix": lambda d, kv, n: 20 * n * 2 * kv,
     "p-tuning": lambda d, kv, n: 20 * d + 3 * (d * d + d),
 }
-
-
-def config_of(method: str, rank: int) -> dict[str, Any]:
-    config: dict[str, Any] = {"rank": rank} if methods()[method].uses_rank else {}
-    if method == "adalora":
-        config["options"] = {"init_rank": rank}
-    if method == "flexlora":
-        config["constraint"] = "none"  # its own looks at values, which these models have not
-    return config
 
 
 @pytest.mark.parametrize("size", SIZES)

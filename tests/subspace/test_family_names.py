@@ -55,9 +55,11 @@ CAUSAL: dict[str, tuple[str, str | None, str | None]] = {
     "cpmant": ("project_k project_v w_1", None, None),
     "xlnet": ("layer_1", None, None),
     "mamba2": ("in_proj", None, None),
+    "zaya": ("k_proj v_proj_current v_proj_delayed", "o_proj", None),  # its router has an fc1, an fc2 and an out_proj
 }
 MASKED: dict[str, tuple[str, str | None, str | None]] = {
     "bert": BERT,
+    "mobilebert": ("key value intermediate.dense", "attention.output.dense", "output.dense"),
     "albert": ("key value ffn", "attention.dense", "ffn_output"),
     "distilbert": ("k_lin v_lin lin1", "out_lin", "lin2"),
     "xlm": ("k_lin v_lin lin1", "out_lin", "lin2"),
@@ -145,6 +147,21 @@ def test_the_adapters_stand_behind_every_attention_and_every_ffn(name: str) -> N
     linear = set(linear_names(model)) - heads(model)
     expected = ending(linear, attention) | ending(linear, ffn)
     assert set(attached(attach(model, SubspaceConfig(method="houlsby"))).layers) == expected
+
+
+OLD = {
+    "masked-lm/mobilebert": ("houlsby", "bottleneck.attention.dense"),
+    "causal-lm/zaya": ("pfeiffer", "gate.router_mlp.fc2"),
+}
+
+
+@pytest.mark.parametrize("name", OLD)
+def test_an_adapter_that_was_made_when_a_default_meant_more_layers_keeps_them(name: str) -> None:
+    method, former = OLD[name]
+    layers = [n for n in linear_names(made(name)) if n.endswith(former) or n.endswith("output.dense")]
+    assert any(layer.endswith(former) for layer in layers)
+    model = attach(made(name), SubspaceConfig(method=method), only=layers)
+    assert {layer for layer in layers if layer.endswith(former)} <= set(attached(model).layers)
 
 
 @pytest.mark.parametrize("family", NORMS)

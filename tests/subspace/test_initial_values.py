@@ -93,7 +93,7 @@ def test_a_layers_tensors_start_at_their_distributions(
 ) -> None:
     base = pack(torch.randn(D_OUT, D_IN), "fp32")
     resolved = resolve(SubspaceConfig(method, rank=RANK, options=options))
-    part: Any = resolved.method.on(base, resolved.settings, torch.Generator().manual_seed(5), None)
+    part: Any = resolved.method.build(base, resolved.settings, torch.Generator().manual_seed(5), None)
     found = {name: p for name, p in part.named_parameters() if not name.startswith("base.")}
     assert found.keys() == expected.keys()
     for name, values in found.items():

@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack, storages
-from dist_subspace.subspace import FrozenFactor, Operator, SubspaceConfig, SubspaceLinear, methods, resolve
+from dist_subspace.subspace import (
+    FrozenFactor,
+    Operator,
+    SubspaceConfig,
+    SubspaceLinear,
+    keeps_factors,
+    methods,
+    resolve,
+)
 from dist_subspace.subspace.blocks.projections import Projections
 from tests.alive import Made
 from tests.subspace.golden import settled
@@ -27,7 +35,7 @@ def layer(
     resolved = resolve(SubspaceConfig(method=method, rank=rank))
     weight = torch.randn(*reversed(shape) if transposed else shape)
     base = pack(weight, storage, transposed=transposed, bias=torch.randn(shape[0]))
-    return settled(resolved.method.on(base, resolved.settings, torch.Generator().manual_seed(seed), None))
+    return settled(resolved.method.build(base, resolved.settings, torch.Generator().manual_seed(seed), None))
 
 
 def randomise(module: SubspaceLinear, size: float = 0.3) -> SubspaceLinear:
@@ -118,8 +126,8 @@ def test_the_files_tensors_restore_the_layer_exactly(method: str) -> None:
     source, target = randomise(layer(method)), layer(method)
     target.base = source.base
     target.bias = source.bias
-    if source.kept_factors:
-        target.settle(source.factor_tensors())
+    if keeps_factors(source):
+        target.set_factors(source.factor_tensors())
     else:
         settled(target)  # what is made from the base alone is made from this base
     target.load_file_tensors(source.file_tensors())

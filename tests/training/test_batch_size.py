@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.run import train
 from tests.tiny_run import make_model, make_records
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import dist_subspace as dsub
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
-from dist_subspace.interchange.adapter import WEIGHTS
+from dist_subspace.interchange.description import WEIGHTS
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from tests.ranks import run_on_ranks
 from tests.tiny_run import make_model, make_records
-from tests.training.test_run import configuration, losses, run_here
+from tests.whole_runs import configuration, losses, run_here
 
 METHODS = ("lora", "dora", "pissa", "vera", "lora-fa", "adalora", "prompt", "spectral-additive", "ia3")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from dist_subspace.checkpoint.state import TrainerState
 from dist_subspace.config import load_config
+from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.training.changes import changed_settings, earlier_tokens
 from dist_subspace.training.data.cutting import Cutting
 

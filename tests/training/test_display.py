@@ -16,16 +16,23 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.display import Display
 from tests.ranks import ROOT
+from tests.step_records import step_record, unknown_record
 
-RECORD = {
-    "loss": 2.5,
-    "learning_rate": 2e-4,
-    "grad_norm": 0.5123,
-    "tokens_per_second": 12345.6,
-    "peak_memory_bytes": 3 << 30,
-}
+
+def record(step: int) -> StepRecord:
+    return step_record(
+        step,
+        loss=2.5,
+        learning_rate=2e-4,
+        grad_norm=0.5123,
+        tokens_per_second=12345.6,
+        peak_memory_bytes=3 << 30,
+    )
+
+
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f\x9b]")
 
 
@@ -46,10 +53,10 @@ def whole_run(display: Display) -> None:
         for step in (1, 2, 3, 4):
             display.advance(step)
             if step % 2 == 0:
-                display.update(step, RECORD)
+                display.update(record(step))
         display.notice("saved [checkpoint-4]")
         display.warning("step 3 skipped")
-        display.evaluation({"step": 4, "eval_loss": 1.25, "eval_accuracy": 0.5})
+        display.evaluation(Evaluation(4, {"eval_loss": 1.25, "eval_accuracy": 0.5}))
         display.finish("finished", adapter=Path("run/adapter"), curve="run/loss.png")
 
 
@@ -78,15 +85,15 @@ def test_time_left_follows_from_the_steps_since_the_start() -> None:
     display = Display(True, 100, Console(file=file, width=120), clock=lambda: now[0])
     display.start(50)
     now[0] += 300.0
-    display.update(60, RECORD)
+    display.update(record(60))
     assert "0:20:00 left" in file.getvalue() or "20:00 left" in file.getvalue()
 
 
 def test_a_loss_that_is_no_number_is_shown_as_such() -> None:
     display, file = plain()
     display.start()
-    display.update(1, {"loss": None})
-    display.update(2, {"loss": float("nan")})
+    display.update(unknown_record(1))
+    display.update(unknown_record(2, loss=float("nan")))
     assert file.getvalue().count("loss nan") == 2
 
 
@@ -102,13 +109,13 @@ package = types.ModuleType("dist_subspace")
 package.__path__ = [sys.argv[2]]
 sys.modules["dist_subspace"] = package
 from dist_subspace.training.display import Display
-from tests.training.test_display import RECORD, whole_run
+from tests.training.test_display import record, whole_run
 if sys.argv[1] == "whole":
     whole_run(Display(True, 4))
 else:
     display = Display(True, 4)
     display.start()
-    display.update(1, RECORD)
+    display.update(record(1))
     if sys.argv[1] == "closed":
         with display:
             raise RuntimeError("boom")

@@ -11,72 +11,35 @@ from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.placement.collectives import sum_over_ranks, world
-from dist_subspace.placement.deepspeed.optimizer_state import read_state
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.subspace import named_trainables, trainable_parameters
-from dist_subspace.training.data import GlobalBatch, MicroBatch
-from dist_subspace.training.engine import Stepper
 from dist_subspace.training.loss import summed_loss
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-
-CPU = torch.device("cpu")
+from tests.tiny_models import save_odd
+from tests.training.engines import close, global_batch, micro_batch, stepper_of
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
-def micro_batch(number: int) -> MicroBatch:
-    """One row; the number of its targets grows with its number, so that a mean of means would be another loss."""
-    ids = torch.randint(3, tiny.VOCABULARY, (1, tiny.LENGTH), generator=torch.Generator().manual_seed(number))
-    labels = ids.clone()
-    labels[:, : tiny.LENGTH - 2 - number] = -100
-    return MicroBatch(
-        number=number, inputs={"input_ids": ids}, labels=labels, targets=number + 2, samples=1, tokens=tiny.LENGTH
-    )
-
-
-def global_batch(count: int) -> GlobalBatch:
-    """`count` micro-batches dealt to the ranks in turn; the last round may leave ranks without one."""
-    rank, size = world().rank, world().size
-    rounds = math.ceil(count / size)
-    own = [micro_batch(n) if n < count else None for n in (r * size + rank for r in range(rounds))]
-    targets = sum(n + 2 for n in range(count))
-    return GlobalBatch(0, own, micro_batch(0), targets=targets, samples=count, tokens=count * tiny.LENGTH, epoch=0.0)
-
-
-def stepper_of(folder: str, stage: int, rounds: int) -> tuple[Any, Stepper]:
-    size = world().size
-    config = tiny.ds_config(stage, trainable_numel=4096, world_size=size)
-    config |= {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": rounds,
-        "train_batch_size": rounds * size,
-    }
-    model = load_frozen(folder, storage="nf4", dtype="float32", deepspeed=config)
-    attach(model, SubspaceConfig(method="lora", rank=3)).train()
-    assert sum(full_numel(p) for p in trainable_parameters(model)) <= 4096
-    engine = tiny.make_engine(model, config)
-    return engine, Stepper(engine, CPU, 0, size)
-
-
-def three_steps(folder: str, stage: int, count: int) -> dict[str, Any]:
+def three_steps(folder: str, stage: int | None, count: int) -> dict[str, Any]:
     batch = global_batch(count)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
     losses = []
     for _ in range(3):
         total = sum_over_ranks([stepper.accumulate(batch)])[0]
-        assert stepper.apply(True)
+        assert engine.step(True)
         losses.append(total / batch.targets)
-    state = read_state(engine, named_trainables(engine.module))
-    engine.destroy()
+    state = engine.read_state(named_trainables(engine.module))
+    close(engine)
     return {"losses": losses, "state": state}
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_micro_batches_that_the_ranks_do_not_divide_train_as_on_one_rank(llama: str, stage: int) -> None:
+def test_micro_batches_that_the_ranks_do_not_divide_train_as_on_one_rank(llama: str, stage: int | None) -> None:
     """Three micro-batches on two ranks: in the second round one rank idles. Losses and moments are those of one rank."""
     one = run_on_ranks(1, three_steps, llama, 0, 3)[0]
     for rank in run_on_ranks(2, three_steps, llama, stage, 3):
@@ -90,44 +53,45 @@ def assert_close(state: dict[str, Tensor], expected: dict[str, Tensor], kind: st
             torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-6, msg=name)
 
 
-def skipped_step(folder: str, stage: int) -> list[bool]:
+def skipped_step(folder: str, stage: int | None) -> list[bool]:
     """A step that is said not to be finite, and a finite one after it: what each changed."""
     batch = global_batch(2)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
     moved = []
     for finite in (False, True):
-        before = read_state(engine, named_trainables(engine.module))
+        before = engine.read_state(named_trainables(engine.module))
         stepper.accumulate(batch)
-        assert stepper.apply(finite) == finite
-        after = read_state(engine, named_trainables(engine.module))
+        assert engine.step(finite) == finite
+        after = engine.read_state(named_trainables(engine.module))
         moved.append(any(not torch.equal(after[name], before[name]) for name in before))
-    engine.destroy()
+    close(engine)
     return moved
 
 
 def test_a_step_that_is_not_finite_changes_nothing_where_nothing_is_split(llama: str) -> None:
     assert run_on_ranks(2, skipped_step, llama, 0) == [[False, True]] * 2
+    assert run_on_ranks(1, skipped_step, llama, None) == [[False, True]]
 
 
-def gradient_poisoned(folder: str, stage: int) -> dict[str, Any]:
+def gradient_poisoned(folder: str, stage: int | None) -> dict[str, Any]:
     """One rank's adapter input is not a number: every rank must skip the step, and go on after it."""
     batch = global_batch(2)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
     poison = _nan_on_rank_1(engine.module)
-    before = read_state(engine, named_trainables(engine.module))
+    before = engine.read_state(named_trainables(engine.module))
     total = sum_over_ranks([stepper.accumulate(batch)])[0]
-    applied = stepper.apply(math.isfinite(total))
+    applied = engine.step(math.isfinite(total))
     poison.remove()
-    after = read_state(engine, named_trainables(engine.module))
+    after = engine.read_state(named_trainables(engine.module))
     same = all(torch.equal(after[name], before[name]) for name in before)
     again = sum_over_ranks([stepper.accumulate(batch)])[0]
     found = {
         "applied": applied,
         "same": same,
-        "then": stepper.apply(math.isfinite(again)),
+        "then": engine.step(math.isfinite(again)),
         "loss": math.isfinite(again),
     }
-    engine.destroy()
+    close(engine)
     return found
 
 
@@ -139,12 +103,12 @@ def _nan_on_rank_1(model: torch.nn.Module) -> Any:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_rank_with_a_loss_that_is_no_number_makes_all_skip_and_go_on(llama: str, stage: int) -> None:
+def test_a_rank_with_a_loss_that_is_no_number_makes_all_skip_and_go_on(llama: str, stage: int | None) -> None:
     for rank in run_on_ranks(2, gradient_poisoned, llama, stage):
         assert rank == {"applied": False, "same": True, "then": True, "loss": True}
 
 
-def after_an_infinite_loss(folder: str, stage: int) -> tuple[bool, bool, bool]:
+def after_an_infinite_loss(folder: str, stage: int | None) -> tuple[bool, bool, bool]:
     """The label of one target is impossible, as a model may make it (Chameleon's image tokens): the loss is infinite, and the
     gradient is not. Returns whether that step was applied, whether it changed anything, whether the next one was applied."""
     batch = global_batch(3)
@@ -154,11 +118,11 @@ def after_an_infinite_loss(folder: str, stage: int) -> tuple[bool, bool, bool]:
     handle = engine.module.lm_head.register_forward_hook(lambda head, inputs, out: out.index_fill(-1, label, -math.inf))
     before = values(engine)
     assert stepper.accumulate(batch) == math.inf
-    applied, changed = stepper.apply(False), values(engine) != before
+    applied, changed = engine.step(False), values(engine) != before
     handle.remove()
     stepper.accumulate(batch)
-    following = stepper.apply(True)
-    engine.destroy()
+    following = engine.step(True)
+    close(engine)
     return applied, changed, following
 
 
@@ -168,15 +132,15 @@ def values(engine: Any) -> list[list[float]]:
         return [parameter.detach().flatten().tolist() for parameter in parameters]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_step_whose_loss_is_infinite_is_skipped_though_its_gradient_is_finite(stage: int, llama: str) -> None:
+@pytest.mark.parametrize("stage", [None, 0, 1, 2, 3])
+def test_a_step_whose_loss_is_infinite_is_skipped_though_its_gradient_is_finite(stage: int | None, llama: str) -> None:
     assert run_on_ranks(1, after_an_infinite_loss, llama, stage) == [(False, False, True)]
 
 
 LOST, STEPS = 2, 4  # of four steps the second has a gradient that is not finite
 
 
-def with_a_broken_gradient(folder: str, stage: int, value: float) -> dict[str, Any]:
+def with_a_broken_gradient(folder: str, stage: int | None, value: float) -> dict[str, Any]:
     """In one step one number of one rank's gradient is none, while the loss is finite as ever."""
     batch = global_batch(3)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
@@ -189,10 +153,10 @@ def with_a_broken_gradient(folder: str, stage: int, value: float) -> dict[str, A
         if hook is not None:
             hook.remove()
         assert math.isfinite(total)
-        applied.append(stepper.apply(True))
-        norms.append(stepper.grad_norm())
-    state = read_state(engine, named_trainables(engine.module))
-    engine.destroy()
+        applied.append(engine.step(True))
+        norms.append(engine.grad_norm)
+    state = engine.read_state(named_trainables(engine.module))
+    close(engine)
     return {"applied": applied, "state": state, "norms": norms}
 
 
@@ -228,10 +192,17 @@ def plain(llama: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("stage", "ranks", "value"),
-    [(0, 1, math.inf), (0, 1, math.nan), (0, 2, -math.inf), *((stage, 2, math.inf) for stage in (1, 2, 3))],
+    [
+        (None, 1, math.inf),
+        (None, 1, math.nan),
+        (0, 1, math.inf),
+        (0, 1, math.nan),
+        (0, 2, -math.inf),
+        *((stage, 2, math.inf) for stage in (1, 2, 3)),
+    ],
 )
 def test_a_step_with_one_gradient_that_is_not_finite_is_left_out_and_the_others_are_plain_torchs(
-    stage: int, ranks: int, value: float, llama: str, plain: dict[str, Any]
+    stage: int | None, ranks: int, value: float, llama: str, plain: dict[str, Any]
 ) -> None:
     for rank in run_on_ranks(ranks, with_a_broken_gradient, llama, stage, value):
         assert rank["applied"] == [step != LOST for step in range(1, STEPS + 1)]

@@ -12,50 +12,15 @@ import torch
 from torch import Tensor
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import trainable_parameters
 from dist_subspace.training import optimizers
 from dist_subspace.training.loss import summed_loss
-from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.tiny_run import make_model, make_records
-from tests.training.test_engine import global_batch, micro_batch, stepper_of
-from tests.training.test_run import configuration, losses, run_here
-
-KINDS = {None: "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs")
-    make_model(path / "model")
-    make_records(path / "train.jsonl", 60)
-    return path
-
-
-@pytest.fixture
-def fp16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch multiplies float16 on a CPU, slowly; DeepSpeed refuses its fp16 engine there, and works where it does not."""
-    from deepspeed.accelerator import get_accelerator
-
-    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
-
-
-def stock(stage: int, kind: str | None, *offload: str, **more: Any) -> dict[str, Any]:
-    section: dict[str, Any] = {"stage": stage} | {target: {"device": "cpu"} for target in offload}
-    scale = {"initial_scale_power": 8} if kind == "fp16" else {}
-    return {"zero_optimization": section, **({kind: {"enabled": True} | scale} if kind else {}), **more}
-
-
-def config_of(
-    folder: Path, run: Path, engine: dict[str, Any], kind: str | None, optim: str = "adamw_torch"
-) -> dict[str, Any]:
-    values = configuration(folder, run, max_steps=4, global_batch_size=4, optim=optim, warmup_steps=0)
-    values["training"] |= {"gradient_checkpointing": False, "lr_scheduler_type": "constant"}
-    values["model"] |= {"storage": "nf4", "dtype": KINDS[kind]}
-    values["checkpoint"] = {"save_steps": 2}
-    return values | {"deepspeed": {"config": engine}}
+from tests.tiny_models import save_odd
+from tests.training.engines import close, config_of, global_batch, micro_batch, stepper_of, stock
+from tests.whole_runs import losses, run_here
 
 
 def norms(run: Path) -> list[float]:
@@ -187,17 +152,17 @@ def test_a_checkpoint_that_could_not_be_written_is_found_out_after_the_first_ste
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def norm_of_a_step(folder: str, stage: int) -> float | None:
     batch = global_batch(3)
     engine, stepper = stepper_of(folder, stage, len(batch.rounds))
-    assert stepper.grad_norm() is None
+    assert engine.grad_norm is None
     stepper.accumulate(batch)
-    assert stepper.apply(True)
-    engine.destroy()
-    return stepper.grad_norm()
+    assert engine.step(True)
+    close(engine)
+    return engine.grad_norm
 
 
 def torchs_own(folder: str) -> float:

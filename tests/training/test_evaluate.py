@@ -17,6 +17,7 @@ from dist_subspace.training.data import eval_batches, eval_filler
 from dist_subspace.training.evaluate import evaluate, scores
 from tests.ranks import run_on_ranks
 from tests.training.data.tokens_for_tests import prepared
+from tests.training.macro_f1 import macro_f1
 
 
 def counts(true: list[int], predicted: list[int], classes: int) -> Tensor:
@@ -24,16 +25,6 @@ def counts(true: list[int], predicted: list[int], classes: int) -> Tensor:
     for row, column in zip(true, predicted):
         table[row, column] += 1
     return table
-
-
-def macro_f1(true: list[int], predicted: list[int]) -> float:
-    """The definition: the mean over the classes that occur of 2 P R / (P + R), 0 where that is no number."""
-    values = []
-    for kind in sorted({*true, *predicted}):
-        hits = sum(t == p == kind for t, p in zip(true, predicted))
-        precision, recall = hits / max(1, predicted.count(kind)), hits / max(1, true.count(kind))
-        values.append(0.0 if hits == 0 else 2 * precision * recall / (precision + recall))
-    return sum(values) / len(values)
 
 
 @pytest.mark.parametrize(

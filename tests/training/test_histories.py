@@ -18,22 +18,14 @@ from safetensors.torch import load_file
 
 from dist_subspace import load_adapter, load_frozen
 from dist_subspace.checkpoint import occupancy
-from dist_subspace.checkpoint.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, read_status, write_status
-from dist_subspace.checkpoint.store import verify
 from dist_subspace.placement.collectives import barrier, world
+from dist_subspace.run_folder.manifest import verify
+from dist_subspace.run_folder.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, read_status, write_status
 from dist_subspace.training import model
 from dist_subspace.training.run_status import RunStatus
 from tests.ranks import ROOT, run_on_ranks
-from tests.tiny_run import make_model, make_records
-from tests.training.test_run import configuration, losses, run_here
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs")
-    make_model(path / "model")
-    make_records(path / "train.jsonl", 60)
-    return path
+from tests.tiny_run import make_model
+from tests.whole_runs import configuration, losses, run_here
 
 
 def finished(folder: Path, run: Path, **subspace: Any) -> dict[str, Any]:

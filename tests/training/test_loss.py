@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification, LlamaForCausalLM
+from transformers import BertForSequenceClassification, LlamaForCausalLM
 
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.loss import forward, summed_loss
+from tests.tiny_models import tiny_config
 from tests.tiny_run import make_model
 
 
@@ -32,10 +33,7 @@ def test_the_mean_over_targets_is_the_loss_that_transformers_gives_a_causal_mode
 
 
 def test_the_mean_over_samples_is_the_loss_that_transformers_gives_a_classifier() -> None:
-    config = BertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, num_labels=3
-    )
-    model = BertForSequenceClassification(config).eval()
+    model = BertForSequenceClassification(tiny_config("BertConfig", num_labels=3)).eval()
     ids = torch.from_numpy(numpy.random.default_rng(0).integers(2, 50, (4, 9)))
     labels = torch.tensor([0, 2, 1, 2])
     batch = micro_batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, labels, 4)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 import dist_subspace as dsub
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.loading.tokenizer import load_tokenizer
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.run import train
 from tests.ranks import run_on_ranks
-from tests.tiny_run import POSITIONS, make_model, make_tokenizer
+from tests.tiny_run import POSITIONS, make_bert, make_model
 
 MARKS = ["<|im_start|>", "<|im_end|>"]
 KNOWN = 258  # of the base
@@ -139,12 +139,7 @@ def run_here(config: dict[str, Any]) -> int:
 
 @pytest.mark.parametrize(("method", "ranks"), [("prompt", 1), ("prefix", 2)])
 def test_an_encoder_learns_to_classify_by_virtual_tokens_and_new_ones(method: str, ranks: int, tmp_path: Path) -> None:
-    tokenizer = make_tokenizer()
-    small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 44}
-    torch.manual_seed(0)
-    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **small)
-    BertForSequenceClassification(config).bert.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
+    make_bert(tmp_path / "model", BertForSequenceClassification)
     rows = [{"text": f"{MARKS[n % 2]} {n % 5}", "label": "yes" if n % 2 else "no"} for n in range(80)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = configuration(tmp_path, tmp_path / "run", method=method, rank=None, options={"num_virtual_tokens": 3})

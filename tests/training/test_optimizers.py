@@ -83,5 +83,3 @@ def test_every_name_of_the_configuration_is_made_and_those_of_gpus_are_refused_e
         check_optimizer(name, torch.device("cuda"))
         with pytest.raises(UsageError, match=rf"training\.optim is '{name}', which bitsandbytes has on GPUs only"):
             check_optimizer(name, torch.device("cpu"))
-    with pytest.raises(UsageError, match=r"training\.optim is 'adamw'"):
-        check_optimizer("adamw", torch.device("cpu"))

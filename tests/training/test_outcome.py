@@ -7,6 +7,7 @@ import math
 import pytest
 
 from dist_subspace.training.outcome import divergence, failure, losses_by_step, skipped_text
+from tests.step_records import unknown_record
 
 NAN, INF = math.nan, math.inf
 
@@ -25,12 +26,7 @@ def test_losses_that_are_no_numbers_are_left_out_of_the_means() -> None:
 
 
 def test_lines_from_before_a_resume_count_for_the_steps_that_they_are_the_mean_of() -> None:
-    lines = [
-        {"step": 0, "eval_loss": 9.0},
-        {"step": 1, "loss": 4.0},
-        {"step": 3, "loss": None},
-        {"step": 5, "loss": 2.0},
-    ]
+    lines = [unknown_record(1, loss=4.0), unknown_record(3), unknown_record(5, loss=2.0)]
     found = losses_by_step(lines, [1.0, 0.5], 3)
     assert found[0] == 4.0 and found[3:] == [1.0, 0.5] and len(found) == 5 and all(map(math.isnan, found[1:3]))
     assert losses_by_step([], [1.0], 7) == [1.0]

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import RobertaConfig, RobertaForCausalLM, RobertaForSequenceClassification
+from transformers import RobertaForCausalLM, RobertaForSequenceClassification
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.run import train
+from tests.tiny_models import tiny_config
 from tests.tiny_run import make_tokenizer
 
 STATED = 33  # one of them is before the first token's: the padding is id 0, which no sample has
@@ -22,16 +23,9 @@ STATED = 33  # one of them is before the first token's: the padding is id 0, whi
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("positions")
     tokenizer = make_tokenizer()
-    small: dict[str, Any] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 40,
-    }
-    small |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": STATED, "num_attention_heads": 2}
     torch.manual_seed(0)
-    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=STATED, is_decoder=True, **small)
-    config.pad_token_id = 0
+    config = tiny_config("RobertaConfig", is_decoder=True, **sizes)
     RobertaForCausalLM(config).save_pretrained(path / "causal")
     config.is_decoder = False
     RobertaForSequenceClassification(config).save_pretrained(path / "classify")

@@ -8,23 +8,23 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from dist_subspace import load_adapter, load_frozen
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
+from dist_subspace.placement.engines import start_engine
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import methods
-from dist_subspace.training.engine import start_engine
 from dist_subspace.training.run import train
 from tests.ranks import run_on_ranks, run_once_on_ranks
-from tests.tiny_run import make_model, make_records, make_tokenizer
+from tests.tiny_run import make_bert, make_model, make_records
+from tests.whole_runs import configuration, losses, run_here
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model(path / "model")
     make_records(path / "train.jsonl", 60)
     return path
-
-
-def configuration(folder: Path, run: Path, **training: Any) -> dict[str, Any]:
-    """Ten samples a step in micro-batches of two: 5 rounds on one rank, 2 + 2 + 1 on two and on three."""
-    return {
-        "model": {"path": str(folder / "model"), "storage": "fp32"},
-        "subspace": {"method": "lora", "rank": 4, "dropout": 0.1},
-        "data": {"train": str(folder / "train.jsonl"), "max_length": 48, "packing": False},
-        "training": {
-            "max_steps": 6,
-            "global_batch_size": 10,
-            "per_device_train_batch_size": 2,
-            "learning_rate": 0.01,
-            **training,
-        },
-        "checkpoint": {"save_steps": 3},
-        "run": {"output_dir": str(run), "logging_steps": 1, "report_to": "none"},
-    }
-
-
-def run_here(config: dict[str, Any], overrides: Sequence[str] = ()) -> int:
-    """In a rank of a pool, or in this process."""
-    return train(config, overrides)
 
 
 def run_and_be_told_to_stop(config: dict[str, Any]) -> int:
@@ -74,11 +51,6 @@ def _signal_when_there(file: Path) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def losses(run: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 def test_one_trajectory_on_one_two_and_three_ranks_packed_or_not_with_dropout(folder: Path, tmp_path: Path) -> None:
@@ -129,8 +101,8 @@ def run_with_a_loss_scaler(config: dict[str, Any]) -> int:
 
     def started(*args: Any) -> Any:
         engine = start_engine(*args)
-        engine.optimizer.loss_scaler = DynamicLossScaler(2.0**8, 3, 1.0, 2, False)
-        engine.optimizer.dynamic_loss_scale = True
+        engine.deepspeed.optimizer.loss_scaler = DynamicLossScaler(2.0**8, 3, 1.0, 2, False)
+        engine.deepspeed.optimizer.dynamic_loss_scale = True
         return engine
 
     trainer.start_engine = started
@@ -290,15 +262,6 @@ def same_adapter(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def bert(folder: Path, kind: Any) -> None:
-    """A tiny BERT's base, as a checkpoint of the given class has it: a masked language model's lacks the pooler."""
-    tokenizer = make_tokenizer()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 44}
-    torch.manual_seed(0)
-    kind(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).bert.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 @pytest.mark.parametrize(
     ("preset", "ranks", "kind", "fresh"),
     [
@@ -309,7 +272,7 @@ def bert(folder: Path, kind: Any) -> None:
 def test_classification_trains_in_full_and_saves_what_the_base_lacks(
     preset: str, ranks: int, kind: Any, fresh: list[str], tmp_path: Path
 ) -> None:
-    bert(tmp_path / "model", kind)
+    make_bert(tmp_path / "model", kind)
     rows = [{"text": f"{'good' if n % 2 else 'bad'} {n % 5}", "label": "yes" if n % 2 else "no"} for n in range(80)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     run = tmp_path / "run"

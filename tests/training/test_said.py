@@ -20,12 +20,13 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import LlamaForCausalLM
 
 from dist_subspace.checkpoint import occupancy
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder import RunFolder
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, read_status
 from dist_subspace.subspace import attachment, methods
 from dist_subspace.training import trackers
 from dist_subspace.training.run import train
 from tests.tiny_run import make_model
-from tests.training.test_trainer import records, rewritten
+from tests.whole_runs import records, rewritten
 
 STEPS, ROUNDS = 4, 2
 
@@ -46,8 +47,8 @@ class Told:
 class Written:
     """A tracker of one's own: what it is told, in a file."""
 
-    def __init__(self, run_dir: Path, config: Mapping[str, Any], resume_step: int) -> None:
-        self.file = (run_dir / "tracked.jsonl").open("a")
+    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
+        self.file = (run.path / "tracked.jsonl").open("a")
         self._write({"config": config, "after": resume_step})
 
     def _write(self, told: dict[str, Any]) -> None:

@@ -10,13 +10,12 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.config import names
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.training.schedule import PLATEAU, Schedule, warmup_count, warmup_warning
 from tests.ranks import run_on_ranks
-from tests.tiny_run import make_model, make_records
-from tests.training.test_run import configuration, run_here
+from tests.whole_runs import configuration, run_here
 
 STEPS = 40
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -130,14 +129,6 @@ def test_a_warm_up_that_the_run_never_leaves_is_said(
 ) -> None:
     said = warmup_warning(Schedule(name, [0.01], warmup, total, {}), warmup, done, total)
     assert words in str(said) if words else said is None
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs")
-    make_model(path / "model")
-    make_records(path / "train.jsonl", 60)
-    return path
 
 
 def rates(run: Path) -> list[float]:

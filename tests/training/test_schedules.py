@@ -12,10 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from tests.ranks import run_on_ranks
-from tests.tiny_run import make_model, make_records
-from tests.training.test_run import configuration, losses, run_here
+from tests.whole_runs import configuration, losses, run_here
 
 STEPS = 12
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -28,14 +27,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },  # moves: up to 5 at step 6, 1 at step 8
     "lora-dash": {"warmup_steps": 4, "directions": 3},
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs")
-    make_model(path / "model")
-    make_records(path / "train.jsonl", 60)
-    return path
 
 
 def config(folder: Path, run: Path, method: str, preset: str) -> dict[str, Any]:

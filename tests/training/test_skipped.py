@@ -17,12 +17,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from transformers import LlamaForCausalLM
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.checkpoint.state import read_trainer_state
-from dist_subspace.checkpoint.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder.trainer_state import read_trainer_state
 from dist_subspace.subspace import attachment, named_trainables
 from tests.tiny_run import make_model, make_tokenizer
-from tests.training.test_engines import config_of, folder, fp16_on_a_cpu, stock  # noqa: F401
-from tests.training.test_run import run_here
+from tests.training.engines import config_of, stock
+from tests.whole_runs import run_here
 
 TEXTS = ["ab", "cde", "fghi", "jklmn"]
 BROKEN, STEPS, RATE = 2, 4, 0.02
@@ -123,9 +123,9 @@ def test_a_gradient_that_is_not_finite_ends_a_run_that_shall_stop_there(base: Pa
 
 
 def test_a_loss_that_is_no_number_is_no_matter_of_the_fp16_scale(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
-    fp16_on_a_cpu: None,  # noqa: F811
+    fp16_on_a_cpu: None,
 ) -> None:
     config = config_of(folder, tmp_path / "run", stock(0, "fp16"), "fp16")
     config["training"] |= {"on_nonfinite": "stop", "max_steps": 2}

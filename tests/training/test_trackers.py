@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_subspace.errors import UsageError
-from dist_subspace.training.trackers import Trackers, check_trackers
+from dist_subspace.run_folder.records import Evaluation
+from dist_subspace.training.trackers import Trackers, check_installed
+from tests.step_records import unknown_record
+from tests.whole_runs import scalars
 
 
 def no_report(message: str) -> None:
     raise AssertionError(message)
 
 
-def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    events = EventAccumulator(str(run / "tensorboard"))
-    events.Reload()
-    return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-
-
 def test_tensorboard_gets_training_and_evaluation_and_no_nan(tmp_path: Path) -> None:
     trackers = Trackers(["tensorboard"], tmp_path, {"a": 1}, no_report)
-    trackers.log({"step": 1, "loss": 2.0, "grad_norm": None, "learning_rate": 0.5}, 1)
-    trackers.log({"step": 2, "loss": float("nan")}, 2)
-    trackers.log({"eval_loss": 3.0}, 2)
+    trackers.log(unknown_record(1, loss=2.0, learning_rate=0.5))
+    trackers.log(unknown_record(2))
+    trackers.log(Evaluation(2, {"eval_loss": 3.0}))
     trackers.close()
     assert scalars(tmp_path) == {"train/loss": [(1, 2.0)], "train/learning_rate": [(1, 0.5)], "eval/loss": [(2, 3.0)]}
 
@@ -35,7 +32,7 @@ def test_a_resumed_run_has_one_branch_in_tensorboard(tmp_path: Path) -> None:
     for resume, steps in ((0, (1, 2, 3, 4)), (2, (3, 4))):
         trackers = Trackers(["tensorboard"], tmp_path, {}, no_report, resume_step=resume)
         for step in steps:
-            trackers.log({"loss": float(step + resume)}, step)
+            trackers.log(unknown_record(step, loss=float(step + resume)))
         trackers.close()
     assert scalars(tmp_path)["train/loss"] == [(1, 1.0), (2, 2.0), (3, 5.0), (4, 6.0)]
 
@@ -43,10 +40,10 @@ def test_a_resumed_run_has_one_branch_in_tensorboard(tmp_path: Path) -> None:
 def test_a_tracker_that_fails_in_the_middle_is_said_once_and_left_out(tmp_path: Path) -> None:
     said: list[str] = []
     trackers = Trackers(["tensorboard"], tmp_path, {}, said.append)
-    trackers.log({"loss": 1.0}, 1)
+    trackers.log(unknown_record(1, loss=1.0))
     assert trackers.active == ("tensorboard",) and said == []
     for _ in range(3):
-        trackers.log({"loss": 1.0}, "no step")  # type: ignore[arg-type]
+        trackers.log(replace(unknown_record(1, loss=1.0), step="no step"))
     trackers.close()
     assert len(said) == 1 and "tensorboard failed" in said[0] and trackers.active == ()
 
@@ -55,18 +52,9 @@ def test_a_tracker_that_cannot_start_does_not_stop_the_run(tmp_path: Path) -> No
     (tmp_path / "tensorboard").write_text("a file where the folder should be")
     said: list[str] = []
     trackers = Trackers(["tensorboard"], tmp_path, {}, said.append)
-    trackers.log({"loss": 1.0}, 1)
+    trackers.log(unknown_record(1, loss=1.0))
     trackers.close()
     assert len(said) == 1 and trackers.active == ()
-
-
-def test_names_are_checked_early() -> None:
-    assert check_trackers([]) == () and check_trackers(["none"]) == ()
-    assert check_trackers(["tensorboard", "tensorboard"]) == ("tensorboard",)
-    with pytest.raises(UsageError, match=r"run\.report_to is 'tensorbord' \(did you mean 'tensorboard'\?\)"):
-        check_trackers(["tensorbord"])
-    with pytest.raises(UsageError, match="stands alone"):
-        check_trackers(["none", "tensorboard"])
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -74,7 +62,8 @@ def test_a_package_that_is_not_installed_is_named_with_its_extra(name: str) -> N
     if importlib.util.find_spec(name):
         pytest.skip(f"{name} is installed")
     with pytest.raises(UsageError, match=rf"run\.report_to names '{name}'.*pip install 'dist-subspace\[{name}\]'"):
-        check_trackers([name])
+        check_installed([name])
+    check_installed(["tensorboard"])
 
 
 def test_wandb_gets_figures_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,8 +71,8 @@ def test_wandb_gets_figures_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     trackers = Trackers(["wandb"], tmp_path, {"model": {"storage": "nf4"}}, no_report)
-    trackers.log({"loss": 1.0}, 1)
-    trackers.log({"eval_loss": 1.0}, 1)
+    trackers.log(unknown_record(1, loss=1.0))
+    trackers.log(Evaluation(1, {"eval_loss": 1.0}))
     trackers.close()
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
@@ -93,7 +82,7 @@ def test_mlflow_gets_figures_and_parameters(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
     trackers = Trackers(["mlflow"], tmp_path, {"model": {"storage": "nf4"}}, no_report)
-    trackers.log({"loss": 1.5}, 3)
+    trackers.log(unknown_record(3, loss=1.5))
     trackers.close()
     (run,) = mlflow.search_runs(output_format="list", search_all_experiments=True)
     assert run.data.params == {"model.storage": "nf4"} and run.data.metrics == {"train/loss": 1.5}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -24,13 +23,12 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from dist_subspace.checkpoint.status import EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_OK, read_status
 from dist_subspace.subspace import attachment
 from tests.ranks import run_on_ranks
-from tests.tiny_run import make_model, make_records, make_tokenizer
-from tests.training.test_evaluate import macro_f1
-from tests.training.test_run import bert, run_here
-from tests.training.test_trackers import scalars
+from tests.tiny_run import make_bert, make_model, make_records, make_tokenizer
+from tests.training.macro_f1 import macro_f1
+from tests.whole_runs import assert_same, records, rewritten, run_here, scalars
 
 STEPS, MIDDLE = 9, 4
 BATCH = 10
@@ -74,10 +72,6 @@ def configuration(folder: Path, run: Path, **training: Any) -> dict[str, Any]:
     }
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
 def without_the_clock(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     timed = ("tokens_per_second", "peak_memory_bytes", "elapsed_seconds")
     return [{key: value for key, value in line.items() if key not in timed} for line in lines]
@@ -89,14 +83,6 @@ def state(run: Path, step: int) -> dict[str, Any]:
 
 def checkpoints(run: Path) -> set[str]:
     return {path.name for path in run.glob("checkpoint-*")}
-
-
-def rewritten(checkpoint: Path, name: str, content: bytes) -> None:
-    """Another file in a checkpoint, whose manifest vouches for it."""
-    (checkpoint / name).write_bytes(content)
-    manifest = json.loads((checkpoint / "MANIFEST.json").read_text())
-    manifest[name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +134,6 @@ def test_a_continued_run_ends_in_the_state_of_the_one_that_was_not_interrupted(w
     assert other == one
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         assert_same(continued / f"checkpoint-{STEPS}" / name, whole / f"checkpoint-{STEPS}" / name)
-
-
-def assert_same(one: Path, other: Path) -> None:
-    first, second = load_file(one), load_file(other)
-    assert first.keys() == second.keys()
-    assert [name for name in first if not torch.equal(first[name], second[name])] == []
 
 
 def test_time_samples_and_tokens_go_on_from_where_the_run_was_left(folder: Path, continued: Path) -> None:
@@ -356,7 +336,7 @@ TRAINED = "bert.encoder.layer.1.output.dense"
 def test_modules_trained_beside_a_new_head_are_saved_with_it_and_the_metrics_are_those_of_transformers(
     tmp_path: Path,
 ) -> None:
-    bert(tmp_path / "model", BertForSequenceClassification)
+    make_bert(tmp_path / "model", BertForSequenceClassification)
     rows = [{"text": "abc"[: 1 + n % 3] * (1 + n % 4), "label": ("no", "so", "yes")[n % 3]} for n in range(12)]
     for name, part in (("train", rows), ("eval", [*rows[:6], rows[0]])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))

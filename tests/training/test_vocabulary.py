@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from dist_subspace.checkpoint.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.data import DataSettings, prepare
 from dist_subspace.training.run import train
 from dist_subspace.training.vocabulary import check_ids_used, usable_pad_id, without_gap

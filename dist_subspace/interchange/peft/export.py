@@ -11,10 +11,8 @@ no patterns).
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,66 +21,27 @@ from torch import Tensor, nn
 
 from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.adapter import (
-    PREFIX,
-    WEIGHTS,
-    adapter_config,
-    adapter_tensors,
-    base_tokenizer,
-    read_adapter,
-    split_factors,
-)
-from dist_subspace.interchange.description import config_texts
+from dist_subspace.interchange.adapter import adapter_tensors, base_tokenizer
+from dist_subspace.interchange.adapter_folder import AdapterFolder
+from dist_subspace.interchange.description import WEIGHTS, config_texts
 from dist_subspace.interchange.for_class import named_for
-from dist_subspace.interchange.hollow import AdapterFolder, hollow_parts
 from dist_subspace.interchange.model_card import model_card
+from dist_subspace.interchange.model_description import adapter_config
+from dist_subspace.interchange.parts_without_base import parts_without_base
+from dist_subspace.interchange.peft.export_report import ExportReport, class_note, reader_notes
 from dist_subspace.interchange.peft.forms import Forms, Lora, forms_of, lora_of, pays
+from dist_subspace.interchange.peft.trained_in_full import of_no_layer
+from dist_subspace.interchange.peft.written_forms import OF_EVERY_KIND, has_one_scale, lora_files, scaling_files
 from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
-from dist_subspace.placement.wholes import on_wholes
+from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
+from dist_subspace.subspace.core.peft_words import Entries
 
 FORMS = ("auto", "direct", "lora", "scaling")
 MADE = ("lora", "approximate")  # of one LoRA a layer
 FOR = ("checkpoint", "trained")
 T = TypeVar("T")
-Described = Mapping[str, Any]
-Written = tuple[dict[str, Any], dict[str, Tensor]]  # entries of adapter_config.json, and tensors
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """What was written. form: direct, lora, scaling, or approximate; error: of an approximation, `‖ΔW - B A‖ / ‖ΔW‖` (Frobenius)
-    over all layers as one; errors: the same by layer; notes: who cannot read it; model_class: whose module names it has, where
-    a text model belongs to a larger family."""
-
-    folder: str
-    method: str
-    form: str
-    peft_type: str
-    rank: int | None
-    parameters: int
-    error: float | None
-    errors: Mapping[str, float]
-    notes: tuple[str, ...]
-    model_class: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def __str__(self) -> str:
-        rank = f", rank {self.rank}" if self.rank else ""
-        words = {"direct": "its own files", "lora": "an exact LoRA", "scaling": "exact scalings"}
-        lines = [
-            f"{self.folder}: {self.method} as PEFT's {self.peft_type} ({words.get(self.form, 'an approximation')}{rank}), "
-            f"{self.parameters:,} numbers"
-        ]
-        if self.error is not None:
-            worst = max(self.errors, key=lambda name: self.errors[name])
-            lines.append(
-                f"relative error of the updates: {self.error:.3e} over all layers, at most {self.errors[worst]:.3e} ({worst})"
-            )
-        return "\n".join([*lines, *self.notes])
 
 
 def export_peft(
@@ -121,7 +80,7 @@ def export_peft(
             raise unknown_name("for_class", for_class, FOR)
         if approximate_rank is not None and approximate_rank < 1:
             raise UsageError(f"approximate_rank is {approximate_rank!r}; accepted: a whole number of at least 1")
-        described: Described = {}
+        described: Entries = {}
         if isinstance(model_or_folder, nn.Module):
             beside, described = base_tokenizer(model_or_folder), adapter_config(model_or_folder)
         else:
@@ -145,7 +104,7 @@ class _Wish:
     tokenizer: Any = None  # which is written beside it, or a folder that holds one
 
 
-def _export_model(model: nn.Module, described: Described, wish: _Wish) -> ExportReport:
+def _export_model(model: nn.Module, described: Entries, wish: _Wish) -> ExportReport:
     """Collective. Each part is looked at before any is made: a refusal has held one layer's pair at a time."""
     info, names = attached(model).info, attached(model).layers
     native = adapter_tensors(model, factors=False)
@@ -174,53 +133,43 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
         base: whether the base's are gathered too.
     """
     left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
-    own = [p for p in part.parameters() if id(p) not in left]
-    return on_wholes(own, f"the form of {name}", lambda: function(name, part, *args))
+    gathered = [p for p in part.parameters() if id(p) not in left]
+    return whole_on_main(gathered, f"the form of {name}", lambda: function(name, part, *args))
 
 
 def _export_folder(folder: Path, wish: _Wish) -> ExportReport:
     """Local: from the files alone."""
-    config, tensors = read_adapter(folder)
-    native = split_factors(tensors)[1]
-    del tensors
-    adapter = AdapterFolder(folder)
-    info, described = method_class(config.method).info, adapter.described
+    adapter = AdapterFolder(folder, verify=True)
+    info, described = method_class(adapter.config.method).info, adapter.described
+    native = adapter.tensors(factors=False)
     forms: dict[str, Forms | None] | None = None
+    linear: dict[str, Forms | None] = {}
     if not _is_direct(described, wish.form):
         biased = described["dist_subspace"].get("biased", [])
-        found = {n: forms_of(n, part, n in biased, wish.rank, base=False) for n, part in hollow_parts(adapter)}
-        forms = {name: found.get(name) for name in adapter.layers}
+        linear = {n: forms_of(n, part, n in biased, wish.rank, base=False) for n, part in parts_without_base(adapter)}
+        forms = {name: linear.get(name) for name in adapter.layers}
     kind = _choose(forms, described, info, wish)
     loras: dict[str, Lora] = {}
     if kind in MADE:
         rank = wish.rank if kind == "approximate" else None
-        loras = {n: lora_of(n, part, found[n], rank) for n, part in hollow_parts(adapter)}  # type: ignore[arg-type]
+        loras = {
+            name: lora_of(name, part, form, rank)
+            for name, part in parts_without_base(adapter)
+            if isinstance(part, SubspaceLinear) and (form := linear[name]) is not None
+        }
     return _write_form(kind, described, info, native, forms, loras, wish)
 
 
-def _is_direct(described: Described, form: str) -> bool:
+def _is_direct(described: Entries, form: str) -> bool:
     """Whether the adapter's own file is what is wanted: PEFT reads it, and so does vLLM, which knows no patterns."""
     if form not in ("auto", "direct") or described["peft_type"] is None:
         return False
-    return form == "direct" or described.get("use_dora") or _one_scale(described)
-
-
-def _one_scale(described: Described) -> bool:
-    ranks, alphas = described.get("rank_pattern") or {}, described.get("alpha_pattern") or {}
-
-    def scale(rank: float, alpha: float) -> float:
-        return alpha / (math.sqrt(rank) if described.get("use_rslora") else rank)
-
-    if described["peft_type"] != "LORA" or (not ranks and not alphas):
-        return True  # of AdaLoRA's files a pattern is no list of ranks; nor need a method have a rank
-    r, alpha = float(described["r"]), float(described["lora_alpha"])
-    own = {scale(ranks.get(name, r), alphas.get(name, alpha)) for name in {*ranks, *alphas}}
-    return all(math.isclose(gamma, scale(r, alpha)) for gamma in own)
+    return form == "direct" or described.get("use_dora") or has_one_scale(described)
 
 
 def _write_form(
     kind: str,
-    described: Described,
+    described: Entries,
     info: MethodInfo,
     native: dict[str, Tensor],
     forms: Mapping[str, Forms | None] | None,
@@ -232,16 +181,16 @@ def _write_form(
     tensors, kept = native, described.keys() - {"dist_subspace"}
     if forms is not None:
         pairs = {name: pair for name, (pair, _, _) in loras.items()}
-        entries, tensors = _lora(pairs, described) if kind in MADE else _scalings(forms, described)
-        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])
-        kept = _OF_EVERY_KIND
+        entries, tensors = lora_files(pairs, described) if kind in MADE else scaling_files(forms, described)
+        tensors |= of_no_layer(native, described["dist_subspace"]["layers"])
+        kept = OF_EVERY_KIND
     errors = {n: (lost, size) for n, (_, lost, size) in loras.items()} if kind == "approximate" else {}
     config = {key: value for key, value in described.items() if key in kept} | entries
-    own = described["dist_subspace"].get("own_class") if wish.for_class == "checkpoint" else None
-    own = own if own and own["names"] else None
-    if own is not None:
-        config, tensors = named_for(config, tensors, described["dist_subspace"]["layers"], own["names"])
-    _write(wish, config, tensors, own and own["name"])
+    other = described["dist_subspace"].get("own_class") if wish.for_class == "checkpoint" else None
+    own_class = other if other and other["names"] else None
+    if own_class is not None:
+        config, tensors = named_for(config, tensors, described["dist_subspace"]["layers"], own_class["names"])
+    _write(wish, config, tensors, own_class and own_class["name"])
     return ExportReport(
         folder=str(wish.out),
         method=info.name,
@@ -251,18 +200,12 @@ def _write_form(
         parameters=sum(tensor.numel() for tensor in tensors.values()),
         error=_overall(errors) if errors else None,
         errors={name: (lost / max(size, 1e-30)) ** 0.5 for name, (lost, size) in errors.items()},
-        notes=(*_class_note(described, own), *_notes(config)),
-        model_class=own and own["name"],
+        notes=(*class_note(described, own_class), *reader_notes(config)),
+        model_class=own_class and own_class["name"],
     )
 
 
-# Entries of adapter_config.json that PEFT reads for every kind of adapter on layers.
-_OF_EVERY_KIND = {
-    *("base_model_name_or_path", "task_type", "auto_mapping", "inference_mode", "target_modules", "modules_to_save"),
-}
-
-
-def _choose(forms: Mapping[str, Forms | None] | None, described: Described, info: MethodInfo, wish: _Wish) -> str:
+def _choose(forms: Mapping[str, Forms | None] | None, described: Entries, info: MethodInfo, wish: _Wish) -> str:
     """Local: the first exact form, else the approximation that was asked for."""
     if described["dist_subspace"].get("new_tokens"):
         raise UsageError(
@@ -282,7 +225,7 @@ def _choose(forms: Mapping[str, Forms | None] | None, described: Described, info
     return "approximate"
 
 
-def _no_form(info: MethodInfo, described: Described, wish: _Wish, too_large: bool) -> UsageError:
+def _no_form(info: MethodInfo, described: Entries, wish: _Wish, too_large: bool) -> UsageError:
     nonlinear = described["dist_subspace"].get("constraint") == "mpc_n"
     instead = "save_adapter, whose folder load_adapter reads"
     if info.mergeable and not nonlinear:
@@ -296,71 +239,9 @@ def _no_form(info: MethodInfo, described: Described, wish: _Wish, too_large: boo
     return UsageError(f"{name} has no exact form in PEFT; accepted: {instead}")
 
 
-def _lora(pairs: Mapping[str, tuple[Tensor, Tensor]], described: Described) -> Written:
-    """LoRA with γ = 1 in every layer: for PEFT by patterns, for vLLM because `lora_alpha / r` is 1 and nothing else is read."""
-    ranks = {name: a.shape[0] for name, (a, _) in pairs.items()}
-    rank = max(ranks.values())
-    fewer = {name: own for name, own in ranks.items() if own != rank}
-    entries = {
-        **{"peft_type": "LORA", "r": rank, "lora_alpha": rank, "lora_dropout": 0.0, "bias": "none"},
-        **{"use_rslora": False, "use_dora": False, "init_lora_weights": True},
-        **{"rank_pattern": fewer, "alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)},
-    }
-    tensors: dict[str, Tensor] = {}
-    for name, (a, b) in pairs.items():
-        tensors |= {f"{PREFIX}{name}.lora_A.weight": a, f"{PREFIX}{name}.lora_B.weight": b}
-    return entries, tensors
-
-
-def _conv1d(described: Described) -> bool:
-    return bool(described["dist_subspace"].get("conv1d"))
-
-
-def _scalings(found: Mapping[str, Forms | None], described: Described) -> Written:
-    forms = {name: form for name, form in found.items() if form is not None}
-    inputs = [name for name, form in forms.items() if form.input_scale is not None]
-    pattern = ".*" if len(inputs) == len(forms) else "|".join(map(re.escape, inputs))
-    entries = {
-        **{"peft_type": "IA3", "feedforward_modules": pattern if inputs else [], "init_ia3_weights": True},
-        "fan_in_fan_out": _conv1d(described),
-    }
-    tensors: dict[str, Tensor] = {}
-    for name, form in forms.items():
-        if form.input_scale is not None:
-            tensors[f"{PREFIX}{name}.ia3_l"] = form.input_scale[None, :]
-        elif form.output_scale is not None:
-            tensors[f"{PREFIX}{name}.ia3_l"] = form.output_scale[:, None]
-    return entries, tensors
-
-
-def _trained_in_full(native: Mapping[str, Tensor], layers: list[str]) -> dict[str, Tensor]:
-    """The tensors of `modules_to_save`: of no layer, and of the model itself."""
-    own = tuple(f"{PREFIX}{name}." for name in layers)
-    return {key: t for key, t in native.items() if key.startswith(PREFIX) and not key.startswith(own)}
-
-
 def _overall(errors: Mapping[str, tuple[float, float]]) -> float:
     lost, size = map(sum, zip(*errors.values(), strict=True))
     return float((lost / max(size, 1e-30)) ** 0.5)
-
-
-def _class_note(described: Described, own: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Which of the classes of a larger family it is for, where there are two."""
-    if own is not None:
-        return (f"for {own['name']}, the class that the base's config.json names (for_class trained: its text model)",)
-    other = described["dist_subspace"].get("own_class")
-    return () if other is None else (f"for the text model that was trained, not for the base's own {other['name']}",)
-
-
-def _notes(config: Described) -> tuple[str, ...]:
-    notes = []
-    if config["peft_type"] != "LORA":
-        notes.append(f"vLLM reads LoRA alone: this folder ({config['peft_type']}) is for PEFT")
-    elif config.get("use_dora"):
-        notes.append("vLLM does not read DoRA: this folder is for PEFT")
-    if config.get("modules_to_save"):
-        notes.append("vLLM reads no modules that were trained in full: for it, merge")
-    return tuple(notes)
 
 
 def _write(wish: _Wish, config: dict[str, Any], tensors: dict[str, Tensor], model_class: str | None) -> None:

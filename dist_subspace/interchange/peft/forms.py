@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.subspace import SubspaceLinear, SubspacePart
+from dist_subspace.subspace import AddsBias, LowRankForm, ScalesBias, ScalingForm, SubspaceLinear, SubspacePart
 
 Pair = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
 Lora = tuple[Pair, float, float]  # and the squared Frobenius norms of what it lacks of ΔW, and of ΔW
@@ -49,7 +49,7 @@ def forms_of(name: str, part: SubspacePart, biased: bool, rank: int | None, base
     if not isinstance(part, SubspaceLinear):
         return None
     shape = (part.out_features, part.in_features)
-    pair = part.low_rank_form()
+    pair = part.low_rank_form() if isinstance(part, LowRankForm) else None
     numbers = None if pair is None or _changes_bias(part, biased) else int(_terms(pair).sum()) * sum(shape)
     form = Forms(shape, numbers, *_scales(part, biased))
     if rank is not None and numbers is None and not form.scaled:
@@ -69,12 +69,12 @@ def lora_of(name: str, part: SubspaceLinear, form: Forms, rank: int | None) -> L
     """
     if form.numbers is None and form.scaled:
         raise UsageError(f"approximate_rank is for layers whose update is a matrix, and {name} is scaled")
-    if form.numbers is None:
+    pair = None if form.numbers is None or not isinstance(part, LowRankForm) else part.low_rank_form()
+    if pair is None:
         weight = part.base.dense(torch.float32)
         update = part.merged(weight) - weight
     else:
-        a, b = part.low_rank_form()  # type: ignore[misc]
-        pair = compact((_plain(a), _plain(b)))
+        pair = compact((_plain(pair[0]), _plain(pair[1])))
         if rank is None:
             return pair, 0.0, 0.0
         update = pair[1] @ pair[0]
@@ -123,21 +123,27 @@ def _check_near(name: str, part: SubspaceLinear, biased: bool, rank: int, base: 
 
 def _changes_bias(part: SubspaceLinear, biased: bool) -> bool:
     ones = torch.ones(part.out_features)
-    shifted = biased and not torch.equal(part.shifted_bias(ones.to(_device(part))).float().cpu(), ones)
-    return part.added_bias() is not None or shifted
+    return isinstance(part, AddsBias) or (biased and not torch.equal(_scaled_ones(part), ones))
 
 
 def _scales(part: SubspaceLinear, biased: bool) -> tuple[Tensor | None, Tensor | None]:
     """The one vector that scales the layer's input, or its output and bias as PEFT's IA3 does; Nones where it is not one."""
-    form = part.scaling_form()
-    if form is None or part.added_bias() is not None or (form[0] is not None and form[1] is not None):
+    if not isinstance(part, ScalingForm) or isinstance(part, AddsBias):
         return None, None
-    inputs, outputs = form
-    shifted = part.shifted_bias(torch.ones(part.out_features, device=_device(part))).float().cpu() if biased else None
+    inputs, outputs = part.scaling_form()
+    if inputs is not None and outputs is not None:
+        return None, None
+    scaled = _scaled_ones(part) if biased else None
     if inputs is not None:
-        return (_plain(inputs), None) if shifted is None or bool((shifted == 1).all()) else (None, None)
+        return (_plain(inputs), None) if scaled is None or bool((scaled == 1).all()) else (None, None)
     outputs = torch.ones(part.out_features) if outputs is None else _plain(outputs)
-    return (None, outputs) if shifted is None or torch.equal(shifted, outputs) else (None, None)
+    return (None, outputs) if scaled is None or torch.equal(scaled, outputs) else (None, None)
+
+
+def _scaled_ones(part: SubspaceLinear) -> Tensor:
+    """What the method makes of a bias of ones: what it scales a bias by, `(d_out,)` float32 on the CPU."""
+    ones = torch.ones(part.out_features, device=_device(part))
+    return (part.scaled_bias(ones) if isinstance(part, ScalesBias) else ones).float().cpu()
 
 
 def _device(part: SubspaceLinear) -> torch.device:

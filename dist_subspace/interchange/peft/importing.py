@@ -6,29 +6,33 @@ the field's name: an adapter that is read must compute what PEFT computes from i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.atomic_files import whole_folder
-from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, check_finite, write_adapter
-from dist_subspace.interchange.base_copies import split_copies
+from dist_subspace.errors import UsageError
+from dist_subspace.families.heads import ANSWERS, CLASSIFIERS
+from dist_subspace.interchange.adapter import write_adapter
+from dist_subspace.interchange.adapter_folder import AdapterFolder, has_adapter
 from dist_subspace.interchange.base_model import base_name, identify_base
-from dist_subspace.interchange.description import FORMAT, OWN, read_description
+from dist_subspace.interchange.description import CONFIG, FORMAT, OWN, WEIGHTS
+from dist_subspace.interchange.loaded_adapter import Copies, LoadedAdapter
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.interchange.peft.files import Imported, split_saved, with_tied
-from dist_subspace.interchange.peft.kinds import KINDS
+from dist_subspace.interchange.peft.base_copies import split_copies
+from dist_subspace.interchange.peft.trained_in_full import split_saved, with_tied
+from dist_subspace.interchange.tensor_names import file_key
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
-from dist_subspace.subspace import method_class
-from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS
+from dist_subspace.subspace import SubspaceConfig, method_class
+from dist_subspace.subspace.core.peft_words import Entries, Layers, PeftWords
+from dist_subspace.subspace.core.registry import words_reading
+from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
 
-# Entries of adapter_config.json that change nothing about a finished adapter, or are read below.
-READ = {
+# Entries of every adapter_config.json that are read below, or change nothing about a finished adapter. Its method's words say
+# what is read beside them.
+ENTRIES_OF_EVERY_KIND = {
     *(
         "peft_type",
         "task_type",
@@ -36,100 +40,96 @@ READ = {
         "target_modules",
         "modules_to_save",
         "bias",
-        "r",
         "fan_in_fan_out",
-        "ensure_weight_tying",
     ),
-    *("lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "init_lora_weights"),
-    *("init_r", "target_r", "beta1", "beta2", "orth_reg_weight", "tinit", "tfinal", "deltaT", "total_step"),
-    *("feedforward_modules", "projection_prng_key", "save_projection", "vera_dropout", "d_initial"),
-    *("miss_dropout", "mini_r", "init_weights"),
-    *("oft_block_size", "block_share", "use_cayley_neumann", "num_cayley_neumann_terms"),
-    *("num_virtual_tokens", "num_transformer_submodules", "token_dim", "num_attention_heads", "num_layers"),
-}
-WITHOUT_EFFECT = {
-    *(
-        "auto_mapping",
-        "peft_version",
-        "revision",
-        "inference_mode",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-    ),
-    *(
-        "megatron_core",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "qalora_group_size",
-        "runtime_config",
-    ),
-    *("init_ia3_weights", "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path"),
-    *("tokenizer_kwargs", "prefix_projection", "encoder_reparameterization_type", "encoder_hidden_size"),
-    *("encoder_num_layers", "encoder_dropout"),
-    *("module_dropout", "eps"),  # of OFT: of no linear layer in PEFT, and of coft alone
-}
-
-
-# What PEFT takes for an entry that a configuration lacks.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "LORA": {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"},
-    "ADALORA": {"init_r": 12, "target_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "orth_reg_weight": 0.5},
-    "VERA": {"r": 256, "d_initial": 0.1, "vera_dropout": 0.0, "projection_prng_key": 0, "save_projection": True},
-    "MISS": {"r": 64, "miss_dropout": 0.0, "mini_r": 1, "init_weights": True, "bias": "none"},
-    "OFT": {"r": 0, "block_share": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "bias": "none"},
+    *("auto_mapping", "peft_version", "revision", "inference_mode", "exclude_modules", "runtime_config"),
+    *("layers_to_transform", "layers_pattern"),
 }
 # The heads that PEFT trains in full for a task, whatever modules_to_save says.
-HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+HEADS = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ANSWERS}
 
 
-def read_peft(folder: str | Path) -> Imported:
-    """An adapter folder that PEFT wrote.
+def read_peft(folder: str | Path | AdapterFolder) -> LoadedAdapter:
+    """An adapter folder that PEFT wrote, or one that is open already.
 
     Raises:
         UsageError: no such folder, no adapter in it, an adapter of a kind or with a field that is not known, tensors that do
             not fit together.
     """
-    described, tensors = _read(Path(folder))
-    check_finite(Path(folder), tensors)
-    kind = described.get("peft_type")
-    if kind not in KINDS:
-        raise unknown_name("peft_type", kind, KINDS)
-    for name, value in described.items():
-        if name not in READ | WITHOUT_EFFECT and value not in (None, False, {}, [], ""):
-            raise UsageError(f"{name} is {value!r}, which is not known here; accepted: a {kind} adapter without it")
-    bias = described.get("bias") or "none"  # a model without biases has none to train, whatever this says
-    if bias != "none" and any(key.endswith(".bias") for key in tensors):
-        raise UsageError(f"bias is {bias!r}, and trained biases are not read; accepted: none")
-    described = DEFAULTS.get(kind, {}) | described
+    opened = folder if isinstance(folder, AdapterFolder) else _open(Path(folder))
+    if OWN in opened.described:
+        raise UsageError(f"{str(opened.path)!r} is an adapter of dist_subspace; load_adapter reads it")
+    described, tensors = opened.described, opened.tensors()
+    words = words_reading(described)
+    _refuse_unknown(described, words, tensors)
+    described = {**words.defaults, **described}
     heads = HEADS.get(str(described.get("task_type")), ())
     tensors, saved = split_saved(tensors, (*(described.get("modules_to_save") or ()), *heads))
     if described.get("ensure_weight_tying"):
         tensors, saved = with_tied(tensors, saved)
-    tensors, copies = split_copies(tensors)
-    return replace(KINDS[kind](described, tensors, saved), copies=copies)
+    tensors, copies = split_copies(tensors, words.tensor_prefix)
+    return _as_ours(words, described, tensors, saved, copies)
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
+def _open(folder: Path) -> AdapterFolder:
+    if not has_adapter(folder):
         pickled = (
             "; its weights are a pickle, which runs code when read" if (folder / "adapter_model.bin").exists() else ""
         )
         raise UsageError(f"{str(folder)!r} holds no adapter of PEFT; looked for {CONFIG} and {WEIGHTS}{pickled}")
-    try:
-        described = read_description(folder)
-        with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UsageError(f"{str(folder)!r} holds no whole adapter ({error}); copy it again") from error
-    if OWN in described:
-        raise UsageError(f"{str(folder)!r} is an adapter of dist_subspace; load_adapter reads it")
-    return described, tensors
+    return AdapterFolder(folder)
 
 
-def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path], str] | None = None) -> Imported:
+def _refuse_unknown(described: Entries, words: PeftWords[Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raises UsageError for an entry that may change what the adapter computes, and is not known here."""
+    for name, value in described.items():
+        if name not in ENTRIES_OF_EVERY_KIND | words.known_entries and value not in (None, False, {}, [], ""):
+            raise UsageError(
+                f"{name} is {value!r}, which is not known here; accepted: a {words.peft_type} adapter without it"
+            )
+    bias = described.get("bias") or "none"  # a model without biases has none to train, whatever this says
+    if bias != "none" and any(key.endswith(".bias") for key in tensors):
+        raise UsageError(f"bias is {bias!r}, and trained biases are not read; accepted: none")
+
+
+def _as_ours(
+    words: PeftWords[Any], described: Entries, tensors: dict[str, Tensor], saved: Layers, copies: Copies
+) -> LoadedAdapter:
+    """An adapter of PEFT as the method's that these are the words of.
+
+    Arguments:
+        tensors: the method's own. saved: those of modules that were trained in full. copies: of the base's own parameters.
+
+    Raises:
+        UsageError: as `PeftWords.read`.
+    """
+    adapter = words.read(described, tensors)
+    config = SubspaceConfig(
+        method=words.method,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        dropout=adapter.dropout,
+        target_modules=tuple(adapter.layers) or None,
+        modules_to_save=tuple(saved),
+        constraint=adapter.constraint,
+        constraint_weight=adapter.constraint_weight,
+        options=adapter.options,
+        rank_pattern=adapter.rank_pattern,
+        alpha_pattern=adapter.alpha_pattern,
+    )
+    of_method = {file_key(name, suffix): t for name, held in adapter.layers.items() for suffix, t in held.items()}
+    in_full = {key: tensor for held in saved.values() for key, tensor in held.items()}
+    return LoadedAdapter(
+        config,
+        {key: tensor.float() for key, tensor in {**of_method, **in_full, **adapter.whole}.items()},
+        {name: value for name, value in described.items() if name not in adapter.outdated},
+        adapter.shapes,
+        adapter.made_from_base,
+        copies,
+    )
+
+
+def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path], str] | None = None) -> LoadedAdapter:
     """Local: an adapter that PEFT wrote as an adapter folder of ours, from the files alone; what was read is returned.
 
     Arguments:
@@ -139,25 +139,26 @@ def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path],
         UsageError: as `read_peft`; an adapter whose start must be made from its base again. StorageError: the disk refuses.
             Nothing half-written is left behind.
     """
-    imported = read_peft(folder)
-    if imported.needs_base:
+    adapter = read_peft(folder)
+    if adapter.made_from_base is not None:
         raise UsageError(
-            f"init_lora_weights is {imported.described['init_lora_weights']!r}, and what the adapter starts from is made from "
-            "its base model; accepted: with the base model (--base-model)"
+            f"{adapter.made_from_base}, and what the adapter starts from is made from its base model; accepted: with the base "
+            "model (--base-model)"
         )
-    config, shapes = imported.config, imported.shapes
+    config, shapes = adapter.config, adapter.shapes
     known = {name: list(shape) for name, shape in shapes.items() if None not in shape}
-    about = {"layers": list(shapes), "shapes": known, "conv1d": bool(imported.described.get("fan_in_fan_out"))}
-    if EMBEDDINGS in imported.tensors:
-        about["layers"] = [method_class(config.method).attribute]  # type: ignore[attr-defined]
-    about |= {"base_copies": imported.copies} if imported.copies else {}
-    base = {"task": imported.task}
-    theirs = {key: value for key, value in imported.described.items() if key != "peft_version"}
+    about = {"layers": list(shapes), "shapes": known, "conv1d": bool(adapter.described.get("fan_in_fan_out"))}
+    method = method_class(config.method)
+    if issubclass(method, VirtualTokens):
+        about["layers"] = [method.attribute]
+    about |= {"base_copies": adapter.copies} if adapter.copies else {}
+    base = {"task": adapter.task}
+    theirs = {key: value for key, value in adapter.described.items() if key != "peft_version"}
     theirs["base_model_name_or_path"] = base_name(theirs.get("base_model_name_or_path"))
     described = {**theirs, OWN: {"format": FORMAT, **about, "base": base, **config.as_dict()}}
-    identify_base(described, imported.described.get("base_model_name_or_path"), identify)
+    identify_base(described, adapter.described.get("base_model_name_or_path"), identify)
     tokenizer = Path(folder) if has_tokenizer(Path(folder)) else None
     with whole_folder(Path(out)) as hidden:
-        write_adapter(hidden, imported.tensors, described, tokenizer)
+        write_adapter(hidden, adapter.tensors, described, tokenizer)
         (hidden / "README.md").write_text(model_card(described, {}))
-    return imported
+    return adapter

@@ -29,6 +29,18 @@ def master_fragments(parameter: Any) -> tuple[dict[str | None, Tensor], int]:
     return {None: mapping.hp_fragment, **(mapping.optim_fragment or {})}, mapping.lp_fragment_address.start
 
 
+def has_fragments(parameter: Any) -> bool:
+    """Whether ZeRO keeps pieces of a flat master for the parameter (`_hp_mapping` at stages 1 and 2)."""
+    return hasattr(parameter, "_hp_mapping")
+
+
+def forget_moments(parameter: Any) -> None:
+    """`link_moments` then looks again."""
+    mapping = getattr(parameter, "_hp_mapping", None)
+    if mapping is not None:
+        mapping.optim_fragment = {}
+
+
 def link_moments(parameter: Any, states: Mapping[Tensor, Any]) -> None:
     """Local, stages 1 and 2: let DeepSpeed find the parameter's moments in the inner optimizer's state.
 
@@ -55,7 +67,8 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
         group = optimizer.grad_position[optimizer.get_param_id(parameter)][0]
         flat: Tensor = optimizer.fp32_partitioned_groups_flat[group]
         return flat
-    if hasattr(parameter, "_hp_mapping"):
+    if has_fragments(parameter):
         return master_fragments(parameter)[0].get(None)
     master = linked_master(parameter)
-    return parameter if master is None else master  # type: ignore[no-any-return]
+    found: Tensor = parameter if master is None else master
+    return found

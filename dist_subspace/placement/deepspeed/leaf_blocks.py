@@ -6,29 +6,30 @@ function relies on is in its docstring; tests/placement/deepspeed/test_zero.py f
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.placement.deepspeed.reuse import block_lists, blocks, called_once
-from dist_subspace.placement.deepspeed.shards import full_numel, is_partitioned
+from dist_subspace.families.blocks import block_lists, blocks
+from dist_subspace.placement.deepspeed.reuse import called_once
+from dist_subspace.placement.deepspeed.shards import full_shape, is_partitioned
 
 
 def mark_leaf_blocks(model: nn.Module) -> list[str]:
     """Let ZeRO-3 gather a decoder block at once (`_z3_leaf`): half the gathers under activation checkpointing.
 
     Blocks are the entries of the model's `nn.ModuleList`s that are not inside another; those that a forward does not call
-    exactly once are no leaves. Returns the leaves' class names.
+    exactly once are no leaves. Returns the leaves' class names. `set_z3_leaf_module` does no more, and would import DeepSpeed,
+    which may come later or not at all.
     """
-    from deepspeed.utils import set_z3_leaf_module
-
     leaves = [block for name, stack in block_lists(model).items() if called_once(model, name) for block in stack]
     for block in leaves:
         if not hasattr(block, _INPUT_HOOK):
             hook = block.register_forward_pre_hook(_ask_for_input_gradients, with_kwargs=True, prepend=True)
             setattr(block, _INPUT_HOOK, hook)
-        set_z3_leaf_module(block, True)
+        block._z3_leaf = True  # type: ignore[assignment]
     return sorted({type(block).__name__ for block in leaves})
 
 
@@ -47,14 +48,16 @@ def _ask_for_input_gradients(block: nn.Module, args: tuple[Any, ...], kwargs: di
 
 
 def unmark_leaf_blocks(model: nn.Module) -> None:
-    from deepspeed.utils import set_z3_leaf_module
-
     for block in blocks(model):
-        set_z3_leaf_module(block, False)
+        block._z3_leaf = False  # type: ignore[assignment]
 
 
 def largest_block_numel(model: nn.Module) -> int:
     """Stored frozen elements (packed bytes count as one each) of the largest block: what the gather limits are sized by.
     Trained parameters stay whole between steps, and are not gathered with it."""
-    frozen = [[full_numel(p) for p in block.parameters() if not p.requires_grad] for block in blocks(model)]
+    frozen = [[_numel(p) for p in block.parameters() if not p.requires_grad] for block in blocks(model)]
     return max((sum(numels) for numels in frozen), default=0)
+
+
+def _numel(parameter: Tensor) -> int:
+    return math.prod(full_shape(parameter)) if is_partitioned(parameter) else parameter.numel()

@@ -4,23 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
-from dist_subspace.placement.deepspeed.stock import Facts, resolve_stock, stock_config, stock_training_keys
-from dist_subspace.placement.deepspeed.supported import check_supported
+from dist_subspace.errors import unknown_name
 from dist_subspace.placement.deepspeed.thresholds import ENGINE_MANNERS, zero_thresholds
-
-__all__ = [
-    "PRESETS",
-    "Facts",
-    "check_supported",
-    "deepspeed_config",
-    "read_deepspeed",
-    "resolve_stock",
-    "stock_config",
-    "stock_training_keys",
-    "zero_stage",
-]
 
 PRESETS = {
     "zero0": 0,
@@ -56,15 +41,13 @@ def deepspeed_config(
         trainable_numel: elements that are trained; 0 before the method is attached.
         block_numel: stored elements of one decoder block; 0 where unknown.
         max_grad_norm: largest norm of the global gradient; 0 for no clipping.
-        nvme_path: folder for zero3-nvme.
+        nvme_path: folder for zero3-nvme, which needs one.
 
     Raises:
-        UsageError: an unknown preset, or zero3-nvme without a folder.
+        UsageError: an unknown preset.
     """
     if preset not in PRESETS:
         raise unknown_name("deepspeed.preset", preset, PRESETS)
-    if preset == "zero3-nvme" and nvme_path is None:
-        raise UsageError("deepspeed.nvme_path is null; accepted with preset 'zero3-nvme': a folder on the NVMe drive")
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": rounds,

@@ -1,10 +1,9 @@
-"""The beginning and the end of the process group, and where a rank of it computes."""
+"""The process group of DeepSpeed, and where a rank of it computes."""
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
 
 import torch
 
@@ -53,15 +52,6 @@ def _refuse_without_device() -> None:
             f"rank {os.environ['RANK']} is number {number} on {socket.gethostname()}, where it sees {devices} "
             f"device{'' if devices == 1 else 's'}; accepted: one rank a device"
         )
-
-
-def leave_process_group() -> None:
-    """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it. Where
-    they are not, it is given a few seconds."""
-    if is_distributed():
-        ending = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
-        ending.start()
-        ending.join(5.0)
 
 
 def agreed_device() -> torch.device:

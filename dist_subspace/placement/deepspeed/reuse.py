@@ -21,17 +21,6 @@ _SAME_ITEMS = ("enumerate", "zip", "reversed", "list", "tuple", "iter", "islice"
 _LOOPS = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's transformer blocks: entries of its outermost module lists."""
-    return [block for stack in block_lists(model).values() for block in stack]
-
-
-def block_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The module lists that are not inside another, by name."""
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    return {name: found for name, found in lists.items() if not any(name.startswith(other + ".") for other in lists)}
-
-
 def called_once(model: nn.Module, name: str) -> bool:
     """Whether every entry of the module list of that (dotted) name is called exactly once in a forward of the model."""
     parent, _, own = name.rpartition(".")

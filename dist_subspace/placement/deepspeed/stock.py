@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
 from dist_subspace.placement.deepspeed.thresholds import ENGINE_MANNERS, zero_thresholds
+from dist_subspace.placement.facts import Facts
 
 AUTO = "auto"
 # Values that DeepSpeed's optimizers and schedules have by these names in transformers.
@@ -28,34 +28,6 @@ SCHEDULERS = {
 }
 # Settings of the JSON's optimizer that choose its implementation only; ours is made from the YAML.
 _IMPLEMENTATION = {"torch_adam", "fused"}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the YAML says, as far as a DeepSpeed JSON can say it too.
-
-    rounds: micro-batches of a rank in one step, empty ones included: ceil(global_batch / micro_batch / world_size).
-    warmup_steps, total_steps: whole steps, ratios and epochs resolved. dtype: the computation's type, as float32.
-    optim, lr_scheduler_type: None where the YAML leaves them open; then the JSON's are not compared.
-    trainable_numel, block_numel: as in `thresholds.zero_thresholds`.
-    """
-
-    micro_batch: int
-    global_batch: int
-    rounds: int
-    world_size: int
-    max_grad_norm: float
-    learning_rate: float
-    betas: tuple[float, float]
-    epsilon: float
-    weight_decay: float
-    warmup_steps: int
-    total_steps: int
-    dtype: str
-    trainable_numel: int = 0
-    block_numel: int = 0
-    optim: str | None = None
-    lr_scheduler_type: str | None = None
 
 
 def stock_training_keys(config: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ they are, so that nothing is copied, whoever splits them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
-from dist_subspace.subspace.beside.trained_copy import Gathered
+from dist_subspace.families.configuration import text_config
+from dist_subspace.families.embeddings import input_embeddings
+from dist_subspace.subspace.core.trained import Gathered, TrainedBeside
 
 ROWS = 4096  # of a table, summed at a time in float32
 
 
-class NewTokens(nn.Module):
+class NewTokens(TrainedBeside):
     """The rows of new tokens, float32, equal on every rank; whole for whoever calls this module, which hooks on the tables do.
 
     ids: `(m,)` ascending. base_vocabulary, vocabulary: tokens of the base, and of the model with the new ones.
@@ -85,17 +86,10 @@ class NewTokens(nn.Module):
             return self.embedding[x]
         return linear(x, (self.embedding if self.head is None else self.head).to(x.dtype))
 
-    def trainables(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.trainables().items()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.trainables().items():
-            parameter.data.copy_(tensors[name])
-
     # Merging.
+
+    def plain_module(self) -> None:
+        """Its rows go into the tables."""
 
     def parameters_for(self, name: str) -> tuple[nn.Parameter, ...]:
         """What must be whole for `enlarged(name, ...)`."""
@@ -217,5 +211,5 @@ def _tables(model: Any) -> dict[str, str]:
 
 def _with_vocabulary_size(model: Any) -> list[Any]:
     """The configurations, and the model, where they say how large the vocabulary is."""
-    holders = [model.config, model.config.get_text_config(), model]
+    holders = [model.config, text_config(model.config), model]
     return [h for n, h in enumerate(holders) if hasattr(h, "vocab_size") and all(h is not o for o in holders[:n])]

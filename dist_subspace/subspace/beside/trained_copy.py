@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.trained import Gathered, TrainedBeside
 
-Gathered = Callable[[list[nn.Parameter]], AbstractContextManager[Any]]
 
-
-class TrainedCopy(nn.Module):
+class TrainedCopy(TrainedBeside):
     """A float32 copy of a module that is trained, beside the frozen original that `disabled` goes back to.
 
     Inputs are cast to the copy's type. An embedding's output is cast back to the original's type, so that the rest of the
@@ -42,6 +40,9 @@ class TrainedCopy(nn.Module):
         own = next(self.trained.parameters()).dtype
         y = self.trained(x.to(own) if x.is_floating_point() else x, *args, **kwargs)
         return y.to(self.dtype) if self.is_embedding else y
+
+    def plain_module(self) -> nn.Module:
+        return self.trained
 
     def trainables(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.trained.named_parameters() if p.requires_grad}

@@ -37,7 +37,7 @@ def bottleneck(part: Any, h: Tensor) -> Tensor:
 class BottleneckLinear(SubspaceLinear):
     """`z + Ad(z)` for the output `z = W x + b` of a frozen layer."""
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         make_bottleneck(self, self.out_features, settings, generator)
 
     def transform(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.blocks.dropout import Dropout
-from dist_subspace.torch_internals import reshaped
+from dist_subspace.torch_internals import TensorFunction, reshaped
 
 # A0 (r, d_in), B0 (d_out, r), and the weights w of the r terms: one number, or (r,).
 FrozenPair = tuple[Tensor, Tensor, Tensor | float]
@@ -26,7 +26,7 @@ class Pinned(Protocol):
     def frozen_pair(self) -> FrozenPair: ...
 
 
-class DeviationUpdate(torch.autograd.Function):
+class DeviationUpdate(TensorFunction):
     """`y = z + (B w A - B0 w A0) D(x)` for `x (..., d_in)`, `z (..., d_out)`, saving x once and no frozen tensor.
 
     The trained `a (r, d_in)` and `b (d_out, r)` are A and B themselves where `absolute`, else the deviations δA and δB.
@@ -59,7 +59,7 @@ class DeviationUpdate(torch.autograd.Function):
         return g, grad_x, weighted(grad_a.to(a.dtype), weights), grad_b, None, None, None
 
 
-class PinnedUpdate(torch.autograd.Function):
+class PinnedUpdate(TensorFunction):
     """`y = z + c B0 w A0 x`, nothing trained; `pair` reads A0, B0 and w as they are now."""
 
     @staticmethod

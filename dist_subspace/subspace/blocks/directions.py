@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.blocks.dropout import Dropout
-from dist_subspace.torch_internals import reshaped
+from dist_subspace.torch_internals import TensorFunction, reshaped
 
 
-class DirectedUpdate(torch.autograd.Function):
+class DirectedUpdate(TensorFunction):
     """`y = z + γ B (A D(x)) + U (δ ⊙ (V D(x)))` for `A (r, d_in)`, `B (d_out, r)`, `δ (q,)`, and frozen `U (d_out, q)` and
     `V (q, d_in)`.
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_subspace.torch_internals import TensorFunction
+
 
 class Dropout:
     """Inverted dropout with probability `p` on tensors shaped like `x`.
@@ -38,7 +40,7 @@ def _identity(x: Tensor) -> Tensor:
     return x
 
 
-class _Drop(torch.autograd.Function):
+class _Drop(TensorFunction):
     @staticmethod
     def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
         ctx.drop = Dropout(p, x)
@@ -55,5 +57,4 @@ def drop(x: Tensor, p: float) -> Tensor:
     """The same dropout as an operation of its own; keeps nothing but the seed for backward."""
     if p == 0:
         return x
-    dropped: Tensor = _Drop.apply(x, p)
-    return dropped
+    return _Drop.apply(x, p)

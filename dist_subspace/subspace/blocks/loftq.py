@@ -19,9 +19,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.subspace.blocks.deviation import FrozenPair, PinnedUpdate
 from dist_subspace.subspace.blocks.residual import AnchoredLinear, Pair, best, loftq, product_of
 from dist_subspace.subspace.blocks.svd import largest
-from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.core.operator import Weight, no_original
-from dist_subspace.subspace.core.spec import Settings
+from dist_subspace.subspace.core.spec import Settings, SubspaceConfig
 
 
 class LoftqLinear(AnchoredLinear):
@@ -57,8 +56,8 @@ class LoftqLinear(AnchoredLinear):
         if site.origin is None and (not known or settings.options["iterations"] > 1):
             no_original()
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         if self.fitted_start:
             self.kept_factors = AnchoredLinear.kept_factors + (("loftq_A", "loftq_B") if self.rebases else ())
 
@@ -85,7 +84,7 @@ class LoftqLinear(AnchoredLinear):
         found = dict(zip(AnchoredLinear.kept_factors, fit.pair, strict=True))
         return found | (dict(zip(("loftq_A", "loftq_B"), fit.taken, strict=True)) if self.rebases else {})
 
-    def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor | None:
+    def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor:
         original = weight.original()
         taken = factors["loftq_A"].to(original), factors["loftq_B"].to(original)
         return original - product_of(self.rounded_pair(taken), self.scale)
@@ -98,10 +97,6 @@ class LoftqLinear(AnchoredLinear):
 
     def merged_onto_original(self, weight: Tensor) -> Tensor:
         return super().merged_onto_original(weight) if self.fitted_start else self.merged(weight)
-
-    def agrees_with_peft(self) -> bool:
-        """Not where the base holds another matrix than `Q(W)`: PEFT would add the file's B A to that one."""
-        return super().agrees_with_peft() and not self.rebases
 
     def low_rank_form(self) -> Pair | None:
         """Relative to `Q(W)`, which anyone can make; where the base holds something else, relative to W."""

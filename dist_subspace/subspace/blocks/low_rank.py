@@ -13,12 +13,13 @@ from torch.nn import functional
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.blocks.dropout import Dropout
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.constrained import ConstrainedFactors
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.spec import Settings
-from dist_subspace.torch_internals import reshaped
+from dist_subspace.torch_internals import TensorFunction, reshaped
 
 
-class LowRankUpdate(torch.autograd.Function):
+class LowRankUpdate(TensorFunction):
     """`y = z + γ B (A D(x))` for `x (..., d_in)`, `z (..., d_out)`, `A (r, d_in)`, `B (d_out, r)`.
 
     The call of the frozen operator stays outside, so that a sharding engine's hooks see it. A and B may be float32 beside
@@ -54,15 +55,16 @@ class LowRankUpdate(torch.autograd.Function):
         return g, grad_x, grad_a, grad_b, None, None
 
 
-class Down(torch.autograd.Function):
+class Down(TensorFunction):
     """`h = A D(x)ᵀ (r, tokens)`: the first half of an update that is nonlinear between its factors. Saves x and A alone."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, a: Tensor, dropout: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, a)
-        ctx.drop, ctx.shape = Dropout(dropout, rows), x.shape
-        return a.to(x.dtype) @ ctx.drop(rows).t()
+        drop = Dropout(dropout, rows)
+        ctx.drop, ctx.shape = drop, x.shape
+        return a.to(x.dtype) @ drop(rows).t()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -74,7 +76,7 @@ class Down(torch.autograd.Function):
         return grad_x, grad_a, None
 
 
-class Up(torch.autograd.Function):
+class Up(TensorFunction):
     """`y = z + (B h)ᵀ` for `z (..., d_out)` and `h (r, tokens)`: the second half. Saves h and B alone."""
 
     @staticmethod
@@ -97,16 +99,11 @@ def _scaled(a: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return (a * scale).to(dtype)
 
 
-class LowRankLinear(SubspaceLinear):
-    """`y = W x + γ B C (A D(x))`: the base of every method whose update is a product of a few thin matrices.
+class LowRankPair(ConstrainedFactors):
+    """A trained pair `A (r, d_in)`, `B (d_out, r)`, and a core C between them that a method may add: none, a diagonal `(r,)` or a
+    matrix `(r, r)`. What they do to the output is the method's."""
 
-    `A (r, d_in)`, `B (d_out, r)` and a core C that a method may add: none, a diagonal `(r,)` or a matrix `(r, r)`. Under MPC_n
-    an activation stands before the core: `y = W x + γ B C σ(A D(x))`.
-    """
-
-    left_factors = ("lora_B",)
-
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.scale = self.scaling(settings)
         self.lora_A = nn.Parameter(self.initial_a(settings, generator))
         self.lora_B = nn.Parameter(self.initial_b(settings, generator))
@@ -129,10 +126,38 @@ class LowRankLinear(SubspaceLinear):
         """C: None for the identity, `(r,)` for a diagonal, `(r, r)` for a matrix."""
         return None
 
+    def delta(self) -> Tensor:
+        """`γ B C A`, float32 `(d_out, d_in)`."""
+        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.down().float())
+
+    def constrained_factors(self) -> tuple[Tensor | None, Tensor | None]:
+        return self.lora_A, self.lora_B
+
+    @classmethod
+    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+        return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return {f"{name}.weight" if name in _PAIR else name: p.detach() for name, p in self.trainables().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.trainables().items():
+            parameter.data.copy_(tensors[f"{name}.weight" if name in _PAIR else name])
+
+
+class LowRankLinear(LowRankPair, LowRankForm):
+    """`y = W x + γ B C (A D(x))`: the base of every method whose update is a product of a few thin matrices.
+
+    Under MPC_n an activation stands before the core: `y = W x + γ B C σ(A D(x))`.
+    """
+
     @property
     def nonlinear(self) -> bool:
         constraint = self.settings.constraint
         return constraint is not None and constraint.nonlinear
+
+    def activation(self) -> Callable[[Tensor], Tensor]:
+        return ACTIVATIONS[self.settings.options["activation"]]
 
     def transform(self, x: Tensor) -> Tensor:
         dropout = self.settings.dropout if self.training else 0.0
@@ -142,39 +167,18 @@ class LowRankLinear(SubspaceLinear):
             return Up.apply(z, hidden, with_core_right(self.lora_B, self.core()))
         return LowRankUpdate.apply(z, x, with_core_left(self.core(), self.lora_A), self.lora_B, self.scale, dropout)
 
-    def activation(self) -> Callable[[Tensor], Tensor]:
-        return ACTIVATIONS[self.settings.options["activation"]]
-
-    def delta(self) -> Tensor:
-        """`ΔW = γ B C A`, float32 `(d_out, d_in)`."""
-        return self.scale * self.lora_B.float() @ with_core_left(self.core(), self.down().float())
-
     def merged(self, weight: Tensor) -> Tensor:
         if self.nonlinear:
             raise UsageError(f"method {self.info.name} with constraint mpc_n cannot be merged: its update is no matrix")
         return weight + self.delta().to(weight.device)
-
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        return {"r": settings.rank, "lora_alpha": settings.alpha, "lora_dropout": settings.dropout, "bias": "none"}
-
-    def agrees_with_peft(self) -> bool:
-        return not self.nonlinear
 
     def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
         if self.nonlinear:
             return None
         return with_core_left(self.core(), self.down()).detach().float(), self.scale * self.lora_B.detach().float()
 
-    def constrained(self) -> tuple[Tensor | None, Tensor | None]:
-        return self.lora_A, self.lora_B
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return {f"{name}.weight" if name in _PAIR else name: p.detach() for name, p in self.trainables().items()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.trainables().items():
-            parameter.data.copy_(tensors[f"{name}.weight" if name in _PAIR else name])
+    def agrees_with_peft(self) -> bool:
+        return not self.nonlinear
 
 
 _PAIR = ("lora_A", "lora_B")  # PEFT keeps these two in linear layers

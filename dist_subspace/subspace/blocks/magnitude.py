@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dist_subspace.subspace.blocks.dropout import Dropout
 from dist_subspace.subspace.blocks.sums import summed_product
-from dist_subspace.torch_internals import reshaped
+from dist_subspace.torch_internals import TensorFunction, reshaped
 
 SMALLEST = 1e-12  # of n² over the frozen row's own: where γ B A cancels W, rounding is all that is left of n
 
 
-class Stack(torch.autograd.Function):
+class Stack(TensorFunction):
     """The rows that one product with W shall see: `x`, under dropout `D(x)` too, then the rows of A: `(tokens.. + r, d_in)`.
 
     A's gradient comes back from its rows only where `through_a`: else they are there for `W Aᵀ`, a constant.
@@ -37,7 +37,7 @@ class Stack(torch.autograd.Function):
         return grad_x.view(ctx.shape), None if ctx.a_type is None else g[last:].to(ctx.a_type), None, None
 
 
-class ScaledUpdate(torch.autograd.Function):
+class ScaledUpdate(TensorFunction):
     """`y = (1 + δ) ⊙ (W x + γ B A x)` from `out = W Stack(x)`, where δ `(d_out,)` is near zero and float32; under dropout
     `y = W x + δ ⊙ W D(x) + (1 + δ) ⊙ γ B A D(x)`, as the published code has it (docs/methods.md, "dora").
 

@@ -8,18 +8,22 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.norms import stated_width
 from dist_subspace.subspace.blocks.scaling import Scale
-from dist_subspace.subspace.core.part import SubspacePart
+from dist_subspace.subspace.core.merging import MergesIntoNorm
 from dist_subspace.subspace.core.spec import Settings
 
 
-class NormPart(SubspacePart):
+class NormPart(MergesIntoNorm):
     """`y = (1 + δ_s) ⊙ norm(x) + δ_b`, both zero at the start; a subclass says which of the two it has.
 
     With frozen weight w and bias b that is a norm with `w (1 + δ_s)` and `b (1 + δ_s) + δ_b`: all that training w and b could
     reach. The norm is called as a module, so that a sharding engine gathers it. Other attributes are the norm's own (models
     read `weight`, `eps`, `variance_epsilon`).
     """
+
+    norm_scale: nn.Parameter | None
+    norm_shift: nn.Parameter | None
 
     def __init__(self, norm: nn.Module, settings: Settings, width: int, *, scaled: bool, shifted: bool) -> None:
         super().__init__()
@@ -60,18 +64,16 @@ class NormPart(SubspacePart):
         return f"method={self.info.name}"
 
 
-def norm_width(norm: nn.Module, width: int | None = None) -> int:
-    """How many features a norm has: by its own word, by its weight where that is whole, else `width`.
+def norm_width(norm: nn.Module) -> int:
+    """How many features a norm has: as it says, else as its weight has, which must be whole (`attach` gathers it).
 
     Raises:
-        UsageError: where none of them tells.
+        UsageError: where neither tells.
     """
-    for attribute in ("normalized_shape", "num_channels", "num_features"):
-        shape = getattr(norm, attribute, None)
-        if shape is not None:
-            return int(shape if isinstance(shape, int) else shape[-1])
-    if norm.weight.numel():  # type: ignore[union-attr,operator]
-        return int(norm.weight.shape[-1])  # type: ignore[union-attr,index]
-    if width is None:
+    width = stated_width(norm)
+    if width is not None:
+        return width
+    weight: Tensor = norm.weight  # type: ignore[assignment]
+    if not weight.numel():
         raise UsageError(f"the width of a {type(norm).__name__} is not known while its weight is split over the ranks")
-    return width
+    return int(weight.shape[-1])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.subspace.blocks.dropout import Dropout
-from dist_subspace.torch_internals import reshaped
+from dist_subspace.torch_internals import TensorFunction, reshaped
 
 
 class Projections(nn.Module):
@@ -29,15 +29,14 @@ class Projections(nn.Module):
         return first
 
     def forward(self, z: Tensor, x: Tensor, d: Tensor, l: Tensor, dropout: float) -> Tensor:  # noqa: E741
-        y: Tensor = _Between.apply(z, x, d, l, self, dropout)
-        return y
+        return _Between.apply(z, x, d, l, self, dropout)
 
     def slices(self, in_features: int, out_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """`A (r, in_features)` and `B (out_features, r)`."""
         return self.a[:, :in_features].to(dtype), self.b[:out_features].to(dtype)
 
 
-class _Between(torch.autograd.Function):
+class _Between(TensorFunction):
     """Saves `A D(x)`, d and l: not x, and nothing of A and B. `∂l_i = B_i · (Σ_tokens g_i h)` costs r products a token, so
     that the branch's output need not be kept."""
 

@@ -21,9 +21,9 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import Option, choice, whole
 from dist_subspace.subspace.blocks.deviation import DeviationUpdate, FrozenPair, PinnedUpdate, wide
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, LowRankUpdate
-from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.core.operator import Weight, no_original
-from dist_subspace.subspace.core.spec import Settings
+from dist_subspace.subspace.core.spec import Settings, SubspaceConfig
+from dist_subspace.subspace.core.statistic import FoldsIntoBase
 
 Pair = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
 Split = Callable[[Tensor], Pair]
@@ -83,14 +83,14 @@ def product_of(pair: Pair, scale: float) -> Tensor:
     return scale * pair[1] @ pair[0]
 
 
-class AnchoredLinear(LowRankLinear):
+class AnchoredLinear(LowRankLinear, FoldsIntoBase):
     """A low-rank pair that starts at a pair of its own, and remembers it as the frozen `lora_A0`, `lora_B0`."""
 
     kept_factors: tuple[str, ...] = ("lora_A0", "lora_B0")
     lora_A0: nn.Parameter
     lora_B0: nn.Parameter
 
-    def settle(self, factors: Mapping[str, Tensor]) -> None:
+    def set_factors(self, factors: Mapping[str, Tensor]) -> None:
         self.lora_A.data.copy_(self.rounded(factors["lora_A0"]))
         self.lora_B.data.copy_(self.rounded(factors["lora_B0"]))
         for name in self.kept_factors:
@@ -169,7 +169,7 @@ class ResidualLinear(AnchoredLinear):
             a, b = best(qpissa(weight.original(), weight.quantised, first, then, self.scale, rounds)).pair
         return {"lora_A0": a, "lora_B0": b}
 
-    def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor | None:
+    def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor:
         source = self._source(weight)
         pair = self.rounded_pair((factors["lora_A0"].to(source), factors["lora_B0"].to(source)))
         return source - product_of(pair, self.scale)

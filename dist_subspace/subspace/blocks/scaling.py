@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.blocks.sums import summed_product
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import ScalingForm
+from dist_subspace.torch_internals import TensorFunction
 
 
-class Scale(torch.autograd.Function):
+class Scale(TensorFunction):
     """`y = (1 + δ) ⊙ x` for `x (..., d)` and `δ (d,)`.
 
     Near one, a bfloat16 step is 2^-8: `1 + δ` would lose what a learning rate of 1e-3 adds. So δ is what is stored, and
@@ -33,7 +34,7 @@ class Scale(torch.autograd.Function):
         return grad_x, grad_delta
 
 
-class ScalingLinear(SubspaceLinear):
+class ScalingLinear(ScalingForm):
     """A method whose trained vectors are deviations from one; its file holds the factors themselves, as the paper has them."""
 
     def file_tensors(self) -> dict[str, Tensor]:

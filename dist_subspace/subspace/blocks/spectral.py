@@ -19,15 +19,17 @@ from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.sums import summed_product
 from dist_subspace.subspace.blocks.svd import Triplets, every, largest
 from dist_subspace.subspace.core.factors import FrozenFactor
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.operator import Weight
+from dist_subspace.subspace.core.statistic import KeepsFactors
+from dist_subspace.torch_internals import TensorFunction
 
 NO_PATTERN = "what it trains lies between frozen singular vectors, which are orthonormal already"
 REFUSALS = dict.fromkeys(("mpc_o", "mpc_d", "mpc_n"), NO_PATTERN)
 TOP_K: dict[str, Option] = {"top_k": whole(None, "only so many of the largest singular values (null: all)")}
 
 
-class SpectralLinear(SubspaceLinear):
+class SpectralLinear(KeepsFactors, LowRankForm):
     """Triplets `U (d_out, n)`, `σ (n)`, `Vᵀ (n, d_in)`, found at set-up; the adapter's file keeps the vectors that were used.
 
     U and V are in the computation's type, linear operators that are gathered where they are used. σ is float32 and whole on
@@ -50,7 +52,7 @@ class SpectralLinear(SubspaceLinear):
         found = self.triplets(weight)
         return {"spectral_U": found.u, "spectral_S": found.s, "spectral_V": found.v}
 
-    def settle(self, factors: Mapping[str, Tensor]) -> None:
+    def set_factors(self, factors: Mapping[str, Tensor]) -> None:
         self.register_buffer("spectral_S", factors["spectral_S"].float().clone())  # a view would hold a mapped file
         for name in ("spectral_U", "spectral_V"):
             setattr(self, name, self.held(factors[name].to(self.compute_dtype).contiguous()))
@@ -64,10 +66,10 @@ class SpectralLinear(SubspaceLinear):
 
     def transform(self, x: Tensor) -> Tensor:
         z, core = self.base(x), self.core()
-        hidden = self.spectral_V(drop(x, self.settings.dropout if self.training else 0.0))
-        if core.dim() == 1:
-            return z + self.spectral_U(Diagonal.apply(hidden, core))
-        return z + self.spectral_U(functional.linear(hidden, core.to(hidden.dtype)))
+        hidden: Tensor = self.spectral_V(drop(x, self.settings.dropout if self.training else 0.0))
+        inner = Diagonal.apply(hidden, core) if core.dim() == 1 else functional.linear(hidden, core.to(hidden.dtype))
+        update: Tensor = self.spectral_U(inner)
+        return z + update
 
     def update(self) -> tuple[Tensor, Tensor]:
         """`(A (r', d_in), B (d_out, r'))` with `ΔW = B A`, in at least float32."""
@@ -78,7 +80,7 @@ class SpectralLinear(SubspaceLinear):
         a, b = self.update()
         return weight + (b @ a).to(weight.device)
 
-    def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
+    def low_rank_form(self) -> tuple[Tensor, Tensor]:
         a, b = self.update()
         return a.detach(), b.detach()
 
@@ -98,7 +100,7 @@ class SpectrumLinear(SpectralLinear):
         return every(weight.matrix) if self.terms() == min(weight.matrix.shape) else super().triplets(weight)
 
 
-class Diagonal(torch.autograd.Function):
+class Diagonal(TensorFunction):
     """`Δ ⊙ h` for `h (..., k)` and `Δ (k,)`."""
 
     @staticmethod
@@ -122,4 +124,5 @@ def turned(skew: Tensor) -> Tensor:
     with torch.autocast(skew.device.type, enabled=False):
         k = (wide(skew) - wide(skew).mT) / 2
         identity = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
-        return torch.linalg.solve_ex(identity + k, -2 * k).result
+        turn: Tensor = torch.linalg.solve_ex(identity + k, -2 * k).result
+        return turn

@@ -100,7 +100,8 @@ def _signed(u: Tensor, s: Tensor, v: Tensor) -> Triplets:
 
 
 def _orthonormal(columns: Tensor) -> Tensor:
-    return torch.linalg.qr(columns).Q
+    basis: Tensor = torch.linalg.qr(columns).Q
+    return basis
 
 
 _ROWS = 256

@@ -4,17 +4,14 @@ AdaLoRA and FlexLoRA share. All triplets there will ever be are allocated at att
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear
-from dist_subspace.subspace.core.spec import Settings
-
-if TYPE_CHECKING:
-    from dist_subspace.subspace.config import SubspaceConfig
+from dist_subspace.subspace.core.spec import Settings, SubspaceConfig
 
 SPREAD = 0.02  # standard deviation of new vectors
 
@@ -39,7 +36,7 @@ class TripletLinear(LowRankLinear):
             )
         return replace(settings, options={**settings.options, cls.rows_option: rows})
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         rows = min(settings.options[self.rows_option], self.in_features, self.out_features)
         self.scale = self.scaling(settings)
         self.lora_A = nn.Parameter(new_vectors(rows, self.in_features, generator))

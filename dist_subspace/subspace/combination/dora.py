@@ -9,18 +9,22 @@ the one product `W x`. As published, n is a constant in backward (`differentiate
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.dropout import Dropout
-from dist_subspace.subspace.blocks.low_rank import LowRankLinear
+from dist_subspace.subspace.blocks.low_rank import LowRankPair
 from dist_subspace.subspace.blocks.magnitude import SMALLEST, ScaledUpdate, Stack, deviation
 from dist_subspace.subspace.core.operator import Weight
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries, FromPeft
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.statistic import SetupStatistic
+from dist_subspace.subspace.extension.lora import LoraWords
+from dist_subspace.torch_internals import version
 
 ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, beside trained magnitudes"
 
@@ -40,13 +44,12 @@ ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, besid
         refusals={"mpc_n": "its norms are those of a linear update"},
         notices={"mpc_o": ONLY_A, "mpc_d": ONLY_A},
         options={"differentiate_norm": flag(False, "let gradients flow through n, a constant as published")},
-        peft_type="LORA",
         count="r (d_in + d_out) + d_out",
     )
 )
-class Dora(LowRankLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+class Dora(LowRankPair, SetupStatistic):
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         self.lora_magnitude_vector = nn.Parameter(torch.zeros(self.out_features))
         # d_out numbers, so every rank keeps them; as bytes, because an engine casts floats to its own type.
         self.register_buffer("norm_bytes", torch.zeros(4 * self.out_features, dtype=torch.int8), persistent=False)
@@ -55,7 +58,7 @@ class Dora(LowRankLinear):
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
         return {"row_norms": torch.linalg.vector_norm(weight.matrix, dim=1, dtype=torch.float64).float()}
 
-    def settle(self, factors: Mapping[str, Tensor]) -> None:
+    def set_factors(self, factors: Mapping[str, Tensor]) -> None:
         self.norm_bytes = factors["row_norms"].float().contiguous().view(torch.int8)
         self._evaluated = None
 
@@ -87,7 +90,7 @@ class Dora(LowRankLinear):
 
     def _state(self, x: Tensor) -> Any:
         """What the scale was made of: versions tell parameters that were loaded since (`load_state_dict`)."""
-        return x.device, *(p._version for p in (self.lora_A, self.lora_B, self.lora_magnitude_vector))
+        return x.device, *(version(p) for p in (self.lora_A, self.lora_B, self.lora_magnitude_vector))
 
     def train(self, mode: bool = True) -> Self:
         """The scale is a function of the parameters alone: evaluation makes it once, until training goes on."""
@@ -102,15 +105,8 @@ class Dora(LowRankLinear):
         ratio = torch.where(own == 0, 1.0, (own + magnitude) / torch.where(own == 0, 1.0, n))
         return ratio[:, None] * changed
 
-    def constrained(self) -> tuple[Tensor, None]:
+    def constrained_factors(self) -> tuple[Tensor, None]:
         return self.lora_A, None
-
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        return super().peft_config(settings) | {"use_dora": True}
-
-    def low_rank_form(self) -> None:
-        return None
 
     def file_tensors(self) -> dict[str, Tensor]:
         return super().file_tensors() | {"lora_magnitude_vector": self.row_norms + self.lora_magnitude_vector.detach()}
@@ -119,3 +115,27 @@ class Dora(LowRankLinear):
         super().load_file_tensors(tensors)
         self.lora_magnitude_vector.data.copy_(tensors["lora_magnitude_vector"].to(self.row_norms) - self.row_norms)
         self._evaluated = None
+
+
+@register_peft(Dora)
+class DoraWords(LoraWords):
+    suffixes: ClassVar[Mapping[str, str]] = {
+        **LoraWords.suffixes,
+        "lora_magnitude_vector": "lora_magnitude_vector",
+        "lora_magnitude_vector.weight": "lora_magnitude_vector",
+    }
+    # PEFT reads both names and writes the shorter, which transformers' reader of adapters does not know. Our files of before
+    # have the shorter.
+    spelling: ClassVar[Mapping[str, str]] = {"lora_magnitude_vector": "lora_magnitude_vector.weight"}
+
+    def entries(self, settings: Settings) -> dict[str, Any]:
+        return super().entries(settings) | {"use_dora": True}
+
+    def claims(self, described: Entries) -> bool:
+        return super().claims(described) and bool(described.get("use_dora"))
+
+    def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
+        adapter = super().read(described, tensors)
+        for held in adapter.layers.values():
+            held["lora_magnitude_vector"] = held["lora_magnitude_vector"].flatten()
+        return adapter

@@ -9,7 +9,6 @@ the q largest rates `ρ_i = |c_i| / (σ_i + 1e-6)`. From then on δ is trained a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from dist_subspace.subspace.blocks.svd import every
 from dist_subspace.subspace.core.operator import Weight
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.schedules.switching import WARMUP, SwitchingSchedule
+from dist_subspace.subspace.schedules.switching import WARMUP, SwitchingPart, SwitchingSchedule
 
 EPSILON = 1e-6
 
@@ -46,25 +45,20 @@ EPSILON = 1e-6
         count="r (d_in + d_out) + q",
     )
 )
-class LoraDash(LowRankLinear):
+class LoraDash(LowRankLinear, SwitchingPart):
     schedule_class = SwitchingSchedule
     late_factors = ("dash_delta",)
     directions = ("dash_U", "dash_V")
     dash_U: Tensor
     dash_V: Tensor
-    chosen = False  # whether these are the directions, and no longer zero
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         count = min(settings.options["directions"], self.in_features, self.out_features)
         device = next(self.base.parameters()).device
         self.dash_delta = nn.Parameter(torch.zeros(count))
         self.register_buffer("dash_U", torch.zeros(self.out_features, count, device=device))
         self.register_buffer("dash_V", torch.zeros(count, self.in_features, device=device))
-
-    @property
-    def setup_statistic(self) -> str:
-        return "none"  # its decomposition is made in the middle of training
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
         found = every(weight.matrix)
@@ -77,7 +71,7 @@ class LoraDash(LowRankLinear):
         a, b = self.lora_A.detach().to(v), self.lora_B.detach().to(u)
         return self.scale * ((u.t() @ b) * (v @ a.t())).sum(1)
 
-    def settle(self, factors: Mapping[str, Tensor]) -> None:
+    def set_factors(self, factors: Mapping[str, Tensor]) -> None:
         for name in self.directions:
             self.get_buffer(name).copy_(factors[name])
         self.chosen = bool(self.dash_U.any())
@@ -100,4 +94,4 @@ class LoraDash(LowRankLinear):
 
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_file_tensors(tensors)
-        self.settle(tensors)
+        self.set_factors(tensors)

@@ -7,8 +7,6 @@ that a pair of vectors has in common cancels in nothing that R has learned, so t
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +36,7 @@ STD = 1e-5
     )
 )
 class LoraXs(SpectralLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.scale = settings.alpha / settings.rank
         core = torch.zeros(settings.rank, settings.rank)
         if settings.options["init"] == "normal":

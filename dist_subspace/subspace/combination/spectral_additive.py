@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +35,7 @@ NO_PATTERN = "its factors are shifts of singular vectors, zero at the start"
     )
 )
 class SpectralAdditive(SpectralLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.spectral_P = nn.Parameter(torch.zeros(self.out_features, settings.rank))
         self.spectral_Q = nn.Parameter(torch.zeros(self.in_features, settings.rank))
 

@@ -9,7 +9,6 @@ held as a deviation). The result depends on the signs of the vectors, so a rule 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +17,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import REFUSALS, SpectralLinear, turned
-from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 
 
 @register(
@@ -49,7 +47,7 @@ class SpectralRotational(SpectralLinear):
             )
         return settings
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.spectral_P = nn.Parameter(torch.zeros(settings.rank, settings.rank))
         self.spectral_Q = nn.Parameter(torch.zeros(settings.rank, settings.rank))
         if settings.options["gain"]:
@@ -63,7 +61,7 @@ class SpectralRotational(SpectralLinear):
         values = sigma if gained is None else sigma + gained
         left = turn_p * values
         with torch.autocast(left.device.type, enabled=False):
-            core = left + values[:, None] * turn_q.t() + left @ turn_q.t()
+            core: Tensor = left + values[:, None] * turn_q.t() + left @ turn_q.t()
         return core if gained is None else core + torch.diag(gained)
 
     def file_tensors(self) -> dict[str, Tensor]:

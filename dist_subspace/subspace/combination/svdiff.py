@@ -6,8 +6,6 @@ U and V are more values than W unless `top_k` cuts them (`spectral.py`).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +29,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
     )
 )
 class Svdiff(SpectrumLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.svdiff_delta = nn.Parameter(torch.zeros(self.terms()))
 
     def core(self) -> Tensor:

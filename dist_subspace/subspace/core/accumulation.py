@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.torch_internals import TensorFunction
+from dist_subspace.transformers_tables import shifts_labels
+
 IGNORED = -100
 
 
@@ -59,7 +62,7 @@ class Accumulation:
         self._total = weight if self._total is None else self._total + weight
 
 
-class _Probe(torch.autograd.Function):
+class _Probe(TensorFunction):
     """The loss, unchanged; notes the gradient that reaches it."""
 
     @staticmethod
@@ -95,13 +98,5 @@ def _part(model: nn.Module, kwargs: Mapping[str, Any]) -> float:
     items, labels = kwargs.get("num_items_in_batch"), kwargs.get("labels")
     if items is None or labels is None:
         return 1.0
-    targets = labels[..., 1:] if _shifts_labels(model) else labels
+    targets = labels[..., 1:] if shifts_labels(model) else labels
     return float((targets != IGNORED).sum()) / max(1.0, float(items))
-
-
-def _shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss leaves out each row's first label, by the Trainer's own rule when it counts targets."""
-    from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
-
-    causal = LOSS_MAPPING.get(str(getattr(model, "loss_type", None))) is ForCausalLMLoss
-    return causal and not getattr(getattr(model, "config", None), "is_encoder_decoder", False)

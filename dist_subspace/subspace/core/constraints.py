@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dist_subspace.options import Option, choice
 from dist_subspace.subspace.core.accumulation import Accumulation
+from dist_subspace.torch_internals import TensorFunction
 
 CONSTRAINTS = ("none", "mpc_o", "mpc_d", "mpc_n")
 PENALTIES = ("mpc_o", "mpc_d")
@@ -102,8 +103,7 @@ class Penalty:
         self.penalties.called(self.name)
         if not torch.is_grad_enabled():
             return y
-        penalised: Tensor = _Inject.apply(y, a, b, self)
-        return penalised
+        return _Inject.apply(y, a, b, self)
 
     def gradients(self, a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """∂(weighted penalty)/∂A and /∂B of the weighted penalty, float32; notes its value."""
@@ -142,7 +142,7 @@ def _term(columns: Tensor | None, power: int, diagonal_free: bool) -> tuple[Any,
     return norm, torch.where(norm > 0, gradient / (2 * norm).clamp(min=1e-30), torch.zeros_like(gradient))
 
 
-class _Inject(torch.autograd.Function):
+class _Inject(TensorFunction):
     """The identity on y; in backward the penalty's gradient, scaled as the loss is, goes to the factors."""
 
     @staticmethod

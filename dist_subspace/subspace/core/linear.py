@@ -12,7 +12,7 @@ from dist_subspace.linear_map import product_type
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.spec import Settings
-from dist_subspace.unread_weight import passed_by
+from dist_subspace.unread_weight import weight_under_a_method
 
 
 class SubspaceLinear(SubspacePart):
@@ -24,7 +24,7 @@ class SubspaceLinear(SubspacePart):
 
     bias: nn.Parameter | None
 
-    def __init__(self, base: Operator, settings: Settings, generator: torch.Generator, shared: Any = None) -> None:
+    def __init__(self, base: Operator, settings: Settings) -> None:
         super().__init__()
         self.base = base
         self.in_features = base.in_features
@@ -33,68 +33,53 @@ class SubspaceLinear(SubspacePart):
         self.enabled = True
         self.register_parameter("bias", base.bias)
         base.bias = None
-        self.create(settings, generator, shared)
 
     @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
-        return cls(site, settings, generator, shared)  # type: ignore[arg-type]
+    def build(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any = None) -> SubspacePart:
+        assert isinstance(site, Operator)
+        part = cls(site, settings)
+        part.create(settings, generator)
+        return part
 
     # What a method provides.
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        """Make the parameters."""
-        raise TypeError(f"{type(self).__name__} does not create its parameters")
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        """Make the parameters, float32."""
+        raise NotImplementedError
 
     def transform(self, x: Tensor) -> Tensor:
         """`W' x` without the bias; x is `(..., in_features)`."""
-        raise TypeError(f"{type(self).__name__} has no product form")
+        raise NotImplementedError
 
     def merged(self, weight: Tensor) -> Tensor:
         """`W'` from the dense `W`, both float32 `(out_features, in_features)` on one device; parameters are whole."""
         raise UsageError(f"method {self.info.name} cannot be merged: its update is no matrix")
 
-    def merged_onto_original(self, weight: Tensor) -> Tensor:
-        """`W'` from the checkpoint's own `W`, where the base holds something else of it than its rounding (a folded residual)."""
-        return self.merged(weight)
+    # What bias.py and statistic.py change.
+
+    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
+        """The bias of the merged layer from its frozen one, float32 on one device (None: it has none); parameters are whole."""
+        return bias
+
+    def with_bias(self, y: Tensor) -> Tensor:
+        """`y + b`."""
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def untransformed(self, x: Tensor) -> Tensor:
         """`W x` without the bias, for the matrix that the model had before the method came: what a disabled layer computes."""
         return self.base(x)
-
-    def shifted_bias(self, bias: Tensor) -> Tensor:
-        """The bias that is added; methods that scale the output may scale it too."""
-        return bias
-
-    def added_bias(self) -> Tensor | None:
-        """A bias that the method brings along, beside the frozen one; None where there is none."""
-        return None
-
-    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
-        shifted, added = None if bias is None else self.shifted_bias(bias), self.added_bias()
-        if shifted is None or added is None:
-            return added if shifted is None else shifted
-        return shifted + added.float()
-
-    def constrained(self) -> tuple[Tensor | None, Tensor | None]:
-        """The factors `A (r, d_in)` and `B (d_out, r)` that a constraint acts on; None for one that it must leave alone."""
-        return None, None
 
     # What everyone uses.
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if not self.enabled:
-            y = self.untransformed(x)
-            return y if self.bias is None else y + self.bias.to(y.dtype)
-        y = self._transformed(x)
-        if self.penalty is not None and self.training:
-            y = self.penalty(y, *self.constrained())
-        for bias in (None if self.bias is None else self.shifted_bias(self.bias), self.added_bias()):
-            y = y if bias is None else y + bias.to(y.dtype)
-        return y
+        if self.enabled:
+            return self.with_bias(self.transformed(x))
+        y = self.untransformed(x)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def _transformed(self, x: Tensor) -> Tensor:
+    def transformed(self, x: Tensor) -> Tensor:
         """`transform` in the type that products run in: on a CPU without 16-bit products, all of a layer's in float32."""
         wide = product_type(x)
         if wide == x.dtype:
@@ -107,7 +92,7 @@ class SubspaceLinear(SubspacePart):
         """What a model may ask about the frozen weight: its type (T5: `wo.weight.dtype`), shape, device. Reading is refused."""
         held = getattr(self.base, "weight", None)
         shape = (self.out_features, self.in_features)
-        return None if held is None else passed_by(held, shape, self.name, self.info.name)
+        return None if held is None else weight_under_a_method(held, shape, self.name, self.info.name)
 
     def extra_repr(self) -> str:
         return (

@@ -3,88 +3,69 @@
 A method file holds, in this order: the formula and its reference; a registration; the parameters and their initial values;
 the product form; merge; where it differs from the default, how the file names its tensors. A method on a linear operator asks
 it three questions (apply, shape, dense) and knows neither how the matrix is stored nor where its bytes lie.
+
+Every part is a `SubspacePart`, and on a linear operator a `SubspaceLinear` (linear.py). What only some have is a class of its
+own. A method has it by inheriting, and who asks for it asks by type (`isinstance`, `issubclass`):
+
+    sites.py        OwnSites             which modules get a part: bitfit, houlsby, p-tuning, pfeiffer, prefix, prompt
+                    OnModel              stands beside the whole model: p-tuning, prefix, prompt
+                    AddsPositions        takes positions of the model: p-tuning, prefix, prompt
+                    OwnRankBound         the largest rank of a site: miss, pfeiffer
+    shared.py       SharedAcrossLayers   what all layers have in common: ia3, vera
+    initial.py      TextOptions          reads options that are text: prompt
+                    InitialFromModel     reads initial values off the model: prompt
+    statistic.py    Decomposes           takes the frozen matrix apart: lora-dash, and those of the next three
+                    SetupStatistic       does so before training: dora, and those of the next two
+                    KeepsFactors         the file holds what it found: lora-xs, sam-parser, spectral-additive,
+                                         spectral-rotational, svdiff, and those of the next one
+                    FoldsIntoBase        can give the base another matrix: lora, milora, olora, pissa, rslora
+    schedule.py     Scheduled            a plan over the steps: adalora, flexlora, lora-dash
+    constrained.py  ConstrainedFactors   factors that a constraint acts on: adalora, dora, flexlora, flora, liera, lora,
+                                         lora-dash, lora-fa, milora, moslora, olora, parallel-adapter, pissa, rslora, trilora
+    bias.py         ScalesBias           scales the frozen bias: ia3, ssb
+                    AddsBias             brings a bias along: bitfit
+    merging.py      MergesIntoNorm       merges into a norm: the parts of bitfit and houlsby on norms
+    forms.py        LowRankForm          its update is a product of thin matrices: adalora, flexlora, flora, lora, lora-dash,
+                                         lora-fa, lora-xs, milora, miss, moslora, olora, pissa, rslora, sam-parser,
+                                         spectral-additive, spectral-rotational, svdiff, trilora, vera
+                    ScalingForm          it scales inputs and outputs: ia3, ssb, ssl
+                    RotationForm         it turns the inputs: oft
+    files.py        FileOptions          has other options once it is loaded: p-tuning, prefix
+                    FrozenInFile         the file holds frozen parameters too: lora-fa, vera
+    rates.py        LearningRateRatio    factors with a learning rate of their own: lora, rslora
+    peft_words.py   PeftWords            what PEFT says of the method; no part, it stands at the end of the method's file
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dist_subspace.subspace.core.constraints import Penalty
-from dist_subspace.subspace.core.factors import FrozenFactor
-from dist_subspace.subspace.core.operator import Operator, Weight
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
-
-if TYPE_CHECKING:
-    from dist_subspace.subspace.beside.trained_copy import Gathered
-    from dist_subspace.subspace.config import SubspaceConfig
-    from dist_subspace.subspace.core.schedule import Schedule
-    from dist_subspace.subspace.core.targets import Choice
+from dist_subspace.subspace.core.peft_words import PeftWords
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.trained import TrainedModule
 
 
-class SubspacePart(nn.Module):
+class SubspacePart(TrainedModule):
     """What a method puts on one site of the model. Its trained parameters lie on this module, and are read in its `forward`
-    (a sharding engine gathers a module's own parameters when the module is called). They are created in float32, whatever
-    the type of the computation.
+    (a sharding engine gathers a module's own parameters when the module is called).
     """
 
     info: ClassVar[MethodInfo]
-    schedule_class: ClassVar[type[Schedule] | None] = None
-    # Results of `decompose` that an adapter's file must hold, because they cannot be had again from the base alone. A part whose
-    # options decide about it sets its own.
-    kept_factors: tuple[str, ...] = ()
-    # Trained parameters whose learning rate `lr_ratio` multiplies (LoRA+).
-    left_factors: ClassVar[tuple[str, ...]] = ()
-    # Trained parameters that are trained from a later step on. They have an optimizer group of their own, because an optimizer
-    # that flattens its groups counts the steps of a group, and theirs begin anew then.
-    late_factors: ClassVar[tuple[str, ...]] = ()
 
-    # Whether PEFT puts its layers of this kind on Conv1D too, and its configuration has `fan_in_fan_out`.
-    peft_reads_conv1d: ClassVar[bool] = True
+    # What PEFT says of the method; None where PEFT has no such method.
+    peft: ClassVar[PeftWords[Any] | None] = None
 
     settings: Settings
-    enabled: bool
     name: str = "a layer"  # of its site in the model, set by attach: for messages
-    penalty: Penalty | None = None
     # The type that the model computes in, set by attach: frozen factors are held in it.
     compute_dtype: torch.dtype = torch.float32
-
-    # Where it goes.
-
-    @classmethod
-    def sites(cls, choice: Choice) -> dict[str, nn.Module]:
-        """The modules of the model that get a part, by name, in the model's order. Raises UsageError where there are none."""
-        return dict(choice.operators())
 
     @classmethod
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         """Fill in defaults that depend on other values, and refuse values that contradict one another (UsageError)."""
-        return settings
-
-    @classmethod
-    def read_text(cls, config: SubspaceConfig, tokenizer: Any) -> SubspaceConfig:
-        """The configuration with token ids in the place of options that are text; called where a run has a tokenizer."""
-        return config
-
-    @classmethod
-    def added_positions(cls, settings: Settings) -> int:
-        """How many of the model's positions the method takes for itself in each sample."""
-        return 0
-
-    @classmethod
-    def largest_rank(cls, site: nn.Module) -> int | None:
-        """The largest rank that a part on this site can have; None where there is no bound."""
-        return min(site.in_features, site.out_features) if isinstance(site, Operator) else None
-
-    @classmethod
-    def fitted(cls, settings: Settings, smallest: int, config: SubspaceConfig) -> Settings:
-        """The settings for a layer whose smaller dimension is `smallest`; an unset rank may be cut to it (`info.capped`)."""
-        if cls.info.capped and config.rank is None and settings.rank > smallest:
-            return replace(settings, rank=smallest)
         return settings
 
     @classmethod
@@ -98,111 +79,10 @@ class SubspacePart(nn.Module):
         """
 
     @classmethod
-    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> Any:
-        """What all parts of the model have in common (VeRA's projections); made once, given to each as `on(shared=...)`."""
-        return None
-
-    @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
-        """The part for one site, its parameters made, equal on every rank: random draws come from `generator` (CPU) alone."""
-        raise TypeError(f"{cls.__name__} does not say how it is made")
-
-    @classmethod
-    def put(cls, model: nn.Module, name: str, part: SubspacePart) -> str:
-        """Put the part on the model; returns the part's own name. By default it takes the site's place."""
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, part)
-        return name
-
-    def start(self, model: nn.Module, gathered: Gathered) -> None:
-        """Collective where parameters are split: initial values that are read off the model, once the part is put on it.
+    def build(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any = None) -> SubspacePart:
+        """The part for one site, its parameters made, equal on every rank: random draws come from `generator` (CPU) alone.
 
         Arguments:
-            gathered: a context in which the given parameters are whole.
+            shared: what `SharedAcrossLayers.make_shared` gave for all sites; None for other methods.
         """
-
-    # Statistics of the frozen matrix.
-
-    @property
-    def setup_statistic(self) -> str:
-        """What this part needs of the frozen matrix before training: `none`, or in words what `decompose` finds."""
-        return self.info.statistic
-
-    @property
-    def rebases(self) -> bool:
-        """Whether `rebased` gives the base another matrix."""
-        return False
-
-    def decompose(self, weight: Weight) -> dict[str, Tensor]:
-        """Local, expensive, on one rank: the statistic of the frozen matrix, float32 tensors by name."""
-        raise TypeError(f"{type(self).__name__} has no statistic")
-
-    def settle(self, factors: Mapping[str, Tensor]) -> None:
-        """Local, alike on every rank: take what `decompose` found. Frozen factors go into `FrozenFactor` modules or frozen
-        parameters (the caller splits them over the ranks), initial values into the trained parameters."""
-        raise TypeError(f"{type(self).__name__} has no statistic")
-
-    def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor | None:
-        """The matrix `(d_out, d_in)` that the base shall hold in the place of its own (a folded residual); None: it stays."""
-        return None
-
-    # Merging.
-
-    def merged_bias(self, bias: Tensor | None) -> Tensor | None:
-        """The bias of the merged site from its frozen one, float32 on one device (None: it has none); parameters are whole."""
-        return bias
-
-    # Files.
-
-    @classmethod
-    def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that a part has which is loaded from a file."""
-        return dict(options)
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        """The trained tensors as the adapter's file holds them, by suffix (`lora_A.weight`)."""
-        return {name: p.detach() for name, p in self.trainables().items()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """The inverse of `file_tensors`; parameters are whole."""
-        for name, parameter in self.trainables().items():
-            parameter.data.copy_(tensors[name])
-
-    def beside(self) -> dict[str, nn.Parameter]:
-        """Frozen parameters that `file_tensors` holds beside the trained ones, because PEFT's layout has them there, by suffix.
-        One that begins with `base_model.` is the whole name: a tensor of the model, which one of its parts holds."""
-        return {}
-
-    def factor_tensors(self) -> dict[str, Tensor]:
-        """The frozen factors that a complete adapter holds, by name; whole where their parameters are gathered."""
-        found = {name: getattr(self, name) for name in self.kept_factors if getattr(self, name, None) is not None}
-        return {name: (f.matrix if isinstance(f, FrozenFactor) else f).detach() for name, f in found.items()}
-
-    # What PEFT can say of it (huggingface/peft).
-
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        """Entries of PEFT's adapter_config.json for this method, where `info.peft_type` names one."""
-        return {}
-
-    def peft_shape(self) -> dict[str, Any]:
-        """The same, where they depend on the model that the part stands in."""
-        return {}
-
-    def agrees_with_peft(self) -> bool:
-        """Whether PEFT computes the same from this part's own file as the part does, where `info.peft_type` names a method."""
-        return True
-
-    def low_rank_form(self) -> tuple[Tensor, Tensor] | None:
-        """`(A (r', d_in), B (d_out, r'))`, float32, with `ΔW = B A` exactly; None where the update is no such product."""
-        return None
-
-    def scaling_form(self) -> tuple[Tensor | None, Tensor | None] | None:
-        """`(s (d_in), l (d_out))`, float32, with `W' = diag(l) W diag(s)` exactly (None for all ones); None where it is not."""
-        return None
-
-    # What everyone uses.
-
-    def trainables(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by their own names."""
-        return {name: p for name, p in self.named_parameters(recurse=False) if p.requires_grad}
+        raise NotImplementedError

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -63,12 +63,13 @@ class Schedule:
         raise TypeError(f"{type(self).__name__} decides nothing")
 
     def decomposes(self, step: int, max_steps: int) -> bool:
-        """Whether this step calls for the parts' `decompose` and `settle`, before `advance`."""
+        """Whether this step calls for the parts' `decompose` and `set_factors`, before `advance`."""
         return False
 
     def late_parameters(self) -> list[nn.Parameter]:
         """What is trained from the decomposition on: the optimizer's step counters for them begin anew then."""
-        return [p for part in self.parts.values() for n, p in part.trainables().items() if n in part.late_factors]
+        parts = self.parts.values()
+        return [p for part in parts for n, p in part.trainables().items() if n in late_factors_of(type(part))]
 
     def state(self) -> dict[str, Any]:
         """Numbers for trainer_state.json."""
@@ -80,6 +81,27 @@ class Schedule:
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """The inverse of `state` and `tensors`; the adapter file's tensors are given too (`PART.suffix`)."""
+
+
+class Scheduled(SubspacePart):
+    """A method with a plan over the steps.
+
+    late_factors: its parameters that are trained from a later step on. They have an optimizer group of their own, because an
+        optimizer that flattens its groups counts the steps of a group, and theirs begin anew then.
+    """
+
+    schedule_class: ClassVar[type[Schedule]]
+    late_factors: ClassVar[tuple[str, ...]] = ()
+
+
+def schedule_class_of(method: type[SubspacePart]) -> type[Schedule] | None:
+    """The class of the method's plan; None where it has none."""
+    return method.schedule_class if issubclass(method, Scheduled) else None
+
+
+def late_factors_of(method: type[SubspacePart]) -> tuple[str, ...]:
+    """The names of what the method trains from a later step on."""
+    return method.late_factors if issubclass(method, Scheduled) else ()
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
-"""A method's identity card, and the settings that one layer's part is built from."""
+"""A method's identity card, what a user asks for, and the settings that one layer's part is built from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dist_subspace.options import Option
@@ -18,7 +18,7 @@ class MethodInfo:
     constraints: the MPC constraints it can have; constraint: its own default; refusals: why it cannot have one; notices: of each.
     identity: whether the model computes what its base computes before the first step.
     capped: an unset rank is cut to what the smallest target can have, instead of being refused.
-    peft_type: PEFT's name, where the adapter's own files are files that PEFT reads.
+    peft_type: PEFT's name, where the adapter's own files are files that PEFT reads; set by the method's words (`peft_words.py`).
     count: trained parameters of a layer, as a formula. uses_targets: whether `target_modules` can choose among the sites.
     """
 
@@ -44,6 +44,41 @@ class MethodInfo:
     peft_type: str | None = None
     count: str = ""
     uses_targets: bool = True
+
+
+@dataclass(frozen=True)
+class SubspaceConfig:
+    """Which subspace is trained. Values left None are the method's own (docs/methods.md, "Defaults of a method").
+
+    A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`). `rank_pattern` and
+    `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base
+    does not know (a tokenizer was extended by them): their embedding and head rows are trained beside the subspace.
+    """
+
+    method: str = "lora"
+    rank: int | None = None
+    alpha: float | None = None
+    dropout: float = 0.0
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: Sequence[str] = ()
+    modules_to_save: Sequence[str] = ()
+    constraint: str | None = None
+    constraint_weight: float = 0.1
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    new_tokens: Sequence[int] = ()
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for JSON."""
+        plain = asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+
+    @classmethod
+    def of_dict(cls, plain: Mapping[str, Any]) -> SubspaceConfig:
+        """What `as_dict` gave, or more: keys that are no fields are left out."""
+        return cls(**{key: value for key, value in plain.items() if key in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True)

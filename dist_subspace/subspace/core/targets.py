@@ -10,58 +10,19 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.blocks import block_prefixes
+from dist_subspace.families.experts import is_inside_router
+from dist_subspace.families.heads import base_prefix
+from dist_subspace.families.names import ends_with_any, last_component
+from dist_subspace.families.norms import is_norm, is_norm_of_projection
+from dist_subspace.families.projections import BLOCK_INPUTS, holds_gate, is_attention_output, is_ffn_output
+from dist_subspace.families.towers import is_unreached, unreached
 from dist_subspace.notices import named
 from dist_subspace.subspace.core.operator import Operator
-from dist_subspace.subspace.core.towers import UNREACHED, is_unreached, unreached
 
 ALL_LINEAR = "all-linear"
 
-# Key, value and FFN-up by the names that model families use (docs/methods.md, "Targets"). A gate is never one of them: scaling
-# before the activation is another function. A fused QKV counts as key and value.
-KEY_VALUE_UP = (
-    *(
-        "k_proj",
-        "v_proj",
-        "key",
-        "value",
-        "k_lin",
-        "v_lin",
-        "key_proj",
-        "value_proj",
-        "SelfAttention.k",
-        "SelfAttention.v",
-    ),
-    *("EncDecAttention.k", "EncDecAttention.v", "attn.c_attn", "query_key_value", "qkv_proj", "Wqkv"),
-    *("attn.k", "attn.v", "self.in_proj", "crossattention.c_attn", "key_global", "value_global", "k_head", "v_head"),
-    *("k_proj.linear", "v_proj.linear", "v_proj_current", "v_proj_delayed", "Wk", "Wv", "project_k", "project_v"),
-    *("kv_b_proj", "self_attn.kv_proj", "self_attention.kv_proj", "query_key"),
-    *("up_proj", "intermediate.dense", "fc1", "c_fc", "lin1", "dense_h_to_4h", "wi", "wi_1", "up", "fc_in", "ffn"),
-    *("ffn.0", "w_in.w_1", "feed_forward.w3", "ff.layer_1", "mlp.dense1", "ffn.linear_1", "feed_forward.intermediate"),
-    *("feed_forward.dense.dense", "LocalSelfAttention.k", "LocalSelfAttention.v"),
-    *("TransientGlobalSelfAttention.k", "TransientGlobalSelfAttention.v"),
-)
-# Where a family has none of them (Mamba has neither an attention nor an FFN): what widens the input.
-INPUTS = ("in_proj",)
-# Gate and up in one matrix: half of it is a gate.
-FUSED_GATES = ("gate_up_proj", "mlp.Wi", "shared_mlp.input_linear")
-
-# The last linear layer of an attention, and of an FFN. Where a name ends like both, it is the attention's.
-ATTENTION_OUTPUT = (
-    *("o_proj", "out_proj", "attention.output.dense", "attn.c_proj", "crossattention.c_proj", "attention.dense"),
-    *("self_attention.dense", "self_attn.dense", "out_lin", "attn.Wo", "attention.wo", "attn.proj"),
-    *("SelfAttention.o", "EncDecAttention.o", "LocalSelfAttention.o", "TransientGlobalSelfAttention.o"),
-)
-FFN_OUTPUT = (
-    *("down_proj", "output.dense", "mlp.c_proj", "fc2", "dense_4h_to_h", "wo", "lin2", "fc_out", "ffn_output"),
-    *("mlp.Wo", "w2", "mlp.proj", "down"),
-)
-
-# Post-norm encoders: the norm that takes the sum of an FFN's output and its residual, seen from the FFN's output layer.
-POST_NORMS = {
-    "output.dense": "output.LayerNorm",
-    "ffn.lin2": "output_layer_norm",
-    "ffn_output": "full_layer_layer_norm",
-}
+UNREACHED = "text never reaches it; accepted for who trains with other inputs: subspace.target_modules with its name"
 
 
 NAMED_AS_HEAD = (
@@ -95,7 +56,7 @@ def choose(
     operators = {name: module for name, module in model.named_modules() if isinstance(module, Operator)}
     among = {**dict.fromkeys(operators), **(apart or {})}
     wanted = _in_blocks(model, among, head) if targets == ALL_LINEAR else list(filter(naming(targets), among))
-    wanted = [name for name in wanted if not any(ends_with(name, ending) for ending in exclude)]
+    wanted = [name for name in wanted if not ends_with_any(name, exclude)]
     chosen = {name: operators[name] for name in wanted if name in operators}
     lost = {name: apart[name] for name in wanted if apart and name not in operators}
     if given and targets != ALL_LINEAR:
@@ -108,7 +69,7 @@ def choose(
         left_out.add(lost)
     if left_out is not None and targets == ALL_LINEAR:
         left_out.add(_matrices_of_other_blocks(model, among))
-        left_out.add({name: NAMED_AS_HEAD for name in head if name in among and name.startswith(_stacks(model))})
+        left_out.add({name: NAMED_AS_HEAD for name in head if name in among and name.startswith(block_prefixes(model))})
     if not chosen:
         raise UsageError(
             f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"
@@ -180,7 +141,9 @@ class Choice:
         if self.given or isinstance(self.targets, str):
             return self._chosen(self.targets, self.given)
         chosen = self._chosen(self._known(), False)
-        return {name: module for name, module in chosen.items() if not self.only or name in self.only}
+        if self.only:
+            return {name: module for name, module in chosen.items() if name in self.only}
+        return {name: module for name, module in chosen.items() if not is_inside_router(name)}
 
     def _known(self) -> Sequence[str]:
         """The method's own names, or what stands for them in a family that has none; what is near them is said."""
@@ -190,16 +153,16 @@ class Choice:
             if (isinstance(m, Operator) or n in self.apart) and n not in self.head
         ]
         if any(map(naming(self.targets), names)):
-            fused = [n for n in names if any(ends_with(n, f) for f in FUSED_GATES) and not naming(self.targets)(n)]
+            fused = [n for n in names if holds_gate(n) and not naming(self.targets)(n)]
             self.left_out.add(dict.fromkeys(fused, "it holds a gate too, and a gate is not scaled"))
             return self.targets
-        found = [n for n in names if any(ends_with(n, ending) for ending in INPUTS)]
-        if found:
+        inputs = [n for n in names if ends_with_any(n, BLOCK_INPUTS)]
+        if inputs:
             self.left_out.note(
                 f"no layer of a {type(self.model).__name__} is known as a key, value or FFN-up projection: the targets are its "
-                f"input projections, {named(found)}"
+                f"input projections, {named(inputs)}"
             )
-            return INPUTS
+            return BLOCK_INPUTS
         raise UsageError(
             "subspace.target_modules is not given, and no layer of this model has a known name of a key, value or FFN-up "
             f"projection; accepted: a list of name endings; layers here are for example: {', '.join(_examples(names)) or 'none'}"
@@ -213,7 +176,7 @@ class Choice:
         return choose(self.model, targets, self.exclude, self.head, self.apart, given, self.left_out)  # type: ignore[return-value]
 
     def excluded(self, name: str) -> bool:
-        return any(ends_with(name, ending) for ending in self.exclude)
+        return ends_with_any(name, self.exclude)
 
     def attention_outputs(self) -> dict[str, nn.Module]:
         """The output projection of every attention in the blocks."""
@@ -225,7 +188,7 @@ class Choice:
 
     def norms(self) -> dict[str, nn.Module]:
         """Every norm with trainable values of its own, heads apart; not narrowed by `targets`."""
-        base = getattr(self.model, "base_model_prefix", "")
+        base = base_prefix(self.model)
         inside = f"{base}." if base and hasattr(self.model, base) else ""
         found = {name: module for name, module in self.model.named_modules() if is_norm(module)}
         parts = ((), ()) if self.given else unreached(self.model)
@@ -233,10 +196,15 @@ class Choice:
         return {name: m for name, m in here.items() if not self.excluded(name)}
 
     def block_norms(self) -> dict[str, nn.Module]:
-        """The norms of the blocks that are as wide as the model: those of queries and keys are not."""
-        stacks, parts = _stacks(self.model), ("q_", "k_", "v_", "kv_", "query_", "key_", "value_")
-        inside = {name: norm for name, norm in self.norms().items() if name.startswith(stacks)}
-        return {name: norm for name, norm in inside.items() if not name.rpartition(".")[2].startswith(parts)}
+        """The norms of the blocks, apart from those of queries, keys and values and those inside a router; an adapter that is
+        loaded may have these."""
+        prefixes = block_prefixes(self.model)
+        inside = {name: norm for name, norm in self.norms().items() if name.startswith(prefixes)}
+        return {
+            name: norm
+            for name, norm in inside.items()
+            if not is_norm_of_projection(name) and (name in self.only or not is_inside_router(name))
+        }
 
     def in_order(self, names: Collection[str]) -> dict[str, nn.Module]:
         """The modules of these names, in the model's order."""
@@ -244,42 +212,14 @@ class Choice:
 
     def _outputs(self, what: str, has_role: Callable[[str], bool]) -> dict[str, nn.Module]:
         linear = choose(self.model, ALL_LINEAR, self.exclude, self.head, self.apart, False)
-        found: dict[str, nn.Module] = {name: m for name, m in linear.items() if has_role(name)}  # type: ignore[misc]
+        outputs: dict[str, nn.Module] = {n: m for n, m in linear.items() if has_role(n) or n in self.only}  # type: ignore[misc]
         self.left_out.add({name: reason for name, reason in self.apart.items() if has_role(name)})
-        if not found:
+        if not outputs:
             raise UsageError(
                 f"subspace.target_modules is not given, and no layer of this model has a known name of an {what} output; "
                 f"accepted: a list of name endings; layers here are for example: {', '.join(_examples(list(linear)))}"
             )
-        return found
-
-
-def is_attention_output(name: str) -> bool:
-    return any(ends_with(name, ending) for ending in ATTENTION_OUTPUT)
-
-
-def is_ffn_output(name: str) -> bool:
-    return any(ends_with(name, ending) for ending in FFN_OUTPUT) and not is_attention_output(name)
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether it is a norm with a weight: LayerNorm, RMSNorm, and the classes that models define themselves."""
-    own = dict(module.named_parameters(recurse=False))
-    return "norm" in type(module).__name__.lower() and own.get("weight") is not None and not any(module.children())
-
-
-def post_norm(model: nn.Module, ffn_output: str) -> str | None:
-    """The name of the norm after an FFN's residual sum, where the model is a post-norm encoder that is known by its names."""
-    for ending, norm in POST_NORMS.items():
-        if ends_with(ffn_output, ending):
-            name = ffn_output.removesuffix(ending) + norm
-            return name if name in dict(model.named_modules()) else None
-    return None
-
-
-def ends_with(name: str, ending: str) -> bool:
-    """Whether a dotted name is, or ends in, the given whole components."""
-    return name == ending or name.endswith("." + ending)
+        return outputs
 
 
 def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
@@ -287,30 +227,25 @@ def naming(targets: str | Sequence[str]) -> Callable[[str], bool]:
     if isinstance(targets, str):
         pattern = _pattern(targets)
         return lambda name: pattern.fullmatch(name) is not None
-    return lambda name: any(ends_with(name, ending) for ending in targets)
+    return lambda name: ends_with_any(name, targets)
 
 
 def _in_blocks(model: nn.Module, operators: Collection[str], head: Sequence[str]) -> list[str]:
-    stacks = _stacks(model)
-    return [name for name in [n for n in operators if n.startswith(stacks)] or operators if name not in head]
+    prefixes = block_prefixes(model)
+    return [name for name in [n for n in operators if n.startswith(prefixes)] or operators if name not in head]
 
 
 def _matrices_of_other_blocks(model: nn.Module, linear: Collection[str]) -> dict[str, str]:
     """What holds the weights of blocks without a linear layer (SqueezeBERT's convolutions, I-BERT's own classes), and why a
     default cannot have it: only what stands beside the blocks is adapted then."""
-    stacks = _stacks(model)
-    if any(name.startswith(stacks) for name in linear):
+    prefixes = block_prefixes(model)
+    if any(name.startswith(prefixes) for name in linear):
         return {}
     return {
         name: f"a {type(module).__name__} is no linear layer"
         for name, module in model.named_modules()
-        if name.startswith(stacks) and any(p.dim() > 1 for p in module.parameters(recurse=False))
+        if name.startswith(prefixes) and any(p.dim() > 1 for p in module.parameters(recurse=False))
     }
-
-
-def _stacks(model: nn.Module) -> tuple[str, ...]:
-    """How the names of what lies in lists of blocks begin."""
-    return tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList))
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -327,5 +262,5 @@ def _examples(names: list[str]) -> list[str]:
     """One name for each distinct ending, so that few names show every kind of layer."""
     kinds: dict[str, str] = {}
     for name in names:
-        kinds.setdefault(name.rpartition(".")[2], name)
+        kinds.setdefault(last_component(name), name)
     return list(kinds.values())[:8]

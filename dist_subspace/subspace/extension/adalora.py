@@ -7,22 +7,24 @@ to `rank` a layer on the average, E is zeroed at those of least importance in th
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from dist_subspace.errors import UsageError
 from dist_subspace.options import number, whole
 from dist_subspace.subspace.blocks.triplets import TripletLinear
 from dist_subspace.subspace.core.constraints import constraint_options
-from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.schedule import phase_options
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
+from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.schedule import Scheduled, phase_options
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.extension.lora import LoraWords
 from dist_subspace.subspace.schedules.cutting import DECISIONS, CuttingSchedule
-
-if TYPE_CHECKING:
-    from dist_subspace.subspace.config import SubspaceConfig
 
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
 PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
@@ -48,11 +50,10 @@ PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
             "beta1": number(0.85, "smoothing of the importance", above=0, most=0.9999),
             "beta2": number(0.85, "smoothing of its uncertainty", above=0, most=0.9999),
         },
-        peft_type="ADALORA",
         count="init_rank (d_in + d_out + 1)",
     )
 )
-class AdaLora(TripletLinear):
+class AdaLora(TripletLinear, Scheduled):
     schedule_class = CuttingSchedule
     rows_option = "init_rank"
 
@@ -66,7 +67,7 @@ class AdaLora(TripletLinear):
         return replace(settings, alpha=settings.alpha or 2.0 * settings.options["init_rank"])
 
     def scaling(self, settings: Settings) -> float:
-        return settings.alpha / settings.options["init_rank"]
+        return settings.alpha / int(settings.options["init_rank"])
 
     def file_tensors(self) -> dict[str, Tensor]:
         core = (self.lora_E.detach().double() * self._peft_factor()).float()
@@ -82,12 +83,36 @@ class AdaLora(TripletLinear):
         rows = len(self.lora_E)
         return (rows + PEFT_EPSILON) / rows
 
-    def agrees_with_peft(self) -> bool:
-        """PEFT makes all layers alike."""
-        return super().agrees_with_peft() and len(self.lora_E) == self.settings.options["init_rank"]
 
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+@register_peft(AdaLora)
+class AdaLoraWords(PeftWords[AdaLora]):
+    peft_type = "ADALORA"
+    tensor_prefix = "lora_"
+    suffixes: ClassVar[Mapping[str, str]] = {name: name for name in ("lora_A", "lora_B", "lora_E")}
+    defaults: ClassVar[Entries] = {
+        **{"init_r": 12, "target_r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "orth_reg_weight": 0.5},
+    }
+    more_entries = ("rank_pattern", "ensure_weight_tying")
+    without_effect = (
+        "beta1",
+        "beta2",
+        "tinit",
+        "tfinal",
+        "deltaT",
+        "total_step",
+        *LoraWords.without_effect,  # its configuration is a LoRA's with more
+        "r",
+        "use_rslora",
+        "use_dora",
+        "alpha_pattern",
+        "init_lora_weights",
+    )
+
+    def agrees(self, part: AdaLora) -> bool:
+        """PEFT makes all layers alike."""
+        return not part.nonlinear and len(part.lora_E) == part.settings.options["init_rank"]
+
+    def entries(self, settings: Settings) -> dict[str, Any]:
         """A schedule that is over: PEFT wants to know one, and would go on with it."""
         ended = {"tinit": 0, "tfinal": 0, "deltaT": 1, "total_step": 1}
         options = settings.options
@@ -102,3 +127,41 @@ class AdaLora(TripletLinear):
             "orth_reg_weight": 0.0 if settings.constraint is None else settings.constraint.weight,
             **ended,
         }
+
+    def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
+        """Layers that the budget has shortened are filled up with triplets of zeros, at their old places."""
+        layers = self.by_layer(tensors)
+        rows, weight = int(described["init_r"]), float(described.get("orth_reg_weight") or 0.0)
+        masks = {
+            re.sub(r"\.lora_E(\..*)?$", "", key): kept for key, kept in (described.get("rank_pattern") or {}).items()
+        }
+        for key in masks:
+            if key not in layers:
+                raise UsageError(f"rank_pattern has {key!r}, which names no layer of the adapter")
+        shapes: Shapes = {name: (held["lora_B"].shape[0], held["lora_A"].shape[1]) for name, held in layers.items()}
+        return FromPeft(
+            {name: _filled_up(name, held, rows, masks.get(name)) for name, held in layers.items()},
+            shapes=shapes,
+            rank=min(int(described.get("target_r") or rows), rows),
+            alpha=float(described["lora_alpha"]),
+            dropout=float(described.get("lora_dropout") or 0.0),
+            constraint=None if weight > 0 else "none",
+            constraint_weight=weight or 0.1,
+            options={"init_rank": rows},
+            outdated=("rank_pattern",),  # it is of the shortened tensors
+        )
+
+
+def _filled_up(name: str, held: Mapping[str, Tensor], rows: int, mask: list[bool] | None) -> dict[str, Tensor]:
+    a, b, e = (held[key] for key in ("lora_A", "lora_B", "lora_E"))
+    kept = a.shape[0]
+    places = torch.arange(kept) if mask is None else torch.tensor(mask).nonzero().flatten()
+    if kept == rows:
+        return dict(held)
+    if len(places) != kept or kept > rows:
+        raise UsageError(
+            f"the adapter holds rank {kept} for {name}, which its configuration does not say; it is damaged"
+        )
+    full_a, full_b, full_e = a.new_zeros(rows, a.shape[1]), b.new_zeros(b.shape[0], rows), e.new_zeros(rows, 1)
+    full_a[places], full_b[:, places], full_e[places] = a, b, e
+    return {"lora_A": full_a, "lora_B": full_b, "lora_E": full_e}

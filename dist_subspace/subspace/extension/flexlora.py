@@ -8,7 +8,6 @@ inactive triplet has no part in anything.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,10 @@ from dist_subspace.options import whole
 from dist_subspace.subspace.blocks.triplets import TripletLinear
 from dist_subspace.subspace.core.constraints import constraint_options
 from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.schedule import phase_options
+from dist_subspace.subspace.core.schedule import Scheduled, phase_options
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.schedules.moving import DECISIONS, MovingSchedule
+from dist_subspace.torch_internals import version
 
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
 
@@ -47,7 +47,7 @@ CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
         count="max_rank (d_in + d_out + 1)",
     )
 )
-class FlexLora(TripletLinear):
+class FlexLora(TripletLinear, Scheduled):
     schedule_class = MovingSchedule
     rows_option = "max_rank"
     active: Tensor
@@ -56,8 +56,8 @@ class FlexLora(TripletLinear):
     def rows_for(cls, rank: int) -> int:
         return 2 * rank
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         device = next(self.base.parameters()).device
         self.register_buffer("active", torch.arange(len(self.lora_E), device=device) < settings.rank)
         self._rows: tuple[int, Tensor] | None = None
@@ -65,11 +65,11 @@ class FlexLora(TripletLinear):
     def core(self) -> Tensor:
         return self.lora_E * self.active
 
-    def constrained(self) -> tuple[Tensor, Tensor]:
+    def constrained_factors(self) -> tuple[Tensor, Tensor]:
         """Of the active triplets alone. Their places are looked up again when the mask was written to."""
-        version = self.active._version
-        if self._rows is None or self._rows[0] != version or self._rows[1].device != self.active.device:
-            self._rows = version, self.active.nonzero().flatten()
+        written = version(self.active)
+        if self._rows is None or self._rows[0] != written or self._rows[1].device != self.active.device:
+            self._rows = written, self.active.nonzero().flatten()
         rows = self._rows[1]
         return self.lora_A[rows], self.lora_B[:, rows]
 

@@ -6,8 +6,6 @@ Not to be confused with Flora (gradient compression) or federated FLoRA.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -31,8 +29,8 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
     )
 )
 class Flora(LowRankLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         self.lora_G = nn.Parameter(torch.zeros(settings.rank, settings.rank))
 
     def initial_b(self, settings: Settings, generator: torch.Generator) -> Tensor:

@@ -6,7 +6,6 @@ trains the norms of the blocks too, as the paper does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from dist_subspace.subspace.blocks.norm_part import NormPart, norm_width
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.sites import OwnSites
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.core.targets import Choice
 
@@ -40,7 +40,7 @@ from dist_subspace.subspace.core.targets import Choice
         count="(2 d + 1) r + d",
     )
 )
-class Houlsby(BottleneckLinear):
+class Houlsby(BottleneckLinear, OwnSites):
     @classmethod
     def sites(cls, choice: Choice) -> dict[str, nn.Module]:
         linear = choice.operators() if choice.given else {**choice.attention_outputs(), **choice.ffn_outputs()}
@@ -48,16 +48,11 @@ class Houlsby(BottleneckLinear):
         return choice.in_order({*linear, *norms})
 
     @classmethod
-    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> int:
-        """The width of the model, for norms that do not tell theirs while they are split over the ranks."""
-        return max(site.out_features for site in sites.values() if isinstance(site, Operator))
-
-    @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
+    def build(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any = None) -> SubspacePart:
         if isinstance(site, Operator):
-            return super().on(site, settings, generator, shared)  # type: ignore[arg-type]
+            return super().build(site, settings, generator, shared)
         has_bias = getattr(site, "bias", None) is not None
-        return HoulsbyNorm(site, settings, norm_width(site, shared), scaled=True, shifted=has_bias)
+        return HoulsbyNorm(site, settings, norm_width(site), scaled=True, shifted=has_bias)
 
 
 class HoulsbyNorm(NormPart):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.dropout import drop
-from dist_subspace.subspace.blocks.low_rank import LowRankLinear
+from dist_subspace.subspace.blocks.low_rank import LowRankPair
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo
 
@@ -36,7 +36,7 @@ from dist_subspace.subspace.core.spec import MethodInfo
         count="r (d_in + d_out)",
     )
 )
-class Liera(LowRankLinear):
+class Liera(LowRankPair):
     def transform(self, x: Tensor) -> Tensor:
         dropout = self.settings.dropout if self.training else 0.0
         gate = LowRankGate(self.lora_A, self.lora_B, self.scale, self.settings.options["form"] == "exp")
@@ -45,9 +45,6 @@ class Liera(LowRankLinear):
     def merged(self, weight: Tensor) -> Tensor:
         exponent = self.delta().to(weight.device)
         return weight * (exponent.exp() if self.settings.options["form"] == "exp" else 1 + exponent)
-
-    def low_rank_form(self) -> None:
-        return None
 
 
 class LowRankGate:

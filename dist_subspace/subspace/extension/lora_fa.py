@@ -17,10 +17,13 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, Up
-from dist_subspace.subspace.config import SubspaceConfig
 from dist_subspace.subspace.core.factors import FrozenFactor
-from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.files import FrozenInFile
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.extension.lora import LoraWords
+from dist_subspace.torch_internals import TensorFunction
 
 
 @register(
@@ -36,11 +39,10 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         constraints=("mpc_n",),
         refusals={"mpc_o": "its A is frozen", "mpc_d": "its A is frozen"},
         options={"corrected_gradient": flag(False, "multiply the gradient of B by (A A^T)^-1 / γ²")},
-        peft_type="LORA",
         count="r d_out",
     )
 )
-class LoraFa(LowRankLinear):
+class LoraFa(LowRankLinear, FrozenInFile):
     lora_A: FrozenFactor  # type: ignore[assignment]
 
     @classmethod
@@ -52,7 +54,7 @@ class LoraFa(LowRankLinear):
             )
         return settings
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.scale = self.scaling(settings)
         self.lora_A = FrozenFactor(self.initial_a(settings, generator).to(next(self.base.parameters()).device))
         self.lora_B = nn.Parameter(self.initial_b(settings, generator))
@@ -63,7 +65,8 @@ class LoraFa(LowRankLinear):
         if not self.settings.options["corrected_gradient"]:
             return None
         a = self.down().double()
-        return (torch.linalg.pinv(a @ a.t(), hermitian=True) / self.scale**2).float()
+        inverse: Tensor = torch.linalg.pinv(a @ a.t(), hermitian=True)
+        return (inverse / self.scale**2).float()
 
     def down(self) -> Tensor:
         return self.lora_A.matrix
@@ -76,14 +79,14 @@ class LoraFa(LowRankLinear):
         b = self.lora_B if self.correction is None else _Corrected.apply(self.lora_B, self.correction)
         return Up.apply(self.base(x), hidden, b)
 
-    def constrained(self) -> tuple[None, None]:
+    def constrained_factors(self) -> tuple[None, None]:
         return None, None
 
-    def beside(self) -> dict[str, nn.Parameter]:
+    def frozen_in_file(self) -> dict[str, nn.Parameter]:
         return {"lora_A.weight": self.lora_A.matrix}
 
     def file_tensors(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.beside().items()} | super().file_tensors()
+        return {name: p.detach() for name, p in self.frozen_in_file().items()} | super().file_tensors()
 
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         super().load_file_tensors(tensors)
@@ -91,7 +94,7 @@ class LoraFa(LowRankLinear):
         self.correction = self._correction()
 
 
-class _Corrected(torch.autograd.Function):
+class _Corrected(TensorFunction):
     """B, unchanged; its gradient `(d_out, r)` times the correction."""
 
     @staticmethod
@@ -103,3 +106,10 @@ class _Corrected(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
         (correction,) = ctx.saved_tensors
         return g @ correction.to(g.dtype), None
+
+
+@register_peft(LoraFa)
+class LoraFaWords(LoraWords):
+    def claims(self, described: Entries) -> bool:
+        """PEFT trains it by an optimizer of its own, and its file does not tell it from any other LoRA."""
+        return False

@@ -9,7 +9,8 @@ token) and not x.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from dist_subspace.options import whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import Up
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.forms import LowRankForm
 from dist_subspace.subspace.core.operator import Operator
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
+from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.sites import OwnRankBound
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
@@ -38,13 +41,10 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         uses_dropout=True,
         capped=True,
         options={"mini_r": whole(None, "so many columns of D, repeated along the outputs (null: d_out)")},
-        peft_type="MISS",
         count="r d_out, or r mini_r",
     )
 )
-class Miss(SubspaceLinear):
-    peft_reads_conv1d = False
-
+class Miss(LowRankForm, OwnRankBound):
     @classmethod
     def largest_rank(cls, site: nn.Module) -> int | None:
         return site.in_features if isinstance(site, Operator) else None
@@ -58,7 +58,7 @@ class Miss(SubspaceLinear):
                 "divisor of every target's outputs"
             )
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         columns = settings.options["mini_r"] or self.out_features
         self.miss_block = nn.Parameter(torch.zeros(settings.rank, columns))
 
@@ -80,8 +80,24 @@ class Miss(SubspaceLinear):
         sums = torch.eye(rank, device=up.device).repeat(1, -(-self.in_features // rank))[:, : self.in_features]
         return sums, up
 
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+
+def shard_sums(x: Tensor, rank: int) -> Tensor:
+    """`(..., r)`: the sum of the shards of r features of `x (..., d_in)`, the last one filled up with zeros."""
+    padded = functional.pad(x, (0, -x.shape[-1] % rank))
+    # Autocast may add up in float32: the product that follows keeps the type of x in its backward.
+    shards: Tensor = padded.unflatten(-1, (-1, rank))
+    return shards.sum(-2).to(x.dtype)
+
+
+@register_peft(Miss)
+class MissWords(PeftWords[Miss]):
+    peft_type = "MISS"
+    on_conv1d = False
+    tensor_prefix = "miss_"
+    suffixes: ClassVar[Mapping[str, str]] = {"miss_block": "miss_block"}
+    defaults: ClassVar[Entries] = {"r": 64, "miss_dropout": 0.0, "mini_r": 1, "init_weights": True, "bias": "none"}
+
+    def entries(self, settings: Settings) -> dict[str, Any]:
         columns = settings.options["mini_r"]
         return {
             "r": settings.rank,
@@ -91,9 +107,21 @@ class Miss(SubspaceLinear):
             "bias": "none",
         }
 
-
-def shard_sums(x: Tensor, rank: int) -> Tensor:
-    """`(..., r)`: the sum of the shards of r features of `x (..., d_in)`, the last one filled up with zeros."""
-    padded = functional.pad(x, (0, -x.shape[-1] % rank))
-    # Autocast may add up in float32: the product that follows keeps the type of x in its backward.
-    return padded.unflatten(-1, (-1, rank)).sum(-2).to(x.dtype)
+    def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
+        layers = self.by_layer(tensors)
+        variant, rank = described.get("init_weights", True), int(described["r"])
+        if variant == "bat":
+            raise UsageError(
+                "init_weights is 'bat', whose update is made of blocks of the frozen matrix itself, so that it is no product "
+                "with it; accepted: True, mini"
+            )
+        columns = int(described["mini_r"]) if variant == "mini" else None
+        for name, held in layers.items():
+            rows, width = held["miss_block"].shape
+            if rows != rank or width != (columns or width):
+                raise UsageError(
+                    f"the adapter holds {name}.miss_block as {[rows, width]}, which its configuration contradicts; it is damaged"
+                )
+        shapes: Shapes = {n: (None if columns else held["miss_block"].shape[1], None) for n, held in layers.items()}
+        dropout = float(described.get("miss_dropout") or 0.0)
+        return FromPeft(layers, shapes=shapes, rank=rank, dropout=dropout, options={"mini_r": columns})

@@ -6,8 +6,6 @@ orthogonal matrix. What sets it apart from FLoRA is which factor is zero at the 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +31,8 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
     )
 )
 class MosLora(LowRankLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         random = orthogonal if settings.options["mixer"] == "orthogonal" else square_kaiming
         self.lora_G = nn.Parameter(random(settings.rank, generator))
 
@@ -49,4 +47,5 @@ def square_kaiming(size: int, generator: torch.Generator) -> Tensor:
 def orthogonal(size: int, generator: torch.Generator) -> Tensor:
     """A random orthogonal matrix, uniform over all of them: the QR factor whose R has a positive diagonal."""
     q, r = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))
-    return (q * r.diagonal().sign()).float()
+    uniform: Tensor = q * r.diagonal().sign()
+    return uniform.float()

@@ -7,16 +7,14 @@ deviation from its initial value. Dropout comes after the activation. Not mergea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dist_subspace.errors import UsageError
 from dist_subspace.options import flag, number
 from dist_subspace.subspace.blocks.dropout import drop
-from dist_subspace.subspace.blocks.low_rank import Down, LowRankLinear, Up
+from dist_subspace.subspace.blocks.low_rank import Down, LowRankPair, Up
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -41,9 +39,9 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         count="r (d_in + d_out)",
     )
 )
-class ParallelAdapter(LowRankLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+class ParallelAdapter(LowRankPair):
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         if settings.options["learned_scale"]:
             self.adapter_scale = nn.Parameter(torch.zeros(1))
 
@@ -58,12 +56,6 @@ class ParallelAdapter(LowRankLinear):
         hidden = functional.relu(Down.apply(x, self.lora_A, 0.0))
         hidden = drop(hidden, self.settings.dropout if self.training else 0.0)
         return Up.apply(self.base(x), (self.strength() * hidden).to(x.dtype), self.lora_B)
-
-    def merged(self, weight: Tensor) -> Tensor:
-        raise UsageError(f"method {self.info.name} cannot be merged: its update is no matrix")
-
-    def low_rank_form(self) -> None:
-        return None
 
     def file_tensors(self) -> dict[str, Tensor]:
         tensors = super().file_tensors()

@@ -12,14 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace.families.norms import post_norm
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.bottleneck import BottleneckLinear, BottleneckNorm
 from dist_subspace.subspace.blocks.norm_part import norm_width
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.sites import OwnRankBound, OwnSites, smaller_side
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import Choice, post_norm
+from dist_subspace.subspace.core.targets import Choice
 
 
 @register(
@@ -37,7 +39,7 @@ from dist_subspace.subspace.core.targets import Choice, post_norm
         count="(2 d + 1) r + d",
     )
 )
-class Pfeiffer(BottleneckLinear):
+class Pfeiffer(BottleneckLinear, OwnSites, OwnRankBound):
     @classmethod
     def sites(cls, choice: Choice) -> dict[str, nn.Module]:
         if choice.given:
@@ -47,12 +49,12 @@ class Pfeiffer(BottleneckLinear):
 
     @classmethod
     def largest_rank(cls, site: nn.Module) -> int | None:
-        return super().largest_rank(site) or norm_width(site)
+        return smaller_side(site) or norm_width(site)
 
     @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
+    def build(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any = None) -> SubspacePart:
         if isinstance(site, Operator):
-            return super().on(site, settings, generator, shared)  # type: ignore[arg-type]
+            return super().build(site, settings, generator, shared)
         return PfeifferNorm(site, settings, norm_width(site), generator)
 
 

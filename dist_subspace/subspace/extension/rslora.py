@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.extension.lora import LORA_OPTIONS, Lora
+from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lora, LoraWords
 
 
 @register(
@@ -22,7 +23,6 @@ from dist_subspace.subspace.extension.lora import LORA_OPTIONS, Lora
         uses_dropout=True,
         constraints=("mpc_o", "mpc_d", "mpc_n"),
         options=LORA_OPTIONS,
-        peft_type="LORA",
         count="r (d_in + d_out)",
     )
 )
@@ -30,6 +30,14 @@ class RsLora(Lora):
     def scaling(self, settings: Settings) -> float:
         return settings.alpha / math.sqrt(settings.rank)
 
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        return super().peft_config(settings) | {"use_rslora": True}
+
+@register_peft(RsLora)
+class RsLoraWords(LoraWords):
+    root_scaled = True
+
+    def entries(self, settings: Settings) -> dict[str, Any]:
+        return super().entries(settings) | {"use_rslora": True}
+
+    def claims(self, described: Entries) -> bool:
+        plain = described.get("init_lora_weights", True) in PLAIN_STARTS and not described.get("use_dora")
+        return super().claims(described) and plain and bool(described.get("use_rslora"))

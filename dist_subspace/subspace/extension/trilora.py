@@ -6,8 +6,6 @@ published codes (`scale`).
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -33,8 +31,8 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
     )
 )
 class TriLora(LowRankLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        super().create(settings, generator, shared)
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
+        super().create(settings, generator)
         self.lora_E = nn.Parameter(torch.zeros(settings.rank))
 
     def scaling(self, settings: Settings) -> float:

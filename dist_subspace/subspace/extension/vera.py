@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,14 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.options import flag, number, whole
 from dist_subspace.subspace.blocks.projections import Projections
-from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.core.linear import SubspaceLinear
-from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.files import FrozenInFile
+from dist_subspace.subspace.core.forms import LowRankForm
+from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
+from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.shared import SharedAcrossLayers
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+
+PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # as PEFT's files name A and B
 
 
 @register(
@@ -40,11 +44,10 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
             "projection_seed": whole(0, "seed of A and B", least=0),
             "save_projection": flag(True, "keep A and B in the adapter's file"),
         },
-        peft_type="VERA",
         count="r + d_out",
     )
 )
-class Vera(SubspaceLinear):
+class Vera(LowRankForm, SharedAcrossLayers, FrozenInFile):
     @classmethod
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         if config.rank_pattern:
@@ -55,7 +58,7 @@ class Vera(SubspaceLinear):
         return settings
 
     @classmethod
-    def shared(cls, sites: Mapping[str, nn.Module], settings: Settings, seed: int) -> Projections:
+    def make_shared(cls, sites: Mapping[str, nn.Module], settings: Settings) -> Projections:
         generator = torch.Generator().manual_seed(settings.options["projection_seed"])
         widths = max(int(site.in_features) for site in sites.values())  # type: ignore[arg-type]
         heights = max(int(site.out_features) for site in sites.values())  # type: ignore[arg-type]
@@ -64,9 +67,11 @@ class Vera(SubspaceLinear):
         device = next(next(iter(sites.values())).parameters()).device
         return Projections(a.to(device), b.to(device))
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
-        self.projections: Projections = shared or self.shared({"": self.base}, settings, 0)  # type: ignore[dict-item]
-        self.in_file = self.projections.claim() and bool(settings.options["save_projection"])
+    def take_shared(self, shared: Projections | None) -> None:
+        self.projections = shared or self.make_shared({"": self.base}, self.settings)  # type: ignore[dict-item]
+        self.in_file = self.projections.claim() and bool(self.settings.options["save_projection"])
+
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.vera_lambda_d = nn.Parameter(torch.full((settings.rank,), float(settings.options["d_init"])))
         self.vera_lambda_b = nn.Parameter(torch.zeros(self.out_features))
 
@@ -84,8 +89,41 @@ class Vera(SubspaceLinear):
         a, b = self.factors()
         return weight + (b @ a).to(weight.device)
 
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
+    def low_rank_form(self) -> tuple[Tensor, Tensor]:
+        a, b = self.factors()
+        return a.detach(), b.detach()
+
+    def frozen_in_file(self) -> dict[str, nn.Parameter]:
+        if not self.in_file:
+            return {}
+        return dict(zip(PROJECTIONS, (self.projections.a, self.projections.b), strict=True))
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        return super().file_tensors() | {name: p.detach() for name, p in self.frozen_in_file().items()}
+
+    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        super().load_file_tensors(tensors)
+        for name, parameter in self.frozen_in_file().items():
+            parameter.data.copy_(tensors[name])
+
+
+def uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """`(rows, columns)` uniform in ±√6/√columns."""
+    bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))  # in the order in which PEFT rounds it
+    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+
+
+@register_peft(Vera)
+class VeraWords(PeftWords[Vera]):
+    peft_type = "VERA"
+    tensor_prefix = "vera_"
+    suffixes: ClassVar[Mapping[str, str]] = {name: name for name in ("vera_lambda_b", "vera_lambda_d")}
+    defaults: ClassVar[Entries] = {
+        **{"r": 256, "d_initial": 0.1, "vera_dropout": 0.0, "projection_prng_key": 0, "save_projection": True},
+    }
+    without_effect = ("init_weights",)
+
+    def entries(self, settings: Settings) -> dict[str, Any]:
         return {
             "r": settings.rank,
             "projection_prng_key": settings.options["projection_seed"],
@@ -95,25 +133,21 @@ class Vera(SubspaceLinear):
             "bias": "none",
         }
 
-    def low_rank_form(self) -> tuple[Tensor, Tensor]:
-        a, b = self.factors()
-        return a.detach(), b.detach()
-
-    def beside(self) -> dict[str, nn.Parameter]:
-        if not self.in_file:
-            return {}
-        return {"base_model.vera_A": self.projections.a, "base_model.vera_B": self.projections.b}
-
-    def file_tensors(self) -> dict[str, Tensor]:
-        return super().file_tensors() | {name: p.detach() for name, p in self.beside().items()}
-
-    def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        super().load_file_tensors(tensors)
-        for name, parameter in self.beside().items():
-            parameter.data.copy_(tensors[name])
-
-
-def uniform(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """`(rows, columns)` uniform in ±√6/√columns."""
-    bound = math.sqrt(3.0) * (math.sqrt(2.0) / math.sqrt(columns))  # in the order in which PEFT rounds it
-    return torch.empty(rows, columns).uniform_(-bound, bound, generator=generator)
+    def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
+        projections = {key: tensors.pop(key) for key in PROJECTIONS if key in tensors}
+        layers, whole = self.by_layer(tensors), len(projections) == 2
+        if bool(described.get("save_projection", True)) != whole:
+            raise UsageError("save_projection does not say whether the adapter holds its projections; it is damaged")
+        shapes: Shapes = {name: (held["vera_lambda_b"].shape[0], None) for name, held in layers.items()}
+        return FromPeft(
+            layers,
+            whole=projections,
+            shapes=shapes,
+            rank=int(described["r"]),
+            dropout=float(described.get("vera_dropout") or 0.0),
+            options={
+                "d_init": float(described.get("d_initial", 0.1)),
+                "projection_seed": int(described.get("projection_prng_key") or 0),
+                "save_projection": whole,
+            },
+        )

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.norms import is_norm
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.norm_part import NormPart, norm_width
-from dist_subspace.subspace.core.linear import SubspaceLinear
+from dist_subspace.subspace.core.bias import AddsBias
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.sites import OwnSites
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, is_norm, naming
+from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, naming
 
 
 @register(
@@ -34,7 +36,7 @@ from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, is_norm, nam
         count="d_out",
     )
 )
-class Bitfit(SubspaceLinear):
+class Bitfit(AddsBias, OwnSites):
     @classmethod
     def sites(cls, choice: Choice) -> dict[str, nn.Module]:
         linear, norms = _candidates(choice)
@@ -48,12 +50,12 @@ class Bitfit(SubspaceLinear):
         return choice.in_order({*existing, *added})
 
     @classmethod
-    def on(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any) -> SubspacePart:
+    def build(cls, site: nn.Module, settings: Settings, generator: torch.Generator, shared: Any = None) -> SubspacePart:
         if is_norm(site):
             return BitfitNorm(site, settings, norm_width(site), scaled=False, shifted=True)
-        return super().on(site, settings, generator, shared)
+        return super().build(site, settings, generator, shared)
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.bitfit_b = nn.Parameter(torch.zeros(self.out_features))
 
     def transform(self, x: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ in 16 bits. With `block_share` all blocks are one. A layer whose inputs b does n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,9 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import choice, flag, whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import turned
-from dist_subspace.subspace.core.linear import SubspaceLinear
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.forms import RotationForm
+from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
 
@@ -39,13 +41,10 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
             "cayley": choice("neumann", "Cayley's inverse: as a series, or solved", "exact"),
             "neumann_terms": whole(5, "k, terms of the series (3 is taken for 4, as PEFT does)", least=2),
         },
-        peft_type="OFT",
         count="d_in (b - 1) / 2, or b (b - 1) / 2 of one shared block",
     )
 )
-class Oft(SubspaceLinear):
-    peft_reads_conv1d = False
-
+class Oft(RotationForm):
     @classmethod
     def check_site(cls, site: Any, settings: Settings, known: bool) -> None:
         if divisor_near(settings.options["oft_block_size"], site.in_features) == 1:
@@ -55,7 +54,7 @@ class Oft(SubspaceLinear):
                 "such layers left out by subspace.exclude_modules"
             )
 
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.block = divisor_near(settings.options["oft_block_size"], self.in_features)
         self.blocks = self.in_features // self.block
         rows = 1 if settings.options["block_share"] else self.blocks
@@ -94,19 +93,6 @@ class Oft(SubspaceLinear):
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         self.oft_R.data.copy_(tensors["oft_R.weight"])
 
-    @classmethod
-    def peft_config(cls, settings: Settings) -> dict[str, Any]:
-        options = settings.options
-        return {
-            "r": 0,
-            "oft_block_size": options["oft_block_size"],
-            "block_share": options["block_share"],
-            "use_cayley_neumann": options["cayley"] == "neumann",
-            "num_cayley_neumann_terms": options["neumann_terms"],
-            "coft": False,
-            "bias": "none",
-        }
-
 
 def neumann(skew: Tensor, terms: int) -> Tensor:
     """`(I + Q)(I + Q + … + Q^(k-2)) - I = 2 Q + … + 2 Q^(k-2) + Q^(k-1)` for `Q (..., b, b)` and k terms; PEFT's with two is
@@ -125,3 +111,57 @@ def divisor_near(size: int, inputs: int) -> int:
     """The divisor of `inputs` next to `size`, the smaller one of two: PEFT's rule, which a file does not tell otherwise."""
     divisors = [n for n in range(1, inputs + 1) if inputs % n == 0]
     return min(divisors, key=lambda n: (abs(n - size), n))
+
+
+@register_peft(Oft)
+class OftWords(PeftWords[Oft]):
+    peft_type = "OFT"
+    on_conv1d = False
+    tensor_prefix = "oft_"
+    suffixes: ClassVar[Mapping[str, str]] = {"oft_R.weight": "oft_R.weight"}
+    defaults: ClassVar[Entries] = {
+        **{"r": 0, "block_share": False, "use_cayley_neumann": True, "num_cayley_neumann_terms": 5, "bias": "none"},
+    }
+    more_entries = ("oft_block_size",)
+    without_effect = ("init_weights", "module_dropout", "eps")  # dropout is of convolutions, eps of coft
+
+    def entries(self, settings: Settings) -> dict[str, Any]:
+        options = settings.options
+        return {
+            "r": 0,
+            "oft_block_size": options["oft_block_size"],
+            "block_share": options["block_share"],
+            "use_cayley_neumann": options["cayley"] == "neumann",
+            "num_cayley_neumann_terms": options["neumann_terms"],
+            "coft": False,
+            "bias": "none",
+        }
+
+    def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
+        layers = self.by_layer(tensors)
+        if "oft_block_size" not in described:
+            raise UsageError(
+                "oft_block_size is not said: the adapter is of a PEFT whose OFT was another one (before 0.14)"
+            )
+        sizes = {name: _block_size(held["oft_R.weight"]) for name, held in layers.items()}
+        different = sorted(set(sizes.values()))
+        if described.get("r") and len(different) > 1:
+            raise UsageError(
+                f"r is {described['r']}, so many blocks in each layer, which makes blocks of {different} inputs; accepted: r: 0 "
+                "with an oft_block_size, or layers with as many inputs"
+            )
+        shared = bool(described["block_share"])
+        rows = {name: held["oft_R.weight"].shape[0] for name, held in layers.items()}
+        shapes: Shapes = {name: (None, None if shared else rows[name] * size) for name, size in sizes.items()}
+        options = {
+            "oft_block_size": different[0] if described.get("r") else int(described["oft_block_size"]),
+            "block_share": shared,
+            "cayley": "neumann" if described["use_cayley_neumann"] else "exact",
+            "neumann_terms": int(described["num_cayley_neumann_terms"]),
+        }
+        return FromPeft(layers, shapes=shapes, options=options)
+
+
+def _block_size(above: Tensor) -> int:
+    """b of `(blocks, b (b - 1) / 2)`."""
+    return (1 + math.isqrt(1 + 8 * above.shape[1])) // 2

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.blocks.residual import NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo
+from dist_subspace.subspace.extension.lora import LoraWords
 
 
 @register(
@@ -37,3 +38,11 @@ class Olora(ResidualLinear):
         # The first r columns of Q come from the first r columns of W alone.
         q = torch.linalg.qr(matrix[:, : self.settings.rank]).Q
         return q.t() @ matrix, q
+
+
+@register_peft(Olora)
+class OloraWords(LoraWords):
+    """For import alone: a file of ours holds the factors that it started from too."""
+
+    writes = False
+    start = "olora"

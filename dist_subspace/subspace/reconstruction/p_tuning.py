@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from dist_subspace.options import choice, whole
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
-from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, linear_parameters
+from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens, InputTokenWords
+from dist_subspace.subspace.virtual_tokens.part import COUNT, EncodedTokens, linear_parameters
 
 LSTM_LAYERS = 2
 
@@ -39,19 +40,22 @@ LSTM_LAYERS = 2
             "hidden": whole(None, "width h of the encoder; null: that of the embeddings"),
             **PLACEMENT,
         },
-        peft_type="P_TUNING",
         count="n d + (d h + h) + (h² + h) + (h d + d)",
     )
 )
-class PTuning(InputTokens):
+class PTuning(InputTokens, EncodedTokens):
     @classmethod
     def file_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         return {**options, "encoder": "none"}
 
+    @property
+    def has_encoder(self) -> bool:
+        return bool(self.settings.options["encoder"] != "none")
+
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         d, h = self.width, int(settings.options["hidden"] or self.width)
         self.encoder, self.hidden = settings.options["encoder"], h
-        if self.encoder == "none":
+        if not self.has_encoder:
             super().create(settings, generator)
             nn.init.normal_(self.prompt_embeddings, generator=generator)
             return
@@ -82,9 +86,7 @@ class PTuning(InputTokens):
                     setattr(self, name, nn.Parameter(value))
                     self.lstm_names.append(name)
 
-    def matrix(self) -> Tensor:
-        if hasattr(self, EMBEDDINGS):
-            return self.prompt_embeddings
+    def encoded(self) -> Tensor:
         x: Tensor = self._lstm(self.embedding) if self.encoder == "lstm" else self.embedding
         for number in range(self.heads):
             x = linear(x, self.get_parameter(f"head_{number}"), self.get_parameter(f"head_{number}_bias"))
@@ -97,6 +99,21 @@ class PTuning(InputTokens):
         start = x.new_zeros(2 * LSTM_LAYERS, 1, self.hidden)
         return torch.lstm(x[None], (start, start), weights, True, LSTM_LAYERS, 0.0, self.training, True, True)[0][0]
 
-    def peft_shape(self) -> dict[str, Any]:
-        kind = "LSTM" if self.encoder == "lstm" else "MLP"
-        return super().peft_shape() | {"encoder_reparameterization_type": kind, "encoder_hidden_size": self.hidden}
+
+@register_peft(PTuning)
+class PTuningWords(InputTokenWords[PTuning]):
+    peft_type = "P_TUNING"
+    without_effect = (
+        "encoder_reparameterization_type",
+        "encoder_hidden_size",
+        "encoder_num_layers",
+        "encoder_dropout",
+    )
+    read_options: ClassVar[Entries] = {"encoder": "none", "placement": "front"}
+
+    def model_entries(self, part: PTuning) -> dict[str, Any]:
+        kind = "LSTM" if part.encoder == "lstm" else "MLP"
+        return super().model_entries(part) | {
+            "encoder_reparameterization_type": kind,
+            "encoder_hidden_size": part.hidden,
+        }

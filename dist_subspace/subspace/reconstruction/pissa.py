@@ -6,14 +6,18 @@ Folded into a quantised base, with `iterations`, it is QPiSSA.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.residual import ITERATIONS, NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
 from dist_subspace.subspace.blocks.svd import largest, largest_exact
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo
+from dist_subspace.subspace.extension.lora import LoraWords
 
 
 @register(
@@ -39,3 +43,12 @@ class Pissa(ResidualLinear):
         rank = self.settings.rank
         exact = self.settings.options["svd"] == "exact"
         return (largest_exact(matrix, rank) if exact else largest(matrix, rank, generator)).balanced(self.scale)
+
+
+@register_peft(Pissa)
+class PissaWords(LoraWords):
+    """For import alone: a file of ours holds the factors that it started from too."""
+
+    writes = False
+    start = "pissa"
+    read_options: ClassVar[Entries] = {"svd": "exact"}

@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dist_subspace.options import choice, flag, whole
-from dist_subspace.subspace.core.registry import register
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 from dist_subspace.subspace.core.targets import Choice
 from dist_subspace.subspace.virtual_tokens import stacks
-from dist_subspace.subspace.virtual_tokens.attention import Prefix as Hooks
-from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_modules, geometry, redirect
-from dist_subspace.subspace.virtual_tokens.part import COUNT, EMBEDDINGS, VirtualTokens, linear_parameters
+from dist_subspace.subspace.virtual_tokens.attention import attention_modules, geometry, redirect
+from dist_subspace.subspace.virtual_tokens.part import COUNT, EncodedTokens, TokenWords, check_side, linear_parameters
+from dist_subspace.subspace.virtual_tokens.prefix_hooks import PrefixHooks
+from dist_subspace.subspace.virtual_tokens.slots import Slot
 
 STD = 0.02
 
@@ -42,11 +44,10 @@ STD = 0.02
             "projection": flag(False, "make them by a two-layer network, which is dropped when they are saved"),
             "projection_dim": whole(512, "width of that network"),
         },
-        peft_type="PREFIX_TUNING",
         count="2 n d_kv",
     )
 )
-class Prefix(VirtualTokens):
+class Prefix(EncodedTokens):
     attribute = "prefix_tokens"
 
     @classmethod
@@ -55,20 +56,28 @@ class Prefix(VirtualTokens):
 
     @classmethod
     def sites(cls, choice: Choice) -> dict[str, nn.Module]:
-        for own in attention_modules(choice.model):  # refuses a family before anything is done to the model
-            for module in own:
+        for modules in attention_modules(choice.model):  # refuses a family before anything is done to the model
+            for module in modules:
                 geometry(module)
         return super().sites(choice)
 
+    @classmethod
+    def check_fits(cls, tokens: Tensor, described: Entries, config: Any) -> None:
+        check_side("number of layers", described.get("num_layers"), config.num_hidden_layers)
+
     def measure(self, model: nn.Module) -> int:
         self.embedding_width = stacks.input_width(model)
-        self.layers = [[geometry(module) for module in own] for own in attention_modules(model)]
-        self.sizes = [2 * heads * head_dim for own in self.layers for heads, head_dim in own]
+        self.layers = [[geometry(module) for module in modules] for modules in attention_modules(model)]
+        self.sizes = [2 * heads * head_dim for stack in self.layers for heads, head_dim in stack]
         return sum(self.sizes)
+
+    @property
+    def has_encoder(self) -> bool:
+        return bool(self.settings.options["projection"])
 
     def create(self, settings: Settings, generator: torch.Generator) -> None:
         spread = STD if settings.options["init"] == "normal" else 0.0
-        if not settings.options["projection"]:
+        if not self.has_encoder:
             super().create(settings, generator)
             nn.init.normal_(self.prompt_embeddings, std=spread, generator=generator)
             return
@@ -78,31 +87,37 @@ class Prefix(VirtualTokens):
         self.up = nn.Parameter(torch.randn(self.width, hidden, generator=generator) * spread)
         self.up_bias = nn.Parameter(torch.zeros(self.width))
 
-    def matrix(self) -> Tensor:
-        if hasattr(self, EMBEDDINGS):
-            return self.prompt_embeddings
+    def encoded(self) -> Tensor:
         return linear(torch.tanh(linear(self.embedding, self.down, self.down_bias)), self.up, self.up_bias)
 
     def connect(self, model: nn.Module) -> None:
         start = 0
-        for stack, own in zip(stacks.stacks(model), attention_modules(model), strict=True):
-            slots = [Slot(self, *geometry(module)) for module in own]
-            for module, slot in zip(own, slots, strict=True):
+        for stack, modules in zip(stacks.stacks(model), attention_modules(model), strict=True):
+            slots = [Slot(self, *geometry(module)) for module in modules]
+            for module, slot in zip(modules, slots, strict=True):
                 redirect(module, slot)
-            Hooks(self, model, stack, slots, slice(start, start + len(own)))
-            start += len(own)
+            PrefixHooks(self, model, stack, slots, slice(start, start + len(modules)))
+            start += len(modules)
 
     def pieces(self, matrix: Tensor, layers: slice) -> list[Tensor]:
         """Of some layers, the keys and values, each `(2, heads, n, d_head)`."""
-        geometries = [geometry for own in self.layers for geometry in own][layers]
-        found = matrix.split(self.sizes, dim=1)[layers]
-        return [x.view(self.count, 2, *own).permute(1, 2, 0, 3) for x, own in zip(found, geometries, strict=True)]
+        shapes = [shape for stack in self.layers for shape in stack][layers]
+        columns = matrix.split(self.sizes, dim=1)[layers]
+        return [x.view(self.count, 2, *shape).permute(1, 2, 0, 3) for x, shape in zip(columns, shapes, strict=True)]
 
-    def peft_shape(self) -> dict[str, Any]:
-        heads, head_dim = self.layers[0][0]
-        own = {"token_dim": heads * head_dim, "num_attention_heads": heads, "num_layers": len(self.sizes)}
-        return super().peft_shape() | own | {"prefix_projection": False}
 
-    def agrees_with_peft(self) -> bool:
+@register_peft(Prefix)
+class PrefixWords(TokenWords[Prefix]):
+    peft_type = "PREFIX_TUNING"
+    without_effect = ("prefix_projection", "encoder_hidden_size", "init_weights")
+    tasks = ("CAUSAL_LM",)
+    one_stack = False
+
+    def model_entries(self, part: Prefix) -> dict[str, Any]:
+        heads, head_dim = part.layers[0][0]
+        shape = {"token_dim": heads * head_dim, "num_attention_heads": heads, "num_layers": len(part.sizes)}
+        return super().model_entries(part) | shape | {"prefix_projection": False}
+
+    def agrees(self, part: Prefix) -> bool:
         """PEFT has one width for all layers, and no prefix in an encoder."""
-        return super().agrees_with_peft() and len(self.layers) == 1 and len(set(self.layers[0])) == 1
+        return super().agrees(part) and len(part.layers) == 1 and len(set(part.layers[0])) == 1

@@ -7,19 +7,21 @@ repeated or cut to n), or normal with std 0.02.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.configuration import config_of, text_config
 from dist_subspace.options import Option, choice, text
-from dist_subspace.subspace.beside.trained_copy import Gathered
-from dist_subspace.subspace.config import SubspaceConfig
-from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.initial import InitialFromModel, TextOptions
+from dist_subspace.subspace.core.peft_words import Entries
+from dist_subspace.subspace.core.registry import register, register_peft
+from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.trained import Gathered
 from dist_subspace.subspace.virtual_tokens import stacks
-from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens
+from dist_subspace.subspace.virtual_tokens.input_tokens import PLACEMENT, InputTokens, InputTokenWords
 from dist_subspace.subspace.virtual_tokens.part import COUNT
 
 STD = 0.02
@@ -49,11 +51,10 @@ STD = 0.02
             ),
             **PLACEMENT,
         },
-        peft_type="PROMPT_TUNING",
         count="n d",
     )
 )
-class Prompt(InputTokens):
+class Prompt(InputTokens, TextOptions, InitialFromModel):
     @classmethod
     def complete(cls, settings: Settings, config: SubspaceConfig) -> Settings:
         options = settings.options
@@ -72,7 +73,7 @@ class Prompt(InputTokens):
         return replace(config, options={**config.options, "init_ids": list(ids)})
 
     def measure(self, model: nn.Module) -> int:
-        self.vocabulary = int(stacks.text_config(model).vocab_size)
+        self.vocabulary = int(text_config(config_of(model)).vocab_size)
         return super().measure(model)
 
     def create(self, settings: Settings, generator: torch.Generator) -> None:
@@ -80,10 +81,10 @@ class Prompt(InputTokens):
         nn.init.normal_(self.prompt_embeddings, std=STD, generator=generator)
         self.first_ids = self._rows(generator) if settings.options["init"] != "normal" else []
 
-    def start(self, model: nn.Module, gathered: Gathered) -> None:
+    def read_initial_values(self, model: nn.Module, gathered: Gathered) -> None:
         if not self.first_ids:
             return
-        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
+        embeddings: Any = stacks.stacks(model)[0].get_input_embeddings()
         ids = torch.tensor(self.first_ids)
         parameters = list(embeddings.parameters())
         with gathered(parameters), torch.no_grad():
@@ -99,3 +100,15 @@ class Prompt(InputTokens):
         if max(given) >= self.vocabulary:
             raise UsageError(f"subspace.options.init_ids has {max(given)}; accepted: ids below {self.vocabulary}")
         return [given[i % len(given)] for i in range(self.count)]
+
+
+@register_peft(Prompt)
+class PromptWords(InputTokenWords[Prompt]):
+    peft_type = "PROMPT_TUNING"
+    without_effect = (
+        "prompt_tuning_init",
+        "prompt_tuning_init_text",
+        "tokenizer_name_or_path",
+        "tokenizer_kwargs",
+    )
+    read_options: ClassVar[Entries] = {"init": "normal", "placement": "front"}

@@ -7,7 +7,6 @@ what a step adds to it; files hold σ'. U and V are more values than W unless `t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
     )
 )
 class SamParser(SpectrumLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.sam_parser_sigma = nn.Parameter(torch.zeros(self.terms()))
 
     def core(self) -> Tensor:

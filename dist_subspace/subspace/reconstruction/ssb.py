@@ -6,16 +6,15 @@ left free. The bias is not scaled unless `scale_bias` is set.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
+from dist_subspace.subspace.core.bias import ScalesBias
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP
 
 
 @register(
@@ -29,15 +28,15 @@ from dist_subspace.subspace.core.targets import KEY_VALUE_UP
         count="d_in + d_out",
     )
 )
-class Ssb(ScalingLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+class Ssb(ScalingLinear, ScalesBias):
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.ssb_s = nn.Parameter(torch.zeros(self.in_features))
         self.ssb_l = nn.Parameter(torch.zeros(self.out_features))
 
     def transform(self, x: Tensor) -> Tensor:
         return Scale.apply(self.base(Scale.apply(x, self.ssb_s)), self.ssb_l)
 
-    def shifted_bias(self, bias: Tensor) -> Tensor:
+    def scaled_bias(self, bias: Tensor) -> Tensor:
         return bias * (1 + self.ssb_l) if self.settings.options["scale_bias"] else bias
 
     def merged(self, weight: Tensor) -> Tensor:

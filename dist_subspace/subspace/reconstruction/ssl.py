@@ -6,15 +6,13 @@ singular vectors belong to the inputs here. The frozen matrix is never edited, w
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
-from dist_subspace.subspace.core.targets import KEY_VALUE_UP
 
 
 @register(
@@ -28,7 +26,7 @@ from dist_subspace.subspace.core.targets import KEY_VALUE_UP
     )
 )
 class Ssl(ScalingLinear):
-    def create(self, settings: Settings, generator: torch.Generator, shared: Any) -> None:
+    def create(self, settings: Settings, generator: torch.Generator) -> None:
         self.ssl_s = nn.Parameter(torch.zeros(self.in_features))
 
     def transform(self, x: Tensor) -> Tensor:

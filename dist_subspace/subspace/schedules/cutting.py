@@ -9,7 +9,7 @@ after every step; before, a triplet whose E was zeroed may grow again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,7 +86,7 @@ class CuttingSchedule(Schedule):
         self._final = None
 
 
-def lowest(scores: list[Tensor], count: int) -> tuple[Tensor, ...]:
+def lowest(scores: list[Tensor], count: int) -> Sequence[Tensor]:
     """Where the scores are at most the `count`-th smallest of all, bool like each of them, on the CPU; count is at least 1."""
     flat = torch.cat(scores).cpu()
-    return (flat <= flat.kthvalue(count).values).split([len(score) for score in scores])
+    return torch.split(flat <= flat.kthvalue(count).values, [len(score) for score in scores])

@@ -9,9 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.subspace.core.schedule import Edit, Schedule
+from dist_subspace.subspace.core.schedule import Edit, Schedule, Scheduled
+from dist_subspace.subspace.core.statistic import Decomposes
 
 WARMUP = 100  # or a third of a run that is shorter than three times that
+
+
+class SwitchingPart(Decomposes, Scheduled):
+    """A part that finds its directions at the switch."""
+
+    chosen: bool = False  # whether it has them, and no longer zeros
 
 
 class SwitchingSchedule(Schedule):
@@ -31,7 +38,7 @@ class SwitchingSchedule(Schedule):
 
     def decomposes(self, step: int, max_steps: int) -> bool:
         """Not where an adapter was loaded that has its directions: its strengths belong to those."""
-        chosen = any(getattr(part, "chosen", False) for part in self.parts.values())
+        chosen = any(isinstance(part, SwitchingPart) and part.chosen for part in self.parts.values())
         return not chosen and self.switched is None and step >= self.warmup(max_steps)
 
     def reads_parameters(self, step: int, max_steps: int) -> bool:
@@ -50,4 +57,5 @@ class SwitchingSchedule(Schedule):
         self.switched, self.begun = state.get("switched"), state.get("begun")
         if self.switched is not None:
             for name, part in self.parts.items():
-                part.settle({own: tensors[f"{name}.{own}"] for own in ("dash_U", "dash_V")})
+                assert isinstance(part, SwitchingPart)
+                part.set_factors({own: tensors[f"{name}.{own}"] for own in ("dash_U", "dash_V")})

@@ -11,8 +11,7 @@ nobody reads stand before the real ones, and the causal kernel stays what it was
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -22,80 +21,22 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.attention import has_latent_keys, is_cross_attention, key_value_heads
+from dist_subspace.families.blocks import shares_blocks
+from dist_subspace.families.configuration import config_of, text_config
+from dist_subspace.families.positions import has_learned_positions
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.segments import segments
+from dist_subspace.subspace.virtual_tokens.slots import Slot
+from dist_subspace.transformers_tables import (
+    Attention,
+    OtherAttention,
+    attention_function,
+    attention_name,
+    calls_attention_by_name,
+)
 
 NAME = "dsub_prefix"
-_TABLE, _EAGER = "ALL_ATTENTION_FUNCTIONS", "eager_attention_forward"
-
-
-class View:
-    """A configuration that names another attention function, and is the model's own in everything else."""
-
-    _attn_implementation = NAME
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "config" or name.startswith("__"):  # while a copy is being made, there is none yet
-            raise AttributeError(name)
-        return getattr(self.config, name)
-
-
-class Slot:
-    """A layer's virtual keys and values, `(2, heads, n, d_head)` float32, for the attention call to find.
-
-    Within a forward they are `tokens`, a part of autograd's graph. Reentrant checkpointing runs a block without a graph and again
-    in backward, where gradients can only be left on something that is no result: `left`, a copy whose gradient `Arrive` takes.
-    """
-
-    def __init__(self, part: Any, heads: int, head_dim: int) -> None:
-        self.part, self.heads, self.head_dim = part, heads, head_dim
-        self.tokens: Tensor | None = None
-        self.left: Tensor | None = None
-
-    def give(self, tokens: Tensor) -> None:
-        self.tokens = tokens
-        if not torch.is_grad_enabled():
-            return
-        if self.left is None or (self.left.device, self.left.dtype) != (tokens.device, tokens.dtype):
-            self.left = tokens.detach().clone().requires_grad_(True)
-        else:  # the same tensor for every forward: whichever backward comes last finds what all have left
-            self.left.data.copy_(tokens.detach())
-
-    def take(self) -> Tensor | None:
-        return self.left if torch._C._current_graph_task_id() != -1 else self.tokens
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Slot:
-        import copy
-
-        return Slot(copy.deepcopy(self.part, memo), self.heads, self.head_dim)
-
-
-class Arrive(torch.autograd.Function):
-    """The input of the first block, unchanged. Its backward comes after that of every block: it takes what was left."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slots: list[Slot], *tokens: Tensor) -> Tensor:
-        ctx.slots = slots
-        return x.clone()  # a view could not be changed in place by the model
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        found: list[Tensor | None] = []
-        for slot in ctx.slots:
-            left = slot.left
-            found.append(None if left is None else left.grad)
-            if left is not None:
-                left.grad = None
-        return g, None, *found
-
-
-def calls_attention_by_name(module: nn.Module) -> bool:
-    """Whether the module takes its attention from transformers' table of functions."""
-    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
-    return code is not None and _TABLE in code.co_names and hasattr(module, "config")
 
 
 def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
@@ -105,45 +46,37 @@ def attention_modules(model: nn.Module) -> list[list[nn.Module]]:
         UsageError: for a family whose attention does not go through transformers' table, or whose positions cannot be moved.
     """
     family = type(model).__name__
-    kind, found = getattr(stacks.text_config(model), "model_type", None), []
+    kind = getattr(text_config(config_of(model)), "model_type", None)
+    by_stack: list[list[nn.Module]] = []
     for stack in stacks.stacks(model):
-        own = [
+        modules = [
             module
             for name, module in stack.named_modules()
             if calls_attention_by_name(module)
-            and not _is_cross(name, module)
+            and not is_cross_attention(name, module)
             and getattr(module.config, "model_type", kind) == kind  # not the eyes and ears of a multimodal model
         ]
-        if not own:
+        if not modules:
             raise UsageError(
                 f"method prefix cannot reach the attention of {family}: it is not transformers' common one"
             )
-        config: Any = stack.config
-        if 0 < getattr(config, "num_hidden_groups", 0) < config.num_hidden_layers:
+        if shares_blocks(config_of(stack)):
             raise UsageError(f"method prefix needs an attention for each layer, and those of {family} share one")
-        if stacks.has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
+        if has_learned_positions(stack) and not stacks.takes(stack, "position_ids"):
             raise UsageError(f"method prefix cannot move the positions of {family}: it takes no position_ids")
-        found.append(own)
-    return found
+        by_stack.append(modules)
+    return by_stack
 
 
-def geometry(module: Any) -> tuple[int, int]:
-    """(heads, width of a head) of an attention module's keys and values."""
-    config = module.config
-    if getattr(config, "kv_lora_rank", None):
+def geometry(module: nn.Module) -> tuple[int, int]:
+    """(heads, width of a head) of an attention module's keys and values.
+
+    Raises:
+        UsageError: for keys and values that are made from one latent.
+    """
+    if has_latent_keys(config_of(module)):
         raise UsageError(f"method prefix cannot stand before the latent keys of {type(module).__name__}")
-    names = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
-    width = next((getattr(module, name) for name in names if isinstance(getattr(module, name, None), int)), None)
-    groups = getattr(module, "num_key_value_groups", None)
-    heads = config.num_attention_heads // groups if groups else getattr(config, "num_key_value_heads", None)
-    return heads or config.num_attention_heads, width or config.hidden_size // config.num_attention_heads
-
-
-def _is_cross(name: str, module: nn.Module) -> bool:
-    parts = name.lower().split(".")
-    return bool(getattr(module, "is_cross_attention", False)) or any(
-        "cross" in part or part in ("encdecattention", "encoder_attn") for part in parts
-    )
+    return key_value_heads(module)
 
 
 def redirect(module: Any, slot: Slot) -> None:
@@ -152,16 +85,26 @@ def redirect(module: Any, slot: Slot) -> None:
 
     AttentionInterface.register(NAME, attention_with_prefix)
     module.prefix_slot = slot
-    module.config = View(module.config)
+    module.config = OtherAttention(module.config, NAME)
 
 
 def attention_with_prefix(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    """query `(b, heads, t, d)`, key and value `(b, kv heads, t_kv, d)`; gives `(b, t, heads, d)` and weights."""
+    """The module's attention, with its slot's keys and values before its own.
+
+    Arguments:
+        query: `(b, heads, t, d)`; key, value: `(b, kv heads, t_kv, d)`.
+
+    Returns:
+        The output `(b, t, heads, d)`, and the weights where the implementation gives them.
+
+    Raises:
+        UsageError: keys of other heads than the model's configuration says, or a mask that is no tensor.
+    """
     slot: Slot = module.prefix_slot
-    tokens = slot.take() if slot.part.enabled else None
-    with _own_configuration(module) as attend:
+    tokens = slot.current() if slot.part.enabled else None
+    with _model_configuration(module) as attend:
         if tokens is None:
             return attend(module, query, key, value, attention_mask, **options)
         if tokens.shape[1] != key.shape[1] or tokens.shape[3] != key.shape[3] or key.shape[3] != value.shape[3]:
@@ -171,151 +114,113 @@ def attention_with_prefix(
             )
         prefix = tokens.to(key.device, key.dtype)
         if "cu_seq_lens_q" in options:
-            return _by_lengths(attend, module, query, key, value, prefix, options)
-        return _whole_rows(attend, module, query, key, value, prefix, attention_mask, options)
-
-
-Attend = Callable[..., tuple[Tensor, Tensor | None]]
+            return _packed_by_lengths(attend, module, query, key, value, prefix, options)
+        return _padded_rows(attend, module, query, key, value, prefix, attention_mask, options)
 
 
 @contextmanager
-def _own_configuration(module: Any) -> Iterator[Attend]:
+def _model_configuration(module: Any) -> Iterator[Attention]:
     """The implementation that the model's configuration names; within the block the module has that configuration itself."""
-    view = module.config
-    names = inspect.unwrap(type(module).forward).__globals__
-    attend = names[_TABLE].get_interface(view.config._attn_implementation, names.get(_EAGER))
-    module.config = view.config
+    redirected = module.config
+    attend = attention_function(module, redirected.config)
+    module.config = redirected.config
     try:
         yield attend
     finally:
-        module.config = view
+        module.config = redirected
 
 
-def _whole_rows(
-    attend: Attend,
-    module: Any,
+def _padded_rows(
+    attend: Attention,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     prefix: Tensor,
-    mask: Any,
-    options: dict[str, Any],
+    mask: object,
+    options: stacks.Arguments,
 ) -> tuple[Tensor, Tensor | None]:
     causal = options.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    places = options.get("position_ids")
+    positions = options.get("position_ids")
     options = options | ({"position_ids": None} if "position_ids" in options else {})
     # Flash attention says no mask for new tokens behind a filled cache too, and is causal from the end.
-    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(module.config._attn_implementation)
+    behind_a_cache = key.shape[2] > query.shape[2] and "flash" in str(attention_name(module.config))
     if mask is not None or not causal or query.shape[2] == 1 or behind_a_cache:
         return _concatenated(attend, module, query, key, value, prefix, mask, options)
     key, value = key[:, :, : query.shape[2]], value[:, :, : query.shape[2]]  # the rest of a static cache is empty yet
-    edges = None if places is None or places.shape[-1] != query.shape[2] else segments(places, len(query))
+    edges = None if positions is None or positions.shape[-1] != query.shape[2] else segments(positions, len(query))
     if edges is None:
         return _square(attend, module, query, key, value, prefix, options)
     rows = []
-    for row, own in enumerate(edges):
-        parts = [tuple(x[row : row + 1, :, a:b] for x in (query, key, value)) for a, b in pairwise(own)]
-        rows.append(torch.cat([_square(attend, module, q, k, v, prefix, options)[0] for q, k, v in parts], dim=1))
+    for row, borders in enumerate(edges):
+        samples = [tuple(x[row : row + 1, :, a:b] for x in (query, key, value)) for a, b in pairwise(borders)]
+        rows.append(torch.cat([_square(attend, module, q, k, v, prefix, options)[0] for q, k, v in samples], dim=1))
     return torch.cat(rows), None
 
 
 def _concatenated(
-    attend: Attend,
-    module: Any,
+    attend: Attention,
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     prefix: Tensor,
-    mask: Any,
-    options: dict[str, Any],
+    mask: object,
+    options: stacks.Arguments,
 ) -> tuple[Tensor, Tensor | None]:
-    """With a mask, which every token's view of the prefix is added to; or without one, where every token sees all."""
+    """Rows with a mask, which gets columns by which every token sees the prefix; or without one, where every token sees all."""
     count = prefix.shape[2]
     if mask is not None:
         if not isinstance(mask, Tensor):
             raise UsageError(
-                f"method prefix cannot use the mask of attention {module.config._attn_implementation}; accepted: sdpa"
+                f"method prefix cannot use the mask of attention {attention_name(module.config)}; accepted: sdpa"
             )
         mask = pad(mask, (count, 0), value=0.0 if mask.is_floating_point() else 1)
     if options.get("position_bias") is not None:
         options = options | {"position_bias": pad(options["position_bias"], (count, 0))}
-    return attend(module, query, *_before(prefix, key, value), mask, **options)
+    return attend(module, query, *_prepended(prefix, key, value), mask, **options)
 
 
 def _square(
-    attend: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
+    attend: Attention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Tensor,
+    options: stacks.Arguments,
 ) -> tuple[Tensor, Tensor | None]:
-    """Causal rows without a mask: queries for the virtual tokens too, which are thrown away."""
+    """Causal rows without a mask. The virtual tokens get queries too, whose results are thrown away."""
     count = prefix.shape[2]
     if options.get("position_bias") is not None:
         options = options | {"position_bias": pad(options["position_bias"], (count, 0, count, 0))}
-    output, weights = attend(module, pad(query, (0, 0, count, 0)), *_before(prefix, key, value), None, **options)
+    output, weights = attend(module, pad(query, (0, 0, count, 0)), *_prepended(prefix, key, value), None, **options)
     return output[:, count:], None if weights is None else weights[:, :, count:]
 
 
-def _by_lengths(
-    attend: Attend, module: Any, query: Tensor, key: Tensor, value: Tensor, prefix: Tensor, options: dict[str, Any]
+def _packed_by_lengths(
+    attend: Attention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    prefix: Tensor,
+    options: stacks.Arguments,
 ) -> tuple[Tensor, Tensor | None]:
-    """A kernel that takes the lengths of packed samples (flash attention, causal from the end): the prefix stands before each."""
+    """Packed samples for a kernel that takes their lengths (flash attention, causal from the end), each behind the prefix."""
     edges, count = options["cu_seq_lens_k"].tolist(), prefix.shape[2]
     flat = [x.transpose(1, 2).flatten(0, 1) for x in (key, value)]
     longer = []
-    for x, own in zip(flat, prefix, strict=True):
-        pieces = [torch.cat([own.transpose(0, 1), x[a:b]]) for a, b in pairwise(edges)]
+    for x, virtual in zip(flat, prefix, strict=True):
+        pieces = [torch.cat([virtual.transpose(0, 1), x[a:b]]) for a, b in pairwise(edges)]
         longer.append(torch.cat(pieces)[None].transpose(1, 2))
     moved = options["cu_seq_lens_k"] + count * torch.arange(len(edges), device=key.device, dtype=torch.int32)
     options = options | {"cu_seq_lens_k": moved, "max_length_k": int(options["max_length_k"]) + count}
     return attend(module, query, longer[0], longer[1], None, **options)
 
 
-def _before(prefix: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    own = prefix.unsqueeze(1).expand(-1, len(key), -1, -1, -1)
-    return torch.cat([own[0], key], dim=2), torch.cat([own[1], value], dim=2)
-
-
-class Prefix:
-    """Gives one stack's self-attention layers their rows of a part's matrix, and moves the tokens' positions behind them."""
-
-    def __init__(self, part: Any, model: nn.Module, stack: nn.Module, slots: list[Slot], place: slice) -> None:
-        self.part, self.stack, self.slots, self.place = part, stack, slots, place
-        self.config = stacks.text_config(model)
-        self.first, self.running = stacks.first_position(stack), False
-        stack.register_forward_pre_hook(self.before, with_kwargs=True)
-        stack.register_forward_hook(self.after)
-        stacks.at_input(stack, self.embedded)
-
-    def before(
-        self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
-        self.running = self.part.enabled
-        if not self.running:
-            return None
-        arguments = stacks.named_arguments(stack, args, kwargs)
-        past, length = stacks.cached_length(arguments), stacks.length_and_device(arguments)[1]
-        edges = stacks.packed_edges(arguments)
-        longest = length if edges is None else max(b - a for row in edges for a, b in pairwise(row))
-        stacks.check_length(self.config, self.first, self.part.count, past + longest)
-        if stacks.takes(stack, "position_ids"):
-            given = (
-                arguments.get("position_ids") is not None
-            )  # then a mask, also one made for a static cache, says nothing more
-            mask = None if given else stacks.padding_mask(arguments, past, "method prefix")
-            arguments["position_ids"] = stacks.positions(stack, arguments, mask, past) + self.part.count
-        if arguments.get("inputs_embeds") is not None:
-            arguments["inputs_embeds"] = self.embedded(arguments["inputs_embeds"])
-        return (), arguments
-
-    def embedded(self, rows: Tensor) -> Tensor | None:
-        if not self.running:
-            return None
-        self.running = False
-        pieces = self.part.pieces(self.part(), self.place)
-        for slot, tokens in zip(self.slots, pieces, strict=True):
-            slot.give(tokens)
-        needed = torch.is_grad_enabled() and any(tokens.requires_grad for tokens in pieces)
-        return Arrive.apply(rows, self.slots, *pieces) if needed else rows
-
-    def after(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        for slot in self.slots:
-            slot.tokens = None
+def _prepended(prefix: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values `(b, heads, n + t, d_head)` with the prefix before those of every row."""
+    rows = prefix.unsqueeze(1).expand(-1, len(key), -1, -1, -1)
+    return torch.cat([rows[0], key], dim=2), torch.cat([rows[1], value], dim=2)

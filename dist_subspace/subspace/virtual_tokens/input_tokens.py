@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from dist_subspace.subspace.virtual_tokens.insertion import (
     Insertion,
     default_placement,
 )
-from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
+from dist_subspace.subspace.virtual_tokens.part import TokenWords, VirtualTokens
 
 PLACEMENT: Mapping[str, Option] = {
     "placement": Option(
@@ -37,17 +37,22 @@ class InputTokens(VirtualTokens):
         stacks.input_width(choice.model)  # refuses a model before anything is done to it
         return super().sites(choice)
 
-    def measure(self, model: Any) -> int:
+    def measure(self, model: nn.Module) -> int:
         self.placement = self.settings.options["placement"] or default_placement(model)
         return stacks.input_width(model)
 
     def connect(self, model: nn.Module) -> None:
-        found = stacks.stacks(model)
-        if len(found) == 2:
+        first, *others = stacks.stacks(model)
+        if others:
             EncoderInsertion(self, model, self.placement)
         else:
-            Insertion(self, model, found[0], self.placement)
+            Insertion(self, model, first, self.placement)
 
-    def agrees_with_peft(self) -> bool:
+
+Placed = TypeVar("Placed", bound=InputTokens)
+
+
+class InputTokenWords(TokenWords[Placed]):
+    def agrees(self, part: Placed) -> bool:
         """PEFT puts them in front, always."""
-        return super().agrees_with_peft() and self.placement == FRONT
+        return super().agrees(part) and part.placement == FRONT

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.attention import is_causal
+from dist_subspace.families.classes import reads_every_token
+from dist_subspace.families.configuration import config_of, is_encoder_decoder, text_config
+from dist_subspace.families.positions import first_position
 from dist_subspace.subspace.virtual_tokens import stacks
 from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
-from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths
+from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths, longest_sample
 
 FRONT, AFTER_FIRST = "front", "after-first"
-PER_TOKEN = (
-    "input_ids",
-    "token_type_ids",
-    "inputs_embeds",
-)  # arguments that are lengthened by copies of a real token's
+# Arguments that are lengthened by copies of a real token's.
+PER_TOKEN = ("input_ids", "token_type_ids", "inputs_embeds")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Layout:
         starts = (gaps + number * count).contiguous()
         places = torch.arange(length + count * gaps.shape[1], device=gaps.device).expand(len(gaps), -1).contiguous()
         block = torch.searchsorted(starts, places, right=True) - 1
-        own = block.clamp(min=0)
-        within = places - starts.gather(1, own)
+        last = block.clamp(min=0)
+        within = places - starts.gather(1, last)
         virtual = (block >= 0) & (within < count)
-        first = firsts.gather(1, own).clamp(max=length - 1)
+        first = firsts.gather(1, last).clamp(max=length - 1)
         origin = torch.where(virtual, first, (places - count * (block + 1)).clamp(0, length - 1))
         given = torch.arange(length, device=gaps.device).expand(len(gaps), -1).contiguous()
         real = given + count * torch.searchsorted(gaps.contiguous(), given, right=True)
@@ -69,35 +69,35 @@ class Layout:
         return Layout(origin, within, virtual, real, torch.where(virtual, within + skip, moved))
 
     def lengthen(self, rows: Tensor) -> Tensor:
-        """`(b or 1, t, ...)` to `(b, T, ...)`."""
+        """Rows `(b or 1, t, ...)` of the caller's length, lengthened to `(b, T, ...)`."""
         rows = rows.expand(len(self.origin), *rows.shape[1:])
         index = self.origin.view(*self.origin.shape, *[1] * (rows.dim() - 2))
         return rows.gather(1, index.expand(*self.origin.shape, *rows.shape[2:]))
 
     def cut(self, rows: Tensor) -> Tensor:
-        """`(b, T, d)` to `(b, t, d)`."""
+        """Rows `(b, T, d)` without the virtual tokens, `(b, t, d)`."""
         return rows.gather(1, self.real.unsqueeze(-1).expand(*self.real.shape, rows.shape[-1]))
 
     def insert(self, rows: Tensor, tokens: Tensor) -> Tensor:
-        """The virtual tokens `(n, d)` written into lengthened embeddings `(b, T, d)`."""
+        """Lengthened embeddings `(b, T, d)` with the virtual tokens `(n, d)` written into them."""
         values = tokens.to(rows.device, rows.dtype)[self.within.clamp(0, len(tokens) - 1)]
         return torch.where(self.virtual.unsqueeze(-1), values, rows)
 
 
 class Insertion:
-    """Gives one stack the tokens of a part. Not a module: the part is one."""
+    """Gives one stack the tokens of a part, by hooks around it. It is no module: the part is one."""
 
     def __init__(self, part: VirtualTokens, model: nn.Module, stack: nn.Module, placement: str) -> None:
-        self.part, self.stack, self.config = part, stack, stacks.text_config(model)
+        self.part, self.stack, self.config = part, stack, text_config(config_of(model))
         self.skip = int(placement == AFTER_FIRST)
         self.layout: Layout | None = None
-        stack.register_forward_pre_hook(self.before, with_kwargs=True)
-        stack.register_forward_hook(self.after)
-        stacks.at_input(stack, self.embedded)
+        stack.register_forward_pre_hook(self.before_stack, with_kwargs=True)
+        stack.register_forward_hook(self.after_stack)
+        stacks.at_input(stack, self.insert_tokens)
 
-    def before(
-        self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
+    def before_stack(
+        self, stack: nn.Module, args: tuple[object, ...], kwargs: stacks.Arguments
+    ) -> tuple[tuple[()], stacks.Arguments] | None:
         self.layout = None
         if not self.part.enabled:
             return None
@@ -108,34 +108,33 @@ class Insertion:
         mask = stacks.padding_mask(arguments, past, f"method {self.part.info.name}")
         rows, length, device = stacks.length_and_device(arguments)
         edges = stacks.packed_edges(arguments)
-        longest = length if edges is None else max(b - a for row in edges for a, b in pairwise(row))
-        stacks.check_length(self.config, stacks.first_position(stack), self.part.count, past + longest)
-        places = stacks.positions(stack, arguments, mask, past)
+        stacks.check_length(self.config, first_position(stack), self.part.count, past + longest_sample(edges, length))
+        positions = stacks.positions(stack, arguments, mask, past)
         if mask is not None:
             arguments["attention_mask"] = self.with_virtual(mask)
         if cached:
-            places = places + self.part.count
+            positions = positions + self.part.count
         else:
             firsts = self._firsts(mask, edges, rows, length, device)
             layout = self.layout = Layout.of(firsts, length, self.part.count, self.skip)
-            places = layout.lengthen(places.expand(rows, -1)) + layout.shift
+            positions = layout.lengthen(positions.expand(rows, -1)) + layout.shift
             for name in PER_TOKEN:
                 if arguments.get(name) is not None:
                     arguments[name] = layout.lengthen(arguments[name])
             if "cu_seq_lens_q" in arguments:
-                arguments |= kernel_lengths(places)
+                arguments |= kernel_lengths(positions)
         if stacks.takes(stack, "position_ids"):
-            arguments["position_ids"] = places
+            arguments["position_ids"] = positions
         if arguments.get("inputs_embeds") is not None and self.layout is not None:
-            arguments["inputs_embeds"] = self.embedded(arguments["inputs_embeds"])
+            arguments["inputs_embeds"] = self.insert_tokens(arguments["inputs_embeds"])
         return (), arguments
 
-    def embedded(self, rows: Tensor) -> Tensor | None:
+    def insert_tokens(self, rows: Tensor) -> Tensor | None:
         if self.layout is None or rows.shape[:2] != self.layout.origin.shape:
             return None
         return self.layout.insert(rows, self.part())
 
-    def after(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def after_stack(self, stack: nn.Module, args: tuple[object, ...], output: Any) -> Any:
         layout, self.layout = self.layout, None
         return output if layout is None else cut(output, layout)
 
@@ -165,13 +164,13 @@ class EncoderInsertion(Insertion):
         decoder.register_forward_pre_hook(self.before_decoder, with_kwargs=True)
         model.register_forward_hook(self.after_model, with_kwargs=True)
 
-    def after(self, stack: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    def after_stack(self, stack: nn.Module, args: tuple[object, ...], output: Any) -> Any:
         self.layout = None
         return output
 
     def before_decoder(
-        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[()], dict[str, Any]] | None:
+        self, decoder: nn.Module, args: tuple[object, ...], kwargs: stacks.Arguments
+    ) -> tuple[tuple[()], stacks.Arguments] | None:
         arguments = stacks.named_arguments(decoder, args, kwargs)
         mask, states = arguments.get("encoder_attention_mask"), arguments.get("encoder_hidden_states")
         if not self.part.enabled or mask is None or states is None:
@@ -184,7 +183,7 @@ class EncoderInsertion(Insertion):
         arguments["encoder_attention_mask"] = self.with_virtual(mask)
         return (), arguments
 
-    def after_model(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def after_model(self, model: nn.Module, args: tuple[object, ...], kwargs: stacks.Arguments, output: Any) -> Any:
         states = output.get("encoder_last_hidden_state") if isinstance(output, Mapping) else None
         if not self.part.enabled or states is None:
             return None
@@ -211,13 +210,12 @@ def cut(output: Any, layout: Layout) -> Any:
 
 
 def _first_tokens(mask: Tensor) -> Tensor:
-    """`(b, 1)` the place of each row's first token behind padding on its left."""
+    """The place `(b, 1)` of each row's first token, behind padding on its left."""
     return mask.long().argmax(dim=1, keepdim=True)
 
 
 def default_placement(model: nn.Module) -> str:
-    """After the first token where an encoder's head reads that (BERT's pooled `[CLS]`), else in front."""
-    if stacks.is_causal(model) or getattr(model.config, "is_encoder_decoder", False):
+    """Where the tokens stand: after the first token where an encoder's head reads that (BERT's pooled `[CLS]`), else in front."""
+    if is_causal(model) or is_encoder_decoder(model):
         return FRONT
-    reads_all = ("CausalLM", "LMHeadModel", "MaskedLM", "TokenClassification", "QuestionAnswering")
-    return FRONT if type(model).__name__.endswith(reads_all) else AFTER_FIRST
+    return FRONT if reads_every_token(type(model).__name__) else AFTER_FIRST

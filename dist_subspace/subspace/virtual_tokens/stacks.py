@@ -5,24 +5,36 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
-from dist_subspace.input_embeddings import input_embeddings
+from dist_subspace.families.configuration import config_of, is_encoder_decoder, text_config
+from dist_subspace.families.embeddings import input_embeddings
+from dist_subspace.families.positions import first_position
 from dist_subspace.subspace.virtual_tokens.segments import segments
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
 
-def stacks(model: Any) -> list[nn.Module]:
+Arguments = dict[str, Any]
+"""What a stack's `forward` is given, by name."""
+
+
+def stacks(model: nn.Module) -> list[PreTrainedModel]:
     """The transformers modules that turn tokens into hidden states: encoder and decoder, or the innermost one that has the
-    embeddings (a head may call that one without the base model around it)."""
+    embeddings (a head may call that one without the base model around it).
+
+    Raises:
+        UsageError: for a module that is no transformers model, and for one without input embeddings.
+    """
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
         raise UsageError(f"virtual tokens need a transformers model, and {type(model).__name__} is none")
-    if getattr(model.config, "is_encoder_decoder", False):
+    if is_encoder_decoder(model):
         return [model.get_encoder(), model.get_decoder()]
     embeddings = input_embeddings(model)
     around = [
@@ -33,74 +45,52 @@ def stacks(model: Any) -> list[nn.Module]:
     return [around[-1]]
 
 
-def text_config(model: Any) -> Any:
-    return model.config.get_text_config()
+def input_width(model: nn.Module) -> int:
+    """The width of the embeddings that the first stack's tokens have."""
+    first = stacks(model)[0]
+    return int(getattr(first.get_input_embeddings(), "embedding_dim", 0) or text_config(config_of(model)).hidden_size)
 
 
-def is_causal(model: Any) -> bool:
-    """Whether the model's tokens see only what stands before them, as its attention modules say."""
-    return any(getattr(module, "is_causal", False) for module in model.modules())
-
-
-def input_width(model: Any) -> int:
-    """Of the embeddings that the first stack's tokens have."""
-    embeddings: Any = stacks(model)[0].get_input_embeddings()  # type: ignore[operator]
-    return int(getattr(embeddings, "embedding_dim", 0) or text_config(model).hidden_size)
-
-
-def named_arguments(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(stack: nn.Module, args: tuple[object, ...], kwargs: Arguments) -> Arguments:
     """What a stack is called with, by name."""
-    kind: Any = type(stack)
-    return dict(zip(_parameters(kind), args, strict=False)) | kwargs
+    return dict(zip(_parameters(type(stack).forward), args, strict=False)) | kwargs
 
 
 def takes(stack: nn.Module, name: str) -> bool:
-    kind: Any = type(stack)
-    return name in _parameters(kind)
+    """Whether the stack's `forward` has an argument of that name."""
+    return name in _parameters(type(stack).forward)
 
 
 @functools.lru_cache(maxsize=64)
-def _parameters(kind: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(kind.forward).parameters)[1:]
+def _parameters(forward: Callable[..., object]) -> tuple[str, ...]:
+    """The names of a method's arguments, `self` apart."""
+    return tuple(inspect.signature(forward).parameters)[1:]
 
 
-def first_position(stack: nn.Module) -> int:
-    """Where a stack begins to count: 0, or after the padding's own position (RoBERTa and its kin)."""
-    for name, module in stack.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            return module.padding_idx + 1
-    return 0
-
-
-def has_learned_positions(stack: nn.Module) -> bool:
-    """Whether positions are rows of a table (and not rotations, or distances between tokens)."""
-    tables = ("position_embeddings", "embed_positions", "wpe", "position_embedding")
-    return any(name.rpartition(".")[2] in tables and isinstance(m, nn.Embedding) for name, m in stack.named_modules())
-
-
-def cached_length(arguments: dict[str, Any]) -> int:
-    """Tokens whose keys and values are in the cache already."""
+def cached_length(arguments: Arguments) -> int:
+    """How many tokens have their keys and values in the cache already."""
     cache = arguments.get("past_key_values")
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def refuse_static_cache(arguments: dict[str, Any], what: str) -> None:
-    """Raises UsageError for a cache whose size was fixed for the real tokens alone."""
+def refuse_static_cache(arguments: Arguments, what: str) -> None:
+    """Refuse (UsageError) a cache whose size was fixed for the real tokens alone."""
     if getattr(arguments.get("past_key_values"), "is_compileable", False):
         raise UsageError(
             f"{what} puts tokens into the cache, for which a static one has no place; accepted: a dynamic cache"
         )
 
 
-def length_and_device(arguments: dict[str, Any]) -> tuple[int, int, torch.device]:
+def length_and_device(arguments: Arguments) -> tuple[int, int, torch.device]:
     """(rows, tokens of this call, device)."""
-    given = arguments.get("input_ids")
-    given = arguments["inputs_embeds"] if given is None else given
-    return given.shape[0], given.shape[1], given.device
+    inputs = arguments.get("input_ids")
+    inputs = arguments["inputs_embeds"] if inputs is None else inputs
+    return inputs.shape[0], inputs.shape[1], inputs.device
 
 
-def padding_mask(arguments: dict[str, Any], past: int, what: str) -> Tensor | None:
-    """`attention_mask`, 1 for a token and 0 for padding, over the cached tokens and those of this call.
+def padding_mask(arguments: Arguments, past: int, what: str) -> Tensor | None:
+    """The `attention_mask`, 1 for a token and 0 for padding, over the cached tokens and those of this call; None where none is
+    given.
 
     Raises:
         UsageError: for a mask of another form, or of another length (a cache that holds other tokens than the mask).
@@ -119,9 +109,13 @@ def padding_mask(arguments: dict[str, Any], past: int, what: str) -> Tensor | No
     return mask
 
 
-def positions(stack: nn.Module, arguments: dict[str, Any], mask: Tensor | None, past: int) -> Tensor:
-    """`(b or 1, t)` where the base puts the tokens of this call: given ones, else counted without the padding."""
-    given = arguments.get("position_ids")
+def positions(stack: nn.Module, arguments: Arguments, mask: Tensor | None, past: int) -> Tensor:
+    """The positions `(b or 1, t)` that the base gives the tokens of this call: given ones, else counted without the padding.
+
+    Raises:
+        UsageError: for given positions of other than two dimensions.
+    """
+    given: Tensor | None = arguments.get("position_ids")
     if given is not None:
         if given.dim() != 2:
             raise UsageError(f"virtual tokens take position_ids of two dimensions, not {given.dim()}")
@@ -135,16 +129,16 @@ def positions(stack: nn.Module, arguments: dict[str, Any], mask: Tensor | None, 
     return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:] + first
 
 
-def packed_edges(arguments: dict[str, Any]) -> list[list[int]] | None:
-    """Where samples that share a row begin and end; None where each row is one sample."""
+def packed_edges(arguments: Arguments) -> list[list[int]] | None:
+    """The edges of the samples that share a row; None where each row is one sample."""
     given = arguments.get("position_ids")
     if given is None or arguments.get("attention_mask") is not None or cached_length(arguments):
         return None
     return segments(given, length_and_device(arguments)[0])
 
 
-def check_length(model_config: Any, first: int, virtual: int, length: int) -> None:
-    """Raises UsageError where virtual and real tokens are together more than the model's positions."""
+def check_length(model_config: PretrainedConfig, first: int, virtual: int, length: int) -> None:
+    """Refuse (UsageError) virtual and real tokens that are together more than the model's positions."""
     limit = getattr(model_config, "max_position_embeddings", None)
     if limit and virtual + length > limit - first:
         raise UsageError(
@@ -154,12 +148,14 @@ def check_length(model_config: Any, first: int, virtual: int, length: int) -> No
         )
 
 
-def at_input(stack: Any, change: Callable[[Tensor], Tensor | None]) -> None:
+def at_input(stack: nn.Module, change: Callable[[Tensor], Tensor | None]) -> None:
     """Let `change` have the embeddings of the stack's tokens (`(b, t, width)`), as its embedding module gives them."""
-    stack.get_input_embeddings().register_forward_hook(functools.partial(_changed, change))
+    embeddings = input_embeddings(stack)
+    assert embeddings is not None  # `stacks` refuses a model without
+    embeddings.register_forward_hook(functools.partial(_changed, change))
 
 
 def _changed(
-    change: Callable[[Tensor], Tensor | None], module: nn.Module, args: tuple[Any, ...], output: Tensor
+    change: Callable[[Tensor], Tensor | None], module: nn.Module, args: tuple[object, ...], output: Tensor
 ) -> Tensor | None:
     return change(output)

@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dist_subspace.training.data.batches import Batches, GlobalBatch, eval_batches, eval_filler
+    from dist_subspace.training.data.batches import Batches, BatchSettings, GlobalBatch, eval_batches, eval_filler
     from dist_subspace.training.data.collate import MicroBatch
     from dist_subspace.training.data.cutting import Cutting
     from dist_subspace.training.data.packed_attention import (
@@ -25,6 +25,7 @@ __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
     "IGNORED",
     "LEAK_LIMIT",
+    "BatchSettings",
     "Batches",
     "Cutting",
     "DataSettings",
@@ -41,7 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "batches": ("Batches", "GlobalBatch", "eval_batches", "eval_filler"),
+    "batches": ("BatchSettings", "Batches", "GlobalBatch", "eval_batches", "eval_filler"),
     "collate": ("MicroBatch",),
     "cutting": ("Cutting",),
     "packed_attention": ("LEAK_LIMIT", "enable_packing", "packing_leak", "takes_segment_lengths"),

@@ -39,47 +39,45 @@ class GlobalBatch:
     """How many epochs are behind once this batch is done."""
 
 
+@dataclass(frozen=True)
+class BatchSettings:
+    """How rows, which are samples or with `packing` several samples each, are divided into batches."""
+
+    global_batch_size: int | None
+    """Rows of an optimizer step, a multiple of `micro_batch_size`; None: all rows of the first epoch, less those that no whole
+    micro-batch is left for (they come in the next step, as at every size)."""
+    micro_batch_size: int
+    """Rows of a forward call."""
+    seed: int
+    packing: bool
+    max_length: int
+    """Tokens of a packed row."""
+    padding_side: str = "right"
+    pad_to_multiple: int = 1
+    segment_lengths: bool = False
+    """Whether attention is told where samples begin (`cu_seq_lens`), instead of by positions alone."""
+
+
 class Batches:
     """The global batches of a training run. `batch(step)` is a pure function; ranks agree without talking."""
 
-    def __init__(
-        self,
-        table: TokenTable,
-        *,
-        global_batch_size: int | None,
-        micro_batch_size: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        packing: bool,
-        max_length: int,
-        pad_id: int,
-        task: str = "causal-lm",
-        padding_side: str = "right",
-        pad_to_multiple: int = 1,
-        segment_lengths: bool = False,
-    ) -> None:
-        """With packing, `global_batch_size` and `micro_batch_size` count packed rows.
-
-        `global_batch_size` None: all rows of the first epoch, less those that no whole micro-batch is left for (they come in
-        the next step, as at every size).
-
-        Raises:
-            UsageError: the global batch is no multiple of the batch per device, or an epoch has fewer rows than it.
-        """
-        if global_batch_size is not None and global_batch_size % micro_batch_size:
-            raise UsageError(
-                f"training.global_batch_size is {global_batch_size}; accepted: a multiple of "
-                f"training.per_device_train_batch_size ({micro_batch_size})"
-            )
-        self.table, self.seed, self.rank, self.world_size = table, seed, rank, world_size
-        self.micro_batch_size, self.max_length = micro_batch_size, max_length
-        self.packing = packing and task == "causal-lm"
-        self.collate = Collator(table, pad_id, self.packing, padding_side, pad_to_multiple, segment_lengths)
+    def __init__(self, table: TokenTable, settings: BatchSettings, pad_id: int, rank: int, world_size: int) -> None:
+        """Raises UsageError where an epoch has fewer rows than a global batch."""
+        self.table, self.seed, self.rank, self.world_size = table, settings.seed, rank, world_size
+        self.micro_batch_size, self.max_length = settings.micro_batch_size, settings.max_length
+        self.packing = settings.packing
+        self.collate = Collator(
+            table,
+            pad_id,
+            settings.packing,
+            settings.padding_side,
+            settings.pad_to_multiple,
+            settings.segment_lengths,
+        )
         self._counts: list[int] = []
         self._epochs: OrderedDict[int, list[Row]] = OrderedDict()
-        self.global_batch_size = self._whole_batch(global_batch_size)
-        self.micro_per_step = self.global_batch_size // micro_batch_size
+        self.global_batch_size = self._whole_batch(settings.global_batch_size)
+        self.micro_per_step = self.global_batch_size // self.micro_batch_size
 
     def _whole_batch(self, given: int | None) -> int:
         """The global batch as given, or the largest that an epoch fills."""

@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths, segments
 from dist_subspace.training.data.samples import IGNORED
+from dist_subspace.transformers_tables import attention_name
 
 NAME = "dsub_packed"
 SDPA = "sdpa"
@@ -46,7 +47,7 @@ def enable_packing(model: Any) -> None:
     """
     if "position_ids" not in inspect.signature(type(model).forward).parameters:
         raise UsageError(f"data.packing is true, but {type(model).__name__} takes no position_ids; accepted: false")
-    if getattr(model.config, "_attn_implementation", None) == SDPA and hasattr(model, "set_attn_implementation"):
+    if attention_name(model.config) == SDPA and hasattr(model, "set_attn_implementation"):
         AttentionInterface.register(NAME, packed_attention)
         AttentionMaskInterface.register(NAME, packed_mask)
         model.set_attn_implementation(NAME)
@@ -54,7 +55,7 @@ def enable_packing(model: Any) -> None:
 
 def takes_segment_lengths(model: nn.Module) -> bool:
     """Whether the model's attention kernel wants the lengths of segments among its inputs."""
-    return "flash" in str(getattr(model.config, "_attn_implementation", ""))
+    return "flash" in str(attention_name(model.config))
 
 
 def packed_mask(

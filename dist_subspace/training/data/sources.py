@@ -1,4 +1,7 @@
-"""Records (one dictionary a sample) from files and from the Hub. Every fault of a file is one sentence that names it."""
+"""Records (one dictionary a sample) from files and from the Hub. Every fault of a file is one sentence that names it.
+
+Read against datasets 5.2: what tells one state of a Hub data set from another is its `_fingerprint`.
+"""
 
 from __future__ import annotations
 

@@ -8,9 +8,8 @@ from dataclasses import replace
 from functools import cache, cached_property
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.template_internals import rendered_with_marks
 from dist_subspace.training.data.given import AS_READ, Form, fitting, in_form, traits
 from dist_subspace.training.data.messages import Conversation, Message
 
@@ -89,19 +88,13 @@ class ChatTemplate:
     def marks(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span] | None:
         """The spans of the template's own marks in `text`, its rendering; None where they cannot be had."""
         try:
-            found: Any = render_jinja_template(  # (texts, spans of each), whatever its signature says
-                conversations=[self._given(talk)],
-                tools=talk.tools,
-                documents=talk.documents,
-                chat_template=self.source(talk),
-                return_assistant_tokens_mask=True,
-                add_generation_prompt=prompt,
-                **{**self.tokenizer.special_tokens_map, **talk.options},
+            variables = self.tokenizer.special_tokens_map | talk.options
+            rendered, spans = rendered_with_marks(
+                self._given(talk), self.source(talk), talk.tools, talk.documents, prompt, variables
             )
         except Exception:  # as in `maybe`
             return None
-        (rendered,), (spans,) = found
-        return [(start, end) for start, end in spans] if rendered == text else None
+        return spans if rendered == text else None
 
     def places(self, talk: Conversation, text: str, prompt: bool = False) -> list[Span | None]:
         """Where each message's content stands in `text`, its rendering: found by marks set into the contents, and proven:

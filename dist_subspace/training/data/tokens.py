@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.errors import UsageError
 from dist_subspace.training.data.cutting import Cutting, counted
 from dist_subspace.training.data.fingerprint import digest, tokenizer_digest
 from dist_subspace.training.data.labels import class_ids, label_names
 from dist_subspace.training.data.pieces import Pieces
-from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, TRUNCATIONS, DataSettings
+from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, DataSettings
 from dist_subspace.training.data.sources import Source, open_source
 from dist_subspace.training.data.store import Columns, read_columns, write_columns
 from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
@@ -22,7 +22,6 @@ from dist_subspace.training.data.tokenising import Tokenising
 
 LAYOUT = 3  # of the stored columns and of how text becomes tokens; a change makes old caches unread
 IDENTITY = 1  # of the data's fingerprint, which stored runs hold
-TASKS = ("causal-lm", "classification")
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,9 @@ def prepare(
     Raises:
         UsageError: anything wrong with a file, a record, or the settings.
     """
-    if task not in TASKS:
-        raise unknown_name("model.task", task, TASKS)
     if (task == "classification") != (settings.format == "classification"):
         raise UsageError(
-            f"data.format is {settings.format!r} and model.task {task!r}; classification goes with itself only"
+            f"data.format is {settings.format!r} with model.task {task!r}; classification goes with classification only"
         )
     if settings.format == "chat":
         give_chat_template(tokenizer)
@@ -114,7 +111,7 @@ class _Shelf:
         matters: dict[str, str | None] = {name: self.settings.column(name) for name in COLUMNS}
         matters |= {"format": self.settings.format, "template": self.settings.template}
         renamed = {name: self.settings.column(name) for name in TEMPLATE_COLUMNS if self.settings.column(name) != name}
-        if self.settings.truncation != TRUNCATIONS[0]:
+        if self.settings.truncation != DataSettings.truncation:
             renamed["truncation"] = self.settings.truncation
         return digest([IDENTITY, source.content, self.tokenizer_digest, matters | renamed, self.settings.max_length])
 

@@ -14,27 +14,14 @@ from safetensors.torch import load_file
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
-from dist_subspace.interchange.description import read_description
-from dist_subspace.interchange.peft.export import ExportReport
+from dist_subspace.interchange.description import CONFIG, WEIGHTS, read_description
+from dist_subspace.interchange.peft.export_report import ExportReport
 from dist_subspace.storage import FrozenLinear
 from tests.interchange import vllm_rules
-from tests.interchange.test_merge import in_process
-from tests.interchange.trained import trained
+from tests.interchange.peft.adapters import DIRECT, NOT_ON_CONV1D, model_with
+from tests.interchange.trained import in_process, trained
 from tests.tiny_models import logits, tiny_model
 
-# What becomes of each of the 32 methods, and what PEFT is told.
-DIRECT = {
-    **{"lora": "LORA", "rslora": "LORA", "dora": "LORA", "lora-fa": "LORA", "adalora": "ADALORA", "vera": "VERA"},
-    **{
-        "miss": "MISS",
-        "oft": "OFT",
-        "ia3": "IA3",
-        "prompt": "PROMPT_TUNING",
-        "p-tuning": "P_TUNING",
-        "prefix": "PREFIX_TUNING",
-    },
-}
 EXACT_LORA = (
     *("pissa", "milora", "olora", "trilora", "flexlora", "flora", "moslora"),
     *("spectral-additive", "spectral-rotational", "lora-dash", "lora-xs"),
@@ -43,15 +30,7 @@ SCALING = ("ssl",)
 TOO_LARGE = ("svdiff", "sam-parser")  # full spectra; an exact LoRA with a small top_k
 MERGE_INSTEAD = ("liera", "ssb", "bitfit")
 OWN_FOLDER_ONLY = ("parallel-adapter", "houlsby", "pfeiffer")
-NOT_ON_CONV1D = ("miss", "oft")  # PEFT's own layers of these stand on linear layers alone
 FAMILIES = ["LlamaForCausalLM", "GPT2LMHeadModel"]
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "ia3": {"scale_bias": True},  # as PEFT does, where a layer has a bias
-    "svdiff": {"top_k": 2},
-    "oft": {"oft_block_size": 4},  # a divisor of every layer's inputs, about which PEFT says nothing
-    "sam-parser": {"top_k": 2},
-}
 
 
 def here(*names: str) -> list[str]:
@@ -61,18 +40,6 @@ def here(*names: str) -> list[str]:
 def test_the_table_names_every_method_once() -> None:
     table = [*DIRECT, *EXACT_LORA, *SCALING, *TOO_LARGE, *MERGE_INSTEAD, *OWN_FOLDER_ONLY]
     assert len(table) == len(set(table)) == 32 and set(dsub.methods()) <= set(table)
-
-
-def model_with(method: str, name: str = "LlamaForCausalLM", **config: Any) -> Any:
-    """A trained adapter, with something in every part of it: of a schedule's switch too."""
-    options = {**OPTIONS.get(method, {}), **config.pop("options", {})}
-    model = trained(tiny_model(name), method, options=options, **config)
-    for module in model.modules():
-        if method == "lora-dash" and hasattr(module, "dash_U"):
-            generator = torch.Generator().manual_seed(2)
-            module.dash_U.copy_(torch.randn(module.dash_U.shape, generator=generator))
-            module.dash_V.copy_(torch.randn(module.dash_V.shape, generator=generator))
-    return model
 
 
 def export(source: Any, out: Path, *args: Any, **kwargs: Any) -> ExportReport:

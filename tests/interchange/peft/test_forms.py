@@ -13,7 +13,7 @@ import torch
 import dist_subspace as dsub
 from dist_subspace.cli import main
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG
+from dist_subspace.interchange.description import CONFIG
 from tests.interchange import vllm_rules
 from tests.interchange.trained import trained
 from tests.tiny_models import logits, tiny_model

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,50 +15,16 @@ from torch import Tensor
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS, current_key
+from dist_subspace.interchange.description import CONFIG, WEIGHTS
 from dist_subspace.interchange.peft.importing import read_peft, rewrite_peft
+from dist_subspace.interchange.tensor_names import current_key
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import attached, attachment
+from tests.interchange.peft.adapters import GPT2, LINEAR, LLAMA, assert_imported, assert_near, lora, pruned, written
 from tests.tiny_models import logits, tiny_model
 
-LLAMA, GPT2 = "LlamaForCausalLM", "GPT2LMHeadModel"
-LINEAR = {LLAMA: ["q_proj", "v_proj", "up_proj", "down_proj"], GPT2: ["c_attn", "c_fc", "mlp.c_proj"]}
 NOT_ON_CONV1D = ("miss", "oft")
 TOKENS = {"task_type": "CAUSAL_LM", "num_virtual_tokens": 5}
-
-
-def written(folder: Path, config: Any, name: str = LLAMA, **changes: Any) -> tuple[Path, Tensor]:
-    """An adapter that PEFT trained and saved, and the logits of PEFT's own reading of it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = peft.get_peft_model(tiny_model(name, **changes), config)
-        generator = torch.Generator().manual_seed(1)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        model.save_pretrained(folder)
-        again = peft.PeftModel.from_pretrained(tiny_model(name, **changes), folder).eval()
-        return folder, logits(again)
-
-
-def lora(**fields: Any) -> peft.LoraConfig:
-    return peft.LoraConfig(
-        **{"r": 3, "lora_alpha": 5, "target_modules": LINEAR[LLAMA], "task_type": "CAUSAL_LM", **fields}
-    )
-
-
-def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    expected = expected[:, -actual.shape[1] :]  # PEFT keeps the logits of virtual tokens
-    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
-
-
-def assert_imported(model: Any, folder: Path, expected: Tensor, method: str, tolerance: float = 1e-5) -> Any:
-    model = dsub.import_peft(model, folder)
-    assert attached(model).info.name == method
-    with dsub.disabled(model):
-        assert not torch.allclose(logits(model), expected[:, -logits(model).shape[1] :], atol=1e-3), "nothing was read"
-    assert_near(logits(model), expected, tolerance)
-    return model
 
 
 LORAS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -179,24 +144,6 @@ def test_any_storage_takes_it(storage: str, tmp_path: Path) -> None:
     assert_near(logits(model).float(), logits(theirs).float(), tolerance)
 
 
-def pruned(folder: Path) -> tuple[Path, Tensor]:
-    """An AdaLoRA whose budget has cut layers down to different ranks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        config = peft.AdaLoraConfig(init_r=4, target_r=2, lora_alpha=6, total_step=4, tinit=1, tfinal=1, deltaT=1,
-                                    target_modules=LINEAR[LLAMA], task_type="CAUSAL_LM")  # fmt: skip
-        model = peft.get_peft_model(tiny_model(), config)
-        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
-        ids = torch.randint(3, 96, (2, 7), generator=torch.Generator().manual_seed(3))
-        for step in range(1, 5):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            model.base_model.update_and_allocate(step)
-            optimizer.zero_grad()
-        model.save_pretrained(folder)
-        return folder, logits(peft.PeftModel.from_pretrained(tiny_model(), folder).eval())
-
-
 @pytest.mark.skipif("adalora" not in dsub.methods(), reason="adalora is not registered")
 def test_layers_that_adalora_has_shortened_get_their_triplets_back_as_zeros(tmp_path: Path) -> None:
     folder, expected = pruned(tmp_path)
@@ -262,9 +209,9 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
     [
         (
             {"peft_type": "LOHA"},
-            "peft_type is 'LOHA'.*; accepted: LORA, ADALORA, IA3, VERA, MISS, OFT,",
+            "peft_type is 'LOHA'.*; accepted: ADALORA, IA3, LORA, MISS, OFT, PREFIX_TUNING,",
         ),
-        ({"peft_type": None}, "peft_type is None; accepted: LORA"),
+        ({"peft_type": None}, "peft_type is None; accepted: ADALORA, IA3, LORA"),
         (
             {"layer_replication": [[0, 2]]},
             r"layer_replication is \[\[0, 2\]\], which is not known here; accepted: a LORA",
@@ -281,6 +228,13 @@ def refused(folder: Path, message: str, **changes: Any) -> None:
 )
 def test_a_field_that_is_not_known_is_refused_by_its_name(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
     refused(changed(tmp_path, **fields), message)
+
+
+def test_an_entry_of_another_kind_is_refused(tmp_path: Path) -> None:
+    """What OFT reads is nothing that a LoRA has."""
+    refused(
+        changed(tmp_path, oft_block_size=4), "oft_block_size is 4, which is not known here; accepted: a LORA adapter"
+    )
 
 
 LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -374,4 +328,4 @@ def test_reading_needs_no_model(tmp_path: Path) -> None:
     folder, _ = written(tmp_path, lora(use_rslora=True))
     imported = read_peft(folder)
     assert imported.config.method == "rslora" and imported.config.rank == 3 and imported.config.alpha == 5.0
-    assert imported.shapes["model.layers.0.mlp.up_proj"] == (44, 32) and not imported.needs_base
+    assert imported.shapes["model.layers.0.mlp.up_proj"] == (44, 32) and imported.made_from_base is None

@@ -10,10 +10,10 @@ import peft
 import pytest
 
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG
+from dist_subspace.interchange.description import CONFIG
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.subspace import resolve
-from tests.interchange.peft.test_importing import assert_imported, lora, pruned, written
+from tests.interchange.peft.adapters import assert_imported, lora, pruned, written
 from tests.tiny_models import tiny_model
 
 LAYERS = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "down_proj"]}

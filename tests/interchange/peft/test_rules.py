@@ -16,10 +16,10 @@ from torch import Tensor
 import dist_subspace as dsub
 from dist_subspace.cli import main
 from dist_subspace.errors import UsageError
-from dist_subspace.interchange.adapter import CONFIG, WEIGHTS
+from dist_subspace.interchange.description import CONFIG, WEIGHTS
 from dist_subspace.interchange.peft.importing import rewrite_peft
 from dist_subspace.subspace import attachment
-from tests.interchange.peft.test_importing import LINEAR, LLAMA, lora, written
+from tests.interchange.peft.adapters import LINEAR, LLAMA, lora, written
 from tests.interchange.trained import frozen, saved_base, trained
 from tests.tiny_models import logits, tiny_model
 

@@ -13,7 +13,7 @@ STORE = "tests/training/data/test_tokens.py::test_whatever_decides_on_the_tokens
 MUTANTS = [
     Mutant(
         name="hash-in-the-manifest-not-compared",
-        file="dist_subspace/checkpoint/store.py",
+        file="dist_subspace/run_folder/manifest.py",
         text='if _sha256(path) != entry.get("sha256"):',
         becomes='if entry.get("sha256") is None:',
         promise="A checkpoint's file with a changed byte is noticed.",
@@ -37,16 +37,16 @@ MUTANTS = [
     ),
     Mutant(
         name="manifest-not-asked-when-an-adapter-is-read",
-        file="dist_subspace/interchange/adapter.py",
-        text="    _refuse_damaged(path)\n",
-        becomes="",
+        file="dist_subspace/interchange/adapter_folder.py",
+        text="            _refuse_changed(self.path)\n",
+        becomes="            pass\n",
         promise="A checkpoint's adapter with a changed byte is refused.",
         tests=[f"{DAMAGE}test_the_adapter_of_a_damaged_checkpoint_is_not_read"],
     ),
     Mutant(
         name="factors-read-without-their-hash",
-        file="dist_subspace/interchange/adapter.py",
-        text='if _sha256(file) != entry["sha256"]:',
+        file="dist_subspace/interchange/adapter_folder.py",
+        text='if self._verify and _sha256(file) != entry["sha256"]:',
         becomes='if not entry["sha256"]:',
         promise="Factors other than those that a checkpoint was trained with are refused.",
         tests=[f"{DAMAGE}test_factors_that_are_not_those_of_the_checkpoint_are_not_read_with_it"],
@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(
         name="optimizer-file-readable-by-its-owner-alone",
         file="dist_subspace/checkpoint/state.py",
-        text="        (folder / OPTIMIZER).chmod(READABLE)\n",
+        text="        file.chmod(READABLE)\n",
         becomes="",
         promise="A checkpoint's optimizer state can be read by others than its owner.",
         tests=[MODES],
@@ -173,7 +173,7 @@ MUTANTS = [
     ),
     Mutant(
         name="half-written-checkpoint-counts",
-        file="dist_subspace/checkpoint/store.py",
+        file="dist_subspace/run_folder/folder.py",
         text="if match[2] == REPLACED:",
         becomes="if match[2] != REMOVED:",
         promise="A checkpoint that was being written when the process died is none.",
@@ -191,11 +191,11 @@ MUTANTS = [
     ),
     Mutant(
         name="full-disk-under-the-curve-is-a-traceback",
-        file="dist_subspace/training/metrics.py",
+        file="dist_subspace/run_folder/metrics.py",
         text="            self._file.flush()\n        except OSError as error:",
         becomes="            self._file.flush()\n        except ValueError as error:",
         promise="A full disk under metrics.jsonl is one sentence.",
-        tests=["tests/training/test_metrics.py::test_a_disk_that_refuses_a_line_is_one_sentence"],
+        tests=["tests/run_folder/test_metrics.py::test_a_disk_that_refuses_a_line_is_one_sentence"],
     ),
     Mutant(
         name="best-checkpoint-purged",

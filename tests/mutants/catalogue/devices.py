@@ -90,7 +90,7 @@ MUTANTS = [
     ),
     Mutant(
         name="block-magnitudes-are-made-anew",
-        file="dist_subspace/placement/deepspeed/eight_bit.py",
+        file="dist_subspace/placement/eight_bit.py",
         text="all(dim=1) & (first >= largest)",
         becomes="all(dim=1) & (first > 2 * largest)",
         promise="Codes and magnitudes of 8-bit moments come back bit by bit.",
@@ -98,7 +98,7 @@ MUTANTS = [
     ),
     Mutant(
         name="block-magnitudes-are-not-written-back",
-        file="dist_subspace/placement/deepspeed/eight_bit.py",
+        file="dist_subspace/placement/eight_bit.py",
         text='    state[f"absmax{key[-1]}"].copy_(magnitude)\n',
         becomes="",
         promise="8-bit moments taken from a checkpoint are those of the checkpoint.",
@@ -106,9 +106,9 @@ MUTANTS = [
     ),
     Mutant(
         name="moments-linked-as-codes",
-        file="dist_subspace/placement/deepspeed/eight_bit.py",
-        text="    _unlink(parameters)\n    try:",
-        becomes="    try:",
+        file="dist_subspace/placement/deepspeed/optimizer_state.py",
+        text="                if packed:\n                    forget_moments(parameter)\n",
+        becomes="",
         promise="Under ZeRO 1 and 2 a checkpoint holds the numbers of 8-bit moments, and not their codes.",
         tests=[f"{_EIGHT}::test_moments_in_8_bits_come_back_bit_by_bit[1-2-adamw_bnb_8bit-2]"],
     ),

@@ -80,7 +80,7 @@ MUTANTS = [
     ),
     Mutant(
         name="checkpoint-files-not-synced",
-        file="dist_subspace/checkpoint/store.py",
+        file="dist_subspace/run_folder/manifest.py",
         text="    for path in files:\n        sync(path)\n",
         becomes="",
         promise="A manifest vouches for bytes that are on disk.",
@@ -88,7 +88,7 @@ MUTANTS = [
     ),
     Mutant(
         name="folders-in-a-checkpoint-not-synced",
-        file="dist_subspace/checkpoint/store.py",
+        file="dist_subspace/run_folder/manifest.py",
         text='    for path in folder.rglob("*"):\n        if path.is_dir():\n            sync(path)\n',
         becomes="",
         promise="The names in a checkpoint's folders are on disk before its manifest is.",
@@ -113,7 +113,7 @@ MUTANTS = [
     Mutant(
         name="checkpoint-deleted-under-its-name",
         file="dist_subspace/checkpoint/store.py",
-        text="        os.rename(path, hidden)\n        sync(run)\n        path = hidden\n",
+        text="        os.rename(path, hidden)\n        sync(run.path)\n        path = hidden\n",
         becomes="",
         promise="A crash while a checkpoint is deleted leaves none that looks damaged.",
         tests=[AGAIN],
@@ -121,7 +121,7 @@ MUTANTS = [
     Mutant(
         name="hidden-name-of-a-deleted-checkpoint-not-synced",
         file="dist_subspace/checkpoint/store.py",
-        text="        os.rename(path, hidden)\n        sync(run)\n",
+        text="        os.rename(path, hidden)\n        sync(run.path)\n",
         becomes="        os.rename(path, hidden)\n",
         promise="A deleted checkpoint's hidden name is on disk before anything in it is gone.",
         tests=[AGAIN],
@@ -130,15 +130,15 @@ MUTANTS = [
         name="older-checkpoints-purged-before-the-newer-is-written",
         file="dist_subspace/training/trainer.py",
         text="""        folder = save_checkpoint(
-            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.sync
         )
-        keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
+        keep = [self.plan.run_dir.checkpoint(progress.best["step"])] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
 """,
-        becomes="""        keep = [self.plan.run_dir / f"checkpoint-{progress.best['step']}"] if progress.best else []
+        becomes="""        keep = [self.plan.run_dir.checkpoint(progress.best["step"])] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
         folder = save_checkpoint(
-            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.settle
+            self.plan.run_dir, self.model, self.engine, state, self._base_name(), self.observer.sync
         )
 """,
         promise="After a save there are save_total_limit checkpoints, and before it none of them is gone.",
@@ -147,7 +147,7 @@ MUTANTS = [
     Mutant(
         name="lines-of-saved-steps-not-synced",
         file="dist_subspace/training/trainer.py",
-        text="self._base_name(), self.observer.settle\n",
+        text="self._base_name(), self.observer.sync\n",
         becomes="self._base_name()\n",
         promise="The lines of the steps of a checkpoint are on disk before the checkpoint is.",
         tests=[LINES],
@@ -167,8 +167,8 @@ MUTANTS = [
     Mutant(
         name="configuration-written-in-place",
         file="dist_subspace/training/run.py",
-        text='write_text_atomic(plan.run_dir / "config.yaml", dump_config(plan.config))',
-        becomes='(plan.run_dir / "config.yaml").write_text(dump_config(plan.config))',
+        text="write_text_atomic(plan.run_dir.config, dump_config(plan.config))",
+        becomes="plan.run_dir.config.write_text(dump_config(plan.config))",
         promise="RUN/config.yaml is the old text or the new one.",
         tests=[TORN],
     ),
@@ -247,7 +247,7 @@ MUTANTS = [
     Mutant(
         name="folder-of-what-is-set-aside-not-synced",
         file="dist_subspace/checkpoint/set_aside.py",
-        text="            sync(run)  # what is moved into it is lost without its name\n",
+        text="            sync(run.path)  # what is moved into it is lost without its name\n",
         becomes="",
         promise="A folder is on disk before checkpoints are moved into it.",
         tests=[ASIDE],
@@ -255,7 +255,7 @@ MUTANTS = [
     Mutant(
         name="copies-of-what-is-set-aside-not-synced",
         file="dist_subspace/checkpoint/set_aside.py",
-        text="                sync(folder / name)\n",
+        text="                sync(folder / path.name)\n",
         becomes="",
         promise="The configuration and the curve beside set-aside checkpoints are on disk.",
         tests=[TORN],
@@ -263,14 +263,14 @@ MUTANTS = [
     Mutant(
         name="names-of-what-is-set-aside-not-synced",
         file="dist_subspace/checkpoint/set_aside.py",
-        text="        sync(folder)\n        sync(run)\n",
-        becomes="        sync(run)\n",
+        text="        sync(folder)\n        sync(run.path)\n",
+        becomes="        sync(run.path)\n",
         promise="What is said to be set aside is there after a crash.",
         tests=[ASIDE],
     ),
     Mutant(
         name="curve-rewritten-in-place-on-resume",
-        file="dist_subspace/training/metrics.py",
+        file="dist_subspace/run_folder/metrics.py",
         text='write_text_atomic(path, "".join(_text(line) for line in kept))',
         becomes='path.write_text("".join(_text(line) for line in kept))',
         promise="A run that goes on loses no line of the steps before it.",
@@ -278,9 +278,9 @@ MUTANTS = [
     ),
     Mutant(
         name="status-written-in-place",
-        file="dist_subspace/checkpoint/status.py",
-        text='write_json_atomic(folder / STATUS, known | more, writer=".heartbeat" if "heartbeat" in more else "")',
-        becomes="(folder / STATUS).write_text(json.dumps(known | more))",
+        file="dist_subspace/run_folder/status.py",
+        text='write_json_atomic(file, known | more, writer=".heartbeat" if "heartbeat" in more else "")',
+        becomes="file.write_text(json.dumps(known | more))",
         promise="RUN/status.json is whole at any moment.",
         tests=[TORN],
     ),

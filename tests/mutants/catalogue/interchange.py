@@ -8,8 +8,8 @@ MUTANTS = [
     Mutant(
         name="merge-onto-original-of-the-held",
         file="dist_subspace/interchange/plain.py",
-        text="onto_original = _unchanged if part is None else part.merged_onto_original",
-        becomes="onto_original = _unchanged if part is None else part.merged",
+        text="onto_original = part.merged_onto_original if isinstance(part, FoldsIntoBase) else onto_held",
+        becomes="onto_original = onto_held",
         promise="A merge onto the original weights takes the update for them.",
         tests=["tests/interchange/test_merge.py::test_a_folded_residual_is_merged_onto_either_base[olora]"],
     ),
@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant(
         name="merge-without-the-models-code",
         file="dist_subspace/interchange/merge.py",
-        text="        copy_files(own, names, hidden)\n",
+        text="        copy_files(source, names, hidden)\n",
         becomes="",
         promise="The code of a model of its own class goes with the merged one.",
         tests=["tests/test_cli.py::test_a_merged_model_names_its_own_class_and_brings_its_own_code"],
@@ -84,14 +84,14 @@ MUTANTS = [
     Mutant(
         name="merge-folder-stays-after-an-error",
         file="dist_subspace/interchange/merge.py",
-        text="            shutil.rmtree(hidden, ignore_errors=True)\n",
-        becomes="            pass\n",
+        text="        shutil.rmtree(writer.folder, ignore_errors=True)\n",
+        becomes="        pass\n",
         promise="A merge that fails leaves nothing.",
         tests=["tests/interchange/test_merge.py::test_a_value_that_the_type_cannot_hold_is_refused"],
     ),
     Mutant(
         name="export-alphas-not-written",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='"alpha_pattern": dict(fewer)',
         becomes='"alpha_pattern": {}',
         promise="Every layer of an exported LoRA has γ = 1.",
@@ -101,7 +101,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-rslora-compared-as-lora",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='(math.sqrt(rank) if described.get("use_rslora") else rank)',
         becomes="rank",
         promise="vLLM is never given patterns that it does not read.",
@@ -111,7 +111,7 @@ MUTANTS = [
     ),
     Mutant(
         name="export-lora-not-for-conv1d",
-        file="dist_subspace/interchange/peft/export.py",
+        file="dist_subspace/interchange/peft/written_forms.py",
         text='"alpha_pattern": dict(fewer), "fan_in_fan_out": _conv1d(described)}',
         becomes='"alpha_pattern": dict(fewer), "fan_in_fan_out": False}',
         promise="PEFT is told of Conv1D layers.",
@@ -130,7 +130,7 @@ MUTANTS = [
     Mutant(
         name="export-drops-full-copies",
         file="dist_subspace/interchange/peft/export.py",
-        text='        tensors |= _trained_in_full(native, described["dist_subspace"]["layers"])\n',
+        text='        tensors |= of_no_layer(native, described["dist_subspace"]["layers"])\n',
         becomes="",
         promise="Modules that were trained in full are exported.",
         tests=[
@@ -158,22 +158,40 @@ MUTANTS = [
     Mutant(
         name="export-scaled-bias-as-a-lora",
         file="dist_subspace/interchange/peft/forms.py",
-        text="return part.added_bias() is not None or shifted",
-        becomes="return part.added_bias() is not None",
+        text="return isinstance(part, AddsBias) or (biased and not torch.equal(_scaled_ones(part), ones))",
+        becomes="return isinstance(part, AddsBias)",
         promise="A LoRA is not exact where the bias is scaled.",
         tests=["tests/interchange/peft/test_forms.py::test_no_approximation_leaves_a_changed_bias_out"],
     ),
     Mutant(
+        name="import-by-the-words-of-the-base-class",
+        file="dist_subspace/subspace/core/registry.py",
+        text="return max(claiming, key=",
+        becomes="return min(claiming, key=",
+        promise="Of PEFT's LORA, single fields make another method.",
+        tests=[
+            "tests/subspace/core/test_peft_words.py::test_single_fields_of_a_lora_make_another_method[fields2-dora]"
+        ],
+    ),
+    Mutant(
+        name="import-of-an-entry-that-another-method-reads",
+        file="dist_subspace/interchange/peft/importing.py",
+        text="not in ENTRIES_OF_EVERY_KIND | words.known_entries and",
+        becomes='not in {*ENTRIES_OF_EVERY_KIND, *words.known_entries, "oft_block_size"} and',
+        promise="An entry of PEFT's that is not known is refused by its name.",
+        tests=["tests/interchange/peft/test_importing.py::test_an_entry_of_another_kind_is_refused"],
+    ),
+    Mutant(
         name="import-pissa-randomized",
-        file="dist_subspace/interchange/peft/kinds.py",
-        text='{"svd": "exact"} if residual == "pissa" else {}',
-        becomes="{}",
+        file="dist_subspace/subspace/reconstruction/pissa.py",
+        text='ClassVar[Entries] = {"svd": "exact"}',
+        becomes="ClassVar[Entries] = {}",
         promise="PEFT's PiSSA starts at the exact decomposition.",
         tests=["tests/interchange/peft/test_importing.py::test_conv1d_layers_are_read_as_what_they_compute"],
     ),
     Mutant(
         name="import-rslora-of-dora-as-lora",
-        file="dist_subspace/interchange/peft/kinds.py",
+        file="dist_subspace/subspace/extension/lora.py",
         text="alphas = {name: alpha * math.sqrt(ranks[name]) for name, alpha in alphas.items()}",
         becomes="pass",
         promise="DoRA with use_rslora has γ = α / √r.",
@@ -182,8 +200,8 @@ MUTANTS = [
     Mutant(
         name="import-takes-what-is-no-number",
         file="dist_subspace/interchange/peft/importing.py",
-        text="    check_finite(Path(folder), tensors)\n",
-        becomes="",
+        text="opened.described, opened.tensors()",
+        becomes="opened.described, {key: opened.tensor(key) for key in opened.keys}",
         promise="An adapter with NaN is refused.",
         tests=[
             "tests/interchange/peft/test_rules.py::test_a_value_that_is_no_number_is_said_as_such_on_every_way[lora-nan]"
@@ -191,7 +209,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-adalora-always-penalised",
-        file="dist_subspace/interchange/peft/kinds.py",
+        file="dist_subspace/subspace/extension/adalora.py",
         text='constraint=None if weight > 0 else "none"',
         becomes="constraint=None",
         promise="An AdaLoRA of PEFT without orth_reg_weight has no penalty.",
@@ -199,15 +217,15 @@ MUTANTS = [
     ),
     Mutant(
         name="import-adalora-rows-moved-up",
-        file="dist_subspace/interchange/peft/kinds.py",
-        text="places = torch.arange(own) if mask is None else torch.tensor(mask).nonzero().flatten()",
-        becomes="places = torch.arange(own)",
+        file="dist_subspace/subspace/extension/adalora.py",
+        text="places = torch.arange(kept) if mask is None else torch.tensor(mask).nonzero().flatten()",
+        becomes="places = torch.arange(kept)",
         promise="Triplets of a shortened AdaLoRA come back to their places.",
         tests=["tests/interchange/peft/test_kinds.py::test_triplets_that_adalora_has_kept_come_back_to_their_places"],
     ),
     Mutant(
         name="import-vera-without-seed",
-        file="dist_subspace/interchange/peft/kinds.py",
+        file="dist_subspace/subspace/extension/vera.py",
         text='int(described.get("projection_prng_key") or 0)',
         becomes="0",
         promise="VeRA's projections are drawn with PEFT's key.",
@@ -217,15 +235,15 @@ MUTANTS = [
     ),
     Mutant(
         name="import-alpha-pattern-unread",
-        file="dist_subspace/interchange/peft/kinds.py",
-        text='resolved("alpha_pattern", described["lora_alpha"])',
-        becomes='{n: described["lora_alpha"] for n in layers}',
+        file="dist_subspace/subspace/extension/lora.py",
+        text='by_pattern(described.get("alpha_pattern"), described["lora_alpha"], layers)',
+        becomes='dict.fromkeys(layers, described["lora_alpha"])',
         promise="PEFT's alpha_pattern is read.",
         tests=["tests/interchange/peft/test_importing.py::test_a_lora_of_peft_has_the_same_logits[patterns]"],
     ),
     Mutant(
         name="import-vera-dropout-lost",
-        file="dist_subspace/interchange/peft/kinds.py",
+        file="dist_subspace/subspace/extension/vera.py",
         text='float(described.get("vera_dropout") or 0.0)',
         becomes="0.0",
         promise="An imported adapter trains on with its dropout.",
@@ -253,8 +271,8 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-with-nan-loads",
-        file="dist_subspace/interchange/adapter.py",
-        text="        check_finite(path, tensors)\n",
+        file="dist_subspace/interchange/adapter_folder.py",
+        text="        check_finite(self.path, tensors)\n",
         becomes="",
         promise="An adapter with values that are no numbers is refused.",
         tests=[
@@ -297,7 +315,7 @@ MUTANTS = [
     ),
     Mutant(
         name="adapter-copies-unchecked",
-        file="dist_subspace/interchange/base_copies.py",
+        file="dist_subspace/interchange/peft/base_copies.py",
         text='if list(parameter.shape) != copies[name]["shape"] or not torch.allclose(',
         becomes='if list(parameter.shape) != copies[name]["shape"] or False and not torch.allclose(',
         promise="Weights of the base in PEFT's file must be this base's.",
@@ -310,5 +328,15 @@ MUTANTS = [
         becomes="            beside = None",
         promise="The adapter's tokenizer goes with the exported one.",
         tests=["tests/interchange/test_description.py::test_a_saved_and_an_exported_adapter_bring_the_bases_tokenizer"],
+    ),
+    Mutant(
+        name="rank-of-a-layer-that-a-pattern-names",
+        file="dist_subspace/interchange/model_description.py",
+        text="_usual(attachment, parts, ranks).rank",
+        becomes="settings.rank",
+        promise="The rank in an adapter's file is that of the layers that no rank pattern names.",
+        tests=[
+            "tests/interchange/test_adapter.py::test_an_adapter_whose_every_layer_a_pattern_names_is_read_back[lora]"
+        ],
     ),
 ]

@@ -11,9 +11,9 @@ CONVERSIONS = "tests/loading/test_conversions.py"
 MUTANTS = [
     Mutant(
         name="heads-of-t5-packed",
-        file="dist_subspace/loading/stream.py",
-        text='"score", "classifier", "classification_head")',
-        becomes='"score", "classifier")',
+        file="dist_subspace/families/heads.py",
+        text='CLASSIFICATION_HEADS = (*CLASSIFIERS, "classification_head")',
+        becomes="CLASSIFICATION_HEADS = CLASSIFIERS",
         promise="classification_head is a head too.",
         tests=[
             f"{LOAD_TESTS}/test_stays_dense.py::test_a_classification_head_that_the_checkpoint_has_keeps_every_value[T5ForSequenceClassification]"
@@ -21,7 +21,7 @@ MUTANTS = [
     ),
     Mutant(
         name="mtp-layers-refused",
-        file="dist_subspace/loading/unused.py",
+        file="dist_subspace/families/configuration.py",
         text='("num_nextn_predict_layers", "mtp_num_hidden_layers")',
         becomes='("num_nextn_predict_layers",)',
         promise="Layers that the configuration names by mtp_num_hidden_layers are left out, as transformers does.",
@@ -106,7 +106,7 @@ MUTANTS = [
     Mutant(
         name="stored-buffers-lose-their-type",
         file="dist_subspace/loading/stream.py",
-        text="kind = self.kept(name) if self.sources.has(name) else None",
+        text="kind = self.kept_type(name) if self.sources.has(name) else None",
         becomes="kind = None",
         promise="A stored buffer has the type that transformers keeps it in.",
         tests=[
@@ -116,7 +116,7 @@ MUTANTS = [
     Mutant(
         name="heads-of-several-layers-packed",
         file="dist_subspace/loading/stream.py",
-        text='        if name.partition(".")[0] in CLASSIFIERS:\n            return True\n',
+        text="        if is_inside_classification_head(name):\n            return True\n",
         becomes="",
         promise="A stored head of several layers is as dense as one of a single layer.",
         tests=[
@@ -125,7 +125,7 @@ MUTANTS = [
     ),
     Mutant(
         name="pre-classifier-is-packed",
-        file="dist_subspace/loading/stream.py",
+        file="dist_subspace/families/heads.py",
         text=', "pre_classifier")',
         becomes=")",
         promise="The layer before a classifier is part of the head.",

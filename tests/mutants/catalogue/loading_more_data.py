@@ -64,8 +64,8 @@ MUTANTS = [
     Mutant(
         name="marks-without-options",
         file="dist_subspace/training/data/template.py",
-        text="**{**self.tokenizer.special_tokens_map, **talk.options},",
-        becomes="**self.tokenizer.special_tokens_map,",
+        text="variables = self.tokenizer.special_tokens_map | talk.options",
+        becomes="variables = self.tokenizer.special_tokens_map",
         promise="A template's marks are those of the rendering with the conversation's variables.",
         tests=[
             f"{DATA_TESTS}/test_chat_templates.py::test_marks_are_those_of_the_rendering_with_the_conversations_own_variables"

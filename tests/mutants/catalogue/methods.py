@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(
         name="adalora-scale-of-the-target",
         file="dist_subspace/subspace/extension/adalora.py",
-        text='return settings.alpha / settings.options["init_rank"]',
+        text='return settings.alpha / int(settings.options["init_rank"])',
         becomes="return settings.alpha / settings.rank",
         promise="AdaLoRA's γ is α over the rank that it begins with, as in PEFT.",
         tests=[

@@ -11,7 +11,7 @@ _LORA_XS, _LORA_XS_TESTS = (
 _MISS, _MISS_TESTS = "dist_subspace/subspace/extension/miss.py", "tests/subspace/extension/test_miss.py"
 _OFT, _OFT_TESTS = "dist_subspace/subspace/reconstruction/oft.py", "tests/subspace/reconstruction/test_oft.py"
 _OTHERS = "tests/interchange/peft/test_importing.py::test_every_other_kind_of_peft_has_the_same_logits"
-_KINDS, _KINDS_TESTS = "dist_subspace/interchange/peft/kinds.py", "tests/interchange/peft/test_kinds.py"
+_KINDS_TESTS = "tests/interchange/peft/test_kinds.py"
 
 MUTANTS = [
     # LoRA-XS
@@ -43,8 +43,8 @@ MUTANTS = [
     Mutant(
         name="miss-shards-interleaved",
         file="dist_subspace/subspace/extension/miss.py",
-        text="padded.unflatten(-1, (-1, rank)).sum(-2)",
-        becomes="padded.unflatten(-1, (rank, -1)).sum(-1)",
+        text="padded.unflatten(-1, (-1, rank))",
+        becomes="padded.unflatten(-1, (rank, -1)).transpose(-1, -2)",
         promise="MiSS adds up inputs that lie r apart.",
         tests=[f"{_MISS_TESTS}::test_forward_and_merge_are_the_golden_ones[two shards-False]"],
     ),
@@ -66,7 +66,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-miss-mini-as-miss",
-        file="dist_subspace/interchange/peft/kinds.py",
+        file="dist_subspace/subspace/extension/miss.py",
         text='options={"mini_r": columns}',
         becomes="options={}",
         promise="A MiSS of few columns is read as one.",
@@ -74,7 +74,7 @@ MUTANTS = [
     ),
     Mutant(
         name="import-miss-bat-as-miss",
-        file="dist_subspace/interchange/peft/kinds.py",
+        file="dist_subspace/subspace/extension/miss.py",
         text='if variant == "bat":',
         becomes='if variant == "bath":',
         promise="PEFT's Bat variant of MiSS, which is not computed here, is refused.",

@@ -232,8 +232,8 @@ MUTANTS = [
     Mutant(
         name="tokenizer-of-the-run-not-the-adapter",
         file="dist_subspace/interchange/tokenizer_files.py",
-        text='for place in (folder, run / "adapter"):',
-        becomes='for place in (run / "adapter", folder):',
+        text="for place in (folder, RunFolder(run).adapter):",
+        becomes="for place in (RunFolder(run).adapter, folder):",
         promise="A tokenizer in the folder comes before the run's.",
         tests=[
             "tests/interchange/test_tokenizer_files.py::test_a_tokenizer_in_the_folder_comes_before_the_run_s_final_adapter_s_and_that_before_the_base_s"

@@ -21,15 +21,15 @@ def key(name: str) -> list[str]:
 MUTANTS = [
     Mutant(
         name="weights-of-files-dropped",
-        file="dist_subspace/training/plan.py",
-        text='given["train"] = [(source.path, source.weight) for source in section.train]',
-        becomes='given["train"] = [(source.path, 1.0) for source in section.train]',
+        file="dist_subspace/training/sections.py",
+        text="[(source.path, source.weight) for source in given]",
+        becomes="[(source.path, 1.0) for source in given]",
         promise="A file of weight 2 comes twice an epoch.",
         tests=key("data.train.weight"),
     ),
     Mutant(
         name="packing-not-passed",
-        file="dist_subspace/training/plan.py",
+        file="dist_subspace/training/sections.py",
         text='packing = config.data.packing and config.data.format != "classification"',
         becomes='packing = config.data.format != "classification"',
         promise="data.packing false gives each sample a row of its own.",
@@ -37,7 +37,7 @@ MUTANTS = [
     ),
     Mutant(
         name="classification-padded-to-the-longest",
-        file="dist_subspace/training/plan.py",
+        file="dist_subspace/training/sections.py",
         text='packing = config.data.packing and config.data.format != "classification"',
         becomes="packing = config.data.packing",
         promise="Samples to classify are never packed, and padded no further than they need.",

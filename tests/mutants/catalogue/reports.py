@@ -50,8 +50,8 @@ MUTANTS = [
     Mutant(
         name="report-last-peak",
         file="dist_subspace/report/run.py",
-        text="peak = max((value for line in lines if",
-        becomes="peak = min((value for line in lines if",
+        text="peak = max((line.peak_memory_bytes or 0",
+        becomes="peak = min((line.peak_memory_bytes or 0",
         promise="report says the highest memory.",
         tests=["tests/report/test_run.py::test_a_run_is_summed_up"],
     ),

@@ -50,8 +50,8 @@ MUTANTS = [
     Mutant(
         name="residual-not-packed",
         file="dist_subspace/statistics/setup.py",
-        text="return Found(made, base)",
-        becomes="return Found(made, None)",
+        text="return Result(factors_made, part.base.repacked(matrix))",
+        becomes="return Result(factors_made, None)",
         promise="A folded base holds the residual.",
         tests=[
             "tests/subspace/blocks/test_residual_ranks.py::test_a_folded_base_holds_what_bitsandbytes_makes_of_the_residual[llama-nf4]"

@@ -219,9 +219,9 @@ MUTANTS = [
     ),
     Mutant(
         name="funnels-value-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='"k_head", "v_head"',
-        becomes='"k_head"',
+        file="dist_subspace/families/projections.py",
+        text='    "v_head": "Funnel",\n',
+        becomes="",
         promise="The scalings know every family's key, value and FFN-up.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_scalings_mean_key_value_and_ffn_up_of_every_family[masked-lm/funnel]"
@@ -229,9 +229,9 @@ MUTANTS = [
     ),
     Mutant(
         name="codegens-ffn-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='"up", "fc_in", "ffn"',
-        becomes='"up", "ffn"',
+        file="dist_subspace/families/projections.py",
+        text='    "fc_in": "GPT-J, CodeGen",\n',
+        becomes="",
         promise="The scalings know every family's key, value and FFN-up.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_scalings_mean_key_value_and_ffn_up_of_every_family[causal-lm/codegen]"
@@ -239,9 +239,9 @@ MUTANTS = [
     ),
     Mutant(
         name="phis-attention-output-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='"self_attention.dense", "self_attn.dense", "out_lin"',
-        becomes='"self_attention.dense", "out_lin"',
+        file="dist_subspace/families/projections.py",
+        text='    "self_attn.dense": "Phi, Persimmon",\n',
+        becomes="",
         promise="Adapters stand behind every family's attention outputs.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_adapters_stand_behind_every_attention_and_every_ffn[causal-lm/phi]"
@@ -249,9 +249,9 @@ MUTANTS = [
     ),
     Mutant(
         name="lfm2s-ffn-output-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='("mlp.Wo", "w2", "mlp.proj", "down")',
-        becomes='("mlp.Wo", "mlp.proj", "down")',
+        file="dist_subspace/families/projections.py",
+        text='    "w2": "LFM2",\n',
+        becomes="",
         promise="Adapters stand behind every family's FFN outputs.",
         tests=[
             "tests/subspace/test_family_names.py::test_the_adapters_stand_behind_every_attention_and_every_ffn[causal-lm/lfm2]"
@@ -259,13 +259,61 @@ MUTANTS = [
     ),
     Mutant(
         name="post-norm-of-distilbert-not-known",
-        file="dist_subspace/subspace/core/targets.py",
-        text='    "ffn.lin2": "output_layer_norm",\n',
+        file="dist_subspace/families/norms.py",
+        text='    "ffn.lin2": "output_layer_norm",  # DistilBERT\n',
         becomes="",
         promise="Pfeiffer's adapter stands around the output norm of a post-norm encoder.",
         tests=[
             "tests/subspace/test_family_names.py::test_one_adapter_a_block_stands_around_the_norm_of_a_post_norm_encoder[distilbert]"
         ],
+    ),
+    Mutant(
+        name="a-router-is-adapted",
+        file="dist_subspace/families/projections.py",
+        text="return ends_with_any(name, FFN_OUTPUTS) and not attention and not is_inside_router(name)",
+        becomes="return ends_with_any(name, FFN_OUTPUTS) and not attention",
+        promise="A router's layers are no outputs of an FFN, whatever they are called.",
+        tests=[
+            "tests/subspace/test_family_names.py::test_the_adapters_stand_behind_every_attention_and_every_ffn[causal-lm/zaya]"
+        ],
+    ),
+    Mutant(
+        name="a-router-is-scaled",
+        file="dist_subspace/subspace/core/targets.py",
+        text="        return {name: module for name, module in chosen.items() if not is_inside_router(name)}\n",
+        becomes="        return chosen\n",
+        promise="A router's layers are not scaled by default.",
+        tests=[
+            "tests/subspace/test_family_names.py::test_the_scalings_mean_key_value_and_ffn_up_of_every_family[causal-lm/zaya]"
+        ],
+    ),
+    Mutant(
+        name="mobileberts-bottleneck-is-adapted",
+        file="dist_subspace/families/projections.py",
+        text="        and not ends_with_any(name, NOT_ATTENTION_OUTPUTS)\n",
+        becomes="",
+        promise="What narrows an attention's input is no output of it.",
+        tests=[
+            "tests/subspace/test_family_names.py::test_the_adapters_stand_behind_every_attention_and_every_ffn[masked-lm/mobilebert]"
+        ],
+    ),
+    Mutant(
+        name="former-targets-of-an-adapter-lost",
+        file="dist_subspace/subspace/core/targets.py",
+        text="if has_role(n) or n in self.only}",
+        becomes="if has_role(n)}",
+        promise="An adapter that was made when a default meant more layers keeps them.",
+        tests=[
+            "tests/subspace/test_family_names.py::test_an_adapter_that_was_made_when_a_default_meant_more_layers_keeps_them"
+        ],
+    ),
+    Mutant(
+        name="a-split-norms-width-not-gathered",
+        file="dist_subspace/subspace/attach.py",
+        text="    with gathered(_norm_weights(sites)):\n        parts = _put_parts(",
+        becomes="    if True:\n        parts = _put_parts(",
+        promise="A norm whose weight is split over the ranks is as wide as its weight.",
+        tests=["tests/subspace/blocks/test_norm_part.py::test_parts_on_norms_train_alike_where_norms_are_split"],
     ),
     Mutant(
         name="a-method-is-not-registered",

@@ -32,8 +32,8 @@ MUTANTS = [
     Mutant(
         name="no-late-parameters",
         file="dist_subspace/subspace/core/schedule.py",
-        text="if n in part.late_factors]",
-        becomes="if n not in part.late_factors]",
+        text="if n in late_factors_of(type(part))]",
+        becomes="if n not in late_factors_of(type(part))]",
         promise="Adam counts the steps of LoRA-Dash's strengths from the switch on, and those of A and B through.",
         tests=[
             "tests/test_advancing.py::test_adam_counts_the_steps_of_strengths_from_the_switch_on_and_all_others_through"
@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="copy-hidden-in-text-config",
         file="dist_subspace/subspace/beside/new_tokens.py",
-        text="holders = [model.config, model.config.get_text_config(), model]",
+        text="holders = [model.config, text_config(model.config), model]",
         becomes="holders = [model.config, model]",
         promise="A model whose text has a configuration of its own takes its loss over new tokens too.",
         tests=[
@@ -232,8 +232,8 @@ MUTANTS = [
     Mutant(
         name="passed-by-names-no-layer",
         file="dist_subspace/subspace/core/linear.py",
-        text="passed_by(held, shape, self.name, self.info.name)",
-        becomes='passed_by(held, shape, "a layer", self.info.name)',
+        text="weight_under_a_method(held, shape, self.name, self.info.name)",
+        becomes='weight_under_a_method(held, shape, "a layer", self.info.name)',
         promise="Who reads a layer's weight past its method is told the layer.",
         tests=["tests/test_unread_weight.py"],
     ),
@@ -248,7 +248,7 @@ MUTANTS = [
     Mutant(
         name="orthogonal-with-signs",
         file="dist_subspace/subspace/extension/moslora.py",
-        text="(q * r.diagonal().sign())",
+        text="q * r.diagonal().sign()",
         becomes="q",
         promise="An orthogonal mixer is drawn uniformly over all of them.",
         tests=["tests/subspace/extension/test_moslora.py::test_orthogonal_mixers_are_uniform_over_all_of_them"],
@@ -309,9 +309,9 @@ MUTANTS = [
     ),
     Mutant(
         name="loftq-is-promised-to-peft",
-        file="dist_subspace/subspace/blocks/loftq.py",
-        text="return super().agrees_with_peft() and not self.rebases",
-        becomes="return super().agrees_with_peft()",
+        file="dist_subspace/subspace/extension/lora.py",
+        text="return not nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)",
+        becomes="return not nonlinear",
         promise="PEFT is not promised an adapter whose base it would not make.",
         tests=[
             "tests/subspace/blocks/test_loftq.py::test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make"

@@ -74,15 +74,15 @@ MUTANTS = [
     Mutant(
         name="tokens-per-second-of-samples",
         file="dist_subspace/training/trainer.py",
-        text='"tokens_per_second": batch.tokens / max',
-        becomes='"tokens_per_second": batch.samples / max',
+        text="own_tokens=batch.tokens",
+        becomes="own_tokens=batch.samples",
         promise="tokens_per_second counts tokens.",
         tests=["tests/training/test_said.py::test_the_speed_of_a_step_is_in_tokens_of_the_batch"],
     ),
     Mutant(
         name="infinite-gradient-taken-for-an-overflow",
         file="dist_subspace/training/trainer.py",
-        text="if math.isfinite(loss) and self.engine.fp16_enabled():",
+        text="if math.isfinite(loss) and self.engine.has_loss_scale:",
         becomes="if math.isfinite(loss):",
         promise="An infinite gradient outside fp16 is a skipped step, and ends a run that shall stop there.",
         tests=["tests/training/test_skipped.py::test_a_gradient_that_is_not_finite_ends_a_run_that_shall_stop_there"],
@@ -90,8 +90,8 @@ MUTANTS = [
     Mutant(
         name="fp16-nan-taken-for-an-overflow",
         file="dist_subspace/training/trainer.py",
-        text="if math.isfinite(loss) and self.engine.fp16_enabled():",
-        becomes="if self.engine.fp16_enabled():",
+        text="if math.isfinite(loss) and self.engine.has_loss_scale:",
+        becomes="if self.engine.has_loss_scale:",
         promise="A loss that is NaN is no overflow of fp16, and ends a run that shall stop there.",
         tests=["tests/training/test_skipped.py::test_a_loss_that_is_no_number_is_no_matter_of_the_fp16_scale"],
     ),
@@ -108,8 +108,8 @@ MUTANTS = [
     Mutant(
         name="discard-keeps-the-weights",
         file="dist_subspace/advancing.py",
-        text="    found.accumulation.restart()\n    if found.collector is not None:\n        found.collector.take()",
-        becomes="    if found.collector is not None:\n        found.collector.take()",
+        text="attached(_unwrapped(model))\n    attached_method.accumulation.restart()\n",
+        becomes="attached(_unwrapped(model))\n",
         promise="A step that was left out does not weigh in the next one's importance.",
         tests=[
             "tests/training/test_skipped.py::test_a_gradient_that_is_not_finite_is_a_skipped_step_of_which_a_schedule_learns_nothing"
@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant(
         name="discard-keeps-the-gradients",
         file="dist_subspace/advancing.py",
-        text="    if found.collector is not None:\n        found.collector.take()\n",
+        text="    if attached_method.collector is not None:\n        attached_method.collector.take()\n",
         becomes="",
         promise="Gradients of a step that was left out are forgotten.",
         tests=[
@@ -164,7 +164,7 @@ MUTANTS = [
     Mutant(
         name="evaluation-not-shown",
         file="dist_subspace/training/observer.py",
-        text='            self.display.evaluation({"step": step, **values})\n',
+        text="            self.display.evaluation(evaluation)\n",
         becomes="",
         promise="An evaluation is on the screen.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],
@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant(
         name="step-not-shown",
         file="dist_subspace/training/observer.py",
-        text='            self.display.update(record["step"], record)\n',
+        text="            self.display.update(record)\n",
         becomes="",
         promise="A logged step is on the screen.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],

@@ -7,7 +7,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         name="set-aside-wins-over-the-new-one",
-        file="dist_subspace/checkpoint/store.py",
+        file="dist_subspace/run_folder/folder.py",
         text="found.setdefault(int(match[1]), path)",
         becomes="found[int(match[1])] = path",
         promise="A checkpoint that has its name counts, not the former one that was set aside.",
@@ -18,19 +18,19 @@ MUTANTS = [
     Mutant(
         name="leftover-of-a-step-in-the-way",
         file="dist_subspace/checkpoint/store.py",
-        text="        _settle_step(run, step)\n        partial.mkdir()",
+        text="        _clear_leftovers(run, step)\n        partial.mkdir()",
         becomes="        partial.mkdir()",
         promise="A checkpoint is written whatever a killed process left of its step.",
         tests=["tests/checkpoint/test_store.py::test_what_a_killed_process_left_of_a_step_does_not_stand_in_its_way"],
     ),
     Mutant(
         name="heartbeat-file-of-all",
-        file="dist_subspace/checkpoint/status.py",
+        file="dist_subspace/run_folder/status.py",
         text='writer=".heartbeat" if "heartbeat" in more else ""',
         becomes='writer=""',
         promise="The heartbeat and a failing rank write their status through files of their own.",
         tests=[
-            "tests/checkpoint/test_status.py::test_a_heartbeat_and_a_rank_that_fails_at_the_same_moment_do_not_write_into_one_file"
+            "tests/run_folder/test_status.py::test_a_heartbeat_and_a_rank_that_fails_at_the_same_moment_do_not_write_into_one_file"
         ],
     ),
     Mutant(
@@ -69,9 +69,9 @@ MUTANTS = [
     ),
     Mutant(
         name="relative-checkpoint-is-elsewhere",
-        file="dist_subspace/checkpoint/set_aside.py",
-        text="resumed.resolve().parent != run.resolve()",
-        becomes="resumed.parent != run",
+        file="dist_subspace/run_folder/folder.py",
+        text="checkpoint.resolve().parent == self.path.resolve()",
+        becomes="checkpoint.parent == self.path",
         promise="A checkpoint of the run is its own however its place is spelled; it is not set aside.",
         tests=[
             "tests/checkpoint/test_set_aside.py::test_the_newest_checkpoint_is_the_runs_own_however_its_place_is_spelled"

@@ -24,7 +24,7 @@ MUTANTS = [
     Mutant(
         name="report-adapter-not-said",
         file="dist_subspace/report/run.py",
-        text='[("adapter", str(run / "adapter"))] if (run / "adapter").is_dir() else []',
+        text='[("adapter", str(run.adapter))] if run.adapter.is_dir() else []',
         becomes="[]",
         promise="report says where the adapter lies.",
         tests=["tests/report/test_run.py::test_who_was_at_fault_what_is_doubtful_and_where_the_adapter_lies_is_said"],
@@ -32,8 +32,8 @@ MUTANTS = [
     Mutant(
         name="curve-rate-is-the-loss",
         file="dist_subspace/report/curve.py",
-        text='_column(train, "step"), _column(train, "learning_rate")',
-        becomes='_column(train, "step"), _column(train, "loss")',
+        text="_values(line.learning_rate for line in train)",
+        becomes="_values(line.loss for line in train)",
         promise="loss.png draws the learning rate below the losses.",
         tests=[
             "tests/report/test_curve.py::test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went"
@@ -42,8 +42,8 @@ MUTANTS = [
     Mutant(
         name="curve-evaluations-at-training-steps",
         file="dist_subspace/report/curve.py",
-        text='_column(evaluated, "step"), _column(evaluated, "eval_loss")',
-        becomes='_column(train, "step")[: len(evaluated)], _column(evaluated, "eval_loss")',
+        text="_values(line.step for line in evaluated)",
+        becomes="_values(line.step for line in train[: len(evaluated)])",
         promise="loss.png draws an evaluation at its step.",
         tests=[
             "tests/report/test_curve.py::test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went"
@@ -52,8 +52,8 @@ MUTANTS = [
     Mutant(
         name="curve-against-line-numbers",
         file="dist_subspace/report/curve.py",
-        text='steps, losses = _column(train, "step"), _column(train, "loss")',
-        becomes='steps, losses = numpy.arange(len(train)), _column(train, "loss")',
+        text="steps, losses = _values(line.step for line in train), ",
+        becomes="steps, losses = _values(range(len(train))), ",
         promise="loss.png draws a loss at its step, however far apart lines are.",
         tests=[
             "tests/report/test_curve.py::test_losses_evaluations_and_rates_stand_at_their_steps_and_go_as_they_went"
@@ -110,7 +110,7 @@ MUTANTS = [
     Mutant(
         name="penalty-not-shown",
         file="dist_subspace/report/quantities.py",
-        text='    if record.get("penalty") is not None:\n        parts.append(f"penalty {amount(record[\'penalty\'])}")\n',
+        text='    if record.penalty is not None:\n        parts.append(f"penalty {amount(record.penalty)}")\n',
         becomes="",
         promise="A step's line shows the constraint's penalty.",
         tests=["tests/report/test_quantities.py"],
@@ -192,16 +192,16 @@ MUTANTS = [
     Mutant(
         name="movement-ia3-of-peft-as-shift",
         file="dist_subspace/report/movement.py",
-        text='[found["ia3_l"].float() - 1]',
-        becomes='[found["ia3_l"].float()]',
+        text='[tensors["ia3_l"].float() - 1]',
+        becomes='[tensors["ia3_l"].float()]',
         promise="Scales of PEFT's IA3 are measured from one.",
         tests=["tests/report/test_movement.py::test_scales_of_peft_are_measured_as_deviations_from_one"],
     ),
     Mutant(
         name="movement-houlsby-product-of-one",
         file="dist_subspace/report/movement.py",
-        text='return of_product(layer, FACTORS, own["adapter_down"], own["adapter_up"])',
-        becomes='return of_product(layer, FACTORS, own["adapter_down"], own["adapter_down"].t())',
+        text='return of_product(layer, FACTORS, trainables["adapter_down"], trainables["adapter_up"])',
+        becomes='return of_product(layer, FACTORS, trainables["adapter_down"], trainables["adapter_down"].t())',
         promise="A bottleneck's movement is the norm of up times down.",
         tests=["tests/report/test_movement.py::test_of_what_is_no_fixed_update_the_product_of_the_factors_is_measured"],
     ),
@@ -280,5 +280,77 @@ MUTANTS = [
         becomes='("merges", "yes"),\n',
         promise="The card of a method says whether it merges.",
         tests=["tests/report/test_tables.py::test_one_method_has_a_card"],
+    ),
+    Mutant(
+        name="old-run-with-streaming-false-refused",
+        file="dist_subspace/config/schema.py",
+        text='        if data["streaming"] is not False:\n',
+        becomes="        if data:\n",
+        promise="config.yaml of a run of an earlier version has `data.streaming: false`, and is read.",
+        tests=["tests/config/test_load.py::test_the_configuration_of_an_old_run_has_a_key_less_and_is_read"],
+    ),
+    Mutant(
+        name="streaming-true-taken-for-false",
+        file="dist_subspace/config/schema.py",
+        text='        if data["streaming"] is not False:\n',
+        becomes="        if not data:\n",
+        promise="`data.streaming: true` is refused with what to do.",
+        tests=["tests/config/test_load.py::test_streaming_is_refused_with_what_to_do"],
+    ),
+    Mutant(
+        name="penalty-null-in-every-line",
+        file="dist_subspace/run_folder/records.py",
+        text='_LEFT_OUT_IF_NONE = ("penalty",)',
+        becomes="_LEFT_OUT_IF_NONE = ()",
+        promise="A line has a penalty only where the method has one.",
+        tests=["tests/run_folder/test_metrics.py::test_lines_are_in_the_file_at_once_and_in_the_promised_order"],
+    ),
+    Mutant(
+        name="speed-of-the-last-step-alone",
+        file="dist_subspace/training/observer.py",
+        text="sum(step.own_seconds for step in steps)",
+        becomes="last.own_seconds",
+        promise="The speed of a line is over all steps since the line before.",
+        tests=["tests/training/test_observer.py"],
+    ),
+    Mutant(
+        name="path-of-a-run-named-elsewhere",
+        file="dist_subspace/training/progress.py",
+        text="    return plan.run_dir.checkpoint(step)",
+        becomes='    return plan.run_dir.path / f"checkpoint-{step}"',
+        promise="What is in a run's folder has its name in one file.",
+        tests=["tests/run_folder/test_folder.py::test_no_other_file_names_what_is_in_a_run[training/progress.py]"],
+    ),
+    Mutant(
+        name="field-of-a-subspace-without-a-key",
+        file="dist_subspace/training/sections.py",
+        text="        alpha_pattern=section.alpha_pattern,\n",
+        becomes="",
+        promise="Every key of the section `subspace` reaches its field.",
+        tests=["tests/training/test_sections.py::test_every_key_of_the_subspace_reaches_its_field"],
+    ),
+    Mutant(
+        name="column-of-the-data-not-passed",
+        file="dist_subspace/training/sections.py",
+        text="        documents_field=section.documents_field,\n",
+        becomes="",
+        promise="Every key of the section `data` reaches its setting.",
+        tests=["tests/training/test_sections.py::test_every_key_of_the_data_reaches_its_setting"],
+    ),
+    Mutant(
+        name="types-listed-twice",
+        file="dist_subspace/interchange/merge.py",
+        text="SHARD_BYTES = 5 * 2**30",
+        becomes='SHARD_BYTES = 5 * 2**30\nTYPES = ("float32", "bfloat16", "float16")',
+        promise="A list of names stands with its owner, in the configuration, and nowhere else.",
+        tests=["tests/config/test_names.py"],
+    ),
+    Mutant(
+        name="none-beside-a-tracker-is-dropped",
+        file="dist_subspace/config/fields.py",
+        text='    if "none" in listed:\n        raise',
+        becomes='    if "none" in listed[1:]:\n        raise',
+        promise="`none` in run.report_to stands alone.",
+        tests=["tests/config/test_schema.py"],
     ),
 ]

@@ -16,7 +16,7 @@ _DEEPSPEED = [
     ),
     Mutant(
         name="weights-decay-while-the-engine-starts",
-        file="dist_subspace/training/engine.py",
+        file="dist_subspace/placement/deepspeed/engine.py",
         text='        group["lr"] = 0.0  # some engines make',
         becomes="        pass  # some engines make",
         promise="An engine's own first step changes no weight.",
@@ -77,7 +77,7 @@ _DEEPSPEED = [
     Mutant(
         name="stock-schedule-ignored",
         file="dist_subspace/training/engine_config.py",
-        text="return fill_unset(config, stock_training_keys(read_deepspeed(config.deepspeed.config)))",
+        text="return fill_unset(config, stock_training_keys(config.deepspeed.config))",
         becomes="return config",
         promise="Optimizer and schedule of a stock JSON are the run's, where the YAML leaves them open.",
         tests=key_tests("deepspeed.config"),
@@ -112,8 +112,8 @@ _RESULTS = [
     Mutant(
         name="moments-forgotten-on-resume",
         file="dist_subspace/checkpoint/state.py",
-        text="    write_state(engine, named_trainables(model), tensors, state.optimizer_steps)\n",
-        becomes="    write_state(engine, named_trainables(model), tensors, 1)\n",
+        text="    engine.write_state(named_trainables(model), tensors, state.optimizer_steps)\n",
+        becomes="    engine.write_state(named_trainables(model), tensors, 1)\n",
         promise="A resumed run goes on with the optimizer's counters.",
         tests=key_tests("checkpoint.resume"),
     ),
@@ -160,8 +160,8 @@ _RESULTS = [
     Mutant(
         name="logged-loss-is-of-the-last-step",
         file="dist_subspace/training/observer.py",
-        text='"loss": sum(self._losses) / len(self._losses),',
-        becomes='"loss": self._losses[-1],',
+        text="loss=sum(step.loss for step in steps) / len(steps),",
+        becomes="loss=last.loss,",
         promise="The loss of a line is the mean since the line before.",
         tests=key_tests("run.logging_steps"),
     ),

@@ -114,7 +114,7 @@ def test_numbers_of_one_tensor_are_those_of_bitsandbytes() -> None:
     from bitsandbytes import functional
     from bitsandbytes.optim import AdamW8bit
 
-    from dist_subspace.placement.deepspeed.eight_bit import unpacked
+    from dist_subspace.placement.eight_bit import unpacked
 
     weight = torch.nn.Parameter(torch.randn(70, 100, generator=torch.Generator().manual_seed(0)))
     optimizer = AdamW8bit([weight], lr=1e-3)
@@ -124,14 +124,14 @@ def test_numbers_of_one_tensor_are_those_of_bitsandbytes() -> None:
     expected = functional.dequantize_blockwise(
         state["state1"], absmax=state["absmax1"], code=state["qmap1"], blocksize=256
     )
-    with unpacked(optimizer.state, [], rewritten=False):
+    with unpacked(optimizer.state, rewritten=False):
         torch.testing.assert_close(state["state1"], expected, rtol=1e-6, atol=0)
         assert state["state1"].dtype == torch.float32
     assert state["state1"].dtype == torch.uint8 and "scale1" not in state
 
 
 def test_run_lengths_hold_the_magnitudes(tmp_path: Path) -> None:
-    from dist_subspace.placement.deepspeed.eight_bit import lengthened, shortened
+    from dist_subspace.placement.eight_bit import lengthened, shortened
 
     scales = torch.tensor([0.5, 0.5, 0.25, 0.25, 0.25, 0.0]).view(2, 3)
     short = shortened("w.scale1", scales)

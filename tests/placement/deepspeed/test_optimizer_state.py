@@ -13,30 +13,30 @@ from torch import Tensor, nn
 from dist_subspace import SubspaceConfig, advance, attach, load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import gather_objects, world
+from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine
 from dist_subspace.placement.deepspeed.optimizer_state import (
-    apply_edits,
     plain_optimizer,
     read_state,
-    restart_counters,
-    set_counters,
     state_keys,
     step_count,
-    watch_optimizers,
     write_state,
 )
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered
+from dist_subspace.placement.edits import apply_edits, restart_counters, set_counters
+from dist_subspace.placement.stepped import watch_optimizers
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import Edit, attached, named_trainables, parameter_groups, trainable_parameters
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 STAGES = (0, 1, 2, 3)
 
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("models"), "llama")
+    return save_odd(tmp_path_factory.mktemp("models"), "llama")
 
 
 def trained_model(folder: str, stage: int, *, method: str = "lora", seed: int = 0, dtype: str = "float32") -> nn.Module:
@@ -144,7 +144,7 @@ def primed(engine: Any) -> None:
     ids = tiny.own_batch(0, world().rank, world().size)
     micro = MicroBatch(inputs={"input_ids": ids}, labels=ids, number=0, targets=1, samples=len(ids), tokens=ids.numel())
     batch = GlobalBatch(0, [micro], micro, targets=1, samples=len(ids), tokens=ids.numel(), epoch=0.0)
-    Stepper(engine, torch.device("cpu"), 0, world().size).prime(batch)
+    Stepper(DeepSpeedEngine(engine), torch.device("cpu"), 0, world().size).prime(batch)
 
 
 def six_steps(folder: str, stage: int) -> dict[str, Any]:

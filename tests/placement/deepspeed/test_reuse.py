@@ -11,14 +11,16 @@ from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen, trainable_parameters
+from dist_subspace.families.blocks import block_lists
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.deepspeed.reuse import block_lists, called_once
-from dist_subspace.placement.deepspeed.shards import full_numel
+from dist_subspace.placement.deepspeed.reuse import called_once
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd, tiny_config
 
 
 class Stack(nn.Module):
@@ -113,7 +115,7 @@ class MoreLayersThanBlocks(Once):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = transformers.LlamaConfig(num_hidden_layers=6)
+        self.config = tiny_config("LlamaConfig", num_hidden_layers=6)
 
 
 class ByRepeats(Stack):
@@ -164,7 +166,6 @@ def test_a_stack_that_is_used_again_is_found(kind: type[nn.Module]) -> None:
     assert "Linear" not in mark_leaf_blocks(model)
 
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
 FAMILIES = {
     **dict.fromkeys(
         ("Llama", "Mistral", "Qwen2Moe", "Gemma2", "GPT2", "GPTNeoX", "Bloom", "OPT", "Mamba"), ("CausalLM", True)
@@ -179,7 +180,7 @@ FAMILIES = {
 def test_the_blocks_of_transformers_are_leaves_but_alberts(name: str) -> None:
     auto, once = FAMILIES[name]
     with init_empty_weights(include_buffers=False):
-        config = getattr(transformers, f"{name}Config")(**SIZES)
+        config = tiny_config(f"{name}Config")
         model = getattr(transformers, f"AutoModelFor{auto}").from_config(config)
     assert all(called_once(model, name) == once for name in block_lists(model))
 
@@ -189,12 +190,11 @@ def test_the_blocks_of_transformers_are_leaves_but_alberts(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    sizes = SIZES | {"vocab_size": tiny.VOCABULARY, "embedding_size": 16, "num_hidden_groups": 2}
-    albert = transformers.AlbertForMaskedLM(transformers.AlbertConfig(**sizes, **none))
+    sizes = {"vocab_size": tiny.VOCABULARY, "num_hidden_layers": 4, "num_hidden_groups": 2}
+    albert = transformers.AlbertForMaskedLM(tiny_config("AlbertConfig", **sizes))
     made = {"albert": str(tmp_path_factory.mktemp("albert"))}
     albert.save_pretrained(made["albert"])
-    return made | {"llama": tiny.save_tiny(tmp_path_factory.mktemp("llama"), "llama", layers=3)}
+    return made | {"llama": save_odd(tmp_path_factory.mktemp("llama"), "llama", layers=3)}
 
 
 def attached_model(folders: dict[str, str], kind: str, deepspeed: dict[str, Any] | None) -> Any:

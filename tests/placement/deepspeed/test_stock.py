@@ -13,7 +13,8 @@ from transformers import get_scheduler
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
-from dist_subspace.placement.deepspeed.stock import Facts, resolve_stock, stock_config, stock_training_keys
+from dist_subspace.placement.deepspeed.stock import resolve_stock, stock_config, stock_training_keys
+from dist_subspace.placement.facts import Facts
 
 FACTS = Facts(
     micro_batch=2,

@@ -9,23 +9,17 @@ import torch
 from torch import nn
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.families.blocks import blocks
 from dist_subspace.placement.collectives import barrier, world
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.placement.deepspeed.partitioner import Partitioner
-from dist_subspace.placement.deepspeed.reuse import blocks
-from dist_subspace.placement.deepspeed.shards import (
-    full_numel,
-    full_shape,
-    gathered,
-    is_partitioned,
-    kept_bytes,
-    resident_bytes,
-    rewritten,
-)
+from dist_subspace.placement.deepspeed.shards import is_partitioned, rewritten
+from dist_subspace.placement.tensors import full_numel, full_shape, gathered, kept_bytes, resident_bytes
 from dist_subspace.subspace import trainable_parameters
 from tests.benchmarks.collectives import Measured, measure_all
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 QUANTISED = ("nf4", "nf4-double", "int8")
 
@@ -33,7 +27,7 @@ QUANTISED = ("nf4", "nf4-double", "int8")
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("models")
-    return {family: tiny.save_tiny(folder, family) for family in ("llama", "gpt2")}
+    return {family: save_odd(folder, family) for family in ("llama", "gpt2")}
 
 
 # Loading.

@@ -23,11 +23,12 @@ from dist_subspace import (
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.tiny_models import VOCABULARY, tiny_inputs, tiny_model
+from tests.tiny_models import VOCABULARY, save_odd, tiny_inputs, tiny_model, vision_model
 
 IDS = (VOCABULARY, 40, VOCABULARY + 1)  # one reserved in the base, two that follow it
 TIED, UNTIED = "LlamaForCausalLM", "Qwen2ForCausalLM"
@@ -107,18 +108,13 @@ def test_it_computes_what_a_model_with_larger_tables_does_and_has_its_gradients(
 
 
 def test_a_model_whose_text_has_a_configuration_of_its_own_takes_its_loss_over_the_larger_vocabulary() -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(**sizes, image_size=8, patch_size=4),
-        text_config=transformers.LlamaConfig(**sizes, vocab_size=64, pad_token_id=0),
-        image_token_index=63,
-    )
-    new = SubspaceConfig(rank=2, new_tokens=[64, 65])
-    model = randomise(attach(transformers.AutoModelForImageTextToText.from_config(config), new))
-    ids = torch.tensor([[5, 64, 7, 65, 9], [64, 65, 12, 13, 64]])
+    one, two = VOCABULARY, VOCABULARY + 1
+    new = SubspaceConfig(rank=2, new_tokens=[one, two])
+    model = randomise(attach(vision_model("LlavaForConditionalGeneration"), new))
+    ids = torch.tensor([[5, one, 7, two, 9], [one, two, 12, 13, one]])
     output = model(input_ids=ids, labels=ids)
     expected = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    assert output.logits.shape[-1] == 66
+    assert output.logits.shape[-1] == VOCABULARY + 2
     torch.testing.assert_close(output.loss, expected)
 
 
@@ -323,7 +319,7 @@ def _train(folder: Path, family: str) -> dict[str, Any]:
 
 def test_new_tokens_train_on_two_ranks_under_zero_3_as_in_one_process(tmp_path: Path) -> None:
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(tmp_path, family)
+        save_odd(tmp_path, family)
     ranks = run_on_ranks(2, train_on_ranks, tmp_path)
     for number, family in enumerate(("llama", "gpt2")):
         model = attach(_load(tmp_path, family, None), SubspaceConfig(rank=2, new_tokens=NEW)).train()

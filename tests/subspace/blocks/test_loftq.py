@@ -11,8 +11,7 @@ from torch import Tensor
 from dist_subspace.errors import UsageError
 from dist_subspace.storage import pack
 from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, Weight, resolve
-from tests.subspace.blocks.test_residual import LOFTQ, TOY, moved, toy_quantiser
-from tests.subspace.golden import opened, settled
+from tests.subspace.golden import LOFTQ, TOY, moved, opened, settled, toy_quantiser
 
 MATRIX = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 
@@ -20,7 +19,7 @@ MATRIX = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
 def unsettled(method: str = "lora", storage: str = "nf4", rounds: int = 1, **config: Any) -> SubspaceLinear:
     options = {"init": "loftq", "iterations": rounds}
     resolved = resolve(SubspaceConfig(method=method, **{"rank": 3, "options": options, **config}))
-    return resolved.method.on(pack(MATRIX, storage), resolved.settings, torch.Generator().manual_seed(0), None)
+    return resolved.method.build(pack(MATRIX, storage), resolved.settings, torch.Generator().manual_seed(0), None)
 
 
 def fitted(**config: Any) -> SubspaceLinear:
@@ -37,11 +36,11 @@ def product(part: SubspaceLinear) -> Tensor:
 def test_the_start_errs_as_the_best_golden_round_whatever_the_scale(rank: int, rounds: int, alpha: float) -> None:
     options = {"init": "loftq", "iterations": rounds}
     resolved = resolve(SubspaceConfig(method="lora", rank=rank, alpha=alpha, options=options))
-    part = resolved.method.on(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
+    part = resolved.method.build(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
     weight = Weight(toy_quantiser(TOY).float(), lambda: TOY.float(), toy_quantiser, torch.Generator())
     factors = part.decompose(weight)
     base = toy_quantiser(part.rebased(factors, weight)) if part.rebases else weight.matrix
-    part.settle(factors)
+    part.set_factors(factors)
     error = float((base + product(part) - TOY).norm())
     torch.testing.assert_close(error, min(LOFTQ[rank][:rounds]), rtol=0, atol=1e-5)
 
@@ -59,7 +58,8 @@ def test_the_start_is_nearer_to_the_original_than_the_rounded_base(method: str, 
 
 
 def test_peft_is_promised_it_only_where_the_base_is_the_one_that_peft_would_make() -> None:
-    assert fitted(rounds=1).agrees_with_peft() and not fitted(rounds=4).agrees_with_peft()
+    once, often = fitted(rounds=1), fitted(rounds=4)
+    assert once.peft.agrees(once) and not often.peft.agrees(often)
 
 
 def test_either_factor_gets_the_root() -> None:
@@ -99,7 +99,7 @@ def test_what_a_file_keeps_sets_a_fresh_layer_up_again(rounds: int) -> None:
     assert set(kept) == set(fresh.kept_factors) and len(kept) == (2 if rounds == 1 else 4)
     if fresh.rebases:
         fresh.base = fresh.base.repacked(fresh.rebased(kept, opened(fresh, MATRIX)))
-    fresh.settle(kept)
+    fresh.set_factors(kept)
     fresh.load_file_tensors(part.file_tensors())
     x = torch.randn(5, 8)
     assert torch.equal(fresh(x), part(x))
@@ -107,7 +107,7 @@ def test_what_a_file_keeps_sets_a_fresh_layer_up_again(rounds: int) -> None:
 
 def test_plain_lora_keeps_nothing_and_needs_no_statistic() -> None:
     resolved = resolve(SubspaceConfig(method="lora", rank=3))
-    part = resolved.method.on(pack(MATRIX, "nf4"), resolved.settings, torch.Generator().manual_seed(0), None)
+    part = resolved.method.build(pack(MATRIX, "nf4"), resolved.settings, torch.Generator().manual_seed(0), None)
     assert part.setup_statistic == "none" and part.kept_factors == () and not part.rebases
     torch.testing.assert_close(moved(part).merged_onto_original(MATRIX), MATRIX + product(part))
 

@@ -14,7 +14,7 @@ from dist_subspace.subspace import SubspaceConfig, SubspaceLinear, Weight, resol
 from dist_subspace.subspace.blocks.residual import Fit, best, loftq, qpissa
 from dist_subspace.subspace.blocks.svd import largest_exact, smallest
 from dist_subspace.subspace.core.operator import no_original
-from tests.subspace.golden import opened, settled
+from tests.subspace.golden import LOFTQ, TOY, moved, opened, settled, toy_quantiser
 
 METHODS = ["pissa", "milora", "olora"]
 SHAPES = [(12, 8), (8, 12), (9, 9)]
@@ -23,27 +23,11 @@ each = pytest.mark.parametrize("method", METHODS)
 
 def on(matrix: Tensor, storage: str = "fp32", *, original: bool = False, **config: Any) -> SubspaceLinear:
     resolved = resolve(SubspaceConfig(**{"rank": 3, **config}))
-    part = resolved.method.on(pack(matrix, storage), resolved.settings, torch.Generator().manual_seed(0), None)
+    part = resolved.method.build(pack(matrix, storage), resolved.settings, torch.Generator().manual_seed(0), None)
     return settled(part, matrix if original else None)
 
 
-def moved(part: SubspaceLinear, size: float = 0.1) -> SubspaceLinear:
-    generator = torch.Generator().manual_seed(1)
-    for parameter in part.trainables().values():
-        parameter.data.add_(size * torch.randn(parameter.shape, generator=generator))
-    return part
-
-
 # The toy of the golden numbers.
-
-TOY = torch.tensor(
-    [[torch.sin(torch.tensor((i + 1.0) * (j + 2)).double()) for j in range(12)] for i in range(8)], dtype=torch.float64
-) + 3 * torch.outer(torch.cos(torch.arange(8).double()), torch.cos(torch.arange(12).double() / 2))
-
-
-def toy_quantiser(matrix: Tensor) -> Tensor:
-    scale = matrix.abs().amax(1, keepdim=True) / 7
-    return (matrix / scale).round() * scale
 
 
 def toy_split(rank: int) -> Any:
@@ -53,10 +37,6 @@ def toy_split(rank: int) -> Any:
 QPISSA = {
     1: [0.4317005918, 0.3880799086, 0.3662150405, 0.3604000168, 0.3544162471],
     2: [0.3971584784, 0.2878423018, 0.2688373190, 0.2703560226, 0.2714308878],
-}
-LOFTQ = {
-    1: [0.9039132317, 0.8586190514, 0.8404916279, 0.8469576318, 0.8489992625],
-    2: [0.6594928341, 0.6443820183, 0.6471589173, 0.6554551980, 0.6573470111],
 }
 
 
@@ -99,7 +79,7 @@ def test_more_rounds_never_leave_a_larger_error_than_fewer(method: str, rank: in
     def error(rounds: int) -> float:
         options = {"residual": "fold", "iterations": rounds}
         resolved = resolve(SubspaceConfig(method=method, rank=rank, alpha=3.0 * rank, options=options))
-        part = resolved.method.on(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
+        part = resolved.method.build(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
         weight = Weight(part.base.dense(), lambda: TOY.float(), lambda m: toy_quantiser(m), torch.Generator())
         factors = part.decompose(weight)
         rebased = part.rebased(factors, weight)
@@ -126,7 +106,7 @@ def test_later_rounds_of_milora_fit_the_largest_of_what_the_quantiser_left() -> 
         found.append((float((rest - product).norm()), product))
     assert min(found, key=lambda pair: pair[0]) is not found[0]
     resolved = resolve(SubspaceConfig(method="milora", rank=1, options={"residual": "fold", "iterations": 4}))
-    part = resolved.method.on(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
+    part = resolved.method.build(pack(TOY.float(), "nf4"), resolved.settings, torch.Generator(), None)
     factors = part.decompose(Weight(part.base.dense(), lambda: TOY.float(), toy_quantiser, torch.Generator()))
     expected = min(found, key=lambda pair: pair[0])[1].float()
     torch.testing.assert_close(factors["lora_B0"] @ factors["lora_A0"], expected, rtol=1e-3, atol=1e-4)
@@ -172,7 +152,7 @@ def test_the_low_rank_form_is_the_change_of_the_original_matrix(method: str, res
 def test_a_16_bit_model_starts_as_its_base_to_the_last_bit(method: str, compute: torch.dtype) -> None:
     matrix = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
     resolved = resolve(SubspaceConfig(method=method, rank=3, alpha=5.0))
-    part = resolved.method.on(pack(matrix, "nf4"), resolved.settings, torch.Generator(), None)
+    part = resolved.method.build(pack(matrix, "nf4"), resolved.settings, torch.Generator(), None)
     part.compute_dtype = compute
     settled(part)
     assert part.lora_A0.dtype == part.lora_B0.dtype == compute
@@ -217,12 +197,12 @@ def test_what_a_file_keeps_sets_a_fresh_layer_up_again(method: str, residual: st
     config: dict[str, Any] = {"method": method, "options": {"residual": residual}}
     part = moved(on(matrix, "nf4", original=True, **config))
     resolved = resolve(SubspaceConfig(rank=3, **config))
-    fresh = resolved.method.on(pack(matrix, "nf4"), resolved.settings, torch.Generator(), None)
+    fresh = resolved.method.build(pack(matrix, "nf4"), resolved.settings, torch.Generator(), None)
     kept = part.factor_tensors()
     assert set(kept) == set(fresh.kept_factors)
     if fresh.rebases:
         fresh.base = fresh.base.repacked(fresh.rebased(kept, opened(fresh, matrix)))
-    fresh.settle(kept)
+    fresh.set_factors(kept)
     fresh.load_file_tensors(part.file_tensors())
     x = torch.randn(5, 8)
     assert torch.equal(fresh(x), part(x))
@@ -269,7 +249,7 @@ def test_rounds_without_anything_to_quantise_are_refused(method: str) -> None:
 def test_a_fold_needs_the_original_of_a_quantised_weight() -> None:
     for method in METHODS:
         resolved = resolve(SubspaceConfig(method=method, rank=3, options={"residual": "fold"}))
-        part = resolved.method.on(pack(torch.randn(12, 8), "nf4"), resolved.settings, torch.Generator(), None)
+        part = resolved.method.build(pack(torch.randn(12, 8), "nf4"), resolved.settings, torch.Generator(), None)
         weight = Weight(part.base.dense(), no_original, lambda m: m, torch.Generator())
         with pytest.raises(UsageError, match="need the checkpoint's own matrices"):
             part.decompose(weight)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from dist_subspace import SubspaceConfig, attach, disabled, load_adapter, load_frozen, save_adapter
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel
 from dist_subspace.subspace import SubspacePart, attached, attachment, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.storage.by_table import decoded_by_table
+from tests.tiny_models import save_odd
 
 STARTS: dict[str, dict[str, Any]] = {
     "pissa, folded": {"method": "pissa", "options": {"residual": "fold"}},
@@ -34,7 +36,7 @@ STARTS: dict[str, dict[str, Any]] = {
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("residuals")
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(folder, family)
+        save_odd(folder, family)
     return folder
 
 

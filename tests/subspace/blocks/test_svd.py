@@ -8,25 +8,8 @@ from torch import Tensor
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.blocks import svd
-from tests.subspace.golden import W
+from tests.subspace.golden import SIGMA, VT, U, W
 
-SIGMA = torch.tensor([5.2907835312, 2.6049283289, 1.7949813446], dtype=torch.float64)
-U = torch.tensor(
-    [
-        [0.3346179805, -0.0356006817, 0.9416811555],
-        [-0.5914495113, 0.7700219719, 0.2392773253],
-        [0.7336336162, 0.6370233545, -0.2366071914],
-    ],
-    dtype=torch.float64,
-)
-VT = torch.tensor(
-    [
-        [0.2651534634, -0.398611378, -0.2504512081, 0.8414729957],
-        [0.2172121148, 0.9004726047, 0.0510565362, 0.3733111509],
-        [0.9174218576, -0.12470836, 0.2651194778, -0.2692519686],
-    ],
-    dtype=torch.float64,
-)
 SHAPES = [(96, 64), (64, 96), (80, 80)]
 
 

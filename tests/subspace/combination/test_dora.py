@@ -30,7 +30,7 @@ def golden(magnitude: Tensor | None = M, **config: Any) -> SubspaceLinear:
 def with_matrix(weight: Tensor, **config: Any) -> SubspaceLinear:
     """The layer on another matrix, at the fixture's factors."""
     resolved = resolve(SubspaceConfig("dora", rank=2, alpha=4.0, **config))
-    part = resolved.method.on(pack(weight.clone(), "fp32"), resolved.settings, torch.Generator(), None)
+    part = resolved.method.build(pack(weight.clone(), "fp32"), resolved.settings, torch.Generator(), None)
     return give(settled(part), lora_A=A, lora_B=B)
 
 
@@ -221,7 +221,7 @@ def test_a_step_makes_no_dense_matrix_and_multiplies_little_more_than_lora() -> 
     flops: dict[str, int] = {}
     for method in ("lora", "dora"):
         resolved = resolve(SubspaceConfig(method, rank=16))
-        part = resolved.method.on(pack(torch.randn(320, 256), "fp32"), resolved.settings, torch.Generator(), None)
+        part = resolved.method.build(pack(torch.randn(320, 256), "fp32"), resolved.settings, torch.Generator(), None)
         part = settled(part)
         x = torch.randn(512, 256, requires_grad=True)
         with FlopCounterMode(display=False) as counter, Made(part.base.weight) as made:  # type: ignore[arg-type]
@@ -264,7 +264,7 @@ def test_a_parameter_that_is_written_to_in_evaluation_acts_at_once(name: str) ->
 
 def test_a_constraint_acts_on_a_alone() -> None:
     module = golden(constraint="mpc_o")
-    assert module.constrained()[0] is module.lora_A and module.constrained()[1] is None
+    assert module.constrained_factors()[0] is module.lora_A and module.constrained_factors()[1] is None
     assert "A alone" in module.info.notices["mpc_o"]
 
 

@@ -29,7 +29,7 @@ def golden(directions: int = 1, delta: float = 0.3, **config):  # type: ignore[n
     """After the switch, with the same strength in every direction."""
     module = layer("lora-dash", rank=2, alpha=4.0, options={"directions": directions}, **config)
     give(module, lora_A=A, lora_B=B)
-    module.settle(module.decompose(opened(module)))
+    module.set_factors(module.decompose(opened(module)))
     return give(module, dash_delta=torch.full((len(module.dash_delta),), delta))
 
 
@@ -60,7 +60,7 @@ def test_a_direction_is_chosen_by_its_change_for_its_size() -> None:
     resolved = resolve(SubspaceConfig(method="lora-dash", rank=2, alpha=2.0, options={"directions": 1}))
     matrix = torch.zeros(3, 4)
     matrix[0, 0], matrix[1, 1] = 10.0, 1.0
-    module = resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None)
+    module = resolved.method.build(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None)
     give(module, lora_A=torch.eye(2, 4), lora_B=torch.tensor([[2.0, 0], [0, 1], [0, 0]]))
     assert module.decompose(opened(module))["dash_V"].abs().round(decimals=4).tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
@@ -111,7 +111,7 @@ def test_a_saved_adapter_holds_its_directions(tmp_path: Path) -> None:
         parameter.data.normal_(std=0.2)
     parts = [m for m in model.modules() if hasattr(m, "dash_U")]
     for part in parts:
-        part.settle(part.decompose(opened(part)))
+        part.set_factors(part.decompose(opened(part)))
     save_adapter(model, tmp_path)
     again = load_adapter(tiny_model(), tmp_path)
     assert torch.equal(logits(again), logits(model))

@@ -67,5 +67,7 @@ def test_the_file_keeps_the_factors_that_were_used() -> None:
     for name, tensor in (("spectral_U", found.u), ("spectral_S", found.s), ("spectral_V", found.v)):
         torch.testing.assert_close(kept[name], tensor)
     other = give(layer("lora-xs", rank=2), lora_xs_R=R)
-    other.settle({name: -t if name != "spectral_S" else t for name, t in kept.items()})  # both signs turned: the same
+    other.set_factors(
+        {name: -t if name != "spectral_S" else t for name, t in kept.items()}
+    )  # both signs turned: the same
     torch.testing.assert_close(other.merged(W), give(part, lora_xs_R=R).merged(W))

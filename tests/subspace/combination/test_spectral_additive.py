@@ -46,10 +46,10 @@ def test_the_vectors_that_were_used_are_kept() -> None:
     kept = part.factor_tensors()
     flipped = {"spectral_U": -kept["spectral_U"], "spectral_S": kept["spectral_S"], "spectral_V": -kept["spectral_V"]}
     other = layer("spectral-additive", rank=1)
-    other.settle(flipped)
+    other.set_factors(flipped)
     other.load_file_tensors(part.file_tensors())
     assert not torch.allclose(other(X), GOLDEN)
-    other.settle(kept)
+    other.set_factors(kept)
     torch.testing.assert_close(other(X), GOLDEN)
 
 

@@ -8,8 +8,7 @@ import torch
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceConfig, resolve
 from dist_subspace.subspace.blocks.spectral import turned
-from tests.subspace.blocks.test_svd import SIGMA
-from tests.subspace.golden import W, X, give, layer
+from tests.subspace.golden import SIGMA, W, X, give, layer
 
 P = torch.tensor([[0.0, 0.4], [0, 0]])
 Q = torch.tensor([[0.0, -0.2], [0, 0]])

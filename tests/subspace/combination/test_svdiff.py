@@ -36,7 +36,7 @@ def test_strength_zero_is_the_identity_and_another_scales_the_shifts() -> None:
 def test_a_singular_value_of_zero_may_still_grow() -> None:
     """At the bound, where max(cδ, -σ) has two gradients, the one that lets it train is taken."""
     resolved = resolve(SubspaceConfig(method="svdiff"))
-    part = settled(resolved.method.on(pack(torch.zeros(3, 4), "fp32"), resolved.settings, torch.Generator(), None))
+    part = settled(resolved.method.build(pack(torch.zeros(3, 4), "fp32"), resolved.settings, torch.Generator(), None))
     x = torch.randn(5, 4)
     y = part(x)
     assert not y.any()

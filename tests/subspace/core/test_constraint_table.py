@@ -11,8 +11,7 @@ import torch
 from dist_subspace import SubspaceConfig, methods
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import resolve
-from tests.subspace.golden import W, X, layer
-from tests.subspace.test_counts import config_of
+from tests.subspace.golden import W, X, config_of, layer
 
 LOW_RANK = ("lora", "rslora", "trilora", "adalora", "flexlora", "flora", "moslora")
 CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
@@ -76,7 +75,7 @@ def test_unset_is_the_methods_own_and_none_switches_it_off(method: str) -> None:
 @pytest.mark.parametrize(("method", "kind"), [cell for cell in ACCEPTED if cell[1] != "mpc_n"])
 def test_a_penalty_acts_on_both_trained_factors_and_in_dora_on_a_alone(method: str, kind: str) -> None:
     module = constrained(method, kind)
-    a, b = module.constrained()
+    a, b = module.constrained_factors()
     assert a.requires_grad and a.shape[1] == 4
     assert (b is None) if method == "dora" else (b.requires_grad and b.shape[0] == 3)
     assert methods()[method].options["power"].default == (1 if method in ("adalora", "flexlora") else 2)
@@ -107,4 +106,4 @@ def test_mpc_n_is_a_relu_between_the_factors_and_does_not_merge(method: str) -> 
     torch.testing.assert_close(smooth(X) - X @ W.t(), -(smooth(-X) + X @ W.t()))  # tanh is odd
     with pytest.raises(UsageError, match=rf"method {method} with constraint mpc_n cannot be merged"):
         module.merged(W)
-    assert module.low_rank_form() is None and not module.agrees_with_peft()
+    assert module.low_rank_form() is None and (module.peft is None or not module.peft.agrees(module))

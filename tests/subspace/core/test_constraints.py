@@ -12,9 +12,9 @@ from dist_subspace import SubspaceConfig, attach
 from dist_subspace.subspace.attach import attached
 from dist_subspace.subspace.core.accumulation import Accumulation
 from dist_subspace.subspace.core.constraints import Constraint, Penalties, Penalty, penalty_value
-from tests.matrix.tiny import global_batch, plain_model
-from tests.subspace.golden import A, B
-from tests.tiny_models import tiny_model
+from tests.matrix.tiny import global_batch
+from tests.subspace.golden import A, B, dense_penalty
+from tests.tiny_models import odd_model, tiny_config, tiny_model
 
 
 def penalty(kind: str, power: int = 2, reduction: str = "mean") -> Penalty:
@@ -60,7 +60,7 @@ def test_a_norm_of_zero_has_gradient_zero() -> None:
 
 
 def constrained_model(method: str = "lora", kind: str = "mpc_o", **options: object) -> nn.Module:
-    model = plain_model("llama")
+    model = odd_model("llama")
     attach(model, SubspaceConfig(method=method, rank=2, constraint=kind, constraint_weight=0.5, options=options))
     generator = torch.Generator().manual_seed(1)
     for parameter in trained(model).values():
@@ -70,21 +70,6 @@ def constrained_model(method: str = "lora", kind: str = "mpc_o", **options: obje
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-
-def dense_penalty(model: nn.Module, constraint: Constraint) -> Tensor:
-    """λ (1/N) Σ over layers, as one differentiable formula."""
-    total = torch.zeros(())
-    parts = [model.get_submodule(name) for name in attached(model).layers]
-    for part in parts:
-        a, b = part.constrained()
-        if a is not None:
-            total = total + (a @ a.t() - torch.eye(len(a))).square().sum()
-        if b is not None:
-            gram = b.t() @ b
-            target = torch.diag(gram.diagonal()) if constraint.kind == "mpc_d" else torch.eye(len(gram))
-            total = total + (gram - target).square().sum()
-    return constraint.weight * total / len(parts)
 
 
 def expected_gradients(model: nn.Module, losses: list[Tensor]) -> dict[str, Tensor]:
@@ -158,11 +143,10 @@ def test_the_penalty_follows_an_encoder_decoders_targets_of_which_none_is_left_o
 
 @pytest.mark.parametrize("kind", ["mpc_o", "mpc_d"])
 def test_a_layer_that_all_blocks_share_is_penalised_once(kind: str) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 3}
     grads, ids = [], torch.arange(3, 11).view(2, 4)
     for weight in (0.5, 0.0):
         torch.manual_seed(0)
-        model: nn.Module = transformers.AlbertForMaskedLM(transformers.AlbertConfig(vocab_size=32, **sizes))
+        model: nn.Module = transformers.AlbertForMaskedLM(tiny_config("AlbertConfig", num_hidden_layers=3))
         attach(model, SubspaceConfig(method="lora", rank=2, constraint=kind, constraint_weight=weight))
         for parameter in trained(model).values():
             parameter.data.normal_(std=0.3)
@@ -242,7 +226,7 @@ def test_evaluation_knows_no_penalty() -> None:
     model.eval()
     model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
     with_penalty = {name: p.grad.clone() for name, p in trained(model).items()}
-    plain = plain_model("llama")
+    plain = odd_model("llama")
     attach(plain, SubspaceConfig(method="lora", rank=2))
     for name, parameter in trained(plain).items():
         parameter.data.copy_(dict(model.named_parameters())[name].data)

@@ -11,7 +11,7 @@ import transformers
 from dist_subspace import SubspaceConfig, attach, load_adapter, save_adapter
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import attached, trainable_parameters
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import FAMILIES, tiny_config, tiny_model, vision_model
 
 BLOCK = {
     "LlamaForCausalLM": {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"},
@@ -87,8 +87,7 @@ def test_a_scalings_own_targets_are_key_value_and_ffn_up(name: str) -> None:
     ],
 )
 def test_encoders_with_other_names_have_their_key_value_and_ffn_up_scaled(name: str, wanted: set[str]) -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
-    config = getattr(transformers, f"{name}Config")(vocab_size=40, **sizes)
+    config = tiny_config(f"{name}Config")
     assert endings(layers(getattr(transformers, f"{name}ForMaskedLM")(config), method="ssl"), wanted) == wanted
 
 
@@ -159,14 +158,7 @@ def test_trained_parameters_are_as_many_as_published(method: str, size: str) -> 
 
 @pytest.mark.parametrize("family", ["SqueezeBert", "IBert"])
 def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, said: list[str]) -> None:
-    sizes = {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "intermediate_size": 20,
-        "vocab_size": 40,
-    }
-    config = getattr(transformers, f"{family}Config")(**sizes, embedding_size=16)
+    config = tiny_config(f"{family}Config", embedding_size=32)
     model = attach(getattr(transformers, f"{family}ForMaskedLM")(config), SubspaceConfig(method="lora", rank=2))
     assert not any(".layer" in name for name in attached(model).layers)
     assert "left out of all-linear" in " ".join(said) and "is no linear layer" in " ".join(said)
@@ -174,11 +166,9 @@ def test_blocks_in_which_nothing_is_a_linear_layer_are_spoken_of(family: str, sa
 
 # What a default means and a family cannot have.
 
-SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 64}
-
 
 def family(name: str, auto: str = "CausalLM", **sizes: Any) -> Any:
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, "pad_token_id": 0, **sizes})
+    config = tiny_config(f"{name}Config", **sizes)
     torch.manual_seed(0)
     return getattr(transformers, f"AutoModelFor{auto}").from_config(config)
 
@@ -213,42 +203,12 @@ def test_a_layer_too_small_for_the_rank_is_refused_where_the_user_named_it() -> 
         attach(tiny_model(), SubspaceConfig(rank=100))
 
 
-TEXT = SIZES | {"num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0}
-VISION = {
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "image_size": 8,
-    "patch_size": 4,
-}
-
-
-def vision_language(name: str) -> Any:
-    torch.manual_seed(0)
-    if name == "Llava":
-        config = transformers.LlavaConfig(
-            vision_config=transformers.CLIPVisionConfig(**VISION),
-            text_config=transformers.LlamaConfig(**TEXT),
-            image_token_index=63,
-        )
-    elif name == "Gemma3":
-        config = transformers.Gemma3Config(
-            text_config=TEXT, vision_config=VISION, image_token_index=63, mm_tokens_per_image=4, boi_token_index=62
-        )
-    else:
-        vision = {"depth": 1, "embed_dim": 16, "hidden_size": 32, "num_heads": 2}
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
-        config = transformers.Qwen2VLConfig(text_config=TEXT | {"rope_parameters": rope}, vision_config=vision)
-    return transformers.AutoModelForImageTextToText.from_config(config)
-
-
 @pytest.mark.parametrize("method", ["lora", "ssl", "bitfit"])
 @pytest.mark.parametrize("name", ["Llava", "Gemma3", "Qwen2VL"])
 def test_towers_that_text_never_reaches_are_left_out_and_every_tensor_gets_a_gradient(
     name: str, method: str, said: list[str]
 ) -> None:
-    model = vision_language(name)
+    model = vision_model(f"{name}ForConditionalGeneration")
     tower = "visual" if name == "Qwen2VL" else "vision_tower"
     attach(model, SubspaceConfig(method=method, rank=None if method != "lora" else 2))
     assert attached(model).layers and not any(
@@ -261,7 +221,9 @@ def test_towers_that_text_never_reaches_are_left_out_and_every_tensor_gets_a_gra
 
 
 def test_a_tower_can_be_named() -> None:
-    model = attach(vision_language("Llava"), SubspaceConfig(rank=2, target_modules=r".*vision_tower.*q_proj"))
+    model = attach(
+        vision_model("LlavaForConditionalGeneration"), SubspaceConfig(rank=2, target_modules=r".*vision_tower.*q_proj")
+    )
     assert all("vision_tower" in layer for layer in attached(model).layers)
 
 
@@ -274,7 +236,7 @@ OWN_NAMES: dict[str, tuple[dict[str, Any], str, set[str]]] = {
     "Phi3": ({"num_key_value_heads": 2}, "CausalLM", {"qkv_proj"}),
     "DeepseekV3": ({"q_lora_rank": 16, "kv_lora_rank": 16}, "CausalLM", {"kv_b_proj", "up_proj"}),
     "Lfm2": ({"layer_types": ["conv", "full_attention"]}, "CausalLM", {"k_proj", "v_proj", "w3"}),
-    "XLNet": ({"d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48, "d_head": 8}, "CausalLM", {"layer_1"}),
+    "XLNet": ({}, "CausalLM", {"layer_1"}),
     "Mamba2": (MAMBA2, "CausalLM", {"in_proj"}),
     "Longformer": (
         {"attention_window": 8},
@@ -320,19 +282,15 @@ def test_an_adapter_of_fewer_layers_than_the_names_mean_now_is_loaded(tmp_path: 
 
 
 def bart(auto: str) -> Any:
-    stacks = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in (("layers", 1), ("ffn_dim", 20))}
-    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
-    return getattr(transformers, auto)(transformers.BartConfig(**stacks, **heads, d_model=16, vocab_size=40))
+    return getattr(transformers, auto)(tiny_config("BartConfig"))
 
 
 def gpt2_that_may_look_elsewhere() -> Any:
-    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 40}
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, add_cross_attention=True))
+    return tiny_model("GPT2LMHeadModel", n_layer=1, add_cross_attention=True)
 
 
 def luke() -> Any:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
-    config = transformers.LukeConfig(**sizes, vocab_size=40, entity_vocab_size=9, entity_emb_size=8)
+    config = tiny_config("LukeConfig", num_hidden_layers=1, entity_vocab_size=9, entity_emb_size=8)
     return transformers.LukeForMaskedLM(config)
 
 
@@ -361,10 +319,9 @@ def test_the_cross_attention_of_two_stacks_is_reached() -> None:
 
 
 def test_a_router_that_is_called_as_heads_are_is_spoken_of(said: list[str]) -> None:
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 20, "num_layers": 2, "num_heads": 2, "num_experts": 2, "vocab_size": 40}
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 44, "num_layers": 2, "num_heads": 4, "num_experts": 2}
     sparse = {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "num_decoder_layers": 2}
-    model = transformers.SwitchTransformersForConditionalGeneration(
-        transformers.SwitchTransformersConfig(**sizes, **sparse)
-    )
+    config = tiny_config("SwitchTransformersConfig", **sizes, **sparse)
+    model = transformers.SwitchTransformersForConditionalGeneration(config)
     attach(model, SubspaceConfig(method="lora", rank=2))
     assert "router.classifier" in " ".join(said) and "it has the name of an output layer" in " ".join(said)

@@ -73,7 +73,7 @@ def test_fewer_triplets_than_the_rank_are_refused() -> None:
 def test_a_layer_has_no_more_triplets_than_its_smaller_side_and_the_scale_that_was_asked_for() -> None:
     module = layer("adalora", rank=3)  # of a 3 x 4 matrix
     assert len(module.lora_E) == 3 and module.scale == 2.0
-    assert not module.agrees_with_peft()
+    assert not module.peft.agrees(module)
 
 
 @pytest.mark.parametrize("name", ["LlamaForCausalLM", "GPT2LMHeadModel"])

@@ -43,10 +43,10 @@ def test_an_inactive_triplet_gets_no_gradient() -> None:
 
 def test_the_constraint_sees_the_active_triplets_alone_and_follows_the_mask() -> None:
     module = golden()
-    a, b = module.constrained()
+    a, b = module.constrained_factors()
     assert torch.equal(a, A) and torch.equal(b, B)
     module.active[0], module.active[2] = False, True
-    a, b = module.constrained()
+    a, b = module.constrained_factors()
     assert torch.equal(a[0], A[1]) and torch.equal(a[1], torch.ones(4)) and b.shape == (3, 2)
 
 

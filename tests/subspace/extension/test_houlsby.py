@@ -13,37 +13,17 @@ from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceLinear, attached, trainable_parameters
 from dist_subspace.subspace.core.targets import Choice
-from tests.subspace.golden import BIAS, W, X, give, layer
-from tests.tiny_models import FAMILIES, logits, tiny_model
+from tests.subspace.golden import BIAS, BOTTLENECK, BOTTLENECK_GOLDEN, W, X, give, layer
+from tests.tiny_models import BLOCK_OUTPUTS, FAMILIES, logits, tiny_model
 
-BOTTLENECK = {
-    "adapter_down": torch.tensor([[1, -1, 0.5], [0, 0.5, -1]]),
-    "adapter_down_bias": torch.tensor([2.0, 1]),
-    "adapter_up": torch.tensor([[1.0, 0], [2, -1], [0, 1]]),
-    "adapter_up_bias": torch.tensor([0.1, 0, -0.1]),
-}
-GOLDEN = {"swish": [0.9112296656, 4.8914007526, 3.6310585786], "relu": [1.1, 5, 3.9]}
-
-OUTPUTS = {
-    "LlamaForCausalLM": {"o_proj", "down_proj"},
-    "Qwen2ForCausalLM": {"o_proj", "down_proj"},
-    "MistralForCausalLM": {"o_proj", "down_proj"},
-    "GPT2LMHeadModel": {"attn.c_proj", "mlp.c_proj"},
-    "OPTForCausalLM": {"out_proj", "fc2"},
-    "GPTNeoXForCausalLM": {"attention.dense", "dense_4h_to_h"},
-    "BertForMaskedLM": {"attention.output.dense", "output.dense"},
-    "BertForSequenceClassification": {"attention.output.dense", "output.dense"},
-    "RobertaForSequenceClassification": {"attention.output.dense", "output.dense"},
-    "T5ForConditionalGeneration": {"SelfAttention.o", "EncDecAttention.o", "wo"},
-}
 BLOCKS = {"T5ForConditionalGeneration": 10}  # adapters: two in each encoder block, three in each decoder block
 
 
-@pytest.mark.parametrize("activation", GOLDEN)
+@pytest.mark.parametrize("activation", BOTTLENECK_GOLDEN)
 def test_forward_is_the_golden_one(activation: str) -> None:
     for transposed in (False, True):
         module = layer("houlsby", rank=2, transposed=transposed, options={"activation": activation})
-        torch.testing.assert_close(give(module, **BOTTLENECK)(X), torch.tensor([GOLDEN[activation]]))
+        torch.testing.assert_close(give(module, **BOTTLENECK)(X), torch.tensor([BOTTLENECK_GOLDEN[activation]]))
 
 
 def test_the_frozen_bias_is_inside_what_the_adapter_sees() -> None:
@@ -74,8 +54,8 @@ def attach(model: Any, **config: Any) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_adapters_stand_behind_every_attention_and_every_ffn(name: str) -> None:
     chosen = attached(attach(tiny_model(name), rank=2)).layers
-    ends = {next(end for end in sorted(OUTPUTS[name], key=len)[::-1] if layer.endswith(end)) for layer in chosen}
-    assert ends == OUTPUTS[name] and len(chosen) == BLOCKS.get(name, 4)
+    ends = {next(end for end in sorted(BLOCK_OUTPUTS[name], key=len)[::-1] if layer.endswith(end)) for layer in chosen}
+    assert ends == BLOCK_OUTPUTS[name] and len(chosen) == BLOCKS.get(name, 4)
 
 
 def test_an_unset_bottleneck_is_cut_to_the_model_and_a_given_one_is_not(tmp_path: Any) -> None:

@@ -56,7 +56,7 @@ def test_a_is_drawn_as_wide_as_pefts(init: str, theirs: bool | str) -> None:
     wrapped = peft.get_peft_model(nn.Sequential(nn.Linear(3000, 8)), config).base_model.model[0]
     expected = wrapped.lora_A["default"].weight.detach()
     resolved = resolve(SubspaceConfig(method="lora", rank=4, options={"init": init}))
-    part = resolved.method.on(pack(torch.zeros(8, 3000), "fp32"), resolved.settings, torch.Generator(), None)
+    part = resolved.method.build(pack(torch.zeros(8, 3000), "fp32"), resolved.settings, torch.Generator(), None)
     torch.testing.assert_close(part.lora_A.std(), expected.std(), rtol=0.05, atol=0)
     torch.testing.assert_close(part.lora_A.abs().max(), expected.abs().max(), rtol=0.3, atol=0)
 

@@ -18,6 +18,7 @@ from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.subspace.golden import BIAS, A, B, G, W, X, layer
 from tests.subspace.peft_reference import peft_model
+from tests.tiny_models import odd_model, save_odd
 
 
 def golden(**config: Any) -> SubspaceLinear:
@@ -81,14 +82,14 @@ def test_a_penalty_on_a_frozen_factor_is_refused(kind: str) -> None:
 def test_a_saved_adapter_brings_its_own_a(tmp_path: Path) -> None:
     """Also where it would be drawn otherwise: here another seed stands for another generator."""
     ids = tiny.global_batch(0)
-    source = dsub.attach(tiny.plain_model("llama"), SubspaceConfig("lora-fa", rank=3, seed=1))
+    source = dsub.attach(odd_model("llama"), SubspaceConfig("lora-fa", rank=3, seed=1))
     with torch.no_grad():
         for parameter in dsub.trainable_parameters(source):
             parameter.normal_(std=0.1)
     dsub.save_adapter(source, tmp_path)
     config = tmp_path / "dist_subspace.json"
     config.write_text(config.read_text().replace('"seed": 1', '"seed": 2'))
-    target = dsub.load_adapter(tiny.plain_model("llama"), tmp_path)
+    target = dsub.load_adapter(odd_model("llama"), tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(target(input_ids=ids).logits, source(input_ids=ids).logits)
 
@@ -107,6 +108,6 @@ def split_and_saved(folder: str) -> tuple[bool, bool, int]:
 
 
 def test_a_is_split_over_the_ranks_and_whole_in_the_file(tmp_path: Path) -> None:
-    folder = tiny.save_tiny(tmp_path, "llama")
+    folder = save_odd(tmp_path, "llama")
     for split, same, count in run_on_ranks(2, split_and_saved, folder):
         assert split and same and count == 14

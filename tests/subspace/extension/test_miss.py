@@ -52,9 +52,9 @@ def test_a_block_of_zeros_is_trained() -> None:
 def test_pefts_layer_computes_and_merges_the_same(rank: int, mini: int | None) -> None:
     weight, bias, x = torch.randn(6, 8), torch.randn(6), torch.randn(2, 3, 8)
     resolved = resolve(SubspaceConfig("miss", rank=rank, options={"mini_r": mini}))
-    part: Any = resolved.method.on(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
+    part: Any = resolved.method.build(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
     part.miss_block.data.normal_()
-    config = peft.get_peft_config({"peft_type": "MISS", "target_modules": ["proj"], **part.peft_config(part.settings)})
+    config = peft.get_peft_config({"peft_type": "MISS", "target_modules": ["proj"], **part.peft.entries(part.settings)})
     model = peft.get_peft_model(One(weight, bias, False), config)
     assert not peft.set_peft_model_state_dict(model, file_of(part.file_tensors())).unexpected_keys
     torch.testing.assert_close(part(x), model.eval()(x))
@@ -63,7 +63,7 @@ def test_pefts_layer_computes_and_merges_the_same(rank: int, mini: int | None) -
 
 def test_backward_keeps_the_sums_of_the_shards_and_no_input() -> None:
     resolved = resolve(SubspaceConfig("miss", rank=2))
-    part = resolved.method.on(pack(torch.randn(5, 64), "fp32"), resolved.settings, torch.Generator(), None)
+    part = resolved.method.build(pack(torch.randn(5, 64), "fp32"), resolved.settings, torch.Generator(), None)
     x, kept = torch.randn(50, 64, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
         part(x)

@@ -13,9 +13,8 @@ import dist_subspace as dsub
 from dist_subspace import SubspaceConfig
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import attached, resolve, trainable_parameters
-from tests.subspace.extension.test_houlsby import BOTTLENECK, GOLDEN, OUTPUTS
-from tests.subspace.golden import X, give, layer
-from tests.tiny_models import FAMILIES, logits, tiny_inputs, tiny_model
+from tests.subspace.golden import BOTTLENECK, BOTTLENECK_GOLDEN, X, give, layer
+from tests.tiny_models import BLOCK_OUTPUTS, FAMILIES, logits, tiny_config, tiny_inputs, tiny_model
 
 POST_NORM = ("BertForMaskedLM", "BertForSequenceClassification", "RobertaForSequenceClassification")
 
@@ -25,7 +24,9 @@ def attach(model: Any, **config: Any) -> Any:
 
 
 def test_forward_is_the_golden_one() -> None:
-    torch.testing.assert_close(give(layer("pfeiffer", rank=2), **BOTTLENECK)(X), torch.tensor([GOLDEN["relu"]]))
+    torch.testing.assert_close(
+        give(layer("pfeiffer", rank=2), **BOTTLENECK)(X), torch.tensor([BOTTLENECK_GOLDEN["relu"]])
+    )
 
 
 def test_around_a_norm_it_is_the_formula() -> None:
@@ -33,7 +34,7 @@ def test_around_a_norm_it_is_the_formula() -> None:
     norm = nn.LayerNorm(3)
     nn.init.normal_(norm.weight)
     resolved = resolve(SubspaceConfig("pfeiffer", rank=2))
-    part: Any = resolved.method.on(norm, resolved.settings, torch.Generator().manual_seed(0), None)
+    part: Any = resolved.method.build(norm, resolved.settings, torch.Generator().manual_seed(0), None)
     u = torch.randn(5, 3)
     assert torch.equal(part(u), norm(u))
     give(part, **BOTTLENECK)
@@ -54,27 +55,28 @@ def test_one_adapter_a_block(name: str) -> None:
     if name in POST_NORM:
         assert all(layer.endswith(".output.LayerNorm") and "attention" not in layer for layer in chosen)
     else:
-        assert all(any(layer.endswith(end) for end in OUTPUTS[name]) and "ttention" not in layer for layer in chosen)
+        assert all(
+            any(layer.endswith(end) for end in BLOCK_OUTPUTS[name]) and "ttention" not in layer for layer in chosen
+        )
 
 
 @pytest.mark.parametrize(
     ("model_class", "config", "norm"),
     [
-        ("DistilBertForMaskedLM", transformers.DistilBertConfig(dim=16, hidden_dim=20), "output_layer_norm"),
+        ("DistilBertForMaskedLM", tiny_config("DistilBertConfig", num_hidden_layers=1), "output_layer_norm"),
         (
             "DebertaV2ForSequenceClassification",
-            transformers.DebertaV2Config(hidden_size=16, intermediate_size=20, num_attention_heads=2),
+            tiny_config("DebertaV2Config", num_hidden_layers=1),
             "output.LayerNorm",
         ),
         (
             "AlbertForMaskedLM",
-            transformers.AlbertConfig(hidden_size=16, intermediate_size=20, num_attention_heads=2, embedding_size=8),
+            tiny_config("AlbertConfig", num_hidden_layers=1),
             "full_layer_layer_norm",
         ),
     ],
 )
 def test_the_output_norms_of_other_post_norm_encoders_are_known(model_class: str, config: Any, norm: str) -> None:
-    config.vocab_size, config.n_layers, config.num_hidden_layers, config.n_heads = 96, 1, 1, 2
     model = getattr(transformers, model_class)(config).eval()
     with torch.no_grad():
         before = model(**tiny_inputs(model)).logits

@@ -18,6 +18,7 @@ from dist_subspace.subspace import SubspaceLinear, attached, resolve
 from tests.matrix import tiny
 from tests.subspace.golden import BIAS, A, B, G, W, X, give, layer
 from tests.subspace.peft_reference import peft_model
+from tests.tiny_models import odd_model
 
 D, L = torch.tensor([0.5, -1]), torch.tensor([2.0, -1, 0.5])
 
@@ -76,9 +77,9 @@ def test_peft_computes_the_same_from_the_file(transposed: bool) -> None:
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_projections_are_bit_for_bit_those_that_peft_draws(seed: int) -> None:
-    model = dsub.attach(tiny.plain_model("llama"), SubspaceConfig("vera", rank=5, options={"projection_seed": seed}))
+    model = dsub.attach(odd_model("llama"), SubspaceConfig("vera", rank=5, options={"projection_seed": seed}))
     config = peft.VeraConfig(r=5, target_modules="all-linear", projection_prng_key=seed)
-    theirs = peft.get_peft_model(tiny.plain_model("llama"), config)
+    theirs = peft.get_peft_model(odd_model("llama"), config)
     ours = adapter_tensors(model)
     assert torch.equal(ours["base_model.vera_A"], theirs.base_model.vera_A["default"])
     assert torch.equal(ours["base_model.vera_B"], theirs.base_model.vera_B["default"])
@@ -86,7 +87,7 @@ def test_projections_are_bit_for_bit_those_that_peft_draws(seed: int) -> None:
 
 
 def trained() -> torch.nn.Module:
-    model = dsub.attach(tiny.plain_model("llama"), SubspaceConfig("vera", rank=5))
+    model = dsub.attach(odd_model("llama"), SubspaceConfig("vera", rank=5))
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(3)
         for parameter in dsub.trainable_parameters(model):
@@ -98,8 +99,8 @@ def test_a_whole_model_agrees_with_pefts() -> None:
     """Every layer takes its slice of the one pair: widths here are 6, 18, 35 and 45."""
     model, ids = trained(), tiny.global_batch(0)
     part = model.get_submodule(attached(model).layers[0])
-    config = peft.VeraConfig(target_modules="all-linear", **{**part.peft_config(part.settings)})
-    theirs = peft.get_peft_model(tiny.plain_model("llama"), config)
+    config = peft.VeraConfig(target_modules="all-linear", **{**part.peft.entries(part.settings)})
+    theirs = peft.get_peft_model(odd_model("llama"), config)
     found = peft.set_peft_model_state_dict(theirs, adapter_tensors(model))
     assert not found.unexpected_keys
     with torch.no_grad():
@@ -117,18 +118,18 @@ def test_projections_are_in_the_file_or_drawn_from_the_seed_again(tmp_path: Path
     ids, source = tiny.global_batch(0), trained()
     dsub.save_adapter(source, tmp_path / "whole")
     with torch.no_grad():
-        again = dsub.load_adapter(tiny.plain_model("llama"), tmp_path / "whole")
+        again = dsub.load_adapter(odd_model("llama"), tmp_path / "whole")
         assert torch.equal(again(input_ids=ids).logits, source(input_ids=ids).logits)
     config = SubspaceConfig("vera", rank=5, options={"save_projection": False})
-    tensors = adapter_tensors(dsub.attach(tiny.plain_model("llama"), config))
+    tensors = adapter_tensors(dsub.attach(odd_model("llama"), config))
     assert not any("vera_A" in key or "vera_B" in key for key in tensors) and len(tensors) == 28
 
 
 def test_an_unset_rank_is_cut_to_the_smallest_layer_and_a_given_one_refused() -> None:
-    model = dsub.attach(tiny.plain_model("llama"), SubspaceConfig("vera"))
+    model = dsub.attach(odd_model("llama"), SubspaceConfig("vera"))
     assert {model.get_submodule(name).settings.rank for name in attached(model).layers} == {6}
     with pytest.raises(UsageError, match=r"subspace\.rank is 64"):
-        dsub.attach(tiny.plain_model("llama"), SubspaceConfig("vera", rank=64))
+        dsub.attach(odd_model("llama"), SubspaceConfig("vera", rank=64))
 
 
 def test_layers_cannot_have_ranks_of_their_own() -> None:

@@ -87,9 +87,9 @@ def test_pefts_layer_computes_and_merges_the_same(case: str, size: int, shared: 
     weight, bias, x = torch.randn(6, 12), torch.randn(6), torch.randn(2, 3, 12)
     options = {"oft_block_size": size, "block_share": shared, **SERIES[case]}
     resolved = resolve(SubspaceConfig("oft", options=options))
-    part: Any = resolved.method.on(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
+    part: Any = resolved.method.build(pack(weight, "fp32", bias=bias), resolved.settings, torch.Generator(), None)
     part.oft_R.data.normal_(std=0.3)
-    config = peft.get_peft_config({"peft_type": "OFT", "target_modules": ["proj"], **part.peft_config(part.settings)})
+    config = peft.get_peft_config({"peft_type": "OFT", "target_modules": ["proj"], **part.peft.entries(part.settings)})
     model = peft.get_peft_model(One(weight, bias, False), config)
     assert not peft.set_peft_model_state_dict(model, file_of(part.file_tensors())).unexpected_keys
     torch.testing.assert_close(part(x), model.eval()(x), rtol=1e-4, atol=1e-4)

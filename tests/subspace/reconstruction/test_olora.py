@@ -40,7 +40,7 @@ def test_it_starts_and_trains_as_pefts(shape: tuple[int, int]) -> None:
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights="olora")
     wrapped = peft.get_peft_model(theirs, config).base_model.model[0]
     resolved = resolve(SubspaceConfig(method="olora", rank=3, alpha=6.0))
-    ours = settled(resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
+    ours = settled(resolved.method.build(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
     a, b = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
     torch.testing.assert_close(ours.lora_A.data, a.data, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.lora_B.data, b.data, rtol=1e-4, atol=1e-5)

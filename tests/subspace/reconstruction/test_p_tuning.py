@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 from peft import PromptEncoderConfig
 from peft.tuners.p_tuning import PromptEncoder
 from torch import nn
@@ -20,14 +19,7 @@ from tests.tiny_models import tiny_model
 
 def part(**options: Any) -> Any:
     """Of a model of width 8, with 5 virtual tokens."""
-    small = {
-        "hidden_size": 8,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 1,
-        "vocab_size": 16,
-        "intermediate_size": 8,
-    }
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    model = tiny_model(hidden_size=8, num_hidden_layers=1)
     return attach(model, config("p-tuning", **{"num_virtual_tokens": 5, "hidden": 6, **options})).prompt_tokens
 
 

@@ -51,7 +51,7 @@ def test_the_exact_start_is_that_of_the_full_decomposition_where_the_published_s
     errors = {}
     for svd in ("exact", "randomized"):
         resolved = resolve(SubspaceConfig(method="pissa", rank=4, options={"svd": svd}))
-        part = settled(resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
+        part = settled(resolved.method.build(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
         pair = (part.scale * part.lora_B @ part.lora_A).detach()
         errors[svd] = float((pair - expected).norm() / expected.norm())
     assert errors["exact"] < 1e-4 and errors["randomized"] > 100 * errors["exact"]
@@ -66,7 +66,7 @@ def test_only_the_random_numbers_of_the_given_generator_are_used() -> None:
         torch.manual_seed(seed)
         matrix = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
         resolved = resolve(SubspaceConfig(method="pissa", rank=2))
-        return settled(resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None)).lora_A
+        return settled(resolved.method.build(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None)).lora_A
 
     assert torch.equal(start(1), start(2))
 
@@ -81,7 +81,7 @@ def test_it_starts_and_trains_as_pefts(shape: tuple[int, int], residual: str) ->
     config = peft.LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights="pissa")
     wrapped = peft.get_peft_model(theirs, config).base_model.model[0]
     resolved = resolve(SubspaceConfig(method="pissa", rank=3, alpha=6.0, options={"residual": residual}))
-    ours = settled(resolved.method.on(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
+    ours = settled(resolved.method.build(pack(matrix, "fp32"), resolved.settings, torch.Generator(), None))
     a, b = wrapped.lora_A["default"].weight, wrapped.lora_B["default"].weight
     torch.testing.assert_close(ours.lora_A.abs(), a.abs(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(ours.lora_B @ ours.lora_A, b @ a, rtol=1e-4, atol=1e-5)

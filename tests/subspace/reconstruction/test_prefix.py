@@ -11,7 +11,6 @@ import torch
 import transformers
 from peft.tuners.prefix_tuning import PrefixEncoder
 from torch import Tensor, nn
-from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from dist_subspace import attach, save_adapter, trainable_parameters
@@ -19,9 +18,10 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.description import read_description
 from dist_subspace.subspace import Settings
 from dist_subspace.subspace.reconstruction.prefix import Prefix
-from dist_subspace.subspace.virtual_tokens.attention import Slot, attention_with_prefix, redirect
+from dist_subspace.subspace.virtual_tokens.attention import attention_with_prefix, redirect
+from dist_subspace.subspace.virtual_tokens.slots import Slot
 from tests.subspace.virtual_tokens.given import COUNT, config, ids, model_with
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_config, tiny_model
 
 Q = torch.tensor([[1.0, 0], [0, 1]])
 K = torch.tensor([[1.0, 1], [0, 2]])
@@ -35,8 +35,8 @@ class Enabled(nn.Module):
 
 
 def attention(implementation: str, **changes: Any) -> LlamaAttention:
-    small = {"hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1, "num_hidden_layers": 1}
-    module = LlamaAttention(LlamaConfig(**small, attn_implementation=implementation), layer_idx=0)
+    small = {"hidden_size": 2, "num_attention_heads": 1, "num_key_value_heads": 1}
+    module = LlamaAttention(tiny_config("LlamaConfig", **small, attn_implementation=implementation), layer_idx=0)
     redirect(module, Slot(Enabled(), 1, 2))
     module.prefix_slot.tokens = P
     return module
@@ -122,9 +122,7 @@ def test_the_implementation_below_is_the_one_that_the_model_names_at_the_moment(
 
 def counted(**options: Any) -> int:
     """Of a model of width 8 with two layers whose keys are 8 wide, with 5 virtual tokens."""
-    model = transformers.LlamaForCausalLM(
-        LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2, vocab_size=16, intermediate_size=8)
-    )
+    model = tiny_model(hidden_size=8, num_attention_heads=2)
     attach(model, config("prefix", **{"num_virtual_tokens": 5, **options}))
     return sum(p.numel() for p in trainable_parameters(model))
 
@@ -203,24 +201,15 @@ def test_peft_is_not_promised_what_it_does_otherwise(tmp_path: Path) -> None:
     ],
 )
 def test_families_that_cannot_have_a_prefix_are_refused_untouched(family: str, reason: str) -> None:
-    small: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 32}
-    if family == "BartForCausalLM":
-        small = {
-            "d_model": 32,
-            "decoder_layers": 1,
-            "decoder_attention_heads": 4,
-            "decoder_ffn_dim": 32,
-            "vocab_size": 32,
-        }
-    model = getattr(transformers, family)(getattr(transformers, family.replace("ForCausalLM", "Config"))(**small))
+    made = tiny_config(family.replace("ForCausalLM", "Config"), num_hidden_layers=1)
+    model = getattr(transformers, family)(made)
     with pytest.raises(UsageError, match=reason):
         attach(model, config("prefix"))
     assert not hasattr(model, "subspace") and any(p.requires_grad for p in model.parameters())
 
 
 def test_layers_that_share_one_attention_are_refused_untouched() -> None:
-    sizes = {"hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 2, "num_hidden_layers": 2}
-    model = transformers.AlbertForMaskedLM(transformers.AlbertConfig(vocab_size=32, **sizes))
+    model = transformers.AlbertForMaskedLM(tiny_config("AlbertConfig"))
     with pytest.raises(UsageError, match="method prefix needs an attention for each layer"):
         attach(model, config("prefix"))
     assert not hasattr(model, "subspace") and any(p.requires_grad for p in model.parameters())

@@ -7,8 +7,7 @@ import torch
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceConfig, resolve
-from tests.subspace.blocks.test_svd import SIGMA, VT, U
-from tests.subspace.golden import BIAS, X, layer
+from tests.subspace.golden import BIAS, SIGMA, VT, U, X, layer
 
 GOLDEN = torch.tensor([[0.3018986321, 4.5458185188, 4.6648788099]])
 VALUES = torch.tensor([6.0, 3, 1])

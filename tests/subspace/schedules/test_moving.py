@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.placement.deepspeed.optimizer_state import apply_edits
+from dist_subspace.placement.edits import apply_edits
 from dist_subspace.subspace import SubspaceConfig, resolve
 from dist_subspace.subspace.schedules.moving import MovingSchedule, choose, importance, moves, weakest
 from tests.subspace.golden import X, layer

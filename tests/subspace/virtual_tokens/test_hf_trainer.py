@@ -10,8 +10,9 @@ import torch
 
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter
 from tests.matrix import tiny
-from tests.placement.test_hf_trainer import arguments, forget_earlier_trainers, rows, stock
+from tests.placement.hf_trainer import arguments, forget_earlier_trainers, rows, stock
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 CASES: dict[str, SubspaceConfig] = {
     "prefix": SubspaceConfig(method="prefix", options={"num_virtual_tokens": 3, "init": "normal"}),
@@ -54,7 +55,7 @@ def _trained(case: str, folder: str, out: str, stage: int | None, reentrant: boo
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny.save_tiny(tmp_path_factory.mktemp("model"), "llama")
+    return save_odd(tmp_path_factory.mktemp("model"), "llama")
 
 
 def test_losses_under_zero_3_are_those_without_an_engine(folder: str, tmp_path: Path) -> None:

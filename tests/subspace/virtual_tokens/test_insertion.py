@@ -12,7 +12,7 @@ from torch import Tensor
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.virtual_tokens.insertion import Layout, default_placement
 from tests.subspace.virtual_tokens.given import COUNT, ids, model_with
-from tests.tiny_models import tiny_model
+from tests.tiny_models import tiny_config, tiny_model
 
 
 def spelled(layout: Layout) -> list[str]:
@@ -134,5 +134,5 @@ def test_the_default_placement_follows_what_the_head_reads() -> None:
     assert default_placement(tiny_model("BertForSequenceClassification")) == "after-first"
     assert default_placement(tiny_model("BertForMaskedLM")) == "front"
     # No module of these says that it is causal.
-    bloom = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=40, hidden_size=16, n_layer=1, n_head=2))
+    bloom = transformers.BloomForCausalLM(tiny_config("BloomConfig"))
     assert default_placement(bloom) == "front"

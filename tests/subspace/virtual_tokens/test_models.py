@@ -16,7 +16,7 @@ from dist_subspace.subspace import named_trainables
 from dist_subspace.training.data import enable_packing, packing_leak
 from tests.subspace.virtual_tokens.given import COUNT, DECODERS, METHODS, config, greedy, ids, model_with, padded
 from tests.tiny_models import FAMILIES, tiny_inputs, tiny_model
-from tests.training.data.test_packed_attention import alone, packed_rows, total_loss
+from tests.training.data.packed_for_tests import alone, packed_rows, total_loss
 
 each_method = pytest.mark.parametrize("method", METHODS)
 each_decoder = pytest.mark.parametrize("family", DECODERS)

@@ -10,7 +10,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace.virtual_tokens import stacks
-from tests.tiny_models import FAMILIES, tiny_model
+from tests.tiny_models import tiny_model
 
 NAMES = {
     "LlamaForCausalLM": ["LlamaModel"],
@@ -25,11 +25,6 @@ NAMES = {
 def test_the_stacks_are_what_the_head_calls(family: str) -> None:
     model = tiny_model(family)
     assert [type(stack).__name__ for stack in stacks.stacks(model)] == NAMES[family]
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_decoders_are_causal_and_encoders_are_not(family: str) -> None:
-    assert stacks.is_causal(tiny_model(family)) == ("CausalLM" in family or "LMHead" in family or "T5" in family)
 
 
 def test_a_module_that_is_no_transformer_is_refused() -> None:
@@ -59,10 +54,3 @@ def test_a_family_that_counts_from_behind_its_padding_does_so_here() -> None:
     own = model.roberta.embeddings.create_position_ids_from_input_ids(ids, 0)
     found = places("RobertaForSequenceClassification", input_ids=ids)
     assert found[0] == own[0].tolist() and found[1][:2] == own[1, :2].tolist()
-
-
-def test_learned_positions_are_told_from_rotations_and_distances() -> None:
-    learned = {"GPT2LMHeadModel", "OPTForCausalLM", "BertForMaskedLM"}
-    for family in (*learned, "LlamaForCausalLM", "GPTNeoXForCausalLM"):
-        (stack,) = stacks.stacks(tiny_model(family))
-        assert stacks.has_learned_positions(stack) == (family in learned), family

@@ -12,10 +12,12 @@ from torch import Tensor
 from dist_subspace import SubspaceConfig, attach, load_adapter, load_frozen, save_adapter, trainable_parameters
 from dist_subspace.interchange.adapter import adapter_tensors
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.shards import full_numel, gathered, is_partitioned
+from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.tensors import full_numel, gathered
 from dist_subspace.subspace import named_trainables
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
+from tests.tiny_models import save_odd
 
 CASES: dict[str, dict[str, Any]] = {
     "prefix": {},
@@ -104,7 +106,7 @@ def reference(folder: Path, case: str, family: str) -> tuple[dict[str, Tensor], 
 
 def test_virtual_tokens_train_on_two_ranks_under_zero_3_as_in_one_process(tmp_path: Path) -> None:
     for family in ("llama", "gpt2"):
-        tiny.save_tiny(tmp_path, family)
+        save_odd(tmp_path, family)
     ranks = run_on_ranks(2, train_on_ranks, tmp_path, RUNS)
     for number, (case, family, reentrant) in enumerate(RUNS):
         start, losses, end = reference(tmp_path, case, family)

@@ -9,6 +9,14 @@ from typing import Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dist_subspace.training.data.chat import chat
+from dist_subspace.training.data.columns import Row
+from dist_subspace.training.data.encoding import Encoder
+from dist_subspace.training.data.samples import Outcome
+from dist_subspace.training.data.settings import DataSettings
+
+Message = dict[str, Any]
+SETTINGS = DataSettings(train="x.jsonl", format="chat", max_length=100_000)
 TEMPLATES = Path(__file__).parent / "templates"
 CHATML = ["<|im_start|>", "<|im_end|>"]
 SPECIAL = {
@@ -117,3 +125,16 @@ def chat_tokenizer(kind: str, template: str, ends: bool = True) -> Any:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **names)
     tokenizer.chat_template = template_text(template)
     return tokenizer
+
+
+def outcomes(tokenizer: Any, messages: list[Message], **columns: Any) -> list[Outcome]:
+    return chat([Row({"messages": messages} | columns, 1, "x", SETTINGS)], Encoder(tokenizer))[0]
+
+
+def parts(tokenizer: Any, outcome: Outcome) -> tuple[str, str]:
+    """(trained, not trained), decoded."""
+    assert outcome.sample is not None
+    found: dict[bool, list[int]] = {True: [], False: []}
+    for i, is_trained in zip(outcome.sample.ids, outcome.sample.trained):
+        found[bool(is_trained)].append(int(i))
+    return tokenizer.decode(found[True]), tokenizer.decode(found[False])

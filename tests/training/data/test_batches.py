@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from dist_subspace.errors import UsageError
-from dist_subspace.training.data import Batches, MicroBatch, TokenTable, eval_batches
+from dist_subspace.training.data import Batches, BatchSettings, MicroBatch, TokenTable, eval_batches
 from tests.training.data.tokens_for_tests import prepared
 
 
@@ -25,9 +26,11 @@ def table(tmp_path: Path) -> TokenTable:
 
 
 def batches(table: TokenTable, **changed: Any) -> Batches:
-    settings: dict[str, Any] = {"global_batch_size": 5, "micro_batch_size": 1, "seed": 0, "rank": 0, "world_size": 1}
-    settings |= {"packing": False, "max_length": 32, "pad_id": 2}
-    return Batches(table, **(settings | changed))
+    pad_id, rank, world_size = (
+        changed.pop(name, value) for name, value in (("pad_id", 2), ("rank", 0), ("world_size", 1))
+    )
+    settings = BatchSettings(global_batch_size=5, micro_batch_size=1, seed=0, packing=False, max_length=32)
+    return Batches(table, replace(settings, **changed), pad_id, rank, world_size)
 
 
 def micros(table: TokenTable, step: int, world_size: int, **changed: Any) -> dict[int, MicroBatch]:
@@ -156,13 +159,11 @@ def test_padding_is_masked_by_length_on_either_side_also_where_its_id_is_in_the_
         assert (micro.inputs["position_ids"].max(1).values + 1 == mask.sum(1)).all()
 
 
-def test_too_few_rows_and_a_batch_that_does_not_divide_are_refused(table: TokenTable) -> None:
+def test_too_few_rows_are_refused(table: TokenTable) -> None:
     with pytest.raises(UsageError, match="global_batch_size is 24, but the data has 23 samples"):
         batches(table, global_batch_size=24)
     with pytest.raises(UsageError, match="packed rows"):
         batches(table, global_batch_size=23, packing=True, max_length=32)
-    with pytest.raises(UsageError, match="multiple"):
-        batches(table, global_batch_size=5, micro_batch_size=2)
 
 
 def test_evaluation_sees_every_sample_once_in_equally_many_rounds_on_every_rank(table: TokenTable) -> None:
@@ -177,13 +178,11 @@ def test_evaluation_sees_every_sample_once_in_equally_many_rounds_on_every_rank(
         assert sum(micro.targets for micro in found) == int(table.target_counts.sum())
 
 
-def test_classification_gives_class_ids_and_counts_samples_also_with_packing_on(tmp_path: Path) -> None:
+def test_classification_gives_class_ids_and_counts_samples(tmp_path: Path) -> None:
     rows = [{"text": "t" * (i + 1), "label": i % 2} for i in range(4)]
     (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
     table = prepared(tmp_path, train=str(tmp_path / "c.jsonl"), format="classification").train
-    micro = (
-        batches(table, global_batch_size=4, micro_batch_size=4, packing=True, task="classification").batch(0).rounds[0]
-    )
+    micro = batches(table, global_batch_size=4, micro_batch_size=4).batch(0).rounds[0]
     assert micro is not None and micro.inputs.keys() == {"input_ids", "attention_mask"}
     assert micro.labels.shape == (4,) and sorted(micro.labels.tolist()) == [0, 0, 1, 1] and micro.targets == 4
 

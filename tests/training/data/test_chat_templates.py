@@ -12,15 +12,17 @@ import pytest
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.tokenizer import load_tokenizer
-from dist_subspace.training.data.chat import chat
-from dist_subspace.training.data.columns import Row
-from dist_subspace.training.data.encoding import Encoder
-from dist_subspace.training.data.samples import Outcome
-from dist_subspace.training.data.settings import DataSettings
-from tests.training.data.chat_for_tests import KINDS, LOSSLESS, SPECIAL, chat_tokenizer, template_text
+from tests.training.data.chat_for_tests import (
+    KINDS,
+    LOSSLESS,
+    SPECIAL,
+    Message,
+    chat_tokenizer,
+    outcomes,
+    parts,
+    template_text,
+)
 
-Message = dict[str, Any]
-SETTINGS = DataSettings(train="x.jsonl", format="chat", max_length=100_000)
 NO_SYSTEM = {"mistral_v1", "gemma2"}  # refuse one
 MOVED = {"mistral_v3", "deepseek_r1"}  # show the assistant's prompt otherwise than it stands in the conversation
 PER_TURN = {"qwen3", "harmony", "deepseek_r1"}  # render the last turn otherwise than earlier ones
@@ -31,10 +33,6 @@ CLOSING = {
 } | dict.fromkeys(("chatml", "qwen2", "qwen3", "marked", "needs_question"), "<|im_end|>")  # fmt: skip
 
 
-def outcomes(tokenizer: Any, messages: list[Message], **columns: Any) -> list[Outcome]:
-    return chat([Row({"messages": messages} | columns, 1, "x", SETTINGS)], Encoder(tokenizer))[0]
-
-
 def talk(draw: random.Random, system: bool) -> list[Message]:
     """Messages that each have a word of their own, with blanks and line ends where people leave them."""
     roles = (["system"] if system else []) + ["user", "assistant"] * draw.randint(1, 3)
@@ -43,15 +41,6 @@ def talk(draw: random.Random, system: bool) -> list[Message]:
         {"role": role, "content": f"{draw.choice(blanks)}the w{number}q fox  jumps.{draw.choice(blanks)}"}
         for number, role in enumerate(roles)
     ]
-
-
-def parts(tokenizer: Any, outcome: Outcome) -> tuple[str, str]:
-    """(trained, not trained), decoded."""
-    assert outcome.sample is not None
-    found: dict[bool, list[int]] = {True: [], False: []}
-    for i, is_trained in zip(outcome.sample.ids, outcome.sample.trained):
-        found[bool(is_trained)].append(int(i))
-    return tokenizer.decode(found[True]), tokenizer.decode(found[False])
 
 
 def words(text: str) -> set[str]:

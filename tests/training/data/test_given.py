@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.training.data.chat_for_tests import chat_tokenizer
-from tests.training.data.test_chat_templates import outcomes, parts
+from tests.training.data.chat_for_tests import chat_tokenizer, outcomes, parts
 
 ARGUMENTS = {"city": "Ulm w2q", "days": 2}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": ARGUMENTS}}

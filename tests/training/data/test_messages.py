@@ -15,8 +15,7 @@ from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.messages import Conversation, conversation
 from dist_subspace.training.data.pieces import RECORDS
 from dist_subspace.training.data.settings import DataSettings
-from tests.training.data.chat_for_tests import chat_tokenizer
-from tests.training.data.test_chat_templates import outcomes, parts
+from tests.training.data.chat_for_tests import chat_tokenizer, outcomes, parts
 from tests.training.data.tokens_for_tests import prepared, texts
 
 TOOLS = [
@@ -153,7 +152,7 @@ def test_what_is_said_of_records_counts_those_of_every_piece_and_file(tmp_path: 
 
 
 def test_a_template_of_its_own_for_tools_is_taken_for_rows_with_tools() -> None:
-    from tests.training.data.test_chat_templates import outcomes
+    from tests.training.data.chat_for_tests import outcomes
 
     tokenizer = chat_tokenizer("byte-level", "chatml")
     tokenizer.chat_template = {

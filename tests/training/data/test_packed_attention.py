@@ -11,42 +11,31 @@ import torch
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
-    FalconConfig,
-    FalconH1Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    Qwen2Config,
 )
 from transformers.integrations import sdpa_attention
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data import LEAK_LIMIT, enable_packing, packing_leak
 from dist_subspace.training.data.collate import kernel_lengths
+from tests.tiny_models import tiny_config
+from tests.training.data.packed_for_tests import alone, packed_rows, total_loss
 
 DATA = Path(os.environ.get("DIST_SUBSPACE_DATA", Path(__file__).parents[4] / "shared" / "data"))
 STORIES = DATA / "models" / "stories260K" / "hf"
 
-WIDE = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-WIDE |= {"max_position_embeddings": 64, "bos_token_id": 0, "eos_token_id": 1}
-GROUPED = {**WIDE, "intermediate_size": 48, "num_key_value_heads": 2}
-NARROW = {"vocab_size": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 0, "eos_token_id": 1}
-NARROW |= {"embd_pdrop": 0, "attn_pdrop": 0, "resid_pdrop": 0}
 CONFIGS: dict[str, Any] = {
-    "llama": lambda: LlamaConfig(**GROUPED),
-    "gpt2": lambda: GPT2Config(**NARROW, n_positions=64),
-    "qwen2": lambda: Qwen2Config(**GROUPED),
-    "mistral-window": lambda: MistralConfig(**GROUPED, sliding_window=4),
-    "opt": lambda: OPTConfig(**WIDE, ffn_dim=48, word_embed_proj_dim=32),
-    "gpt-neox": lambda: GPTNeoXConfig(**WIDE, intermediate_size=48),
+    "llama": lambda: tiny_config("LlamaConfig"),
+    "gpt2": lambda: tiny_config("GPT2Config"),
+    "qwen2": lambda: tiny_config("Qwen2Config"),
+    "mistral-window": lambda: tiny_config("MistralConfig", sliding_window=4),
+    "opt": lambda: tiny_config("OPTConfig"),
+    "gpt-neox": lambda: tiny_config("GPTNeoXConfig"),
 }
 
 
 def tiny(name: str, attention: str = "sdpa") -> nn.Module:
     torch.manual_seed(0)
-    config = CONFIGS[name]() if name in CONFIGS else FalconConfig(**WIDE)
+    config = CONFIGS[name]() if name in CONFIGS else tiny_config("FalconConfig")
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     for parameter in model.parameters():  # at its initial size attention hardly matters to the loss
         parameter.data.mul_(3)
@@ -56,26 +45,6 @@ def tiny(name: str, attention: str = "sdpa") -> nn.Module:
 def samples(vocabulary: int = 64) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, vocabulary, (length,), generator=generator) for length in (9, 1, 13, 5, 7)]
-
-
-def packed_rows(parts: list[torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Two rows: samples 0 to 2, and 3 and 4 with padding as a segment of its own."""
-    pad = 23 - len(parts[3]) - len(parts[4])
-    rows = [[*parts[:3]], [*parts[3:], torch.ones(pad, dtype=torch.long)]]
-    ids = torch.stack([torch.cat(row) for row in rows])
-    positions = torch.stack([torch.cat([torch.arange(len(part)) for part in row]) for row in rows])
-    labels = torch.where(positions == 0, -100, ids)
-    labels[1, 23 - pad :] = -100
-    return {"input_ids": ids, "position_ids": positions}, labels
-
-
-def total_loss(model: nn.Module, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    logits = model(**inputs, use_cache=False).logits
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
-
-
-def alone(model: nn.Module, parts: list[torch.Tensor]) -> torch.Tensor:
-    return sum((total_loss(model, {"input_ids": p[None]}, p[None]) for p in parts if len(p) > 1), torch.zeros(()))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -184,7 +153,7 @@ def test_a_memory_of_a_few_tokens_is_found_out_in_short_samples_and_in_long_ones
     """A hybrid of attention and a recurrent state: what the state carries over the border is felt by the first tokens alone."""
     recurrent = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
     torch.manual_seed(0)
-    hybrid = AutoModelForCausalLM.from_config(FalconH1Config(**GROUPED, **recurrent)).eval()
+    hybrid = AutoModelForCausalLM.from_config(tiny_config("FalconH1Config", num_key_value_heads=2, **recurrent)).eval()
     for parameter in hybrid.parameters():
         parameter.data.mul_(2)
     pure = tiny("llama")
@@ -197,7 +166,7 @@ def test_a_memory_of_a_few_tokens_is_found_out_in_short_samples_and_in_long_ones
 
 def test_the_bases_own_attention_dropout_is_drawn_in_packed_rows_as_in_each_sample_alone() -> None:
     torch.manual_seed(0)
-    config = LlamaConfig(**(GROUPED | {"num_hidden_layers": 1, "attention_dropout": 0.5}))
+    config = tiny_config("LlamaConfig", num_hidden_layers=1, attention_dropout=0.5)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
     parts = [samples()[0], samples()[2]]
     torch.manual_seed(1)
@@ -217,7 +186,7 @@ def test_the_leak_is_seen_in_a_model_at_its_initial_values_too() -> None:
 
 
 def test_the_probe_draws_no_dropout_and_leaves_the_model_in_its_mode() -> None:
-    config = LlamaConfig(**(GROUPED | {"attention_dropout": 0.5}))
+    config = tiny_config("LlamaConfig", attention_dropout=0.5)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").train()
     enable_packing(model)
     assert packing_leak(model, samples()[0], samples()[2]) < 1e-5
@@ -232,9 +201,7 @@ def test_eager_attention_stays_and_keeps_samples_apart() -> None:
 
 
 def test_a_model_without_positions_is_refused() -> None:
-    from transformers import BloomConfig
-
-    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=4))
+    model = AutoModelForCausalLM.from_config(tiny_config("BloomConfig"))
     with pytest.raises(UsageError, match="takes no position_ids"):
         enable_packing(model)
 

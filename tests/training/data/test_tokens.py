@@ -100,15 +100,13 @@ def test_a_single_document_is_held_out_by_pieces(tmp_path: Path) -> None:
     assert data.eval is not None and len(data.eval) == 2 and len(data.train) == 19
 
 
-def test_streaming_a_wrong_task_and_bad_values_are_refused(tmp_path: Path) -> None:
-    for bad in ({"streaming": True}, {"max_length": 1}, {"eval": 1.5}, {"format": "alpcaa"}, {"train": []}):
-        with pytest.raises(UsageError, match=r"data\."):
-            DataSettings(**({"train": "a.jsonl"} | bad))
-    with pytest.raises(UsageError, match="weight 0"):
-        DataSettings(train=[("a.jsonl", 0)])
-    file = lines(tmp_path / "a.jsonl", ["abc"])
-    with pytest.raises(UsageError, match="classification"):
-        prepare(DataSettings(train=file, format="text"), char_tokenizer(), tmp_path, 0, False, "classification")
+@pytest.mark.parametrize(("format", "task"), [("text", "classification"), ("classification", "causal-lm")])
+def test_a_format_that_is_not_the_tasks_is_refused_before_a_file_is_read(
+    format: str, task: str, tmp_path: Path
+) -> None:
+    said = rf"^data\.format is '{format}' with model\.task '{task}'; classification goes with classification only$"
+    with pytest.raises(UsageError, match=said):
+        prepare(DataSettings(train="absent.jsonl", format=format), char_tokenizer(), tmp_path, 0, False, task)
 
 
 def test_a_cache_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Which engine trains, and what configures it: `deepspeed.preset` chooses, and a stock JSON in its place means DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.launchers import enter
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.deepspeed import stock
+from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
+from dist_subspace.placement.deepspeed.json_file import read_deepspeed
+from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
+from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
+from dist_subspace.placement.deepspeed.process_group import agreed_device
+from dist_subspace.placement.deepspeed.quiet import be_quiet as be_quiet
+from dist_subspace.placement.deepspeed.supported import check_supported
+from dist_subspace.placement.facts import Facts
+from dist_subspace.placement.protocol import Engine
+
+WHOLE = "none"
+ALL_PRESETS = (WHOLE, *PRESETS)
+Stock = Mapping[str, Any] | str | Path
+
+
+def check_engine(preset: str, given: Stock | None) -> None:
+    """Local: refuse what cannot train here.
+
+    Arguments:
+        given: `deepspeed.config`, which stands in the place of the preset.
+
+    Raises:
+        UsageError: several ranks without DeepSpeed's engine, or an engine of DeepSpeed where it cannot be imported.
+    """
+    ranks = max(world().size, enter().size)
+    if given is None and preset == WHOLE:
+        if ranks > 1:
+            raise UsageError(
+                f"deepspeed.preset is 'none', which trains on one process, but there are {ranks} ranks; accepted with several: "
+                f"{', '.join(PRESETS)}"
+            )
+        return
+    missing = deepspeed_is_missing()
+    if missing is not None:
+        what = "deepspeed.config is given" if given is not None else f"deepspeed.preset is {preset!r}"
+        raise UsageError(
+            f"{what}, but DeepSpeed cannot be imported here ({missing}); accepted without it: deepspeed.preset none, on one "
+            "process"
+        )
+
+
+def engine_title(preset: str, given: Stock | None) -> str:
+    """What a notice calls the engine."""
+    return "torch's engine" if given is None and preset == WHOLE else "DeepSpeed's engine"
+
+
+def compute_device(preset: str, given: Stock | None) -> torch.device:
+    """Where this rank computes."""
+    if given is None and preset == WHOLE:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return agreed_device()
+
+
+def engine_config(
+    preset: str, given: Stock | None, nvme_path: str | None, facts: Facts, *, storage: str, unquantised: bool
+) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a preset, or of a stock JSON; None where DeepSpeed does not train.
+
+    Raises:
+        UsageError: a stock JSON that contradicts the facts, or a combination that is known to be broken.
+    """
+    if given is not None:
+        made = stock.stock_config(given, facts)
+    elif preset == WHOLE:
+        return None
+    else:
+        made = deepspeed_config(
+            preset,
+            micro_batch=facts.micro_batch,
+            rounds=facts.rounds,
+            world_size=facts.world_size,
+            max_grad_norm=facts.max_grad_norm,
+            trainable_numel=facts.trainable_numel,
+            block_numel=facts.block_numel,
+            nvme_path=nvme_path,
+        )
+    check_supported(made, storage=storage, unquantised=unquantised, dtype=facts.dtype)
+    return made
+
+
+def stock_training_keys(given: Stock) -> dict[str, str]:
+    """What a stock JSON's optimizer and scheduler are called in the YAML.
+
+    Raises:
+        UsageError: an optimizer or scheduler that has no counterpart.
+    """
+    return stock.stock_training_keys(read_deepspeed(given))
+
+
+def largest_block(model: nn.Module) -> int:
+    """Stored frozen elements of the largest decoder block, by which DeepSpeed's buffers are sized."""
+    return largest_block_numel(model)
+
+
+def start_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any] | None, max_grad_norm: float
+) -> Engine:
+    """Collective: the engine that `engine_config` has configured.
+
+    Arguments:
+        max_grad_norm: as in the configuration, for the engine that has none.
+    """
+    if config is None:
+        from dist_subspace.placement.whole.engine import WholeEngine
+
+        return WholeEngine(model, optimizer, max_grad_norm)
+    from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine, initialize
+
+    return DeepSpeedEngine(initialize(model, optimizer, config))
