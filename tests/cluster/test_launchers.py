@@ -95,3 +95,28 @@ def path_without_pdsh(folder: Path) -> str:
         if program.name != "pdsh":
             (programs / program.name).symlink_to(program)
     return f"{Path(sys.executable).parent}:{programs}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ("node1 slots=1\nnode9 slots=1\n", "node9, of {file}, was not reached by ssh without a password"),
+        ("# node1 slots=1\n", "HOSTFILE is {file}, which names no host"),
+    ],
+)
+def test_a_wrong_hostfile_is_one_sentence(lines: str, sentence: str, hosts: Hosts, tmp_path: Path) -> None:
+    file = tmp_path / "hostfile"
+    file.write_text(lines)
+    done = hosts["node1"].run([script("deepspeed.sh"), "none.yaml"], 60, ENVIRONMENT | {"HOSTFILE": str(file)})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.splitlines()[-1] == "error: " + sentence.format(file=file)
+
+
+def test_a_host_that_does_not_let_us_in_is_named(hosts: Hosts, tmp_path: Path) -> None:
+    hosts["node3"].cut()
+    try:
+        environment = ENVIRONMENT | {"HOSTFILE": hostfile(tmp_path, node1=1, node3=1)}
+        done = hosts["node1"].run([script("deepspeed.sh"), "none.yaml"], 60, environment)
+    finally:
+        hosts["node3"].mend()
+    assert done.returncode == 2 and "error: node3, of " in done.stderr

@@ -3,27 +3,27 @@ with the result of a run that was never stopped; one that is cancelled does not;
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.slurm import Slurm
 from tests.cluster.training import ENVIRONMENT, RUN_TIMEOUT, Recipe, result
 from tests.ranks import ROOT
 
 pytestmark = pytest.mark.cluster
-# Steps, which take longer than the job has until SLURM, which looks twice a minute, says that its two minutes will be over.
-LONG = 180
 
 
-def submit(slurm: Slurm, recipe: Recipe, run: Path, *options: str, changes: tuple[str, ...] = ()) -> str:
+def submit(slurm: Slurm, config: Path, run: Path, *options: str, changes: tuple[str, ...] = ()) -> str:
     """The job's number. The script is a copy without the line that asks for GPUs, as a person would edit it."""
     script = run.parent / "slurm.sbatch"
     lines = (ROOT / "launch" / "slurm.sbatch").read_text().splitlines()
     script.write_text("\n".join(line for line in lines if "--gpus-per-node" not in line) + "\n")
     shape = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", f"--output={run.parent}/out-%a"]
-    command = ["sbatch", "--parsable", *shape, *options, str(script), str(recipe.config), *changes]
+    command = ["sbatch", "--parsable", *shape, *options, str(script), str(config), *changes]
     done = slurm.run(command, 60, ENVIRONMENT | {"RUN": str(run)}, folder=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -41,6 +41,21 @@ def wait_for(slurm: Slurm, job: str, *states: str, hasten: bool = False) -> None
         time.sleep(1)
 
 
+def step_when_interrupted(slurm: Slurm, job: str, run: Path) -> int:
+    """The step after which the run was interrupted and saved. One that SLURM stops while it starts begins again."""
+    deadline = time.monotonic() + 2 * RUN_TIMEOUT
+    while True:
+        wait_for(slurm, job, "RUNNING", "PENDING", "COMPLETING")
+        if slurm.state(job) == "PENDING":
+            time.sleep(5)
+            slurm.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], timeout=20)
+        status = json.loads((run / "status.json").read_text()) if (run / "status.json").exists() else {}
+        if status.get("state") == "interrupted" and status["step"] > 0:
+            return int(status["step"])
+        assert time.monotonic() < deadline, said(run.parent) + slurm.story(job)
+        time.sleep(1)
+
+
 def wait_for_step(run: Path, step: int) -> None:
     deadline = time.monotonic() + RUN_TIMEOUT
     while f'"step": {step}' not in ((run / "metrics.jsonl").read_text() if (run / "metrics.jsonl").exists() else ""):
@@ -55,17 +70,27 @@ def said(folder: Path) -> str:
 def test_a_job_that_reaches_its_time_limit_is_requeued_and_finishes_as_if_nothing_had_been(
     slurm: Slurm, recipe: Recipe, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    job = submit(slurm, recipe, run, "--time=2", "--signal=USR1@75", changes=(f"training.max_steps={LONG}",))
+    """Its length follows from where it was stopped: SLURM's signal comes up to a minute before its time."""
+    run, config = tmp_path / "run", tmp_path / "config.yaml"
+    values = yaml.safe_load(recipe.config.read_text())
+    values["training"] |= {"max_steps": 100_000, "lr_scheduler_type": "constant", "warmup_steps": 0}
+    config.write_text(yaml.safe_dump(values))
+    job = submit(slurm, config, run, "--time=2", "--signal=USR1@30")
+    stopped = step_when_interrupted(slurm, job, run)
+    total = stopped + 3
+    values["training"]["max_steps"] = total
+    config.write_text(yaml.safe_dump(values))
     wait_for(slurm, job, "COMPLETED", "FAILED", "TIMEOUT", hasten=True)
     assert slurm.state(job) == "COMPLETED", said(tmp_path) + slurm.story(job)
-    assert "interrupted by signal SIGUSR1 after step " in said(tmp_path)
-    assert result(run) == recipe.alone(2, f"training.max_steps={LONG}")
+    assert f"interrupted by signal SIGUSR1 after step {stopped}; " in said(tmp_path)
+    assert "DUE TO TIME LIMIT" not in said(tmp_path)
+    constant = ("training.lr_scheduler_type=constant", "training.warmup_steps=0")
+    assert result(run) == recipe.alone(2, f"training.max_steps={total}", *constant)
 
 
 def test_a_job_that_is_cancelled_does_not_come_back(slurm: Slurm, recipe: Recipe, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = submit(slurm, recipe, run, "--time=10", changes=("training.max_steps=100000", "run.logging_steps=10"))
+    job = submit(slurm, recipe.config, run, "--time=10", changes=("training.max_steps=100000", "run.logging_steps=10"))
     wait_for_step(run, 10)
     slurm.run(["scancel", job], timeout=20).check_returncode()
     wait_for(slurm, job, "CANCELLED")
@@ -74,7 +99,7 @@ def test_a_job_that_is_cancelled_does_not_come_back(slurm: Slurm, recipe: Recipe
 
 
 def test_an_array_is_one_run_a_seed(slurm: Slurm, recipe: Recipe, tmp_path: Path) -> None:
-    job = submit(slurm, recipe, tmp_path / "run", "--array=0-1%1", "--time=10")
+    job = submit(slurm, recipe.config, tmp_path / "run", "--array=0-1%1", "--time=10")
     wait_for(slurm, job, "COMPLETED", "FAILED")
     assert slurm.state(job) == "COMPLETED COMPLETED", said(tmp_path)
     first, second = (result(tmp_path / f"run-seed{seed}") for seed in (0, 1))
