@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dist_subspace import launchers
 from dist_subspace.errors import UsageError
-from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
@@ -37,7 +38,7 @@ def check_engine(preset: str, given: Stock | None) -> None:
     Raises:
         UsageError: several ranks without DeepSpeed's engine, or an engine of DeepSpeed where it cannot be imported.
     """
-    ranks = max(world().size, enter().size)
+    ranks = max(world().size, launchers.read(os.environ).size)
     if given is None and preset == WHOLE:
         if ranks > 1:
             raise UsageError(

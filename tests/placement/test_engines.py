@@ -50,7 +50,8 @@ def test_without_deepspeed_only_none_is_accepted(
 def test_a_launcher_that_started_several_processes_is_seen_before_they_have_met(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "3")
+    for name, value in {"RANK": "1", "SIZE": "3", "LOCAL_RANK": "1", "LOCAL_SIZE": "3"}.items():
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", value)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(UsageError, match="there are 3 ranks; accepted with several: zero0, zero1"):
         engines.check_engine("none", None)

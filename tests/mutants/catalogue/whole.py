@@ -82,7 +82,7 @@ MUTANTS = [
     Mutant(
         name="none-on-several-ranks",
         file="dist_subspace/placement/engines.py",
-        text="    ranks = max(world().size, enter().size)",
+        text="    ranks = max(world().size, launchers.read(os.environ).size)",
         becomes="    ranks = 1",
         promise="Preset none is refused on several ranks.",
         tests=[f"{_CHOICE}::test_a_launcher_that_started_several_processes_is_seen_before_they_have_met"],
