@@ -79,21 +79,21 @@ class Batches:
         self.global_batch_size = self._whole_batch(settings.global_batch_size)
         self.micro_per_step = self.global_batch_size // self.micro_batch_size
 
-    def _whole_batch(self, given: int | None) -> int:
-        """The global batch as given, or the largest that an epoch fills."""
+    def _whole_batch(self, requested: int | None) -> int:
+        """The global batch size as requested, or the largest that an epoch fills."""
         rows = self.rows_per_epoch(0)
-        most = rows // self.micro_batch_size * self.micro_batch_size
-        if most >= (given or 1):
-            return given or most
-        kind = "packed rows" if self.packing else "samples"
-        if most == 0:
+        largest = rows // self.micro_batch_size * self.micro_batch_size
+        if largest >= (requested or 1):
+            return requested or largest
+        row_name = "packed rows" if self.packing else "samples"
+        if largest == 0:
             raise UsageError(
-                f"training.per_device_train_batch_size is {self.micro_batch_size}, but the data has {rows} {kind}; "
+                f"training.per_device_train_batch_size is {self.micro_batch_size}, but the data has {rows} {row_name}; "
                 "accepted: at most that many"
             )
         raise UsageError(
-            f"training.global_batch_size is {given}, but the data has {rows} {kind}; accepted: at most {most}, or null for all "
-            "of them"
+            f"training.global_batch_size is {requested}, but the data has {rows} {row_name}; "
+            f"accepted: at most {largest}, or null for all of them"
         )
 
     def rows_per_epoch(self, epoch: int) -> int:
@@ -111,10 +111,10 @@ class Batches:
 
     def total_steps(self, num_train_epochs: float) -> int:
         """Steps of so many epochs, rounded up, at least 1."""
-        whole = int(num_train_epochs)
-        rows: float = sum(self.rows_per_epoch(epoch) for epoch in range(whole))
-        if num_train_epochs > whole:
-            rows += (num_train_epochs - whole) * self.rows_per_epoch(whole)
+        whole_epochs = int(num_train_epochs)
+        rows: float = sum(self.rows_per_epoch(epoch) for epoch in range(whole_epochs))
+        if num_train_epochs > whole_epochs:
+            rows += (num_train_epochs - whole_epochs) * self.rows_per_epoch(whole_epochs)
         return max(1, math.ceil(rows / self.global_batch_size - 1e-9))
 
     def batch(self, step: int) -> GlobalBatch:
@@ -125,7 +125,7 @@ class Batches:
         rounds: list[MicroBatch | None] = []
         for start in range(0, self.micro_per_step, self.world_size):
             index = start + self.rank
-            rounds.append(self._micro(rows, index, first + index) if index < self.micro_per_step else None)
+            rounds.append(self._micro_batch(rows, index, first + index) if index < self.micro_per_step else None)
         return GlobalBatch(
             step=step,
             rounds=rounds,
@@ -136,13 +136,13 @@ class Batches:
             epoch=epoch,
         )
 
-    def _micro(self, rows: list[Row], index: int, number: int) -> MicroBatch:
+    def _micro_batch(self, rows: list[Row], index: int, number: int) -> MicroBatch:
         start = index * self.micro_batch_size
         return self.collate(rows[start : start + self.micro_batch_size], number)
 
     def _rows_of(self, step: int) -> tuple[list[Row], float]:
         """The rows of a global batch, and how many epochs are behind after it."""
-        epoch, place = self._find(step * self.global_batch_size)
+        epoch, place = self._epoch_and_place(step * self.global_batch_size)
         rows: list[Row] = []
         while True:
             missing = self.global_batch_size - len(rows)
@@ -152,7 +152,7 @@ class Batches:
                 return rows, epoch + place / self.rows_per_epoch(epoch)
             epoch, place = epoch + 1, 0
 
-    def _find(self, row: int) -> tuple[int, int]:
+    def _epoch_and_place(self, row: int) -> tuple[int, int]:
         """(epoch, place in it) of a row in the endless line of epochs."""
         if not self.packing:
             return divmod(row, self.rows_per_epoch(0))

@@ -66,8 +66,8 @@ class Collator:
             inputs["attention_mask"] = self._stack([np.ones_like(row) for row in ids], 0)
         else:
             # Padding is a segment of its own: its positions begin at 0 again, and no attention mask is needed.
-            for row, known in zip(inputs["position_ids"], positions):
-                row[len(known) :] = torch.arange(len(row) - len(known))
+            for row, sample_positions in zip(inputs["position_ids"], positions):
+                row[len(sample_positions) :] = torch.arange(len(row) - len(sample_positions))
             if self.segment_lengths:
                 inputs |= kernel_lengths(inputs["position_ids"])
         return inputs, self._stack(labels, IGNORED)
@@ -83,6 +83,6 @@ class Collator:
         width = -(-width // self.pad_to_multiple) * self.pad_to_multiple
         stacked = np.full((len(rows), width), filler, np.int64)
         left = self.padding_side == "left" and not self.packing
-        for place, row in zip(stacked, rows):
-            place[width - len(row) if left else 0 :][: len(row)] = row
+        for stacked_row, row in zip(stacked, rows):
+            stacked_row[width - len(row) if left else 0 :][: len(row)] = row
         return torch.from_numpy(stacked)

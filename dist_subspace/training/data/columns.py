@@ -25,12 +25,12 @@ class Row:
         """The column's value; it must be there and not null."""
         column = self.settings.column(name)
         if self.record.get(column) is None:
-            there = ", ".join(shown(str(key))[1:-1] for key in list(self.record)[:MOST_NAMED]) or "none"
-            there += f", ... {len(self.record) - MOST_NAMED} more" if len(self.record) > MOST_NAMED else ""
-            found = "null in" if column in self.record else "no"
+            columns_there = ", ".join(shown(str(key))[1:-1] for key in list(self.record)[:MOST_NAMED]) or "none"
+            columns_there += f", ... {len(self.record) - MOST_NAMED} more" if len(self.record) > MOST_NAMED else ""
+            what_is_there = "null in" if column in self.record else "no"
             raise UsageError(
-                f"{self} has {found} column {column!r}, which format {self.settings.format!r} needs (columns there: "
-                f"{there}; data.{name}_field names another)"
+                f"{self} has {what_is_there} column {column!r}, which format {self.settings.format!r} needs (columns there: "
+                f"{columns_there}; data.{name}_field names another)"
             )
         return self.record[column]
 
@@ -43,8 +43,8 @@ class Row:
 
     def texts(self) -> dict[str, str]:
         """Every column that is text or a finite number, by its own name (for `data.template`)."""
-        known = {k: v for k, v in self.record.items() if isinstance(v, str | int | float)}
-        return {k: self._as_text(v, k) for k, v in known.items() if not isinstance(v, float) or math.isfinite(v)}
+        printable = {k: v for k, v in self.record.items() if isinstance(v, str | int | float)}
+        return {k: self._as_text(v, k) for k, v in printable.items() if not isinstance(v, float) or math.isfinite(v)}
 
     def _as_text(self, value: Any, column: str) -> str:
         if isinstance(value, float) and not math.isfinite(value):

@@ -33,16 +33,17 @@ class Cutting:
 def counted(lengths: Sequence[np.ndarray], dropped: Sequence[np.ndarray], kept: Sequence[int]) -> Cutting:
     """The counts over several sources, from each one's (samples,) lengths before cutting (0: without a target), (samples,)
     tokens dropped, and number of samples kept."""
-    every = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
-    lost = np.concatenate(dropped) if dropped else np.zeros(0, np.int64)
-    whole = np.sort(every[every > 0])
+    all_lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    all_dropped = np.concatenate(dropped) if dropped else np.zeros(0, np.int64)
+    trained_lengths = np.sort(all_lengths[all_lengths > 0])
+    place_95 = int(np.ceil(WHOLE_SHARE * len(trained_lengths))) - 1
     return Cutting(
-        samples=len(every),
-        cut=int(np.count_nonzero(lost)),
-        left_out=len(whole) - sum(kept),
-        without_target=len(every) - len(whole),
-        tokens_dropped=int(lost.sum()),
-        length_95=int(whole[int(np.ceil(WHOLE_SHARE * len(whole))) - 1]) if len(whole) else 0,
+        samples=len(all_lengths),
+        cut=int(np.count_nonzero(all_dropped)),
+        left_out=len(trained_lengths) - sum(kept),
+        without_target=len(all_lengths) - len(trained_lengths),
+        tokens_dropped=int(all_dropped.sum()),
+        length_95=int(trained_lengths[place_95]) if len(trained_lengths) else 0,
     )
 
 
@@ -60,18 +61,18 @@ def fit(
     Left out where the answer alone (from its first to its last trained token) does not fit, or where nothing is trained.
     """
     flags = np.asarray(trained, bool)
-    places = np.flatnonzero(flags)
-    if not len(places) or (len(places) == 1 and places[0] == 0):
+    trained_places = np.flatnonzero(flags)
+    if not len(trained_places) or (len(trained_places) == 1 and trained_places[0] == 0):
         return NOTHING
-    first, end = int(places[0]), int(places[-1]) + 1
+    first, end = int(trained_places[0]), int(trained_places[-1]) + 1
     if len(ids) <= max_length:
         return Outcome(Sample(ids, trained), len(ids))
     if end <= max_length:  # tokens after the last answer teach nothing: they go before any of the prompt
         return Outcome(Sample(ids[:max_length], flags[:max_length]), max_length)
     if end - first > max_length:
         return Outcome(None, end)
-    head = next((head for head in (min(one, first) for one in keep) if head + end - first <= max_length), 0)
+    head = next((head for head in (min(count, first) for count in keep) if head + end - first <= max_length), 0)
     start = end - (max_length - head)
-    kept = np.concatenate([np.asarray(ids[:head], np.int64), np.asarray(ids[start:end], np.int64)])
+    kept_ids = np.concatenate([np.asarray(ids[:head], np.int64), np.asarray(ids[start:end], np.int64)])
     flags = np.concatenate([flags[:head], flags[start:end]])
-    return Outcome(Sample(kept, flags) if flags[1:].any() else None, end)
+    return Outcome(Sample(kept_ids, flags) if flags[1:].any() else None, end)

@@ -16,10 +16,10 @@ def cutting_text(cutting: Cutting, max_length: int) -> tuple[list[str], bool]:
 
     sentences = []
     if cutting.cut:
-        lost, each = cutting.tokens_dropped, cutting.tokens_dropped / cutting.cut
+        lost, lost_each = cutting.tokens_dropped, cutting.tokens_dropped / cutting.cut
         sentences.append(
             f"data.max_length {max_length:,} cuts {of_all(cutting.cut)}: they lose {lost:,} tokens of their older text, "
-            f"{each:,.0f} each on average"
+            f"{lost_each:,.0f} each on average"
         )
     if cutting.left_out:
         sentences.append(
@@ -29,8 +29,8 @@ def cutting_text(cutting: Cutting, max_length: int) -> tuple[list[str], bool]:
         sentences.append(f"{of_all(cutting.without_target)} are left out: they hold nothing to train")
     if cutting.length_95 > max_length:
         sentences.append(f"data.max_length={cutting.length_95} would keep {WHOLE_SHARE:.0%} of them whole")
-    many = cutting.without_target > (1 - WHOLE_SHARE) * cutting.samples
-    return sentences, bool(sentences) and (many or cutting.length_95 > max_length)
+    many_without_target = cutting.without_target > (1 - WHOLE_SHARE) * cutting.samples
+    return sentences, bool(sentences) and (many_without_target or cutting.length_95 > max_length)
 
 
 def _percent(count: int, whole: int) -> str:

@@ -91,7 +91,7 @@ class Encoder:
                 return marked[:start], marked[start + len(bare) :]
         return [], []
 
-    def _encode(self, texts: list[str], marks: bool) -> list[list[int]]:
+    def _encode(self, texts: list[str], with_marks: bool) -> list[list[int]]:
         # verbose=False: a text longer than the model's context is cut by us, and needs no warning.
-        found = self.tokenizer(texts, add_special_tokens=marks, return_attention_mask=False, verbose=False)
-        return [list(ids) for ids in found["input_ids"]]
+        encoded = self.tokenizer(texts, add_special_tokens=with_marks, return_attention_mask=False, verbose=False)
+        return [list(ids) for ids in encoded["input_ids"]]

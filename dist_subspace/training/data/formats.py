@@ -48,9 +48,11 @@ def classification(rows: list[Row], encoder: Encoder) -> list[Samples]:
             raise UsageError(
                 f"data.max_length is {row.settings.max_length}; accepted: room for more than special tokens"
             )
-        kept = encoder.opening + ids[-room:] + encoder.closing
-        whole = len(encoder.opening) + len(ids) + len(encoder.closing)
-        samples.append([Outcome(Sample(kept, [False] * len(kept), label), whole) if kept else NOTHING])
+        kept_ids = encoder.opening + ids[-room:] + encoder.closing
+        whole_length = len(encoder.opening) + len(ids) + len(encoder.closing)
+        samples.append(
+            [Outcome(Sample(kept_ids, [False] * len(kept_ids), label), whole_length) if kept_ids else NOTHING]
+        )
     return samples
 
 
@@ -88,8 +90,8 @@ def _filled(template: str, fields: dict[str, str]) -> str:
     return text
 
 
-def _answered(rows: list[Row], prompts: list[str], answer: str, encoder: Encoder) -> list[Samples]:
-    pairs = encoder.pairs(prompts, [row.text(answer) for row in rows])
+def _answered(rows: list[Row], prompts: list[str], answer_column: str, encoder: Encoder) -> list[Samples]:
+    pairs = encoder.pairs(prompts, [row.text(answer_column) for row in rows])
     return [[_fitted(row, head, tail, encoder)] for row, (head, tail) in zip(rows, pairs)]
 
 
@@ -99,10 +101,10 @@ def _fitted(row: Row, head: list[int], tail: list[int], encoder: Encoder) -> Out
 
 
 def _pieces(row: Row, encoder: Encoder) -> Samples:
-    own = [i for block in encoder.ids(_blocks(row.text("text"))) for i in block]
-    if not own:
+    text_ids = [i for block in encoder.ids(_blocks(row.text("text"))) for i in block]
+    if not text_ids:
         return [NOTHING]
-    ids = encoder.ended(encoder.begun(own))
+    ids = encoder.ended(encoder.begun(text_ids))
     pieces = [ids[start:end] for start, end in _parts(len(ids), row.settings.max_length)]
     return [Outcome(Sample(piece, [True] * len(piece)), len(piece)) for piece in pieces] or [NOTHING]
 

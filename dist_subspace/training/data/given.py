@@ -32,7 +32,7 @@ def in_form(messages: list[Message], form: Form) -> list[Message]:
         messages = [{"content": ""} | message for message in messages]
     if as_text:
         messages = [
-            message | {"tool_calls": [_with_text(call) for call in message["tool_calls"]]}
+            message | {"tool_calls": [_with_text_arguments(call) for call in message["tool_calls"]]}
             if "tool_calls" in message
             else message
             for message in messages
@@ -51,10 +51,10 @@ def fitting(messages: list[Message], rendered: Callable[[list[Message]], str | N
     return next((form for form in FORMS if _is_shown(messages, in_form(messages, form), rendered)), None)
 
 
-def _with_text(call: dict[str, Any]) -> dict[str, Any]:
-    inner = call.get("function", call)
-    inner = inner | {"arguments": json.dumps(inner["arguments"], ensure_ascii=False)}
-    return call | {"function": inner} if "function" in call else inner
+def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function", call)
+    function = function | {"arguments": json.dumps(function["arguments"], ensure_ascii=False)}
+    return call | {"function": function} if "function" in call else function
 
 
 def _is_shown(messages: list[Message], formed: list[Message], rendered: Callable[[list[Message]], str | None]) -> bool:

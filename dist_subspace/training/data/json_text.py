@@ -47,18 +47,18 @@ def read_json_lines(file: Path) -> Iterator[Record]:
                     continue
             elif not text:
                 continue
-            begins, whole = (number, text) if spread is None else (spread.line, spread.text)
+            first_line, whole_text = (number, text) if spread is None else (spread.line, spread.text)
             try:
-                row = _DECODER.decode(whole)
+                row = _DECODER.decode(whole_text)
             except json.JSONDecodeError as error:
-                if error.pos < len(whole):  # broken, whatever comes
-                    raise _fault(error, file, begins) from error
-                spread = spread or _Spread(whole, begins, error)
+                if error.pos < len(whole_text):  # broken, whatever comes
+                    raise _fault(error, file, first_line) from error
+                spread = spread or _Spread(whole_text, first_line, error)
                 continue
             except (ValueError, RecursionError) as error:
-                raise _fault(error, file, begins) from error
+                raise _fault(error, file, first_line) from error
             spread = None
-            yield _object(row, file, begins)
+            yield _object(row, file, first_line)
     if spread is not None:
         raise spread.broken(file)
 
@@ -105,7 +105,7 @@ def _fault(error: Exception, file: Path, line: int) -> UsageError:
     """What is wrong with a text that begins at that line of the file."""
     if isinstance(error, json.JSONDecodeError):
         return UsageError(f"{file} is not JSON at line {line + error.lineno - 1}: {error.msg}")
-    if isinstance(error, _Twice):
+    if isinstance(error, _RepeatedName):
         return UsageError(
             f"{file}: an object from line {line} on has {shown(error.key)} twice; accepted: each name once"
         )
@@ -117,17 +117,17 @@ def _fault(error: Exception, file: Path, line: int) -> UsageError:
     )
 
 
-class _Twice(ValueError):
+class _RepeatedName(ValueError):
     def __init__(self, key: str) -> None:
         super().__init__(key)
         self.key = key
 
 
-def _once(pairs: list[tuple[str, Any]]) -> Record:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise _Twice(next(key for place, (key, _) in enumerate(pairs) if key in [k for k, _ in pairs[:place]]))
-    return found
+def _without_repeats(pairs: list[tuple[str, Any]]) -> Record:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise _RepeatedName(next(key for place, (key, _) in enumerate(pairs) if key in [k for k, _ in pairs[:place]]))
+    return record
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats)

@@ -38,32 +38,32 @@ def label_names(columns: list[Columns]) -> list[str]:
     begins with a zero that no number has (01), all are codes, which are text: 01 and 1 are two classes. The integer 1 and the
     text "1" are one: files of different kinds write the same label so.
     """
-    found = {label for part in columns for label in part.labels}
-    numbers = {_number(label) for label in found}
+    labels = {label for part in columns for label in part.labels}
+    numbers = {_as_integer(label) for label in labels}
     if None in numbers or min(n for n in numbers if n is not None) < 0:
-        return sorted({str(label) for label in found})
-    most = max(n for n in numbers if n is not None)
-    if most >= MOST_CLASSES:
-        raise UsageError(f"the largest label is {most}; accepted: class ids below {MOST_CLASSES}, or text")
-    return [str(i) for i in range(most + 1)]
+        return sorted({str(label) for label in labels})
+    largest = max(n for n in numbers if n is not None)
+    if largest >= MOST_CLASSES:
+        raise UsageError(f"the largest label is {largest}; accepted: class ids below {MOST_CLASSES}, or text")
+    return [str(i) for i in range(largest + 1)]
 
 
 def class_ids(columns: Columns, names: list[str], source: str) -> np.ndarray:
     """(labels of the columns,) int64: the class id of each label in the columns' own list."""
-    place = {name: i for i, name in enumerate(names)}
+    id_of_name = {name: i for i, name in enumerate(names)}
     ids = []
     for label in columns.labels:
         name = str(label)
-        if name not in place:
+        if name not in id_of_name:
             known = ", ".join(shown(known)[1:-1] for known in names[:8]) + (", ..." if len(names) > 8 else "")
             raise UsageError(f"{source} has the label {shown(label)}, which the training data has not (there: {known})")
-        ids.append(place[name])
+        ids.append(id_of_name[name])
     return np.asarray(ids, np.int64)
 
 
-def _number(label: str | int) -> int | None:
-    """The integer that the label is or writes as `str` would."""
+def _as_integer(label: str | int) -> int | None:
+    """The label as an integer, where it is one or the text that `str` makes of one."""
     if isinstance(label, int):
         return label
-    short = label.isascii() and label.isdigit() and len(label) <= LONGEST_NUMBER
-    return int(label) if short and str(int(label)) == label else None
+    is_short_number = label.isascii() and label.isdigit() and len(label) <= LONGEST_NUMBER
+    return int(label) if is_short_number and str(int(label)) == label else None

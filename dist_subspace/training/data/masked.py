@@ -33,8 +33,8 @@ class MaskedEncoder:
         if not self.tokenizer.is_fast:
             return [self._by_beginnings(text, spans) for text, spans, _ in texts]
         parted = [list(self._pieces(*marked)) for marked in texts]
-        found = self._encoded({piece for pieces in parted for piece in pieces})
-        return [_joined([found[piece] for piece in pieces]) for pieces in parted]
+        tokens_of_piece = self._encoded({piece for pieces in parted for piece in pieces})
+        return [_joined([tokens_of_piece[piece] for piece in pieces]) for pieces in parted]
 
     def _pieces(self, text: str, spans: list[Span], contents: list[int]) -> Any:
         """(piece, spans in it): () where there are none, the whole piece as (0, its length)."""
@@ -43,13 +43,13 @@ class MaskedEncoder:
             yield text[start:end], inside
 
     def _encoded(self, pieces: set[tuple[str, tuple[Span, ...]]]) -> dict[Any, tuple[np.ndarray, np.ndarray]]:
-        parts = [piece for piece in pieces if piece[1] and piece[1] != ((0, len(piece[0])),)]
-        texts = list({text for text, _ in pieces} - {text for text, _ in parts})
-        partial = list({text for text, _ in parts})
-        encodings = dict(zip(partial, self._called(partial))) if partial else {}
-        ids = {text: np.asarray(found.ids, np.int32) for text, found in encodings.items()}
-        ids |= zip(texts, self.ids(texts))
-        result = {}
+        partly_marked = [piece for piece in pieces if piece[1] and piece[1] != ((0, len(piece[0])),)]
+        other_texts = list({text for text, _ in pieces} - {text for text, _ in partly_marked})
+        partly_marked_texts = list({text for text, _ in partly_marked})
+        encodings = dict(zip(partly_marked_texts, self._called(partly_marked_texts))) if partly_marked_texts else {}
+        ids = {text: np.asarray(encoding.ids, np.int32) for text, encoding in encodings.items()}
+        ids |= zip(other_texts, self.ids(other_texts))
+        tokens_of_piece = {}
         for text, spans in pieces:
             flags = np.zeros(len(ids[text]), bool)
             if spans == ((0, len(text)),):
@@ -57,14 +57,14 @@ class MaskedEncoder:
             else:
                 for span in spans:
                     flags[slice(*_tokens_of(encodings[text], span))] = True
-            result[text, spans] = ids[text], flags
-        return result
+            tokens_of_piece[text, spans] = ids[text], flags
+        return tokens_of_piece
 
     def ids(self, texts: list[str]) -> list[np.ndarray]:
         """(n,) int32 ids of each text, of a tokenizer that has positions."""
         if texts and self._words is not None:
             return self._words.ids(texts)
-        return [np.asarray(found.ids, np.int32) for found in self._encode(texts)]
+        return [np.asarray(encoding.ids, np.int32) for encoding in self._encode(texts)]
 
     def _encode(self, texts: list[str]) -> list[Any]:
         if not texts:
@@ -86,7 +86,7 @@ class MaskedEncoder:
         probe.append("  A b\n\n\tÉß İﬁ x \u200b日本 don't 12,345  ")
         called = self._called(probe)  # it also takes the backend's truncation and padding away
         direct = self.tokenizer.backend_tokenizer.encode_batch_fast(probe, add_special_tokens=False)
-        return [one.ids for one in called] == [one.ids for one in direct]
+        return [encoding.ids for encoding in called] == [encoding.ids for encoding in direct]
 
     @cached_property
     def _words(self) -> Words | None:
@@ -98,16 +98,16 @@ class MaskedEncoder:
         return Parting(self.tokenizer)
 
     def _by_beginnings(self, text: str, spans: list[Span]) -> tuple[np.ndarray, np.ndarray]:
-        """For a tokenizer without positions: a token lies before a place if the text up to there begins with it."""
+        """Ids and mask of a tokenizer without positions: a token lies before a place if the text up to there begins with it."""
         places = [place for span in spans for place in span]
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             [text, *(text[:place] for place in places)],
             add_special_tokens=False,
             return_attention_mask=False,
             verbose=False,
         )["input_ids"]
-        ids, beginnings = list(found[0]), [list(one) for one in found[1:]]
-        shared = [len(os.path.commonprefix([ids, one])) for one in beginnings]
+        ids, beginnings = list(encoded[0]), [list(beginning) for beginning in encoded[1:]]
+        shared = [len(os.path.commonprefix([ids, beginning])) for beginning in beginnings]
         flags = np.zeros(len(ids), bool)
         for number in range(len(spans)):
             start, end = shared[2 * number], shared[2 * number + 1]

@@ -32,9 +32,25 @@ SPEAKERS = {"user", "assistant", "system", "developer", "tool", "function", "ipy
 """Roles that one template or another knows."""
 FLAGS = ("train", "training", "loss")
 """Names under which tools of the trade say whether a turn is trained."""
-OURS = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
-OURS |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
-OURS |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
+RESERVED = {
+    "conversation",
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "tokenize",
+    "continue_final_message",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "return_assistant_tokens_mask",
+    "tokenizer_kwargs",
+    "sanitize_control_tokens",
+}
+"""Names that `apply_chat_template` takes itself: no record may set them."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +70,11 @@ class Conversation:
         return str(self.row)
 
     def upto(self, end: int) -> Conversation:
-        """The first `end` messages."""
+        """The conversation's first `end` messages."""
         return replace(self, messages=self.messages[:end], trained=self.trained[:end])
 
     def without(self, start: int, end: int) -> Conversation:
-        """Without messages `start` to `end`."""
+        """The conversation without messages `start` to `end`."""
         return replace(
             self,
             messages=self.messages[:start] + self.messages[end:],
@@ -134,13 +150,13 @@ def _message(row: Row, raw: Any) -> tuple[Message, bool]:
 
 
 def _from_sharegpt(row: Row, message: Message) -> Message:
-    who = message["from"]
-    if who not in ROLES:
-        raise UsageError(f"{row} has a message from {who!r}; accepted: {', '.join(ROLES)}")
-    named = {key: value for key, value in message.items() if key not in ("from", "value")} | {"role": ROLES[who]}
+    speaker = message["from"]
+    if speaker not in ROLES:
+        raise UsageError(f"{row} has a message from {speaker!r}; accepted: {', '.join(ROLES)}")
+    named = {key: value for key, value in message.items() if key not in ("from", "value")} | {"role": ROLES[speaker]}
     if "value" not in message:
         return named
-    if who != "function_call":
+    if speaker != "function_call":
         return named | {"content": message["value"]}
     calls = message["value"]
     if isinstance(calls, str):
@@ -150,7 +166,7 @@ def _from_sharegpt(row: Row, message: Message) -> Message:
 
 
 def _weight(row: Row, message: Message) -> bool:
-    """Takes `weight` and `train` (or what else it is called) out of the message: False where one of them masks it."""
+    """Whether the message may be trained: neither `weight` nor a flag of FLAGS masks it. Both are taken out of the message."""
     weight = message.pop("weight", 1)
     if weight not in (0, 1):
         raise UsageError(f"{row} has a message with weight {weight!r}; accepted: 0 (not trained) or 1")
@@ -190,34 +206,35 @@ def _calls(row: Row, calls: Any, name: str = "tool_calls") -> list[Any]:
 
 
 def _call(row: Row, call: Any) -> dict[str, Any]:
-    inner = call.get("function", call) if isinstance(call, dict) else None
-    if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UsageError(f"{row} has a tool call without a name; accepted: {{function: {{name, arguments}}}}")
-    arguments = inner.get("arguments", {})
+    arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = (
-            _decoded(row, arguments, f"arguments of the tool call {inner['name']!r}") if arguments.strip() else {}
+            _decoded(row, arguments, f"arguments of the tool call {function['name']!r}") if arguments.strip() else {}
         )
     if not isinstance(arguments, dict):
         raise UsageError(
-            f"{row} has {type(arguments).__name__} as arguments of the tool call {inner['name']!r}; accepted: an object"
+            f"{row} has {type(arguments).__name__} as arguments of the tool call {function['name']!r}; accepted: an object"
         )
-    inner = inner | {"arguments": arguments}
-    return call | {"function": inner} if "function" in call else inner
+    function = function | {"arguments": arguments}
+    return call | {"function": function} if "function" in call else function
 
 
 def _objects(row: Row, name: str) -> list[Any] | None:
     """A list of objects that may stand in a string, or each in a string of its own; None where there are none."""
     column = row.settings.column(name)
-    found = row.record.get(column)
-    if isinstance(found, str):
-        found = _decoded(row, found, f"column {column!r}") if found.strip() else None
-    if found is None or found == []:
+    objects = row.record.get(column)
+    if isinstance(objects, str):
+        objects = _decoded(row, objects, f"column {column!r}") if objects.strip() else None
+    if objects is None or objects == []:
         return None
-    if not isinstance(found, list):
-        raise UsageError(f"{row} has {type(found).__name__} in column {column!r}; accepted: a list of objects")
+    if not isinstance(objects, list):
+        raise UsageError(f"{row} has {type(objects).__name__} in column {column!r}; accepted: a list of objects")
     entries = [
-        _decoded(row, one, f"column {column!r}") if isinstance(one, str) else _without_nulls(one) for one in found
+        _decoded(row, entry, f"column {column!r}") if isinstance(entry, str) else _without_nulls(entry)
+        for entry in objects
     ]
     for entry in entries:
         if not isinstance(entry, dict):
@@ -227,27 +244,27 @@ def _objects(row: Row, name: str) -> list[Any] | None:
 
 def _options(row: Row) -> dict[str, Any]:
     column = row.settings.column("chat_template_kwargs")
-    found = row.record.get(column)
-    if isinstance(found, str):
-        found = _decoded(row, found, f"column {column!r}") if found.strip() else None
-    if found is None:
+    options = row.record.get(column)
+    if isinstance(options, str):
+        options = _decoded(row, options, f"column {column!r}") if options.strip() else None
+    if options is None:
         return {}
-    if not isinstance(found, dict):
-        raise UsageError(f"{row} has {type(found).__name__} in column {column!r}; accepted: an object")
-    if reserved := sorted(OURS & set(found)):
+    if not isinstance(options, dict):
+        raise UsageError(f"{row} has {type(options).__name__} in column {column!r}; accepted: an object")
+    if reserved := sorted(RESERVED & set(options)):
         raise UsageError(f"{row} has {reserved[0]!r} in column {column!r}; accepted: variables of the chat template")
-    return {key: value for key, value in found.items() if value is not None}
+    return {key: value for key, value in options.items() if value is not None}
 
 
 def _decoded(row: Row, text: str, where: str) -> Any:
     try:
-        found = json.loads(text)
-        if "\\u" in text and (half := half_of_a_pair(json.dumps(found, ensure_ascii=False))):
+        value = json.loads(text)
+        if "\\u" in text and (half := half_of_a_pair(json.dumps(value, ensure_ascii=False))):
             raise UsageError(
                 f"{row} has half of a surrogate pair in {where}, {half}, which is no character; accepted: text that UTF-8 can "
                 "hold"
             )
-        return found
+        return value
     except UsageError:
         raise
     except (ValueError, RecursionError) as error:
@@ -256,7 +273,9 @@ def _decoded(row: Row, text: str, where: str) -> Any:
 
 def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: one if type(one) is str else _without_nulls(one) for key, one in value.items() if one is not None}
+        return {
+            key: part if type(part) is str else _without_nulls(part) for key, part in value.items() if part is not None
+        }
     if isinstance(value, list | tuple):
-        return [_without_nulls(one) for one in value]
+        return [_without_nulls(part) for part in value]
     return value

@@ -30,21 +30,21 @@ class Parting:
 
     def __init__(self, tokenizer: Any) -> None:
         self.backend = tokenizer.backend_tokenizer
-        self._used = str(getattr(tokenizer, "chat_template", "")) + "".join(tokenizer.all_special_tokens)
-        self._body = json.loads(self.backend.to_str())
-        self._known: dict[tuple[str, str], bool] = {}
-        self._before: dict[tuple[str, str], bool] = {}
+        self._template_text = str(getattr(tokenizer, "chat_template", "")) + "".join(tokenizer.all_special_tokens)
+        self._description = json.loads(self.backend.to_str())
+        self._decided_by_kinds: dict[tuple[str, str], bool] = {}
+        self._decided_by_text: dict[tuple[str, str], bool] = {}
 
     def edges(self, text: str, hints: Iterable[int]) -> list[int]:
         """0, the places at which `text` is parted, its length. `hints`: where contents and spans begin."""
         starts = [0] + ([match.start() for match in self.borders.finditer(text)] if self.borders else [])
-        found = {len(text), *starts}
+        edges = {len(text), *starts}
         if self._is_local:
             for place in hints:
                 start = starts[bisect_right(starts, place) - 1]
                 if start < place < len(text) and self.parts_before(text[start:place], text[place : place + WINDOW]):
-                    found.add(place)
-        return sorted(found)
+                    edges.add(place)
+        return sorted(edges)
 
     @cached_property
     def borders(self) -> re.Pattern[str] | None:
@@ -53,20 +53,20 @@ class Parting:
         They are found before the text is normalised, and take no blanks from their left; no other token overlaps them.
         Behind such a token nothing is the begin of a text any more, so it stays with what follows.
         """
-        sure = [
+        contents = [
             token["content"]
             for token in self._tokens
-            if token["content"] in self._used
+            if token["content"] in self._template_text
             and token.get("special")
             and not (token.get("normalized", True) or token.get("lstrip") or token.get("single_word"))
             and not token["content"].isspace()
             and not any(_overlaps(token["content"], other["content"]) for other in self._tokens if other is not token)
         ]
-        return re.compile("|".join(map(re.escape, sure))) if sure else None
+        return re.compile("|".join(map(re.escape, contents))) if contents else None
 
     @cached_property
     def _tokens(self) -> list[dict[str, Any]]:
-        return [token for token in self._body.get("added_tokens", []) if token["content"]]
+        return [token for token in self._description.get("added_tokens", []) if token["content"]]
 
     @cached_property
     def _added(self) -> re.Pattern[str]:
@@ -76,10 +76,10 @@ class Parting:
     @cached_property
     def _is_local(self) -> bool:
         """Whether the tokenizer is byte-level, by rules that look at what follows only."""
-        normalizer, model = self._body.get("normalizer"), self._body["model"]
+        normalizer, model = self._description.get("normalizer"), self._description["model"]
         plain = normalizer is None or normalizer.get("type") == "NFC"
         longest = max((len(token["content"]) for token in self._tokens), default=0)
-        steps = pre_tokenizers(self._body)
+        steps = pre_tokenizers(self._description)
         byte_level = any(step["type"] == "ByteLevel" for step in steps)
         return (
             plain
@@ -94,12 +94,12 @@ class Parting:
     def parts_before(self, head: str, rest: str) -> bool:
         """Whether a text is parted between `head`, which begins where it is parted in any case, and `rest`."""
         key = (head, rest[:LOOKED_AT])
-        known = self._before.get(key)
-        if known is None:
-            if len(self._before) > MOST:
-                self._before.clear()
-            known = self._before[key] = self._decided(head, rest)
-        return known
+        is_parted = self._decided_by_text.get(key)
+        if is_parted is None:
+            if len(self._decided_by_text) > MOST:
+                self._decided_by_text.clear()
+            is_parted = self._decided_by_text[key] = self._decided(head, rest)
+        return is_parted
 
     def _decided(self, head: str, rest: str) -> bool:
         if not self._is_local or not head or len(head) > WINDOW or not rest[:1].isalnum():
@@ -108,22 +108,24 @@ class Parting:
         if not kind[0].isascii():  # a character that might be one with the one before
             return False
         key = (head, kind)
-        if key not in self._known:
-            if len(self._known) > MOST:
-                self._known.clear()
-            self._known[key] = self._parts_between(head, rest[:WINDOW])
-        return self._known[key]
+        if key not in self._decided_by_kinds:
+            if len(self._decided_by_kinds) > MOST:
+                self._decided_by_kinds.clear()
+            self._decided_by_kinds[key] = self._parts_between(head, rest[:WINDOW])
+        return self._decided_by_kinds[key]
 
     def _parts_between(self, head: str, rest: str) -> bool:
-        before = max((match.end() for match in self._added.finditer(head)), default=0)
+        last_token_end = max((match.end() for match in self._added.finditer(head)), default=0)
         for token in self._tokens:  # one that begins before the place and ends behind it
             content = token["content"]
             if any(head.endswith(content[:n]) for n in range(1, len(content))):
                 return False
-        if before == len(head):
+        if last_token_end == len(head):
             return True
-        window = head[before:] + rest
-        return any(end == len(head) - before for _, (_, end) in self.backend.pre_tokenizer.pre_tokenize_str(window))
+        window = head[last_token_end:] + rest
+        return any(
+            end == len(head) - last_token_end for _, (_, end) in self.backend.pre_tokenizer.pre_tokenize_str(window)
+        )
 
 
 def _looks_ahead(step: dict[str, Any]) -> bool:

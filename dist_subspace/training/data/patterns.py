@@ -42,12 +42,12 @@ class Pattern:
     def spans_of(self, place: int) -> list[Span]:
         """What of literal `place` lies in spans, in characters of it."""
         start = sum(map(len, self.literals[:place]))
-        length, found = len(self.literals[place]), []
+        length, spans = len(self.literals[place]), []
         for (a, x), (b, y) in self.spans:
             begin, end = (0 if a < place else x - start), (length if b > place else y - start)
             if a <= place <= b and begin < end:
-                found.append((begin, end))
-        return found
+                spans.append((begin, end))
+        return spans
 
     def is_trained(self, place: int) -> bool:
         """Whether the content that follows literal `place` lies in a span."""
@@ -66,7 +66,7 @@ class _Slot:
 
 
 @dataclass(frozen=True)
-class _Known:
+class _LearnedPattern:
     slots: list[_Slot]
     ids: bytes
     flags: bytes
@@ -77,47 +77,57 @@ class PatternEncoder:
 
     def __init__(self, masked: MaskedEncoder) -> None:
         self.masked = masked
-        self._known: dict[Pattern, _Known | None] = {}
+        self._known: dict[Pattern, _LearnedPattern | None] = {}
 
     def tokens(self, filled: list[tuple[Pattern, list[str]]]) -> list[Tokens | None]:
-        """As `MaskedEncoder.tokens`; None where the text is not surely parted at the contents."""
-        found = [self._usable(pattern, contents) for pattern, contents in filled]
-        wanted = {contents[slot.number] for known, (_, contents) in zip(found, filled) if known for slot in known.slots}
-        texts = list(wanted)
+        """What `MaskedEncoder.tokens` gives for each text; None where the text is not surely parted at the contents."""
+        learned_patterns = [self._usable(pattern, contents) for pattern, contents in filled]
+        needed_contents = {
+            contents[slot.number]
+            for learned, (_, contents) in zip(learned_patterns, filled)
+            if learned
+            for slot in learned.slots
+        }
+        texts = list(needed_contents)
         ids = {text: array.tobytes() for text, array in zip(texts, self.masked.ids(texts))}
-        return [_joined(known, contents, ids) if known else None for known, (_, contents) in zip(found, filled)]
+        return [
+            _filled_tokens(learned, contents, ids) if learned else None
+            for learned, (_, contents) in zip(learned_patterns, filled)
+        ]
 
-    def _usable(self, pattern: Pattern, contents: list[str]) -> _Known | None:
+    def _usable(self, pattern: Pattern, contents: list[str]) -> _LearnedPattern | None:
         if pattern not in self._known:
             if len(self._known) >= MOST:
                 self._known.clear()
             self._known[pattern] = self._learned(pattern)
-        known = self._known[pattern]
-        if known is None:
+        learned = self._known[pattern]
+        if learned is None:
             return None
         parts_before = self.masked.parting.parts_before
-        return known if all(parts_before(slot.head, contents[slot.number]) for slot in known.slots) else None
+        return learned if all(parts_before(slot.head, contents[slot.number]) for slot in learned.slots) else None
 
-    def _learned(self, pattern: Pattern) -> _Known | None:
+    def _learned(self, pattern: Pattern) -> _LearnedPattern | None:
         borders = self.masked.parting.borders if self.masked.tokenizer.is_fast else None
         if borders is None or not all(borders.match(literal) for literal in pattern.literals[1:]):
             return None
         marked: list[Any] = [(text, pattern.spans_of(place), []) for place, text in enumerate(pattern.literals)]
-        found = [(ids.astype(np.int32).tobytes(), flags.tobytes()) for ids, flags in self.masked.tokens(marked)]
+        literal_tokens = [
+            (ids.astype(np.int32).tobytes(), flags.tobytes()) for ids, flags in self.masked.tokens(marked)
+        ]
         slots = []
         for place, (number, literal) in enumerate(zip(pattern.numbers, pattern.literals)):
             head = literal[max((match.start() for match in borders.finditer(literal)), default=0) :]
-            slots.append(_Slot(*found[place], head, number, b"\x01" if pattern.is_trained(place) else b"\x00"))
-        return _Known(slots, *found[-1])
+            slots.append(_Slot(*literal_tokens[place], head, number, b"\x01" if pattern.is_trained(place) else b"\x00"))
+        return _LearnedPattern(slots, *literal_tokens[-1])
 
 
-def _joined(known: _Known, contents: list[str], found: dict[str, bytes]) -> Tokens:
+def _filled_tokens(learned: _LearnedPattern, contents: list[str], ids_of_content: dict[str, bytes]) -> Tokens:
     ids: list[bytes] = []
     flags: list[bytes] = []
-    for slot in known.slots:
-        content = found[contents[slot.number]]
+    for slot in learned.slots:
+        content = ids_of_content[contents[slot.number]]
         ids += (slot.ids, content)
         flags += (slot.flags, slot.flag * (len(content) // 4))
-    ids.append(known.ids)
-    flags.append(known.flags)
+    ids.append(learned.ids)
+    flags.append(learned.flags)
     return np.frombuffer(b"".join(ids), np.int32), np.frombuffer(b"".join(flags), bool)

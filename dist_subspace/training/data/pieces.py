@@ -41,7 +41,7 @@ def tokenised(
     """
     rows = [Row(record, first + place, source, settings) for place, record in enumerate(records)]
     outcomes = FORMATS[settings.format](rows, encoder)
-    return _packed([(row.number, outcome) for row, some in zip(rows, outcomes) for outcome in some])
+    return _packed([(row.number, outcome) for row, row_outcomes in zip(rows, outcomes) for outcome in row_outcomes])
 
 
 def _packed(outcomes: list[tuple[int, Outcome]]) -> bytes:
@@ -77,7 +77,7 @@ class Pieces:
         return self._file(number).is_file() and self._read(number) is not None
 
     def put(self, number: int, piece: bytes) -> None:
-        """Kept whole or not at all; another process may put the same piece meanwhile."""
+        """The piece is kept whole or not at all; another process may put the same piece meanwhile."""
         hidden = self.folder / f"{number:08}.{os.getpid()}"
         hidden.write_bytes(piece)
         os.replace(hidden, self._file(number))
@@ -85,10 +85,10 @@ class Pieces:
     def all(self, count: int) -> Iterator[dict[str, Any]]:
         """The first `count` pieces, in order."""
         for number in range(count):
-            found = self._read(number)
-            if found is None:
+            piece = self._read(number)
+            if piece is None:
                 raise OSError(f"{self._file(number)} cannot be read again")
-            yield found
+            yield piece
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,6 +99,6 @@ class Pieces:
     def _read(self, number: int) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError, KeyError, EOFError, RuntimeError, TokenError, zipfile.BadZipFile):
             with np.load(self._file(number), allow_pickle=False) as stored:
-                found: dict[str, Any] = {name: stored[name] for name in ARRAYS}
-                return found | json.loads(stored["facts"].tobytes())
+                arrays: dict[str, Any] = {name: stored[name] for name in ARRAYS}
+                return arrays | json.loads(stored["facts"].tobytes())
         return None

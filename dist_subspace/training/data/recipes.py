@@ -41,23 +41,23 @@ class Recipes:
 
     def __init__(self, template: ChatTemplate) -> None:
         self.template = template
-        self._known: dict[Hashable, _Recipe] = {}
+        self._recipes: dict[Hashable, _Recipe] = {}
         self._looked_for: dict[str, _LookedFor] = {}
 
     def passages(self, talk: Conversation) -> list[Passage]:
-        """As `turns.passages`.
+        """What `turns.passages` gives for the conversation.
 
         Raises:
-            UsageError: as there.
+            UsageError: where `turns.passages` raises it.
         """
         key = self._shape(talk)
         if key is None:
             return passages(talk, self.template)
-        recipe = self._known.get(key)
+        recipe = self._recipes.get(key)
         if recipe is None:
-            if len(self._known) >= MOST:
-                self._known.clear()
-            recipe = self._known[key] = self._learned(talk)
+            if len(self._recipes) >= MOST:
+                self._recipes.clear()
+            recipe = self._recipes[key] = self._learned(talk)
         contents = [message["content"] for message in talk.messages]
         if not recipe.passages or recipe.whole.filled(contents) != self._text(talk, recipe):
             return passages(talk, self.template)
@@ -79,7 +79,7 @@ class Recipes:
         looked_for = self._looked_for.get(source)
         if looked_for is None:
             looked_for = self._looked_for[source] = _LookedFor(source, self.template.special_tokens)
-        if not all(content and content == content.strip() and not looked_for.in_(content) for content in contents):
+        if not all(content and content == content.strip() and not looked_for.is_in(content) for content in contents):
             return None
         roles = tuple([message["role"] for message in talk.messages])
         if _is_plain(talk):
@@ -93,27 +93,29 @@ class Recipes:
             return _Recipe(Pattern([""], [], []), [], None)
         messages = [message | {"content": symbol} for message, symbol in zip(talk.messages, symbols)]
         symbolic = replace(talk, messages=messages)
-        whole = _parted(self.template.text(symbolic), [])
-        found = passages(symbolic, self.template)
+        whole = _pattern_of(self.template.text(symbolic), [])
+        symbolic_passages = passages(symbolic, self.template)
         rendered = quick_rendering(self.template.tokenizer) if _is_plain(talk) else None
         if rendered is not None and rendered(talk.messages) != self.template.text(talk):
             rendered = None
-        return _Recipe(whole, [(_parted(passage.text, passage.spans), passage) for passage in found], rendered)
+        return _Recipe(
+            whole, [(_pattern_of(passage.text, passage.spans), passage) for passage in symbolic_passages], rendered
+        )
 
 
 class _LookedFor:
     """What a content may not hold, or be, so that the template makes of it what it makes of a symbol."""
 
     def __init__(self, source: str, special: list[str]) -> None:
-        asked, self.names = _literals(source)
-        texts = [*sorted(asked), *special]
+        looked_for, self.names = _literals(source)
+        texts = [*sorted(looked_for), *special]
         marks = [f"[{chr(SYMBOLS[0])}-{chr(SYMBOLS[-1])}]", *map(re.escape, texts)]
         self._search = re.compile("|".join(marks)).search
         # Most contents hold none of these, which is known sooner than by the expression.
         groups = groupby(sorted(texts), key=lambda text: text[0])
         self._beginnings = [os.path.commonprefix(list(group)) for _, group in groups]
 
-    def in_(self, content: str) -> bool:
+    def is_in(self, content: str) -> bool:
         if content in self.names:
             return True
         if content.isascii() and not any(beginning in content for beginning in self._beginnings):
@@ -135,19 +137,21 @@ def _filled(text: Pattern, passage: Passage, contents: list[str]) -> Passage:
     )
 
 
-def _parted(text: str, spans: list[Span]) -> Pattern:
+def _pattern_of(text: str, spans: list[Span]) -> Pattern:
     symbols = [(place, ord(c) - SYMBOLS[0]) for place, c in enumerate(text) if ord(c) in SYMBOLS]
     literals, start = [], 0
     for place, _ in symbols:
         literals.append(text[start:place])
         start = place + 1
 
-    def counted(place: int) -> tuple[int, int]:
+    def place_in_pattern(place: int) -> tuple[int, int]:
         before = sum(1 for symbol, _ in symbols if symbol < place)
         return before, place - before
 
     return Pattern(
-        [*literals, text[start:]], [number for _, number in symbols], [(counted(a), counted(b)) for a, b in spans]
+        [*literals, text[start:]],
+        [number for _, number in symbols],
+        [(place_in_pattern(a), place_in_pattern(b)) for a, b in spans],
     )
 
 
@@ -157,21 +161,21 @@ def _literals(template: str) -> tuple[frozenset[str], frozenset[str]]:
     from jinja2 import nodes
 
     tree = parsed(template)
-    everything = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
-    asked = set()
-    for test in tree.find_all(nodes.Compare):
-        if any(operand.op in ("in", "notin") for operand in test.ops):
-            asked |= _strings(test)
+    all_texts = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    looked_for = set()
+    for comparison in tree.find_all(nodes.Compare):
+        if any(operand.op in ("in", "notin") for operand in comparison.ops):
+            looked_for |= _strings(comparison)
     for call in tree.find_all((nodes.Call, nodes.Filter, nodes.Test)):
-        strips = isinstance(call, nodes.Call) and isinstance(call.node, nodes.Getattr) and call.node.attr in STRIPS
-        found = {text for argument in call.args for text in _strings(argument)}
-        asked |= {text for text in found if not (strips and not text.strip())}
-    return frozenset(filter(None, asked)), frozenset(filter(None, everything))
+        is_strip = isinstance(call, nodes.Call) and isinstance(call.node, nodes.Getattr) and call.node.attr in STRIPS
+        texts = {text for argument in call.args for text in _strings(argument)}
+        looked_for |= {text for text in texts if not (is_strip and not text.strip())}
+    return frozenset(filter(None, looked_for)), frozenset(filter(None, all_texts))
 
 
 def _strings(node: object) -> set[str]:
     from jinja2 import nodes
 
     assert isinstance(node, nodes.Node)
-    own = {node.value} if isinstance(node, nodes.Const) and isinstance(node.value, str) else set()
-    return own | {c.value for c in node.find_all(nodes.Const) if isinstance(c.value, str)}
+    own_text = {node.value} if isinstance(node, nodes.Const) and isinstance(node.value, str) else set()
+    return own_text | {constant.value for constant in node.find_all(nodes.Const) if isinstance(constant.value, str)}

@@ -69,8 +69,8 @@ def _checked(reader: Callable[[Path], Iterator[Record]], file: Path) -> Iterator
 
 
 def _not_utf8(file: Path) -> str:
-    """Where the file's first byte is that no UTF-8 text has there (a decoder counts from wherever it was given text)."""
-    before = 0
+    """A sentence on the file's first byte that is not UTF-8 (a decoder counts from wherever it was given text)."""
+    bytes_before = 0
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if number == 1 and line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -78,13 +78,13 @@ def _not_utf8(file: Path) -> str:
             try:
                 line.decode("utf-8")
             except UnicodeDecodeError as error:
-                place, byte = before + error.start, line[error.start]
+                place, byte = bytes_before + error.start, line[error.start]
                 return f"{file} is not UTF-8 text: byte 0x{byte:02x} at offset {place:,}, in line {number:,}"
-            before += len(line)
+            bytes_before += len(line)
     return f"{file} is not UTF-8 text"
 
 
-def _text(file: Path) -> Iterator[Record]:
+def _read_text(file: Path) -> Iterator[Record]:
     """The whole file is one document (line ends become "\\n")."""
     yield {"text": file.read_text("utf-8-sig")}
 
@@ -94,7 +94,7 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".jsonl": read_json_lines,
     ".csv": read_csv,
     ".parquet": read_parquet,
-    ".txt": _text,
+    ".txt": _read_text,
 }
 
 
@@ -102,7 +102,7 @@ def _hub(name: str, split: str, field: str) -> Source:
     import datasets
 
     try:
-        if not _kept_here(name):
+        if not _needs_no_hub(name):
             _ask_hub(name)
         rows = datasets.load_dataset(name, split=split)
     except Exception as error:  # the Hub's client raises whatever its network layer raises
@@ -113,7 +113,7 @@ def _hub(name: str, split: str, field: str) -> Source:
     return Source(name, f"{name}:{split}:{rows._fingerprint}", lambda: cleaned((dict(row) for row in rows), name))
 
 
-def _kept_here(name: str) -> bool:
+def _needs_no_hub(name: str) -> bool:
     """Whether `datasets` holds it in its own cache, or is told to stay offline (and then fails at once by itself)."""
     import datasets
 

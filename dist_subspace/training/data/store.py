@@ -65,16 +65,16 @@ class Columns:
 
 def read_columns(folder: Path) -> Columns | None:
     """The columns of a folder, memory-mapped; None where there is none, or one that is not whole: its sizes or its bytes (those
-    of a column above 1 GiB in samples) are not those that were written. Folders of before know no bytes."""
+    of a column above 1 GiB in samples) are not those that were written. Folders of earlier versions hold no digests of bytes."""
     try:
         facts = json.loads((folder / "columns.json").read_text("utf-8"))
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS}
         columns = Columns(**arrays, labels=facts["labels"], remarks=facts["remarks"])
-        whole = (len(columns), len(columns.ids)) == (facts["samples"], facts["tokens"]) == _sizes(columns)
-        told = facts.pop("digests", None)
+        is_whole = (len(columns), len(columns.ids)) == (facts["samples"], facts["tokens"]) == _sizes(columns)
+        stored_digests = facts.pop("digests", None)
     except (OSError, ValueError, EOFError, KeyError, TypeError, TokenError):
         return None
-    return columns if whole and (told is None or told == _digests(folder, facts)) else None
+    return columns if is_whole and (stored_digests is None or stored_digests == _digests(folder, facts)) else None
 
 
 def write_columns(folder: Path, pieces: Iterable[dict[str, Any]], facts: dict[str, Any]) -> None:
@@ -86,16 +86,17 @@ def write_columns(folder: Path, pieces: Iterable[dict[str, Any]], facts: dict[st
     arrays, labels, remarks = _collected(pieces)
     if not len(arrays["targets"]):
         raise UsageError(
-            f"{facts['source']}: no sample is left with data.max_length {facts['max_length']}: {_why(arrays['seen'])}"
+            f"{facts['source']}: no sample is left with data.max_length {facts['max_length']}: "
+            f"{_why_none_is_left(arrays['seen'])}"
         )
     counts = {"samples": len(arrays["targets"]), "tokens": len(arrays["ids"]), "labels": labels, "remarks": remarks}
     counts["left_out"] = len(arrays["seen"]) - len(arrays["targets"])
-    with _appearing(folder) as hidden:
+    with _hidden_until_whole(folder) as hidden:
         for name, array in arrays.items():
             np.save(hidden / f"{name}.npy", array, allow_pickle=False)
-        known = facts | counts
-        known["digests"] = _digests(hidden, known)
-        (hidden / "columns.json").write_text(json.dumps(known, indent=1), "utf-8")
+        all_facts = facts | counts
+        all_facts["digests"] = _digests(hidden, all_facts)
+        (hidden / "columns.json").write_text(json.dumps(all_facts, indent=1), "utf-8")
 
 
 def _digests(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
@@ -104,7 +105,7 @@ def _digests(folder: Path, facts: dict[str, Any]) -> dict[str, str]:
     return {name: file_fingerprint(folder / f"{name}.npy") for name in COLUMNS} | {"facts": digest(facts)}
 
 
-def _why(seen: np.ndarray) -> str:
+def _why_none_is_left(seen: np.ndarray) -> str:
     too_long = int(np.count_nonzero(seen))
     reasons = [f"{too_long} had an answer longer than that"] if too_long else []
     if len(seen) > too_long:
@@ -113,18 +114,18 @@ def _why(seen: np.ndarray) -> str:
 
 
 def _collected(pieces: Iterable[dict[str, Any]]) -> tuple[dict[str, np.ndarray], list[str | int], dict[str, int]]:
-    found: dict[str, list[np.ndarray]] = {}
+    parts_of_column: dict[str, list[np.ndarray]] = {}
     labels: dict[str | int, int] = {}
     classes: list[int] = []
     remarks: dict[str, int] = {}
     for piece in pieces:
         for name, array in piece.items():
             if isinstance(array, np.ndarray):
-                found.setdefault(name, []).append(array)
+                parts_of_column.setdefault(name, []).append(array)
         classes += [0 if label is None else labels.setdefault(label, len(labels)) for label in piece["labels"]]
         for remark, count in piece["remarks"].items():
             remarks[remark] = remarks.get(remark, 0) + count
-    arrays = {name: np.concatenate(parts) for name, parts in found.items()}
+    arrays = {name: np.concatenate(parts) for name, parts in parts_of_column.items()}
     lengths = arrays.pop("lengths", np.zeros(0, np.int64))
     for name in COLUMNS:
         arrays.setdefault(name, np.zeros(0, np.int32))
@@ -134,7 +135,7 @@ def _collected(pieces: Iterable[dict[str, Any]]) -> tuple[dict[str, np.ndarray],
 
 
 @contextlib.contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
+def _hidden_until_whole(folder: Path) -> Iterator[Path]:
     try:
         make_folder(folder.parent)
         hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name[:16]}-", dir=folder.parent))

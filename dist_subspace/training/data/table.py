@@ -85,18 +85,19 @@ def hold_out(table: TokenTable, fraction: float, seed: int, by_sample: list[bool
     are drawn one by one.
     """
     keys = [
-        np.arange(len(p.rows)) if single else p.columns.records[p.rows] for p, single in zip(table.parts, by_sample)
+        np.arange(len(part.rows)) if by_one else part.columns.records[part.rows]
+        for part, by_one in zip(table.parts, by_sample)
     ]
     groups = np.concatenate([np.stack([np.full(len(key), number), key], axis=1) for number, key in enumerate(keys)])
     _, group = np.unique(groups, axis=0, return_inverse=True)
     group = group.reshape(-1)
     count = int(group.max()) + 1
-    held = max(1, round(fraction * count))
-    if held >= count:
+    held_out_count = max(1, round(fraction * count))
+    if held_out_count >= count:
         raise UsageError(f"data.eval is {fraction}, which leaves nothing to train on of {count} records")
-    chosen = np.zeros(count, bool)
-    chosen[np.random.default_rng([seed, HELD_OUT]).permutation(count)[:held]] = True
-    return _selected(table, ~chosen[group]), replace_weights(_selected(table, chosen[group]))
+    is_held_out = np.zeros(count, bool)
+    is_held_out[np.random.default_rng([seed, HELD_OUT]).permutation(count)[:held_out_count]] = True
+    return _selected(table, ~is_held_out[group]), replace_weights(_selected(table, is_held_out[group]))
 
 
 def replace_weights(table: TokenTable) -> TokenTable:

@@ -19,22 +19,22 @@ def read_csv(file: Path) -> Iterator[Record]:
     csv.field_size_limit(2**31 - 1)
     with file.open(encoding="utf-8-sig", newline="") as text:
         rows = csv.reader(text, strict=True)
-        begins = 1  # the file's own line: a row may go over several
+        first_line = 1  # the file's own line: a row may go over several
         try:
             header = next((row for row in rows if row), [])
             _check_names(header, file, f"line {rows.line_num}")
-            begins = rows.line_num + 1
+            first_line = rows.line_num + 1
             for row in rows:
                 if len(row) > len(header):
-                    raise UsageError(f"{file}: line {begins} has more fields than the header")
+                    raise UsageError(f"{file}: line {first_line} has more fields than the header")
                 if row:
                     yield dict(zip(header, row))
-                begins = rows.line_num + 1
+                first_line = rows.line_num + 1
         except csv.Error as error:
             where = (
                 f"line {rows.line_num}"
-                if begins >= rows.line_num
-                else f"line {rows.line_num}, in the row from line {begins} on"
+                if first_line >= rows.line_num
+                else f"line {rows.line_num}, in the row from line {first_line} on"
             )
             raise UsageError(f"{file} is not CSV at {where}: {error}") from error
 
@@ -60,9 +60,9 @@ def read_parquet(file: Path) -> Iterator[Record]:
 
 def _check_names(names: Sequence[str], file: Path, where: str) -> None:
     """A name that is blank cannot be asked for; any other must be one column's."""
-    twice = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
-    if twice:
-        raise UsageError(f"{file}: {where} has the column {shown(twice[0])} twice; accepted: each name once")
+    repeated = [name for name, count in Counter(names).items() if count > 1 and name.strip()]
+    if repeated:
+        raise UsageError(f"{file}: {where} has the column {shown(repeated[0])} twice; accepted: each name once")
 
 
 def _first_line(error: Exception) -> str:

@@ -40,10 +40,10 @@ def said_of_default(tokenizer: Any) -> list[str]:
     """What a run must say where the default template is taken."""
     if tokenizer.chat_template != DEFAULT_CHAT_TEMPLATE:
         return []
-    known = tokenizer.get_vocab()
-    missing = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark not in known]
-    split = f"; {' and '.join(missing)} are not in its vocabulary, so each is several tokens" if missing else ""
-    return [f"the tokenizer has no chat template: ChatML is taken, and saved beside the adapter{split}"]
+    vocabulary = tokenizer.get_vocab()
+    missing = [mark for mark in ("<|im_start|>", "<|im_end|>") if mark not in vocabulary]
+    not_known = f"; {' and '.join(missing)} are not in its vocabulary, so each is several tokens" if missing else ""
+    return [f"the tokenizer has no chat template: ChatML is taken, and saved beside the adapter{not_known}"]
 
 
 class ChatTemplate:
@@ -65,7 +65,7 @@ class ChatTemplate:
             raise UsageError(f"{talk}: the tokenizer's chat template refuses these messages: {error}") from error
 
     def maybe(self, talk: Conversation, prompt: bool = False) -> str | None:
-        """The same, None where the template refuses (many take no conversation that ends before the first question)."""
+        """What `text` gives; None where the template refuses (many take none that ends before the first question)."""
         if not talk.messages:
             return None
         try:
@@ -90,7 +90,7 @@ class ChatTemplate:
         try:
             variables = self.tokenizer.special_tokens_map | talk.options
             rendered, spans = rendered_with_marks(
-                self._given(talk), self.source(talk), talk.tools, talk.documents, prompt, variables
+                self._in_its_form(talk), self.source(talk), talk.tools, talk.documents, prompt, variables
             )
         except Exception:  # as in `maybe`
             return None
@@ -106,18 +106,18 @@ class ChatTemplate:
             pair = (next(free), next(free)) if content.strip() else None
             pairs.append(pair)
             marked.append(message | {"content": _between(content, *pair)} if pair else message)
-        found = self.maybe(replace(talk, messages=marked), prompt)
+        rendered = self.maybe(replace(talk, messages=marked), prompt)
         used = {mark for pair in pairs if pair for mark in pair}
-        if found is None or "".join(c for c in found if c not in used) != text:
+        if rendered is None or "".join(character for character in rendered if character not in used) != text:
             return [None] * len(pairs)
         positions: dict[str, list[int]] = {}
-        seen = 0
-        for c in found:
-            if c in used:
-                positions.setdefault(c, []).append(seen)
+        place = 0
+        for character in rendered:
+            if character in used:
+                positions.setdefault(character, []).append(place)
             else:
-                seen += 1
-        return [_once(positions, pair) for pair in pairs]
+                place += 1
+        return [_span_between(positions, pair) for pair in pairs]
 
     def _free_marks(self, talk: Conversation, text: str) -> Any:
         return (chr(code) for code in PRIVATE if chr(code) not in text)
@@ -154,9 +154,9 @@ class ChatTemplate:
         return header, whole[place[1] :].rstrip() if whole and place else ""
 
     def _rendered(self, talk: Conversation, prompt: bool) -> str:
-        return self._applied(self._given(talk), talk, prompt)
+        return self._applied(self._in_its_form(talk), talk, prompt)
 
-    def _given(self, talk: Conversation) -> list[Message]:
+    def _in_its_form(self, talk: Conversation) -> list[Message]:
         """The messages in the form in which the template takes them, which is found once."""
         key = (self.source(talk), *traits(talk.messages))
         if key not in self._forms:
@@ -207,13 +207,13 @@ def parsed(template: str) -> Any:
 
 
 def _between(content: str, first: str, last: str) -> str:
-    """The marks stand within the blanks at both ends, which many templates strip."""
+    """The content between two marks, which stand within the blanks at both ends: many templates strip those."""
     inner = content.strip()
     start = content.index(inner)
     return content[:start] + first + inner + last + content[start + len(inner) :]
 
 
-def _once(positions: dict[str, list[int]], pair: tuple[str, str] | None) -> Span | None:
+def _span_between(positions: dict[str, list[int]], pair: tuple[str, str] | None) -> Span | None:
     if pair is None or not all(len(positions.get(mark, [])) == 1 for mark in pair):
         return None
     start, end = positions[pair[0]][0], positions[pair[1]][0]

@@ -54,8 +54,8 @@ class Tokenising:
                     self.advance(len(records))
                     continue
                 if workers is None and time.monotonic() - began > PATIENCE and free_cores() > 1:
-                    workers = self._workers()
-                self._do(number, records, workers)
+                    workers = self._started_workers()
+                self._tokenise(number, records, workers)
             if workers is not None:
                 workers.finish(self.poll)
         finally:
@@ -63,14 +63,14 @@ class Tokenising:
                 workers.close()
         return count
 
-    def _do(self, number: int, records: list[dict[str, Any]], workers: Workers | None) -> None:
+    def _tokenise(self, number: int, records: list[dict[str, Any]], workers: Workers | None) -> None:
         first = number * RECORDS + 1
-        given = workers is not None and workers.has_room and workers.give(number, first, records, self.poll)
-        if not given:
-            self._do_here(number, first, records, workers)
+        is_handed_over = workers is not None and workers.has_room and workers.give(number, first, records, self.poll)
+        if not is_handed_over:
+            self._tokenise_here(number, first, records, workers)
         self.advance(len(records))
 
-    def _do_here(self, number: int, first: int, records: list[dict[str, Any]], workers: Workers | None) -> None:
+    def _tokenise_here(self, number: int, first: int, records: list[dict[str, Any]], workers: Workers | None) -> None:
         try:
             self.pieces.put(number, tokenised(records, first, self.source.name, self.settings, self.encoder))
         except UsageError:
@@ -78,7 +78,7 @@ class Tokenising:
                 workers.finish(self.poll)  # a record before it may be refused as well: the first one is said
             raise
 
-    def _workers(self) -> Workers:
+    def _started_workers(self) -> Workers:
         count = min(free_cores() - 1, MOST)  # this process tokenises too, where they have enough to do
         # Their files lie with the pieces: what a killed run leaves goes with these.
         put, folder = self.pieces.put, self.pieces.folder

@@ -73,27 +73,27 @@ def prepare(
     weights = [weight for _, weight in settings.sources()]
     columns = [shelf.columns(source) for source in sources]
     names = label_names(columns) if task == "classification" else None
-    table = whole_table(columns, weights, [_ids(c, names, s.name) for c, s in zip(columns, sources)])
+    table = whole_table(columns, weights, [_class_ids(c, names, s.name) for c, s in zip(columns, sources)])
     evaluation: TokenTable | None = None
-    held: list[Any] = []
+    held_out: list[Any] = []
     if isinstance(settings.eval, str):
         source = open_source(settings.eval, settings.eval_split, "data.eval")
-        found = shelf.columns(source)
-        evaluation = whole_table([found], [1.0], [_ids(found, names, source.name)])
+        eval_columns = shelf.columns(source)
+        evaluation = whole_table([eval_columns], [1.0], [_class_ids(eval_columns, names, source.name)])
     elif settings.eval is not None:
         table, evaluation = hold_out(table, settings.eval, seed, [source.one_document for source in sources])
-        held = [settings.eval, seed]
-    identity = [[shelf.identity(source), weight] for source, weight in zip(sources, weights)] + held
+        held_out = [settings.eval, seed]
+    identity = [[shelf.identity(source), weight] for source, weight in zip(sources, weights)] + held_out
     cutting = counted([c.seen for c in columns], [c.dropped for c in columns], [len(c) for c in columns])
     return Prepared(table, evaluation, cutting, digest(identity), names, _notices(columns, tokenizer, settings))
 
 
 def _notices(columns: list[Columns], tokenizer: Any, settings: DataSettings) -> list[str]:
     counts: Counter[str] = Counter()
-    for one in columns:
-        counts.update(one.remarks)
-    said = said_of_default(tokenizer) if settings.format == "chat" else []
-    return said + [remark.replace("{count}", f"{count:,}") for remark, count in sorted(counts.items())]
+    for source_columns in columns:
+        counts.update(source_columns.remarks)
+    sentences = said_of_default(tokenizer) if settings.format == "chat" else []
+    return sentences + [remark.replace("{count}", f"{count:,}") for remark, count in sorted(counts.items())]
 
 
 class _Shelf:
@@ -107,26 +107,26 @@ class _Shelf:
         self.tokenizer_digest = tokenizer_digest(tokenizer)
 
     def identity(self, source: Source) -> str:
-        """Equal for equal tokens; what is at its default is not named, so that stored runs are known again."""
-        matters: dict[str, str | None] = {name: self.settings.column(name) for name in COLUMNS}
-        matters |= {"format": self.settings.format, "template": self.settings.template}
+        """The digest is equal for equal tokens; it leaves out what is at its default, so that stored runs are known again."""
+        decisive: dict[str, str | None] = {name: self.settings.column(name) for name in COLUMNS}
+        decisive |= {"format": self.settings.format, "template": self.settings.template}
         renamed = {name: self.settings.column(name) for name in TEMPLATE_COLUMNS if self.settings.column(name) != name}
         if self.settings.truncation != DataSettings.truncation:
             renamed["truncation"] = self.settings.truncation
-        return digest([IDENTITY, source.content, self.tokenizer_digest, matters | renamed, self.settings.max_length])
+        return digest([IDENTITY, source.content, self.tokenizer_digest, decisive | renamed, self.settings.max_length])
 
     def columns(self, source: Source) -> Columns:
         key = digest([LAYOUT, self.identity(source)])
         folder = self.folder / key
-        found = read_columns(folder)
-        if found is None:
+        columns = read_columns(folder)
+        if columns is None:
             self._write(source, folder)
-            found = read_columns(folder)
-        if found is None:
+            columns = read_columns(folder)
+        if columns is None:
             raise UsageError(
                 f"data.cache_dir is {str(self.folder)!r}; what was just written there cannot be read again"
             )
-        return found
+        return columns
 
     def _write(self, source: Source, folder: Path) -> None:
         facts = {"source": source.name, "content": source.content, "fingerprint": folder.name}
@@ -150,7 +150,7 @@ class _Shelf:
         pieces.remove()
 
 
-def _ids(columns: Columns, names: list[str] | None, source: str) -> Any:
+def _class_ids(columns: Columns, names: list[str] | None, source: str) -> Any:
     return None if names is None else class_ids(columns, names, source)
 
 

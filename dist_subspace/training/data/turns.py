@@ -47,9 +47,7 @@ class _Turn:
 
 _REACH = 200  # characters in which the end of two prompts is compared
 NEVER_ENDS = "{count} conversations teach no end of an answer: neither chat template nor tokenizer has a token for it"
-NOT_WHOLE = (
-    "{count} conversations have an answer that the chat template shortens or rewrites: it is trained as rendered"
-)
+REWORDED = "{count} conversations have an answer that the chat template shortens or rewrites: it is trained as rendered"
 NO_REASONING = "{count} conversations have reasoning that the chat template leaves out of the answer: it is not trained"
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """The names that transformers gives a template the reasoning by; the first that is there counts."""
@@ -62,48 +60,47 @@ def passages(talk: Conversation, template: ChatTemplate) -> list[Passage]:
     Raises:
         UsageError: the template refuses the messages, or what the assistant says cannot be told from the rest.
     """
-    wanted = [i for i, trained in enumerate(talk.trained) if trained]
-    if not wanted:
+    trained_turns = [i for i, trained in enumerate(talk.trained) if trained]
+    if not trained_turns:
         return []
     whole = template.text(talk)
-    turns = [_turn(i, talk, template, whole) for i in wanted]
+    turns = [_turn(i, talk, template, whole) for i in trained_turns]
     whole_turns = [_is_whole(talk, turn) for turn in turns]
-    remarks: tuple[str, ...] = () if all(whole_turns) else (NOT_WHOLE,)
+    remarks: tuple[str, ...] = () if all(whole_turns) else (REWORDED,)
     if all(turn.in_whole for turn in turns):
-        found = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
+        shown_passages = [Passage(whole, [span for turn in turns for span in turn.spans], len(talk.messages))]
     else:
-        found = [Passage(turn.text, turn.spans, turn.through) for turn in turns]
+        shown_passages = [Passage(turn.text, turn.spans, turn.through) for turn in turns]
     if not all(_shows_reasoning(talk, turn) for turn in turns):
         remarks += (NO_REASONING,)
-    if not all(_shows_what_was_asked(talk, passage) for passage in found):
+    if not all(_shows_what_was_asked(talk, passage) for passage in shown_passages):
         remarks += (NOT_SHOWN,)
-    for passage in found:
+    for passage in shown_passages:
         _close(passage, template)
         passage.remarks += remarks
-    return found
+    return shown_passages
 
 
 def _turn(i: int, talk: Conversation, template: ChatTemplate, whole: str) -> _Turn:
-    last = i == len(talk.messages) - 1
-    through = whole if last else template.maybe(talk.upto(i + 1))
+    is_last = i == len(talk.messages) - 1
+    through = whole if is_last else template.maybe(talk.upto(i + 1))
     context = template.maybe(talk.upto(i), prompt=True)
     if through is None:
-        return _found_in_whole(i, talk, template, whole, context)
+        return _turn_in_whole(i, talk, template, whole, context)
     spans = _spans_of_last(i, talk, template, through, context)
     end = spans[-1][1]
     if context is not None and not through.startswith(context):
         start = max(spans[0][0], _after_shared_header(i, talk, template, through, context))
         spans = [(start, spans[0][1]), *spans[1:]]
-        moved = [(a - start + len(context), b - start + len(context)) for a, b in spans]
-        return _Turn(i, context + through[start:], moved, in_whole=False, through=i + 1)
+        moved_spans = [(a - start + len(context), b - start + len(context)) for a, b in spans]
+        return _Turn(i, context + through[start:], moved_spans, in_whole=False, through=i + 1)
     if whole.startswith(through[:end]):
         return _Turn(i, through, spans, in_whole=True, through=i + 1)
     is_empty = not talk.messages[i].get("content", "").strip() and "tool_calls" not in talk.messages[i]
-    shorter = (
-        None if is_empty else _without_last_end(through, spans, template)
-    )  # else the header's token is taken for an end
-    if shorter is not None and whole.startswith(through[:shorter]):
-        return _Turn(i, through, [*spans[:-1], (spans[-1][0], shorter)], in_whole=True, through=i + 1)
+    # In an empty turn the header's own token would be taken for an end.
+    shorter_end = None if is_empty else _without_last_end(through, spans, template)
+    if shorter_end is not None and whole.startswith(through[:shorter_end]):
+        return _Turn(i, through, [*spans[:-1], (spans[-1][0], shorter_end)], in_whole=True, through=i + 1)
     return _Turn(i, through, spans, in_whole=False, through=i + 1)
 
 
@@ -112,12 +109,11 @@ def _spans_of_last(i: int, talk: Conversation, template: ChatTemplate, through: 
     part = talk.upto(i + 1)
     end = len(through.rstrip())
     if template.has_marks(part):
-        marks = _own_marks(part, template, through, context)
+        marks = _marks_of_last(part, template, through, context)
         if marks:
-            return [
-                *marks[:-1],
-                (marks[-1][0], max(marks[-1][1], end if _is_open(through, marks[-1], template) else 0)),
-            ]
+            start, marked_end = marks[-1]
+            last_end = max(marked_end, end) if _is_open(through, marks[-1], template) else marked_end
+            return [*marks[:-1], (start, last_end)]
     if context is not None and through.startswith(context):
         return [(min(len(context), end), end)]
     places = template.places(part, through)
@@ -130,7 +126,7 @@ def _spans_of_last(i: int, talk: Conversation, template: ChatTemplate, through: 
     elif place is not None:
         start = _after_header(part, template, through, i)
     else:
-        raise _not_told(talk, i)
+        raise _not_told_apart(talk, i)
     return [(start, end)]
 
 
@@ -149,15 +145,17 @@ def _after_shared_header(i: int, talk: Conversation, template: ChatTemplate, thr
     return shared
 
 
-def _own_marks(part: Conversation, template: ChatTemplate, through: str, context: str | None) -> list[Span]:
+def _marks_of_last(part: Conversation, template: ChatTemplate, through: str, context: str | None) -> list[Span]:
     """The template's marks of the last message."""
     marks = template.marks(part, through)
     if not marks:
         return []
-    earlier = [m for m in part.messages[:-1] if m["role"] == "assistant"]
-    before = template.marks(part.upto(len(part.messages) - 1), context, prompt=True) if context is not None else None
-    if before is not None:
-        return marks[len(before) :]
+    earlier = [message for message in part.messages[:-1] if message["role"] == "assistant"]
+    marks_before = (
+        template.marks(part.upto(len(part.messages) - 1), context, prompt=True) if context is not None else None
+    )
+    if marks_before is not None:
+        return marks[len(marks_before) :]
     if not earlier:
         return marks
     return marks[-1:] if len(marks) == len(earlier) + 1 else []
@@ -170,11 +168,11 @@ def _is_open(text: str, span: Span, template: ChatTemplate) -> bool:
 def _after_prompt(through: str, context: str, earliest: int, limit: int) -> int:
     """Where the turn begins in `through` if `context` is no beginning of it: behind what both end the prompt with."""
     backwards = context[: -_REACH - 1 : -1]
-    best, start = 0, limit
+    longest, start = 0, limit
     for place in range(limit, earliest - 1, -1):
         shared = len(os.path.commonprefix([backwards, through[max(0, place - _REACH) : place][::-1]]))
-        if shared > best:
-            best, start = shared, place
+        if shared > longest:
+            longest, start = shared, place
     return start
 
 
@@ -183,27 +181,27 @@ def _after_header(talk: Conversation, template: ChatTemplate, text: str, i: int)
     places = template.places(talk, text)
     place = places[i]
     if place is None:
-        raise _not_told(talk, i)
+        raise _not_told_apart(talk, i)
     header, _ = template.usual(talk)
     earliest = max((other[1] for other in places[:i] if other), default=0)
-    found = text.rfind(header, earliest, place[0]) if header.strip() else -1
-    if found >= 0:
-        return found + len(header)
+    header_start = text.rfind(header, earliest, place[0]) if header.strip() else -1
+    if header_start >= 0:
+        return header_start + len(header)
     return place[0]
 
 
-def _found_in_whole(i: int, talk: Conversation, template: ChatTemplate, whole: str, context: str | None) -> _Turn:
-    """A turn of a conversation whose beginning does not render: by its content, proven to stand in the whole."""
+def _turn_in_whole(i: int, talk: Conversation, template: ChatTemplate, whole: str, context: str | None) -> _Turn:
+    """The turn of a conversation whose beginning does not render, found in the whole by marks or by its content."""
     if template.has_marks(talk):
         marks = template.marks(talk, whole) or []
-        assistants = [k for k, message in enumerate(talk.messages) if message["role"] == "assistant"]
+        assistants = [number for number, message in enumerate(talk.messages) if message["role"] == "assistant"]
         if len(marks) == len(assistants):
             start, end = marks[assistants.index(i)]
             span = (start, _through_closing(template, talk, whole, start, end))
             return _Turn(i, whole, [span], in_whole=True, through=len(talk.messages))
     place = template.places(talk, whole)[i]
     if place is None or talk.messages[i].get("tool_calls"):
-        raise _not_told(talk, i)
+        raise _not_told_apart(talk, i)
     starts_alike = context is not None and whole.startswith(context) and len(context) <= place[0]
     start = len(context) if starts_alike and context is not None else _after_header(talk, template, whole, i)
     span = (start, _through_closing(template, talk, whole, start, place[1]))
@@ -223,11 +221,11 @@ def _through_closing(template: ChatTemplate, talk: Conversation, text: str, star
 def _without_last_end(through: str, spans: list[Span], template: ChatTemplate) -> int | None:
     """The end of a turn without the token that closes the whole conversation, where another one closes the turn."""
     start, end = spans[-1]
-    last = template.ends.search(through[start:end])
-    if last is None:
+    last_token = template.ends.search(through[start:end])
+    if last_token is None:
         return None
-    before = through[start : start + last.start()].rstrip()
-    return start + len(before) if template.ends.search(before) else None
+    text_before = through[start : start + last_token.start()].rstrip()
+    return start + len(text_before) if template.ends.search(text_before) else None
 
 
 def _close(passage: Passage, template: ChatTemplate) -> None:
@@ -276,15 +274,17 @@ def _shows_reasoning(talk: Conversation, turn: _Turn) -> bool:
 
 def _shows_what_was_asked(talk: Conversation, passage: Passage) -> bool:
     """Whether every message before the last trained one that is not the assistant's stands in the text."""
-    shown = talk.messages[: max(i for i in range(passage.through) if talk.trained[i])]
-    return all(_stands_in(m.get("content", ""), passage.text) for m in shown if m["role"] != "assistant")
+    messages = talk.messages[: max(i for i in range(passage.through) if talk.trained[i])]
+    return all(
+        _stands_in(message.get("content", ""), passage.text) for message in messages if message["role"] != "assistant"
+    )
 
 
 def _stands_in(content: str, text: str) -> bool:
     return content.strip() in text or re.sub(r"\s+", "", content) in re.sub(r"\s+", "", text)
 
 
-def _not_told(talk: Conversation, i: int) -> UsageError:
+def _not_told_apart(talk: Conversation, i: int) -> UsageError:
     return UsageError(
         f"{talk}: what the assistant says in message {i + 1} cannot be told from the rest of what the chat template renders; "
         "accepted: a template that marks it by {% generation %}, or that shows the content as it stands"

@@ -15,14 +15,32 @@ import numpy as np
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 RULES = {
-    *("'s", "'t", "'re", "'ve", "'m", "'ll", "'d", CONTRACTIONS, r"'(?i:[sdmt]|ll|ve|re)"),
-    *(r" ?\p{L}+", r"[^\r\n\p{L}\p{N}]?\p{L}+", r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"),
+    "'s",
+    "'t",
+    "'re",
+    "'ve",
+    "'m",
+    "'ll",
+    "'d",
+    CONTRACTIONS,
+    r"'(?i:[sdmt]|ll|ve|re)",
+    r" ?\p{L}+",
+    r"[^\r\n\p{L}\p{N}]?\p{L}+",
+    r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+",
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+{CONTRACTIONS}?",
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{CONTRACTIONS}?",
-    *(r" ?\p{N}+", r"\p{N}+", r"\p{N}", r"\p{N}{1,3}"),
-    *(r" ?[^\s\p{L}\p{N}]+", r" ?[^\s\p{L}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{N}]+[\r\n/]*"),
-    *(r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*", r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n/]*"),
-    *(r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"),
+    r" ?\p{N}+",
+    r"\p{N}+",
+    r"\p{N}",
+    r"\p{N}{1,3}",
+    r" ?[^\s\p{L}\p{N}]+",
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+    r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*",
+    r" ?[^\s\p{L}\p{M}\p{N}]+[\r\n/]*",
+    r"\s*[\r\n]+",
+    r"\s+(?!\S)",
+    r"\s+",
 }
 """Alternatives of the expressions of GPT-2, GPT-4, GPT-4o, Llama 3, Qwen 2 to 3.5 and their like. Each takes a blank at its
 beginning only, or takes nothing but white space; none of them looks back, or beyond a character that is no white space."""
@@ -51,20 +69,20 @@ class Words:
     def _check(self, texts: list[str]) -> None:
         """A tokenizer that does something else with these texts than its description says is taken as it is."""
         expected = self._encoded(texts)
-        self._is_off = any(one.tolist() != ids for one, ids in zip(self._by_words(texts), expected))
+        self._is_off = any(by_words.tolist() != ids for by_words, ids in zip(self._by_words(texts), expected))
         self._is_checked = True
 
     def _encoded(self, texts: list[str]) -> list[list[int]]:
-        return [found.ids for found in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _by_words(self, texts: list[str]) -> list[np.ndarray]:
-        found = [self._remembered(text) for text in texts]
-        parted = {place: _parted(texts[place]) for place, ids in enumerate(found) if ids is None}
+        ids_of_texts = [self._remembered(text) for text in texts]
+        parted = {place: _split_at_blanks(texts[place]) for place, ids in enumerate(ids_of_texts) if ids is None}
         if parted:
             learned = self._learned({word for words in parted.values() for word in words})
             for place, words in parted.items():
-                found[place] = b"".join(map(learned.__getitem__, words))
-        return [np.frombuffer(ids, np.int32) for ids in found if ids is not None]
+                ids_of_texts[place] = b"".join(map(learned.__getitem__, words))
+        return [np.frombuffer(ids, np.int32) for ids in ids_of_texts if ids is not None]
 
     def _remembered(self, text: str) -> bytes | None:
         first, blank, rest = text.partition(" ")
@@ -109,10 +127,10 @@ def part_at_blanks(body: dict[str, Any]) -> bool:
 
 def pre_tokenizers(body: dict[str, Any]) -> list[dict[str, Any]]:
     """The steps by which a tokenizer with this description parts a text into words."""
-    found = body.get("pre_tokenizer")
-    if found is None:
+    pre_tokenizer = body.get("pre_tokenizer")
+    if pre_tokenizer is None:
         return []
-    return found["pretokenizers"] if found["type"] == "Sequence" else [found]
+    return pre_tokenizer["pretokenizers"] if pre_tokenizer["type"] == "Sequence" else [pre_tokenizer]
 
 
 def _parts_first(step: dict[str, Any]) -> bool:
@@ -126,17 +144,17 @@ def _parts_first(step: dict[str, Any]) -> bool:
 
 def _alternatives(expression: str) -> list[str]:
     """The expression parted at each `|` that stands in no group."""
-    found, depth = [""], 0
-    for bit in re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|.", expression, re.DOTALL):
-        depth += (bit == "(") - (bit == ")")
-        if bit == "|" and not depth:
-            found.append("")
+    alternatives, depth = [""], 0
+    for symbol in re.findall(r"\\.|\[(?:\\.|[^\]\\])*\]|.", expression, re.DOTALL):
+        depth += (symbol == "(") - (symbol == ")")
+        if symbol == "|" and not depth:
+            alternatives.append("")
         else:
-            found[-1] += bit
-    return found
+            alternatives[-1] += symbol
+    return alternatives
 
 
-def _parted(text: str) -> list[str]:
+def _split_at_blanks(text: str) -> list[str]:
     """The text's words, each but the first with the blanks before it."""
     first, *rest = text.split(" ")
     words, is_sure = [first], _ends_surely(first)

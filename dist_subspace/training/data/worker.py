@@ -35,7 +35,7 @@ def receive(stream: BinaryIO) -> tuple[bytes, bytes] | None:
 
 
 def _tokenizer(folder: Path, module: str, name: str) -> Any:
-    """The tokenizer, by the class that it has in the other process: to find out by its files which one takes torch."""
+    """The tokenizer, by the class that it has in the other process: finding the class out from its files takes torch."""
     try:
         return getattr(importlib.import_module(module), name).from_pretrained(str(folder), local_files_only=True)
     except Exception:  # a class that is not at home in a module, or does not read what it wrote
@@ -56,9 +56,9 @@ def main(folder: Path, tasks: BinaryIO, answers: BinaryIO) -> None:
     settings, encoder = DataSettings(**task["settings"]), Encoder(tokenizer)
     send(answers, READY, b"")
     for line in tasks:
-        piece = json.loads(line)
+        request = json.loads(line)
         try:
-            send(answers, PIECE, tokenised(piece["records"], piece["first"], task["source"], settings, encoder))
+            send(answers, PIECE, tokenised(request["records"], request["first"], task["source"], settings, encoder))
         except UsageError as error:
             send(answers, REFUSED, str(error).encode())
 

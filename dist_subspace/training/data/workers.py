@@ -45,7 +45,7 @@ class Workers:
         folder: Path | None = None,
     ) -> None:
         """`folder`: where the tokenizer's files are put for the workers; a temporary one if None."""
-        self._put, self._source = put, source
+        self._store, self._source = put, source
         self._tasks: queue.Queue[tuple[int, bytes] | None] = queue.Queue(maxsize=2 * count)
         self._lock, self._ready, self._left = threading.Lock(), 0, count
         self._busy: set[int] = set()
@@ -55,7 +55,7 @@ class Workers:
         kind = [type(tokenizer).__module__, type(tokenizer).__qualname__]
         task = {"settings": asdict(settings), "tokenizer": digest, "class": kind, "source": source}
         (self._folder / "task.json").write_text(json.dumps(task), "utf-8")
-        started = [self._started() for _ in range(count)]
+        started = [self._start() for _ in range(count)]
         self.processes = [process for process, _ in started]
         self._threads = [threading.Thread(target=self._serve, args=pair, daemon=True) for pair in started]
         for thread in self._threads:
@@ -83,7 +83,7 @@ class Workers:
             return False
         while True:
             poll()
-            self._check()
+            self._raise_failure()
             if not self._left:
                 return False
             try:
@@ -95,13 +95,13 @@ class Workers:
     def finish(self, poll: Callable[[], None]) -> None:
         """Wait until all that was given is done."""
         for _ in self._threads:
-            self._tasks_end(poll)
+            self._send_end(poll)
         while any(thread.is_alive() for thread in self._threads):
             poll()
-            self._check()
+            self._raise_failure()
             self._threads[0].join(0.05)
             self._threads = [thread for thread in self._threads if thread.is_alive()] or self._threads[:1]
-        self._check()
+        self._raise_failure()
 
     def close(self) -> None:
         """End the processes, whatever they do."""
@@ -115,38 +115,38 @@ class Workers:
             self._tasks.put(None)  # for threads that wait for a task
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _tasks_end(self, poll: Callable[[], None]) -> None:
+    def _send_end(self, poll: Callable[[], None]) -> None:
         while self._left:
             poll()
-            self._check()
+            self._raise_failure()
             try:
                 self._tasks.put(None, timeout=0.2)
                 return
             except queue.Full:
                 continue
 
-    def _check(self) -> None:
+    def _raise_failure(self) -> None:
         if self._failures:
             # Pieces are taken in order: once those before it are done, the first failure is known.
             while any(number < min(self._failures) for number in set(self._busy)):
                 time.sleep(0.01)
             raise UsageError(self._failures[min(self._failures)])
 
-    def _started(self) -> tuple[subprocess.Popen[bytes], BinaryIO]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], BinaryIO]:
         environment = {key: value for key, value in os.environ.items() if key not in HIDDEN}
         environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "CUDA_VISIBLE_DEVICES": ""}
         environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        answers, theirs = os.pipe()
+        answers, worker_end = os.pipe()
         process = subprocess.Popen(
-            [sys.executable, "-m", "dist_subspace.training.data.worker", str(self._folder), str(theirs)],
+            [sys.executable, "-m", "dist_subspace.training.data.worker", str(self._folder), str(worker_end)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=[theirs],
+            pass_fds=[worker_end],
             env=environment,
             start_new_session=True,  # Ctrl-C is for this process to hear
         )
-        os.close(theirs)
+        os.close(worker_end)
         return process, os.fdopen(answers, "rb")
 
     def _serve(self, process: subprocess.Popen[bytes], answers: BinaryIO) -> None:
@@ -156,11 +156,11 @@ class Workers:
                 self._ready += frame is not None and frame[0] == READY
             if frame is not None:
                 while not self._failures and (task := self._tasks.get()) is not None:
-                    self._do(process, answers, *task)
+                    self._hand_over(process, answers, *task)
         with self._lock:
             self._left -= 1
 
-    def _do(self, process: subprocess.Popen[bytes], answers: BinaryIO, number: int, body: bytes) -> None:
+    def _hand_over(self, process: subprocess.Popen[bytes], answers: BinaryIO, number: int, body: bytes) -> None:
         assert process.stdin is not None
         self._busy.add(number)
         try:
@@ -170,7 +170,7 @@ class Workers:
             if frame is None:
                 raise BrokenPipeError
             if frame[0] == PIECE:
-                self._put(number, frame[1])
+                self._store(number, frame[1])
             else:
                 self._failures[number] = frame[1].decode()
         except BrokenPipeError:

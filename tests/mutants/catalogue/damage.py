@@ -54,8 +54,8 @@ MUTANTS = [
     Mutant(
         name="stored-tokens-read-without-their-hash",
         file="dist_subspace/training/data/store.py",
-        text="return columns if whole and (told is None or told == _digests(folder, facts)) else None",
-        becomes="return columns if whole else None",
+        text="return columns if is_whole and (stored_digests is None or stored_digests == _digests(folder, facts)) else None",
+        becomes="return columns if is_whole else None",
         promise="A store of tokens with a changed byte is made again.",
         tests=[TOKENS],
     ),
@@ -126,8 +126,8 @@ MUTANTS = [
     Mutant(
         name="tokenizer-not-in-the-name-of-its-tokens",
         file="dist_subspace/training/data/tokens.py",
-        text="source.content, self.tokenizer_digest, matters",
-        becomes="source.content, matters",
+        text="source.content, self.tokenizer_digest, decisive",
+        becomes="source.content, decisive",
         promise="Tokens of another tokenizer are not found.",
         tests=[STORE],
     ),

@@ -46,8 +46,8 @@ MUTANTS = [
     Mutant(
         name="null-template-variables-passed",
         file="dist_subspace/training/data/messages.py",
-        text="return {key: value for key, value in found.items() if value is not None}",
-        becomes="return dict(found)",
+        text="return {key: value for key, value in options.items() if value is not None}",
+        becomes="return dict(options)",
         promise="A null that Arrow fills in is no variable of the template.",
         tests=[
             f"{DATA_TESTS}/test_messages.py::test_a_null_among_the_variables_of_the_template_is_none_that_was_given"
@@ -170,8 +170,8 @@ MUTANTS = [
     Mutant(
         name="held-out-seed-not-in-fingerprint",
         file="dist_subspace/training/data/tokens.py",
-        text="held = [settings.eval, seed]",
-        becomes="held = [settings.eval]",
+        text="held_out = [settings.eval, seed]",
+        becomes="held_out = [settings.eval]",
         promise="Another held-out part is other training data.",
         tests=[
             f"{DATA_TESTS}/test_tokens.py::test_the_seed_is_in_the_fingerprint_where_it_draws_what_is_held_out_and_there_alone"
@@ -196,8 +196,8 @@ MUTANTS = [
     Mutant(
         name="notices-of-first-file-only",
         file="dist_subspace/training/data/tokens.py",
-        text="    for one in columns:\n        counts.update",
-        becomes="    for one in columns[:1]:\n        counts.update",
+        text="    for source_columns in columns:\n        counts.update",
+        becomes="    for source_columns in columns[:1]:\n        counts.update",
         promise="What is said of records counts those of every file.",
         tests=[f"{DATA_TESTS}/test_messages.py::test_what_is_said_of_records_counts_those_of_every_piece_and_file"],
     ),

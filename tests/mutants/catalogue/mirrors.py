@@ -130,8 +130,8 @@ MUTANTS = [
     Mutant(
         name="mirror-labels-that-are-codes-become-ids",
         file="dist_subspace/training/data/labels.py",
-        text="if short and str(int(label)) == label else None",
-        becomes="if short else None",
+        text="if is_short_number and str(int(label)) == label else None",
+        becomes="if is_short_number else None",
         promise="01 and 1 are two classes.",
         tests=["tests/training/data/test_labels.py::test_the_names_in_the_order_of_their_ids"],
     ),
@@ -172,7 +172,7 @@ MUTANTS = [
     Mutant(
         name="mirror-csv-line-of-the-last-row",
         file="dist_subspace/training/data/tables.py",
-        text='f"{file}: line {begins} has more fields',
+        text='f"{file}: line {first_line} has more fields',
         becomes='f"{file}: line {rows.line_num - 1} has more fields',
         promise="A CSV row with too many fields is told by its line.",
         tests=["tests/training/data/test_tables.py::test_a_row_that_is_broken_is_told_by_its_line"],

@@ -216,8 +216,8 @@ MUTANTS = [
     Mutant(
         name="small-fraction-holds-nothing-out",
         file="dist_subspace/training/data/table.py",
-        text="held = max(1, round(fraction * count))",
-        becomes="held = round(fraction * count)",
+        text="held_out_count = max(1, round(fraction * count))",
+        becomes="held_out_count = round(fraction * count)",
         promise="A fraction holds out a record at least.",
         tests=key("data.eval"),
     ),
