@@ -67,10 +67,10 @@ def read(variables: Variables) -> Place:
     Raises:
         UsageError: variables that are half there, are no numbers, or contradict each other.
     """
-    found = [place for reader in READERS if (place := reader(variables)) is not None]
-    if not found:
+    places = [place for reader in READERS if (place := reader(variables)) is not None]
+    if not places:
         return ALONE
-    first, *others = found
+    first, *others = places
     for place in (first, *others[:1]):
         _check(place)
     if first.launcher == BY_HAND and others:
@@ -180,8 +180,12 @@ def is_first(variables: Variables = os.environ) -> bool:
 
 
 READERS: tuple[Callable[[Variables], Place | None], ...] = (
-    *(by_torchrun, by_deepspeed, by_hand),
-    *(by_open_mpi, by_mpich, by_srun),
+    by_torchrun,
+    by_deepspeed,
+    by_hand,
+    by_open_mpi,
+    by_mpich,
+    by_srun,
 )
 
 

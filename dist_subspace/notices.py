@@ -42,5 +42,5 @@ def named(names: list[str], shown: int = 4) -> str:
     kinds: dict[str, list[str]] = {}
     for name in names:
         kinds.setdefault(".".join(part for part in name.split(".") if not part.isdigit()), []).append(name)
-    words = [own[0] if len(own) == 1 else f"{own[0]} and {len(own) - 1} like it" for own in kinds.values()]
+    words = [alike[0] if len(alike) == 1 else f"{alike[0]} and {len(alike) - 1} like it" for alike in kinds.values()]
     return ", ".join(words[:shown]) + (f" and {len(words) - shown} other kinds" if len(words) > shown else "")

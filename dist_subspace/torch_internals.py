@@ -28,8 +28,8 @@ else:
 def reshaped(fresh: Tensor, shape: Sequence[int]) -> Tensor:
     """A new, contiguous tensor in another shape, as a tensor of its own and not a view (`aten::_unsafe_view`), for who gives
     `fresh` away with it: what leaves an autograd function as a view must not be changed in place, and models do that."""
-    own: Tensor = torch.ops.aten._unsafe_view(fresh, shape)
-    return own
+    in_shape: Tensor = torch.ops.aten._unsafe_view(fresh, shape)
+    return in_shape
 
 
 def version(tensor: Tensor) -> int:

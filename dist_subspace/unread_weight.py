@@ -38,18 +38,18 @@ class UnreadWeight(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = torch.overrides.resolve_name(func)
-        own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
+        weight = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
         if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):
-            return own  # whose type or device is asked next
+            return weight  # whose type or device is asked next
         with without_overrides():
             if name in _HARMLESS:
                 return func(*args, **(kwargs or {}))
-            raise UsageError("a weight is read that cannot be" if own is None else own.reason)
+            raise UsageError("a weight is read that cannot be" if weight is None else weight.reason)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        own = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
-        raise UsageError("a weight is read that cannot be" if own is None else own.reason)
+        weight = next((a for a in _flat((args, kwargs or {})) if isinstance(a, UnreadWeight)), None)
+        raise UsageError("a weight is read that cannot be" if weight is None else weight.reason)
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         return f"UnreadWeight({self.reason!r})"

@@ -22,10 +22,20 @@ _EITHER = {
     "training.warmup_steps": "warmup_ratio",
 }
 # A node may have these elsewhere than another: copies on a disk of its own.
-_PLACES = {
-    *("model.path", "model.tokenizer", "subspace.init_from", "data.train", "data.eval", "data.cache_dir"),
-    *("deepspeed.config", "deepspeed.nvme_path", "checkpoint.resume", "run.output_dir"),
-}
+_PLACES = frozenset(
+    {
+        "model.path",
+        "model.tokenizer",
+        "subspace.init_from",
+        "data.train",
+        "data.eval",
+        "data.cache_dir",
+        "deepspeed.config",
+        "deepspeed.nvme_path",
+        "checkpoint.resume",
+        "run.output_dir",
+    }
+)
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:

@@ -57,15 +57,16 @@ def _tied(modules: Mapping[str, nn.Module], saved: str) -> Iterator[tuple[str, s
     """Keys of a saved module's parameters, each with the key of the same parameter in another module."""
     inside = {name: module for name, module in modules.items() if name == saved or name.startswith(f"{saved}.")}
     places = {
-        id(p): f"{name}.{_key(own)}" for name, module in inside.items() for own, p in parameters_of(module).items()
+        id(p): f"{name}.{_key(parameter_name)}"
+        for name, module in inside.items()
+        for parameter_name, p in parameters_of(module).items()
     }
     for name, module in modules.items():
-        for own, parameter in parameters_of(module).items():
-            around = saved.startswith(
-                f"{name}."
-            )  # a module that holds the bias of an output layer inside it, as BERT's does
+        for parameter_name, parameter in parameters_of(module).items():
+            # A module that holds the bias of an output layer inside it, as BERT's does.
+            around = saved.startswith(f"{name}.")
             if parameter is not None and name not in inside and not around and id(parameter) in places:
-                yield places[id(parameter)], f"{name}.{_key(own)}"
+                yield places[id(parameter)], f"{name}.{_key(parameter_name)}"
 
 
 def _key(parameter: str) -> str:

@@ -15,13 +15,36 @@ from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.run_folder.folder import RunFolder
 
 TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model"),
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     # Of single families: DeBERTa, RemBERT, SpeechT5, Marian, FSMT, ProphetNet, BERTweet, BARTpho, MyT5, LUKE, RoCBert, ...
-    *("spm.model", "sentencepiece.model", "spm_char.model", "source.spm", "target.spm", "target_vocab.json"),
-    *("vocab-src.json", "vocab-tgt.json", "prophetnet.tokenizer", "bpe.codes", "dict.txt", "byte_maps.json"),
-    *("entity_vocab.json", "word_shape.json", "word_pronunciation.json", "emoji.json", "normalizer.json"),
-    *("chat_template.jinja", "chat_template.json"),
+    "spm.model",
+    "sentencepiece.model",
+    "spm_char.model",
+    "source.spm",
+    "target.spm",
+    "target_vocab.json",
+    "vocab-src.json",
+    "vocab-tgt.json",
+    "prophetnet.tokenizer",
+    "bpe.codes",
+    "dict.txt",
+    "byte_maps.json",
+    "entity_vocab.json",
+    "word_shape.json",
+    "word_pronunciation.json",
+    "emoji.json",
+    "normalizer.json",
+    "chat_template.jinja",
+    "chat_template.json",
 )
 TEMPLATES = "additional_chat_templates"  # a folder of templates by name
 

@@ -27,8 +27,8 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
     for name, module in model.named_modules():
         if isinstance(module, FrozenLinear | nn.Linear | nn.Embedding) or "Embedding" in type(module).__name__:
             continue  # a linear layer that is no operator has its own reason, which was said (stays_dense.py)
-        for own, parameter in module.named_parameters(recurse=False):
-            full_name = f"{name}.{own}".lstrip(".")
+        for attribute, parameter in module.named_parameters(recurse=False):
+            full_name = f"{name}.{attribute}".lstrip(".")
             if len(full_shape(parameter)) >= 2:
                 is_expert = is_expert_matrix(full_name, module, len(full_shape(parameter)))
                 (experts if is_expert else others)[full_name] = parameter

@@ -181,9 +181,9 @@ class Stream:
     def _load_parameters(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
     ) -> None:
-        for own, parameter in list(module.named_parameters(recurse=False)):
-            full_name = f"{name}.{own}" if name else own
-            setattr(module, own, self._parameter(full_name, parameter, device, done))
+        for attribute, parameter in list(module.named_parameters(recurse=False)):
+            full_name = f"{name}.{attribute}" if name else attribute
+            setattr(module, attribute, self._parameter(full_name, parameter, device, done))
 
     def _parameter(
         self, name: str, old: nn.Parameter, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
@@ -225,16 +225,16 @@ class Stream:
 
     def _fresh(self, name: str, old: nn.Parameter) -> torch.Tensor:
         """Initial values of a parameter that the checkpoint lacks: the family's own, a function of (seed, name)."""
-        owner_name, _, own = name.rpartition(".")
+        owner_name, _, attribute = name.rpartition(".")
         owner = self.model.get_submodule(owner_name)
         for other, parameter in list(owner.named_parameters(recurse=False)):
             if parameter.is_meta:
                 setattr(owner, other, nn.Parameter(torch.zeros(parameter.shape, dtype=old.dtype), requires_grad=False))
         initialise(self.model, owner, self.seed + zlib.crc32(owner_name.encode()))
-        return getattr(owner, own).detach()
+        return getattr(owner, attribute).detach()
 
     def _set_buffer(self, name: str, buffer: torch.Tensor, device: torch.device) -> None:
-        owner, _, own = name.rpartition(".")
+        owner, _, attribute = name.rpartition(".")
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept_type(name) if self.sources.has(name) else None
-        buffers_of(self.model.get_submodule(owner))[own] = value.to(device=device, dtype=kind or buffer.dtype)
+        buffers_of(self.model.get_submodule(owner))[attribute] = value.to(device=device, dtype=kind or buffer.dtype)

@@ -45,7 +45,7 @@ def rendered_with_marks(
     Raises:
         Exception: whatever the template raises, and where it has no marks.
     """
-    found: Any = render_jinja_template(  # (texts, spans of each), whatever its signature says
+    texts_and_spans: Any = render_jinja_template(  # (texts, spans of each), whatever its signature says
         conversations=[messages],
         tools=tools,
         documents=documents,
@@ -54,7 +54,7 @@ def rendered_with_marks(
         add_generation_prompt=prompt,
         **variables,
     )
-    (rendered,), (spans,) = found
+    (rendered,), (spans,) = texts_and_spans
     return rendered, [(start, end) for start, end in spans]
 
 
@@ -78,10 +78,10 @@ class _Quick(ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         key = (type(obj), attr)
-        found = self.safe.get(key)
-        if found is None:
-            found = self.safe[key] = super().is_safe_attribute(obj, attr, value)
-        return found
+        is_safe = self.safe.get(key)
+        if is_safe is None:
+            is_safe = self.safe[key] = super().is_safe_attribute(obj, attr, value)
+        return is_safe
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         if type(__obj) is BuiltinMethodType and type(__obj.__self__) is str:

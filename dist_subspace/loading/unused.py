@@ -23,8 +23,13 @@ from dist_subspace.loading.transformers_internals import reported_keys
 
 # What a wrapper puts before, or between, a model's names.
 WRAPPERS = (
-    *("base_model.model", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"),
-    *("base_layer", "original_module", "module"),
+    "base_model.model",
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+    "base_layer",
+    "original_module",
+    "module",
 )
 ADAPTERS = re.compile(
     r"(^|\.)(lora_\w+|loha_\w+|lokr_\w+|hada_\w+|ia3_\w+|vera_\w+|oft_\w+|boft_\w+|ranknum|modules_to_save|trainable_tokens_\w+)"

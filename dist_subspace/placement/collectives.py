@@ -292,8 +292,8 @@ def refuse_unlike(facts: Mapping[str, Any]) -> None:
         UsageError: on every rank; names a rank, a key and both values.
     """
     first, *others = gather_objects(dict(facts))
-    for rank, found in enumerate(others, start=1):
-        for key, value in found.items():
+    for rank, other_facts in enumerate(others, start=1):
+        for key, value in other_facts.items():
             if key in first and first[key] != value:
                 refusal = UsageError(
                     f"rank {rank} has another {key} than rank 0: {value!r}, and not {first[key]!r}; accepted: the same files and "
@@ -359,8 +359,8 @@ def broadcast_tensors(tensors: dict[str, torch.Tensor] | None, source: int = 0) 
     described = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()} if tensors is not None else None
     received = {}
     for name, (shape, dtype) in (broadcast_object(described, source) or {}).items():
-        own = tensors[name] if tensors is not None else torch.empty(shape, dtype=dtype)
-        message = own.to(message_device()).contiguous()  # gloo sends the memory as it lies
+        tensor = tensors[name] if tensors is not None else torch.empty(shape, dtype=dtype)
+        message = tensor.to(message_device()).contiguous()  # gloo sends the memory as it lies
         dist.broadcast(message, src=source)
         received[name] = message.to("cpu")
     return received

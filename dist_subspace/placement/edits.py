@@ -64,11 +64,11 @@ def _write_where(held: Tensor, first: int, where: Tensor, value: Tensor | float)
     length = min(held.numel(), where.numel() - first)
     if length <= 0:
         return
-    own, mask = held[:length], where[first : first + length].to(held.device)
+    overlap, mask = held[:length], where[first : first + length].to(held.device)
     if isinstance(value, Tensor):
-        own.copy_(torch.where(mask, value[first : first + length].to(own), own))
+        overlap.copy_(torch.where(mask, value[first : first + length].to(overlap), overlap))
     else:
-        own.masked_fill_(mask, value)
+        overlap.masked_fill_(mask, value)
 
 
 def check_editable(parameter: nn.Parameter) -> None:
@@ -94,10 +94,10 @@ def restart_counters(parameters: Sequence[nn.Parameter], others: Sequence[nn.Par
     None where that cannot be done: an optimizer without counters, or one that counts them together with some of `others` (a
     ZeRO stage from 1 on counts a parameter group as one). Then nothing is changed.
     """
-    own, rest = _counters(parameters), {id(state) for state in _counters(others)}
-    if any_rank(any(id(state) in rest for state in own)):
+    counters, rest = _counters(parameters), {id(state) for state in _counters(others)}
+    if any_rank(any(id(state) in rest for state in counters)):
         return None
-    count = int(max_over_ranks(max((int(state["step"]) for state in own), default=0)))
+    count = int(max_over_ranks(max((int(state["step"]) for state in counters), default=0)))
     set_counters(parameters, 0)
     return count or None
 

@@ -134,19 +134,19 @@ class Peers:
         """The ranks whose process has ended, or that have given no sign of life for long."""
         with suppress(RuntimeError):
             self._learn()
-        found = []
+        gone = []
         for peer in self._known.values():
             ended = peer.has_ended()
             if ended or (ended is None and self._is_silent(peer)):
-                found.append(peer)
-        return sorted(found, key=lambda peer: peer.rank)
+                gone.append(peer)
+        return sorted(gone, key=lambda peer: peer.rank)
 
     def gone_within(self, seconds: float) -> list[Peer]:
         """As `gone`, where a connection has just broken: the process at its other end may take a moment to end."""
         deadline = time.monotonic() + seconds
-        while not (found := self.gone()) and time.monotonic() < deadline:
+        while not (gone := self.gone()) and time.monotonic() < deadline:
             time.sleep(0.1)
-        return found
+        return gone
 
     def heard(self, peer: Peer) -> bool:
         """Whether that rank knew that it shall stop."""

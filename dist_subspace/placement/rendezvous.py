@@ -39,11 +39,11 @@ class RefusedElsewhere(UsageError):
 
 def facts() -> dict[str, str]:
     """What must be alike on every node, whatever the model: Python, the packages that compute, and this one's own files."""
-    found = {"Python": ".".join(platform.python_version_tuple()[:2]), "dist_subspace": package_digest()}
+    versions = {"Python": ".".join(platform.python_version_tuple()[:2]), "dist_subspace": package_digest()}
     for name in _ALIKE:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name).partition("+")[0]
-    return found
+            versions[name] = metadata.version(name).partition("+")[0]
+    return versions
 
 
 def package_digest(folder: Path = Path(__file__).parents[1]) -> str:
@@ -85,24 +85,24 @@ class _Meeting:
     def sign(self, alike: Mapping[str, str]) -> None:
         """Rank 0 signs first; the others compare themselves with it."""
         rank = self._place.rank
-        mine = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.executable, "alike": dict(alike)}
+        signer = {"host": socket.gethostname(), "pid": os.getpid(), "python": sys.executable, "alike": dict(alike)}
         if rank:
             self._wait_for_key("0")
             first = json.loads(self._get("0"))
-            for name, value in mine["alike"].items():  # type: ignore[attr-defined]
+            for name, value in signer["alike"].items():  # type: ignore[attr-defined]
                 if first["alike"].get(name) != value:
                     self._refuse(
-                        f"{mine['host']} (rank {rank}, {mine['python']}) has another {name} than {first['host']} (rank 0, "
+                        f"{signer['host']} (rank {rank}, {signer['python']}) has another {name} than {first['host']} (rank 0, "
                         f"{first['python']}): {value}, and not {first['alike'].get(name)}; accepted: the same on every node"
                     )
-        text = json.dumps(mine)
+        text = json.dumps(signer)
         signed = self._store.compare_set(f"{self._prefix}/{rank}", "", text).decode()
         if signed != text:
             other = json.loads(signed)
             self._refuse(
-                f"two processes are rank {rank} of {self._place.size}: {other['pid']} on {other['host']} and {mine['pid']} on "
-                f"{mine['host']}, which meet at {_address(self._place)}; accepted: one process a rank, and a MASTER_PORT of its "
-                "own for each run"
+                f"two processes are rank {rank} of {self._place.size}: {other['pid']} on {other['host']} and {signer['pid']} on "
+                f"{signer['host']}, which meet at {_address(self._place)}; accepted: one process a rank, and a MASTER_PORT of "
+                "its own for each run"
             )
         if self._store.add(f"{self._prefix}/here", 1) == self._place.size:
             self._store.set(f"{self._prefix}/all", "1")
@@ -172,7 +172,8 @@ def _open(place: Place, deadline: float, patience: float) -> dist.Store:
         if serves:
             _refuse_taken_port(place)
             server = dist.TCPStore(
-                *("localhost", place.port),
+                "localhost",
+                place.port,
                 is_master=True,
                 wait_for_workers=False,
                 timeout=timedelta(seconds=_ANSWER),
@@ -188,22 +189,22 @@ def _open(place: Place, deadline: float, patience: float) -> dist.Store:
 
 def _client(place: Place) -> dist.Store:
     """Made on a thread: where another program has the port and keeps silent, it waits for ever."""
-    found: list[dist.Store] = []
+    connected: list[dist.Store] = []
     host, wait = place.address or "", timedelta(seconds=_ANSWER)
 
     def make() -> None:
         with suppress(dist.DistError):
-            found.append(dist.TCPStore(host, place.port, is_master=False, wait_for_workers=False, timeout=wait))
+            connected.append(dist.TCPStore(host, place.port, is_master=False, wait_for_workers=False, timeout=wait))
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     thread.join(_ANSWER)
-    if not found:
+    if not connected:
         raise UsageError(
             f"what answers at {_address(place)}, where rank {place.rank} would meet rank 0, is another program; "
             "accepted: another MASTER_PORT, the same for all ranks"
         )
-    return found[0]
+    return connected[0]
 
 
 def _refuse_taken_port(place: Place) -> None:

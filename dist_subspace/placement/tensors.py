@@ -93,10 +93,10 @@ def whole_on_main(parameters: Iterable[nn.Parameter], what: str, function: Calla
     Arguments:
         what: rank 0 is doing, for the other ranks' error.
     """
-    found = {parameter: gather_to(parameter, 0) for parameter in parameters}
+    gathered = {parameter: gather_to(parameter, 0) for parameter in parameters}
     with agreed(what), torch.no_grad():
         if world().is_main:
-            with with_data({parameter: whole for parameter, whole in found.items() if whole is not None}):
+            with with_data({parameter: whole for parameter, whole in gathered.items() if whole is not None}):
                 return function()
     return None
 

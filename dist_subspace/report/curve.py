@@ -82,17 +82,17 @@ def smoothed(values: Values, window: int) -> Values:
 
 def spikes(values: Values) -> NDArray[numpy.bool_]:
     """Which values stand far above their four neighbours: for these, and for the whole curve. The first never does."""
-    found = numpy.zeros(len(values), dtype=bool)
+    is_spike = numpy.zeros(len(values), dtype=bool)
     if numpy.isfinite(values).sum() < 20:
-        return found
+        return is_spike
     padded = numpy.pad(numpy.where(numpy.isfinite(values), values, numpy.nan), 2, mode="edge")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # five values in a row that are not finite have no median
         above = values - numpy.nanmedian(sliding_window_view(padded, 5), axis=1)
         usual = numpy.nanmedian(numpy.abs(numpy.where(numpy.isfinite(above), above, numpy.nan)))
         low, high = numpy.percentile(values[numpy.isfinite(values)], [5, 95])
-    found[1:] = above[1:] > 8 * usual + 0.25 * (high - low)
-    return found
+    is_spike[1:] = above[1:] > 8 * usual + 0.25 * (high - low)
+    return is_spike
 
 
 def _draw_losses(axes: Axes, train: Sequence[StepRecord], evaluated: Sequence[Evaluation]) -> None:
@@ -140,13 +140,13 @@ def _draw_rate(axes: Axes, train: Sequence[StepRecord]) -> None:
 
 def _cut_spikes(axes: Axes, losses: Values, eval_losses: Values) -> NDArray[numpy.bool_]:
     """A spike must not press the curve flat: the picture ends above everything else. Returns which losses lie beyond."""
-    found = spikes(losses)
-    rest = numpy.concatenate([losses[numpy.isfinite(losses) & ~found], eval_losses[numpy.isfinite(eval_losses)]])
-    if not found.any() or not len(rest):
+    is_spike = spikes(losses)
+    rest = numpy.concatenate([losses[numpy.isfinite(losses) & ~is_spike], eval_losses[numpy.isfinite(eval_losses)]])
+    if not is_spike.any() or not len(rest):
         return numpy.zeros(len(losses), dtype=bool)
     low, high = rest.min(), rest.max()
-    beyond = found & (losses > high + 0.5 * (high - low))
-    shown = numpy.concatenate([rest, losses[found & ~beyond]])
+    beyond = is_spike & (losses > high + 0.5 * (high - low))
+    shown = numpy.concatenate([rest, losses[is_spike & ~beyond]])
     if beyond.any():
         margin = 0.06 * (shown.max() - low)
         axes.set_ylim(low - margin, shown.max() + margin)

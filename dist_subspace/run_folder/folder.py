@@ -105,14 +105,14 @@ class RunFolder(os.PathLike[str]):
 
     def checkpoints(self) -> dict[int, Path]:
         """Every checkpoint folder by step, ascending, whole or not; also one that was set aside and not yet replaced."""
-        found: dict[int, Path] = {}
+        folders: dict[int, Path] = {}
         for path in self._folders():
             if match := _HIDDEN_CHECKPOINT.fullmatch(path.name):
                 if match[2] == REPLACED:
-                    found.setdefault(int(match[1]), path)
+                    folders.setdefault(int(match[1]), path)
             elif match := _CHECKPOINT.fullmatch(path.name):
-                found[int(match[1])] = path
-        return dict(sorted(found.items()))
+                folders[int(match[1])] = path
+        return dict(sorted(folders.items()))
 
     def steps_with_leftovers(self) -> list[int]:
         """The steps whose checkpoints were being written, replaced or deleted when a process died, ascending."""

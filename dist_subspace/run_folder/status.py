@@ -57,7 +57,7 @@ def write_status(
 def read_status(run_dir: StrPath) -> dict[str, Any] | None:
     """What `write_status` wrote, or None where there is none or it cannot be read."""
     try:
-        found = json.loads(RunFolder(run_dir).status.read_text(encoding="utf-8"))
+        status = json.loads(RunFolder(run_dir).status.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return status if isinstance(status, dict) else None

@@ -187,14 +187,14 @@ def _give_factors(model: nn.Module, part: SetupStatistic, factors: Factors) -> N
     device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
     with torch.no_grad():
         part.set_factors({name: tensor.to(device) for name, tensor in factors.items()})
-    own = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}
-    split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in own])
+    base_ids = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}
+    split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in base_ids])
 
 
 def _replace_base(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
     """Collective: the owner's newly packed bytes become the base's, on every rank its own shard of them."""
-    own = None if packed is None else {name: p.data for name, p in packed.named_parameters(recurse=False)}
+    packed_tensors = None if packed is None else {name: p.data for name, p in packed.named_parameters(recurse=False)}
     plain = broadcast_object(None if packed is None else packed.plain_values(), owner)
-    for name, whole in broadcast_tensors(own, owner).items():
+    for name, whole in broadcast_tensors(packed_tensors, owner).items():
         overwrite(base.get_parameter(name), whole)
     base.set_plain_values(plain or {})

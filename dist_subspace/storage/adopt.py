@@ -30,8 +30,8 @@ def adopt(module: nn.Module) -> FrozenLinear | None:
 
 def adopter(module: nn.Module) -> Adopt | None:
     """What makes an operator of the module. A storage knows its own layers better than `nn.Linear`, whose subclasses they are."""
-    own = next((kind.adopt for kind in foreign_layers() if kind.recognises(module)), None)
-    return own or (adopt_plain if is_linear(module) else None)
+    adopt = next((kind.adopt for kind in foreign_layers() if kind.recognises(module)), None)
+    return adopt or (adopt_plain if is_linear(module) else None)
 
 
 def adopt_all(model: nn.Module, *, except_for: Iterable[str] = ()) -> list[str]:

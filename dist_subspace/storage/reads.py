@@ -42,7 +42,7 @@ def read_layers(model: nn.Module, layers: Mapping[nn.Module, str]) -> dict[str, 
     for module in model.modules():
         if module not in layers and _may_read(type(module)):
             reader.follow(module, "forward", {}, ())
-    return reader.found
+    return reader.read_at
 
 
 class _Reader:
@@ -50,7 +50,7 @@ class _Reader:
 
     def __init__(self, layers: Mapping[nn.Module, str], given: set[str]) -> None:
         self.layers, self.given = layers, given
-        self.found: dict[str, str] = {}
+        self.read_at: dict[str, str] = {}
 
     def follow(self, module: nn.Module, name: str, bound: Mapping[str, Values], before: tuple[Any, ...]) -> None:
         """Every definition of the method that the module's class has or inherits (which may be called by `super`)."""
@@ -91,7 +91,7 @@ class _Scope(ast.NodeVisitor):
         for value in self.values(layer):
             name = self.reader.layers.get(value) if isinstance(value, nn.Module) else None
             if name is not None:
-                self.reader.found.setdefault(name, self.where)
+                self.reader.read_at.setdefault(name, self.where)
 
     def generic_visit(self, node: ast.AST) -> None:
         for child in ast.iter_child_nodes(node):
@@ -275,16 +275,16 @@ def _plain(*values: Any) -> bool:
 
 def _attributes(owners: Values, name: str) -> Values:
     """The attribute of each: a submodule, or a plain value; `training` changes, and says nothing."""
-    found = []
+    values = []
     for owner in owners:
         if isinstance(owner, nn.Module):
             if name in children_of(owner):
-                found.append(children_of(owner)[name])
+                values.append(children_of(owner)[name])
             elif name in owner.__dict__ and name != "training":
-                found.append(owner.__dict__[name])
+                values.append(owner.__dict__[name])
         elif hasattr(owner, "to_dict") and hasattr(owner, name):  # a configuration
-            found.append(getattr(owner, name))
-    return found
+            values.append(getattr(owner, name))
+    return values
 
 
 def _submodules(owners: Values, name: str) -> Values:

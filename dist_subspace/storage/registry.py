@@ -142,8 +142,8 @@ def pack(
     Raises:
         UsageError: for a storage that is not registered, or an option that it does not take.
     """
-    own = options_for(storage, double_quant, options)
-    operator = storage_info(storage).pack(weight, transposed=transposed, bias=bias, origin=origin, **own)
+    storage_options = options_for(storage, double_quant, options)
+    operator = storage_info(storage).pack(weight, transposed=transposed, bias=bias, origin=origin, **storage_options)
     operator.conv1d = transposed
     return operator
 

@@ -189,8 +189,8 @@ def settings_of(sites: dict[str, nn.Module], resolved: Resolved, largest: dict[s
     for name in sites:
         rank = next((r for ending, r in config.rank_pattern.items() if ends_with(name, ending)), config.rank)
         alpha = next((a for ending, a in config.alpha_pattern.items() if ends_with(name, ending)), config.alpha)
-        own = layer_settings(config, resolved.method, rank, alpha)
-        settings[name] = own if largest[name] is None else with_capped_rank(own, resolved.info, config, smallest)
+        uncut = layer_settings(config, resolved.method, rank, alpha)
+        settings[name] = uncut if largest[name] is None else with_capped_rank(uncut, resolved.info, config, smallest)
     _check_ranks(sites, settings, {name: bound for name, bound in largest.items() if bound is not None})
     return settings
 
@@ -207,8 +207,8 @@ def _put_parts(
         part = resolved.method.build(site, settings[name], generator, shared)
         part.compute_dtype, part.name = dtype, name
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
-        for own, parameter in part.trainables().items():
-            setattr(part, own, nn.Parameter(parameter.data.to(device)))
+        for factor, parameter in part.trainables().items():
+            setattr(part, factor, nn.Parameter(parameter.data.to(device)))
         part.train(site.training)
         if isinstance(part, OnModel):
             setattr(model, part.attribute, part)
@@ -245,7 +245,7 @@ def _collect(parts: dict[str, SubspacePart], resolved: Resolved) -> GradientColl
     if kind is None or not kind.needs_gradients:
         return None
     return GradientCollector(
-        {f"{name}.{own}": p for name, part in parts.items() for own, p in part.trainables().items()}
+        {f"{name}.{factor}": p for name, part in parts.items() for factor, p in part.trainables().items()}
     )
 
 
@@ -255,10 +255,10 @@ def attachment(model: nn.Module) -> Attachment | None:
 
 def attached(model: nn.Module) -> Attachment:
     """The model's attachment; a UsageError if it has none."""
-    found = attachment(model)
-    if found is None:
+    its_attachment = attachment(model)
+    if its_attachment is None:
         raise UsageError("the model has no subspace method; call attach first")
-    return found
+    return its_attachment
 
 
 @contextmanager
@@ -298,13 +298,13 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
     names = [name for name, module in model.named_modules() if name and next(module.parameters(), None) is not None]
     wanted: list[str] = []
     for ending in config.modules_to_save:
-        found = [name for name in names if ends_with(name, ending)]
-        if not found:
+        named = [name for name in names if ends_with(name, ending)]
+        if not named:
             shown = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in names[-12:]))
             raise UsageError(
                 f"subspace.modules_to_save has {ending!r}, which names no module; names here end in: {shown}"
             )
-        wanted += [name for name in found if name not in wanted]
+        wanted += [name for name in named if name not in wanted]
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
     inside = [n for n in names if any(n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in wanted)]  # or around one
     tied = [n for n in names if any(id(p) in owned for p in model.get_submodule(n).parameters(recurse=False))]

@@ -34,8 +34,8 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     late_factors = late_factors_of(method)
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in named_trainables(model).items():
-        own = name.rpartition(".")[2]
-        rate = learning_rate * (ratio if own in left_factors else 1.0)
+        factor = name.rpartition(".")[2]
+        rate = learning_rate * (ratio if factor in left_factors else 1.0)
         decay = weight_decay if len(attachment.shapes[name]) > 1 else 0.0
-        groups.setdefault((rate, decay, own in late_factors), []).append(parameter)
+        groups.setdefault((rate, decay, factor in late_factors), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay, _), params in groups.items()]

@@ -29,9 +29,19 @@ from dist_subspace.subspace import SubspaceConfig, resolve
 _OF_TRAINING = ("dropout", "constraint", "constraint_weight")
 # Fields that name layers in many ways: where they name others than the adapter has, the tensors do not fit.
 _OF_LAYERS = ("target_modules", "exclude_modules", "modules_to_save")
-_OPTIONS_OF_TRAINING = {
-    *("lr_ratio", "warmup_steps", "final_steps", "interval", "budget", "beta1", "beta2", "power", "reduction"),
-}
+_OPTIONS_OF_TRAINING = frozenset(
+    {
+        "lr_ratio",
+        "warmup_steps",
+        "final_steps",
+        "interval",
+        "budget",
+        "beta1",
+        "beta2",
+        "power",
+        "reduction",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from dist_subspace.subspace.virtual_tokens.part import VirtualTokens
 
 # Entries of every adapter_config.json that are read below, or change nothing about a finished adapter. Its method's words say
 # what is read beside them.
-ENTRIES_OF_EVERY_KIND = {
-    *(
+ENTRIES_OF_EVERY_KIND = frozenset(
+    {
         "peft_type",
         "task_type",
         "base_model_name_or_path",
@@ -41,10 +41,16 @@ ENTRIES_OF_EVERY_KIND = {
         "modules_to_save",
         "bias",
         "fan_in_fan_out",
-    ),
-    *("auto_mapping", "peft_version", "revision", "inference_mode", "exclude_modules", "runtime_config"),
-    *("layers_to_transform", "layers_pattern"),
-}
+        "auto_mapping",
+        "peft_version",
+        "revision",
+        "inference_mode",
+        "exclude_modules",
+        "runtime_config",
+        "layers_to_transform",
+        "layers_pattern",
+    }
+)
 # The heads that PEFT trains in full for a task, whatever modules_to_save says.
 HEADS = {"SEQ_CLS": CLASSIFIERS, "TOKEN_CLS": CLASSIFIERS, "QUESTION_ANS": ANSWERS}
 

@@ -107,11 +107,11 @@ def _missing() -> list[str]:
     from deepspeed.accelerator import get_accelerator
 
     compiler = os.environ.get("CXX", "c++")
-    found = [f"a C++ compiler ({compiler})"] if shutil.which(compiler) is None else []
+    missing = [f"a C++ compiler ({compiler})"] if shutil.which(compiler) is None else []
     if shutil.which("ninja") is None:
-        found.append("ninja")
-    if found:
-        return found
+        missing.append("ninja")
+    if missing:
+        return missing
     with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
         usable = get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
     return [] if usable else ["libaio with its headers (the package libaio-dev or libaio-devel)"]

@@ -70,5 +70,5 @@ def optimized_tensor(parameter: Any) -> Tensor | None:
     if has_fragments(parameter):
         return master_fragments(parameter)[0].get(None)
     master = linked_master(parameter)
-    found: Tensor = parameter if master is None else master
-    return found
+    updated: Tensor = parameter if master is None else master
+    return updated

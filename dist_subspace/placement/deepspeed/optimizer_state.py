@@ -113,12 +113,12 @@ def _read(engine: Any, parameter: nn.Parameter, key: str | None) -> Tensor:
         known = _known_by_optimizer(parameter)
         plain: Tensor = known.detach() if key is None else plain_optimizer(engine).state[known][key]
         return plain
-    found: Tensor | None = (
+    whole: Tensor | None = (
         safe_get_full_fp32_param(parameter) if key is None else safe_get_full_optimizer_state(parameter, key)
     )
-    if found is None:
+    if whole is None:
         raise RuntimeError(f"DeepSpeed has no {key or MASTER} for a trained parameter; its ZeRO interface has changed")
-    return found
+    return whole
 
 
 def _known_by_optimizer(parameter: nn.Parameter) -> Tensor:

@@ -23,14 +23,14 @@ _LOOPS = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.D
 
 def called_once(model: nn.Module, name: str) -> bool:
     """Whether every entry of the module list of that (dotted) name is called exactly once in a forward of the model."""
-    parent, _, own = name.rpartition(".")
+    parent, _, attribute = name.rpartition(".")
     owner, stack = model.get_submodule(parent), model.get_submodule(name)
     names = Counter(module for _, module in model.named_modules(remove_duplicate=False))
     several = any(names[module] > 1 for module in (owner, stack, *stack.children()))
     layers = getattr(getattr(owner, "config", None), "num_hidden_layers", None)
     if several or (isinstance(layers, int) and layers > len(list(stack.children()))):
         return False
-    if _Uses(type(owner), own, _in_a_stack).most("forward") != 1:
+    if _Uses(type(owner), attribute, _in_a_stack).most("forward") != 1:
         return False
     while parent:
         parent, _, child = parent.rpartition(".")
@@ -54,8 +54,8 @@ class _Uses:
         if method in self.within:
             return 0
         self.within.append(method)
-        found = next((function for _, function in definitions(self.kind, method)), None)
-        count = 0 if found is None else self._in_order(found.body)
+        definition = next((function for _, function in definitions(self.kind, method)), None)
+        count = 0 if definition is None else self._in_order(definition.body)
         self.within.pop()
         return count
 
@@ -76,10 +76,10 @@ class _Uses:
             return self._in(node.test) + max(self._in(node.body), self._in(node.orelse))
         if isinstance(node, _LOOPS):
             return self._in_loop(node)
-        own = int(self.calls(node, self.name, self.entries))
+        count = int(self.calls(node, self.name, self.entries))
         if isinstance(node, ast.Call) and _of_self(node.func):
-            own += self.most(node.func.attr)  # type: ignore[attr-defined]
-        return own + sum(self._in(child) for child in ast.iter_child_nodes(node))
+            count += self.most(node.func.attr)  # type: ignore[attr-defined]
+        return count + sum(self._in(child) for child in ast.iter_child_nodes(node))
 
     def _in_loop(self, loop: ast.AST) -> int:
         """A loop over the stack calls each entry as often as its body does; another one may do so any number of times."""
@@ -124,7 +124,10 @@ def _entries(source: ast.expr, target: ast.expr, name: str) -> list[str]:
         if called == "zip" and len(target.elts) == len(source.args):
             pairs = zip(source.args, target.elts, strict=True)
             return [
-                own for part, own_target in pairs if _is_over(part, name) for own in _entries(part, own_target, name)
+                entry
+                for part, part_target in pairs
+                if _is_over(part, name)
+                for entry in _entries(part, part_target, name)
             ]
     if getattr(getattr(source, "func", None), "id", "") == "range":
         return []

@@ -114,8 +114,8 @@ def gather_to(parameter: Any, rank: int) -> Tensor | None:
     group = parameter.ds_process_group
     if torch.distributed.get_world_size(group) == 1:
         return shard[: parameter.ds_numel].view(parameter.ds_shape) if world().rank == rank else None
-    own = torch.distributed.get_rank() == rank
-    parts = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size(group))] if own else None
+    receives = torch.distributed.get_rank() == rank
+    parts = [torch.empty_like(shard) for _ in range(torch.distributed.get_world_size(group))] if receives else None
     torch.distributed.gather(shard, parts, dst=rank, group=group)
     return torch.cat(parts)[: parameter.ds_numel].view(parameter.ds_shape) if parts is not None else None
 
@@ -128,5 +128,5 @@ def overwrite(parameter: Any, whole: Tensor) -> None:
 def read_by_forward(parameter: Any) -> list[tuple[Tensor, int]]:
     """The shard, and the whole parameter while it is gathered."""
     shard = parameter.ds_tensor.data.view(-1)
-    found = [(shard, shard.numel() * torch.distributed.get_rank(parameter.ds_process_group))]
-    return [*found, (parameter.data.view(-1), 0)] if _is_whole(parameter) else found
+    pieces = [(shard, shard.numel() * torch.distributed.get_rank(parameter.ds_process_group))]
+    return [*pieces, (parameter.data.view(-1), 0)] if _is_whole(parameter) else pieces

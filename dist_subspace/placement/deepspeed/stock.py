@@ -36,12 +36,12 @@ def stock_training_keys(config: Mapping[str, Any]) -> dict[str, str]:
     Raises:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
-    found = {}
+    training_keys = {}
     for section, key, names in (("optimizer", "optim", OPTIMIZERS), ("scheduler", "lr_scheduler_type", SCHEDULERS)):
         kind = _type_of(config, section)
         if kind is not None:
-            found[f"training.{key}"] = _counterparts(section, kind, names)[0]
-    return found
+            training_keys[f"training.{key}"] = _counterparts(section, kind, names)[0]
+    return training_keys
 
 
 def stock_config(source: Mapping[str, Any] | str | Path, facts: Facts) -> dict[str, Any]:
@@ -199,7 +199,12 @@ def _check_warmup(config: dict[str, Any], steps: int) -> None:
 _KNOWN_PARAMS = {
     "optimizer": {"lr", "betas", "eps", "weight_decay", "adam_w_mode", "bias_correction"} | _IMPLEMENTATION,
     "scheduler": {
-        *("warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps", "warmup_type", "warmup_min_ratio"),
+        "warmup_min_lr",
+        "warmup_max_lr",
+        "warmup_num_steps",
+        "total_num_steps",
+        "warmup_type",
+        "warmup_min_ratio",
         "last_batch_iteration",
     },
 }

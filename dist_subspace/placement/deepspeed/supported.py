@@ -73,12 +73,12 @@ def _unsplit_accumulation(config: Mapping[str, Any]) -> Iterator[str]:
     given = (config.get("data_types") or {}).get("grad_accum_dtype")
     if given is None or zero_stage(config) > 0:
         return
-    own = (_engine_type(config) or ("", "float32"))[1]
+    engine_type = (_engine_type(config) or ("", "float32"))[1]
     name = str(given).removeprefix("torch.")
-    if _NAMES.get(name, name) != own:
+    if _NAMES.get(name, name) != engine_type:
         yield (
             f"deepspeed.config data_types.grad_accum_dtype is {given!r} at ZeRO stage 0, where gradients have the engine's "
-            f"type; accepted: {own}, or a stage above 0"
+            f"type; accepted: {engine_type}, or a stage above 0"
         )
 
 

@@ -131,12 +131,12 @@ class NewTokens(TrainedBeside):
         if not self._asked:
             return None
         asked = self._asked.pop()
-        own = self.ids.to(asked.device)
-        place = torch.searchsorted(own, asked.contiguous()).clamp(max=len(own) - 1)
+        ids = self.ids.to(asked.device)
+        place = torch.searchsorted(ids, asked.contiguous()).clamp(max=len(ids) - 1)
         rows = self(place).to(output.device, output.dtype)
         scale = getattr(table, "embed_scale", None)  # of embeddings that multiply what their table holds
         rows = rows if scale is None else rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
-        return torch.where((own[place] == asked).unsqueeze(-1), rows, output)
+        return torch.where((ids[place] == asked).unsqueeze(-1), rows, output)
 
     def _after_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not self.enabled:
@@ -179,8 +179,8 @@ def check_new_tokens(model: Any, ids: Sequence[int], saved: Sequence[str]) -> No
 def _vocabulary(model: Any) -> int:
     table, head = input_embeddings(model), model.get_output_embeddings()
     if not isinstance(table, nn.Embedding):
-        found = "none" if table is None else type(table).__name__
-        raise UsageError(f"new tokens need an embedding table, and {type(model).__name__} has {found}")
+        kind = "none" if table is None else type(table).__name__
+        raise UsageError(f"new tokens need an embedding table, and {type(model).__name__} has {kind}")
     outputs = getattr(head, "out_features", table.num_embeddings)
     if outputs != table.num_embeddings:
         raise UsageError(f"new tokens need a head of the embedding's {table.num_embeddings} tokens, not of {outputs}")

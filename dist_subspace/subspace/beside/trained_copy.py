@@ -37,8 +37,8 @@ class TrainedCopy(TrainedBeside):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.enabled:
             return self.original(x, *args, **kwargs)
-        own = next(self.trained.parameters()).dtype
-        y = self.trained(x.to(own) if x.is_floating_point() else x, *args, **kwargs)
+        trained_dtype = next(self.trained.parameters()).dtype
+        y = self.trained(x.to(trained_dtype) if x.is_floating_point() else x, *args, **kwargs)
         return y.to(self.dtype) if self.is_embedding else y
 
     def plain_module(self) -> nn.Module:

@@ -81,8 +81,8 @@ class LoftqLinear(AnchoredLinear):
         matrix, rounds = weight.original(), self.settings.options["iterations"]
         nothing = matrix.new_zeros(self.lora_A.shape), matrix.new_zeros(self.lora_B.shape)
         fit = best(loftq(matrix, weight.quantised, split, nothing, self.scale, rounds))
-        found = dict(zip(AnchoredLinear.kept_factors, fit.pair, strict=True))
-        return found | (dict(zip(("loftq_A", "loftq_B"), fit.taken, strict=True)) if self.rebases else {})
+        factors = dict(zip(AnchoredLinear.kept_factors, fit.pair, strict=True))
+        return factors | (dict(zip(("loftq_A", "loftq_B"), fit.taken, strict=True)) if self.rebases else {})
 
     def rebased(self, factors: Mapping[str, Tensor], weight: Weight) -> Tensor:
         original = weight.original()

@@ -97,14 +97,14 @@ def deviation(
         norms: `‖W_i‖`, float32 `(d_out,)`; products: `W Aᵀ`, `(d_out, r)`; a, b: `(r, d_in)`, `(d_out, r)`.
     """
     empty = norms == 0
-    own = torch.where(empty, torch.ones_like(norms), norms).double()
+    nonzero_norms = torch.where(empty, torch.ones_like(norms), norms).double()
     exact = torch.autocast(norms.device.type, enabled=False)
     with exact, torch.set_grad_enabled(torch.is_grad_enabled() and through_norm):
         a, b = a.float(), b.float()
         inner = torch.addmm(products.float(), b, a @ a.t(), beta=2 * scale, alpha=scale**2)
         added = (b * inner).sum(1).double()
-        change = (added / own.square()).clamp(min=SMALLEST - 1)  # n² / ‖W_i‖² - 1
+        change = (added / nonzero_norms.square()).clamp(min=SMALLEST - 1)  # n² / ‖W_i‖² - 1
         growth = (1 + change).sqrt()
         excess = change / (1 + growth)  # growth - 1, without the cancellation
-    delta = (magnitude.double() / own - excess) / growth
+    delta = (magnitude.double() / nonzero_norms - excess) / growth
     return torch.where(empty, 0.0, delta).float()

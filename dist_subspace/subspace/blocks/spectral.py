@@ -49,8 +49,8 @@ class SpectralLinear(KeepsFactors, LowRankForm):
         return largest(weight.matrix, self.terms(), weight.generator)
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
-        found = self.triplets(weight)
-        return {"spectral_U": found.u, "spectral_S": found.s, "spectral_V": found.v}
+        triplets = self.triplets(weight)
+        return {"spectral_U": triplets.u, "spectral_S": triplets.s, "spectral_V": triplets.v}
 
     def set_factors(self, factors: Mapping[str, Tensor]) -> None:
         self.register_buffer("spectral_S", factors["spectral_S"].float().clone())  # a view would hold a mapped file

@@ -68,8 +68,8 @@ def smallest(matrix: Tensor, count: int) -> Triplets:
     the others (first-order perturbation theory, with products in float64).
     """
     if matrix.shape[0] < matrix.shape[1]:  # the vectors of the shorter side are the ones that span their space
-        found = smallest(matrix.t(), count)
-        return _signed(found.v.t().contiguous(), found.s, found.u.t().contiguous())
+        triplets = smallest(matrix.t(), count)
+        return _signed(triplets.v.t().contiguous(), triplets.s, triplets.u.t().contiguous())
     _refuse_nonfinite(matrix)
     width = min(count + MARGIN, matrix.shape[1])
     _, s, v = torch.linalg.svd(matrix, full_matrices=False)
@@ -80,16 +80,16 @@ def smallest(matrix: Tensor, count: int) -> Triplets:
         weights = torch.where(gaps > _SAME * squares[0], overlap / gaps, 0.0)
         kept = _orthonormal(kept - _product(others.t(), weights))
     u, s, rotation = torch.linalg.svd(_product(matrix, kept), full_matrices=False)
-    found = _signed(u, s, rotation @ kept.t())
-    return Triplets(*(t.to(matrix.dtype) for t in (found.u[:, -count:], found.s[-count:], found.v[-count:])))
+    triplets = _signed(u, s, rotation @ kept.t())
+    return Triplets(*(t.to(matrix.dtype) for t in (triplets.u[:, -count:], triplets.s[-count:], triplets.v[-count:])))
 
 
 _SAME = 1.5e-14  # of σ₁²: gaps of squares that float32's σ cannot tell from none
 
 
-def _first(found: Triplets, count: int) -> Triplets:
+def _first(triplets: Triplets, count: int) -> Triplets:
     """Copies, so that the rest can go."""
-    return Triplets(found.u[:, :count].clone(), found.s[:count].clone(), found.v[:count].clone())
+    return Triplets(triplets.u[:, :count].clone(), triplets.s[:count].clone(), triplets.v[:count].clone())
 
 
 def _signed(u: Tensor, s: Tensor, v: Tensor) -> Triplets:

@@ -99,10 +99,10 @@ class Dora(LowRankPair, SetupStatistic):
 
     def merged(self, weight: Tensor) -> Tensor:
         changed = weight + self.delta().to(weight.device)
-        own, magnitude = self.row_norms.to(weight.device), self.lora_magnitude_vector.float().to(weight.device)
-        n = torch.linalg.vector_norm(changed, dim=1).clamp(min=SMALLEST**0.5 * own)
+        base_norms, magnitude = self.row_norms.to(weight.device), self.lora_magnitude_vector.float().to(weight.device)
+        n = torch.linalg.vector_norm(changed, dim=1).clamp(min=SMALLEST**0.5 * base_norms)
         n = n if self.settings.options["differentiate_norm"] else n.detach()
-        ratio = torch.where(own == 0, 1.0, (own + magnitude) / torch.where(own == 0, 1.0, n))
+        ratio = torch.where(base_norms == 0, 1.0, (base_norms + magnitude) / torch.where(base_norms == 0, 1.0, n))
         return ratio[:, None] * changed
 
     def constrained_factors(self) -> tuple[Tensor, None]:

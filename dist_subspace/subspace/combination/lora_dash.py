@@ -61,10 +61,10 @@ class LoraDash(LowRankLinear, SwitchingPart):
         self.register_buffer("dash_V", torch.zeros(count, self.in_features, device=device))
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
-        found = every(weight.matrix)
-        rates = self.coefficients(found.u, found.v).abs() / (found.s + EPSILON)
+        triplets = every(weight.matrix)
+        rates = self.coefficients(triplets.u, triplets.v).abs() / (triplets.s + EPSILON)
         chosen = rates.sort(descending=True, stable=True).indices[: len(self.dash_delta)]
-        return {"dash_U": found.u[:, chosen].contiguous(), "dash_V": found.v[chosen].contiguous()}
+        return {"dash_U": triplets.u[:, chosen].contiguous(), "dash_V": triplets.v[chosen].contiguous()}
 
     def coefficients(self, u: Tensor, v: Tensor) -> Tensor:
         """`c_i = u_iᵀ ΔW v_i` for `u (d_out, k)`, `v (k, d_in)`, without making ΔW."""

@@ -65,8 +65,8 @@ class SpectralRotational(SpectralLinear):
         return core if gained is None else core + torch.diag(gained)
 
     def file_tensors(self) -> dict[str, Tensor]:
-        found = super().file_tensors()
-        return found | {name: 1 + found[name].float() for name in ("spectral_gain",) if name in found}
+        tensors = super().file_tensors()
+        return tensors | {name: 1 + tensors[name].float() for name in ("spectral_gain",) if name in tensors}
 
     def load_file_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         shifts = {name: tensors[name].float() - 1 for name in ("spectral_gain",) if name in tensors}

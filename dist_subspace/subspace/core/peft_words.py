@@ -20,9 +20,8 @@ PREFIX = "base_model.model."  # how the names of a layer's tensors begin in an a
 
 Entries = Mapping[str, Any]  # of an adapter_config.json
 Layers = dict[str, dict[str, Tensor]]  # tensors by layer and suffix
-Shapes = dict[
-    str, tuple[int | None, int | None]
-]  # `(d_out, d_in)` by layer; None for a side that the tensors do not tell
+# `(d_out, d_in)` by layer; None for a side that the tensors do not tell
+Shapes = dict[str, tuple[int | None, int | None]]
 P = TypeVar("P", bound=nn.Module)
 T = TypeVar("T")
 

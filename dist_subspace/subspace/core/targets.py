@@ -83,11 +83,11 @@ def _check_named(targets: str | Sequence[str], chosen: Collection[str], lost: Ma
     """Refuse what the user named where all that it names are layers that cannot have a method."""
     for entry in [targets] if isinstance(targets, str) else targets:
         means = naming(entry if isinstance(targets, str) else [entry])
-        found = [name for name in lost if means(name)]
-        if found and not any(means(name) for name in chosen):
+        named = [name for name in lost if means(name)]
+        if named and not any(means(name) for name in chosen):
             raise UsageError(
-                f"subspace.target_modules has {entry!r}, which names {found[0]}: no method can be put on it, because "
-                f"{lost[found[0]]}; accepted: other layers"
+                f"subspace.target_modules has {entry!r}, which names {named[0]}: no method can be put on it, because "
+                f"{lost[named[0]]}; accepted: other layers"
                 + (f", for example {', '.join(_examples(list(chosen)))}" if chosen else "")
             )
 
@@ -190,9 +190,9 @@ class Choice:
         """Every norm with trainable values of its own, heads apart; not narrowed by `targets`."""
         base = base_prefix(self.model)
         inside = f"{base}." if base and hasattr(self.model, base) else ""
-        found = {name: module for name, module in self.model.named_modules() if is_norm(module)}
+        every_norm = {name: module for name, module in self.model.named_modules() if is_norm(module)}
         parts = ((), ()) if self.given else unreached(self.model)
-        here = {name: m for name, m in found.items() if name.startswith(inside) and not is_unreached(name, parts)}
+        here = {name: m for name, m in every_norm.items() if name.startswith(inside) and not is_unreached(name, parts)}
         return {name: m for name, m in here.items() if not self.excluded(name)}
 
     def block_norms(self) -> dict[str, nn.Module]:

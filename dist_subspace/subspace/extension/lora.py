@@ -101,10 +101,10 @@ class LoraWords(PeftWords[LowRankPair]):
         return not nonlinear and not (isinstance(part, LoftqLinear) and part.rebases)
 
     def claims(self, described: Entries) -> bool:
-        mine = self.start is None or (
+        starts_alike = self.start is None or (
             described.get("init_lora_weights") == self.start and not described.get("use_dora")
         )
-        return super().claims(described) and mine
+        return super().claims(described) and starts_alike
 
     def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
         layers = self.by_layer(tensors)

@@ -43,7 +43,7 @@ class Ia3(ScalingLinear, ScalesBias, SharedAcrossLayers):
     @classmethod
     def make_shared(cls, sites: Mapping[str, nn.Module], settings: Settings) -> frozenset[nn.Module]:
         """The sites that scale their input."""
-        found: set[nn.Module] = set()
+        scaling_input: set[nn.Module] = set()
         for ending in settings.options["input_scaled_modules"]:
             named = {site for name, site in sites.items() if ends_with(name, ending)}
             if not named:
@@ -51,8 +51,8 @@ class Ia3(ScalingLinear, ScalesBias, SharedAcrossLayers):
                     f"subspace.options.input_scaled_modules has {ending!r}, which names no target; targets here are for "
                     f"example: {', '.join(list(sites)[:4])}"
                 )
-            found |= named
-        return frozenset(found)
+            scaling_input |= named
+        return frozenset(scaling_input)
 
     def take_shared(self, shared: frozenset[nn.Module] | None) -> None:
         self.scales_input = self.base in (shared or ())

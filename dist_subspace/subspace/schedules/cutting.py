@@ -56,8 +56,8 @@ class CuttingSchedule(Schedule):
     def advance(self, step: int, max_steps: int, gradients: Mapping[str, Tensor]) -> list[Edit]:
         if self.uses_gradients(step, max_steps):
             for name, gradient in gradients.items():
-                part, _, own = name.rpartition(".")
-                self.importance.update(name, self.parts[part].get_parameter(own), gradient)
+                part, _, factor = name.rpartition(".")
+                self.importance.update(name, self.parts[part].get_parameter(factor), gradient)
         phases = self.phases(max_steps)
         zeroed: dict[str, Tensor] = {}
         if phases.at_end(step):
@@ -75,8 +75,8 @@ class CuttingSchedule(Schedule):
 
     def score(self, name: str) -> Tensor:
         """`(r,)`: a score for each triplet of a part."""
-        own = self.importance.score
-        return own(f"{name}.lora_E") + own(f"{name}.lora_A").mean(1) + own(f"{name}.lora_B").mean(0)
+        score = self.importance.score
+        return score(f"{name}.lora_E") + score(f"{name}.lora_A").mean(1) + score(f"{name}.lora_B").mean(0)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.importance.tensors()

@@ -50,7 +50,7 @@ class MovingSchedule(Schedule):
 
     def _active_cores(self) -> tuple[list[Tensor], list[Tensor]]:
         """Each part's mask, and its E where that is true, float64; on the CPU."""
-        cores = [self._own(name, "lora_E").detach().double() for name in self.parts]
+        cores = [self._parameter(name, "lora_E").detach().double() for name in self.parts]
         split = torch.cat(cores).cpu().split([len(core) for core in cores])
         active = [self._mask(name).cpu() for name in self.parts]
         return active, [core[mask] for core, mask in zip(split, active, strict=True)]
@@ -58,22 +58,22 @@ class MovingSchedule(Schedule):
     def _lose(self, name: str, place: int) -> list[Edit]:
         mask = self._mask(name)
         mask[place] = False
-        return [Edit(self._own(name, "lora_E"), _only(place, len(mask)), 0.0, moments=True)]
+        return [Edit(self._parameter(name, "lora_E"), _only(place, len(mask)), 0.0, moments=True)]
 
     def _gain(self, name: str, place: int, step: int) -> list[Edit]:
         """New vectors with the spread of the first ones; E = 0 leaves the output as it is."""
-        mask, a, b = self._mask(name), self._own(name, "lora_A"), self._own(name, "lora_B")
+        mask, a, b = self._mask(name), self._parameter(name, "lora_A"), self._parameter(name, "lora_B")
         mask[place] = True
         where = _only(place, len(mask))
         generator = torch.Generator().manual_seed(seed_of(self.seed, f"{name}:{step}"))
         return [
             Edit(a, where[:, None], new_vectors(1, a.shape[1], generator), moments=True),
             Edit(b, where[None], new_vectors(b.shape[0], 1, generator), moments=True),
-            Edit(self._own(name, "lora_E"), where, 0.0, moments=True),
+            Edit(self._parameter(name, "lora_E"), where, 0.0, moments=True),
         ]
 
-    def _own(self, name: str, own: str) -> nn.Parameter:
-        return self.parts[name].get_parameter(own)
+    def _parameter(self, name: str, factor: str) -> nn.Parameter:
+        return self.parts[name].get_parameter(factor)
 
     def _mask(self, name: str) -> Tensor:
         return self.parts[name].get_buffer("active")

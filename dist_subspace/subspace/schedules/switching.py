@@ -58,4 +58,4 @@ class SwitchingSchedule(Schedule):
         if self.switched is not None:
             for name, part in self.parts.items():
                 assert isinstance(part, SwitchingPart)
-                part.set_factors({own: tensors[f"{name}.{own}"] for own in ("dash_U", "dash_V")})
+                part.set_factors({factor: tensors[f"{name}.{factor}"] for factor in ("dash_U", "dash_V")})

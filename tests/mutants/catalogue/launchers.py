@@ -29,8 +29,8 @@ MUTANTS = [
     Mutant(
         name="outer-launcher-believed",
         file=FILE,
-        text="    *(by_torchrun, by_deepspeed, by_hand),\n    *(by_open_mpi, by_mpich, by_srun),\n",
-        becomes="    *(by_open_mpi, by_mpich, by_srun),\n    *(by_torchrun, by_deepspeed, by_hand),\n",
+        text="    by_torchrun,\n    by_deepspeed,\n    by_hand,\n    by_open_mpi,\n    by_mpich,\n    by_srun,\n",
+        becomes="    by_open_mpi,\n    by_mpich,\n    by_srun,\n    by_torchrun,\n    by_deepspeed,\n    by_hand,\n",
         promise="Of nested launchers the inner one says which rank this is.",
         tests=[f"{READ}::test_of_several_launchers_the_one_that_started_the_process_is_believed_and_named"],
     ),

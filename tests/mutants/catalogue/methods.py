@@ -272,8 +272,8 @@ MUTANTS = [
     Mutant(
         name="dora-merge-keeps-the-length",
         file="dist_subspace/subspace/combination/dora.py",
-        text="(own + magnitude) / torch.where(own == 0, 1.0, n)",
-        becomes="own / torch.where(own == 0, 1.0, n)",
+        text="(base_norms + magnitude) / torch.where(base_norms == 0, 1.0, n)",
+        becomes="base_norms / torch.where(base_norms == 0, 1.0, n)",
         promise="DoRA's trained lengths are merged.",
         tests=[
             "tests/subspace/combination/test_dora.py::test_a_row_of_zeros_is_not_rescaled_and_its_magnitude_does_not_learn"
@@ -282,8 +282,8 @@ MUTANTS = [
     Mutant(
         name="lora-dash-largest-changes-not-rates",
         file="dist_subspace/subspace/combination/lora_dash.py",
-        text="self.coefficients(found.u, found.v).abs() / (found.s + EPSILON)",
-        becomes="self.coefficients(found.u, found.v).abs()",
+        text="self.coefficients(triplets.u, triplets.v).abs() / (triplets.s + EPSILON)",
+        becomes="self.coefficients(triplets.u, triplets.v).abs()",
         promise="LoRA-Dash chooses the directions whose singular value changed most for its size.",
         tests=["tests/subspace/combination/test_lora_dash.py::test_a_direction_is_chosen_by_its_change_for_its_size"],
     ),

@@ -80,7 +80,7 @@ MUTANTS = [
     Mutant(
         name="foreign-layers-are-no-operators",
         file="dist_subspace/storage/adopt.py",
-        text="return own or (adopt_plain if is_linear(module) else None)",
+        text="return adopt or (adopt_plain if is_linear(module) else None)",
         becomes="return adopt_plain if is_linear(module) else None",
         promise="A layer that another library quantised is taken over in its own bytes.",
         tests=["tests/storage/test_fp8.py::test_a_layer_of_transformers_is_taken_over_byte_for_byte"],

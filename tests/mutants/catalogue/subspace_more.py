@@ -16,8 +16,8 @@ MUTANTS = [
     Mutant(
         name="gained-strength-keeps-its-moment",
         file="dist_subspace/subspace/schedules/moving.py",
-        text='Edit(self._own(name, "lora_E"), where, 0.0, moments=True)',
-        becomes='Edit(self._own(name, "lora_E"), where, 0.0)',
+        text='Edit(self._parameter(name, "lora_E"), where, 0.0, moments=True)',
+        becomes='Edit(self._parameter(name, "lora_E"), where, 0.0)',
         promise="The strength of a triplet that comes has no moments of one that went.",
         tests=["tests/test_advancing.py::test_what_moves_loses_its_moments_and_nothing_else_does"],
     ),

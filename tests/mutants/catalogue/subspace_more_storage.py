@@ -138,8 +138,8 @@ MUTANTS = [
     Mutant(
         name="unread-weights-data-can-be-read",
         file="dist_subspace/unread_weight.py",
-        text='if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):\n            return own',
-        becomes='if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):\n            return own.held',
+        text='if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):\n            return weight',
+        becomes='if name in ("torch.Tensor.data.__get__", "torch.Tensor.detach"):\n            return weight.held',
         promise="`data` of a weight that is not there leads to no values.",
         tests=["tests/test_unread_weight.py"],
     ),

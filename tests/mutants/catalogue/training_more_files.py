@@ -8,8 +8,8 @@ MUTANTS = [
     Mutant(
         name="set-aside-wins-over-the-new-one",
         file="dist_subspace/run_folder/folder.py",
-        text="found.setdefault(int(match[1]), path)",
-        becomes="found[int(match[1])] = path",
+        text="folders.setdefault(int(match[1]), path)",
+        becomes="folders[int(match[1])] = path",
         promise="A checkpoint that has its name counts, not the former one that was set aside.",
         tests=[
             "tests/checkpoint/test_store.py::test_one_that_was_set_aside_never_stands_for_the_one_that_has_its_name"
