@@ -67,7 +67,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
 def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
     if is_first():
-        print("starting: importing torch, transformers and DeepSpeed", flush=True)
+        print("starting: importing the libraries", flush=True)
     _choose_accelerator()
     from dist_subspace.placement.process_group import leave_process_group
     from dist_subspace.training.run import train as run

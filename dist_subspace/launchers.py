@@ -98,11 +98,11 @@ def enter(variables: MutableMapping[str, str] = os.environ) -> Place:
 
 
 def by_torchrun(variables: Variables) -> Place | None:
-    return _standard("torchrun", "LOCAL_WORLD_SIZE", variables) if _is_torchrun(variables) else None
+    return _standard("torchrun", "LOCAL_WORLD_SIZE", variables) if is_torchrun(variables) else None
 
 
 def by_deepspeed(variables: Variables) -> Place | None:
-    return _standard("deepspeed", "LOCAL_SIZE", variables) if _is_deepspeed(variables) else None
+    return _standard("deepspeed", "LOCAL_SIZE", variables) if is_deepspeed(variables) else None
 
 
 BY_HAND = "RANK and WORLD_SIZE"
@@ -111,7 +111,7 @@ BY_HAND = "RANK and WORLD_SIZE"
 def by_hand(variables: Variables) -> Place | None:
     """A script or Kubernetes, one process at a time. A process that was alone leaves RANK=0, WORLD_SIZE=1 and no address to its
     children, which are alone too."""
-    if _is_torchrun(variables) or _is_deepspeed(variables) or not {"RANK", "WORLD_SIZE"} & variables.keys():
+    if is_torchrun(variables) or is_deepspeed(variables) or not {"RANK", "WORLD_SIZE"} & variables.keys():
         return None
     if variables.get("WORLD_SIZE") == "1" and not {"RANK", "MASTER_ADDR"} <= variables.keys():
         return None
@@ -259,12 +259,12 @@ def _step(variables: Variables) -> str | None:
     return step if step.isdecimal() and int(step) < 0xFFFFFFF0 else None
 
 
-def _is_torchrun(variables: Variables) -> bool:
+def is_torchrun(variables: Variables) -> bool:
     """Also of what is built on it (accelerate launch)."""
     return "TORCHELASTIC_RUN_ID" in variables
 
 
-def _is_deepspeed(variables: Variables) -> bool:
+def is_deepspeed(variables: Variables) -> bool:
     return "CROSS_RANK" in variables and "LOCAL_SIZE" in variables
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from dist_subspace.launcher import Launcher
+from dist_subspace.launcher_processes import Launcher
 
 # Seconds that a stop may wait for the main thread where nothing is lost by leaving; launchers kill after 30.
 PATIENCE = 20.0

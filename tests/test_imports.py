@@ -20,13 +20,13 @@ BELOW_TRAINING = AXES | {
     *("errors", "config", "loading", "interchange", "accounting", "checkpoint", "report", "statistics", "atomic_files"),
     "families",
     "run_folder",
-    *("notices", "launcher", "launchers", "stopping", "module_places", "transformers_tables"),
+    *("notices", "launcher_processes", "launchers", "stopping", "module_places", "transformers_tables"),
 }
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
-    "launcher": set(),
     "launchers": {"errors"},
-    "stopping": {"launcher"},
+    "launcher_processes": {"launchers"},
+    "stopping": {"launcher_processes"},
     "torch_internals": set(),
     "families": set(),
     "notices": {"errors"},
@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
-    "placement": {"errors", "families", "class_source", "launcher", "launchers", "stopping"},
+    "placement": {"errors", "families", "class_source", "launcher_processes", "launchers", "stopping"},
     "subspace": {
         "errors",
         "families",

@@ -39,7 +39,7 @@ def check_engine(preset: str, given: Stock | None) -> None:
         UsageError: several ranks without DeepSpeed's engine, or an engine of DeepSpeed where it cannot be imported.
     """
     ranks = max(world().size, launchers.read(os.environ).size)
-    if given is None and preset == WHOLE:
+    if _trains_whole(preset, given):
         if ranks > 1:
             raise UsageError(
                 f"deepspeed.preset is 'none', which trains on one process, but there are {ranks} ranks; accepted with several: "
@@ -55,14 +55,19 @@ def check_engine(preset: str, given: Stock | None) -> None:
         )
 
 
+def _trains_whole(preset: str, given: Stock | None) -> bool:
+    """Whether plain torch trains: a stock JSON means DeepSpeed, whatever the preset is."""
+    return given is None and preset == WHOLE
+
+
 def engine_title(preset: str, given: Stock | None) -> str:
     """What a notice calls the engine."""
-    return "torch's engine" if given is None and preset == WHOLE else "DeepSpeed's engine"
+    return "torch's engine" if _trains_whole(preset, given) else "DeepSpeed's engine"
 
 
 def compute_device(preset: str, given: Stock | None) -> torch.device:
     """Where this rank computes."""
-    if given is None and preset == WHOLE:
+    if _trains_whole(preset, given):
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return agreed_device()
 
@@ -75,10 +80,10 @@ def engine_config(
     Raises:
         UsageError: a stock JSON that contradicts the facts, or a combination that is known to be broken.
     """
+    if _trains_whole(preset, given):
+        return None
     if given is not None:
         made = stock.stock_config(given, facts)
-    elif preset == WHOLE:
-        return None
     else:
         made = deepspeed_config(
             preset,

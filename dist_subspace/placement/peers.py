@@ -18,7 +18,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from dist_subspace.launcher import stat_of
+from dist_subspace.launcher_processes import stat_of
 from dist_subspace.stopping import Stop
 
 _BEAT = 2.0  # seconds between two signs of life

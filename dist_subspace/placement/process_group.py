@@ -10,6 +10,9 @@ from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.placement.rendezvous import facts, met
+
+_PATIENCE = 600.0  # seconds for the ranks to meet without DeepSpeed; its own patience with it
 
 
 def meet_ranks() -> None:
@@ -21,7 +24,8 @@ def meet_ranks() -> None:
     if deepspeed_is_missing() is None:
         ensure_process_group()
     elif place.address is not None:  # so that what is refused next is refused by all, and said once
-        torch.distributed.init_process_group("gloo")
+        with met(place, _PATIENCE, facts()):
+            torch.distributed.init_process_group("gloo")
 
 
 def leave_process_group() -> None:

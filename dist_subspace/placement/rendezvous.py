@@ -116,7 +116,8 @@ class _Meeting:
                 here = [f"{rank} on {self._host(rank)}" for rank in range(size) if self._has(str(rank))]
                 self._refuse(
                     f"rank {', '.join(absent)} of {size} did not come to {_address(self._place)} in {patience:g} seconds; "
-                    f"here: rank {', '.join(here)}"
+                    f"here: rank {', '.join(here)}; "
+                    "accepted: every rank started, with the same MASTER_ADDR and MASTER_PORT"
                 )
             time.sleep(_LOOK)
 
@@ -125,7 +126,8 @@ class _Meeting:
             self._heed_refusal()
             if time.monotonic() > self._deadline:
                 self._refuse(
-                    f"rank 0 did not come to {_address(self._place)}, where rank {self._place.rank} waits for it"
+                    f"rank 0 did not come to {_address(self._place)}, where rank {self._place.rank} waits for it; accepted: rank "
+                    "0 started too, with the same MASTER_ADDR and MASTER_PORT"
                 )
             time.sleep(_LOOK)
 
@@ -184,7 +186,10 @@ def _open(place: Place, deadline: float, patience: float) -> dist.Store:
         _wait_for_answer(place, deadline, patience)
         return _client(place)
     except dist.DistError as error:
-        raise UsageError(f"rank {place.rank} could not use the meeting at {_address(place)}: {error}") from None
+        raise UsageError(
+            f"rank {place.rank} could not use the meeting at {_address(place)}: {error}; accepted: the "
+            "run started again, with another MASTER_PORT for all ranks where that does not help"
+        ) from None
 
 
 def _client(place: Place) -> dist.Store:

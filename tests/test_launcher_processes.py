@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dist_subspace.launcher import Launcher, parent_of
+from dist_subspace.launcher_processes import Launcher, parent_of
 from tests.ranks import ROOT, free_port
 
 CHILD = """
 import time
-from dist_subspace.launcher import Launcher
+from dist_subspace.launcher_processes import Launcher
 launcher = Launcher()
 print("started", flush=True)
 for _ in range(100):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-_TORCHRUN = "TORCHELASTIC_RUN_ID"  # set for the ranks of torchrun, and of what is built on it (accelerate launch)
-_DEEPSPEED = ("CROSS_RANK", "LOCAL_SIZE")  # set by deepspeed.launcher.launch for its ranks
+from dist_subspace.launchers import is_deepspeed, is_torchrun
+
 _DEEPSPEED_COMMANDS = {"deepspeed", "deepspeed.pt", "ds", "deepspeed.launcher.runner", "runner.py"}
 
 
@@ -19,12 +19,12 @@ class Launcher:
     """The launcher's processes, as they are when this is made: soon after this process began."""
 
     def __init__(self) -> None:
-        by_deepspeed = all(name in os.environ for name in _DEEPSPEED)
-        self._parent = os.getppid() if by_deepspeed or _TORCHRUN in os.environ else None
+        by_deepspeed = is_deepspeed(os.environ)
+        self._parent = os.getppid() if by_deepspeed or is_torchrun(os.environ) else None
         self._command: int | None = None
         if self._parent is not None and by_deepspeed:
             command = parent_of(self._parent)
-            self._command = command if command is not None and _is_deepspeed(command) else None
+            self._command = command if command is not None and _is_deepspeed_command(command) else None
 
     def gone(self) -> bool:
         if self._parent is None:
@@ -48,7 +48,7 @@ def stat_of(pid: int) -> list[str] | None:
         return None
 
 
-def _is_deepspeed(pid: int) -> bool:
+def _is_deepspeed_command(pid: int) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
