@@ -280,6 +280,10 @@ class RunSection(Section):
     """Where results go, and what is shown on the way."""
 
     output_dir: Text = Field(default="runs/run", description="The run's folder; unset: runs/<configuration's name>.")
+    local_dir: Text | None = Field(
+        default=None,
+        description="Folder on a disk of each node, for its tokens and logs; null: one of the user's in TMPDIR.",
+    )
     logging_steps: Count = Field(default=10, description="Steps between lines of metrics.")
     eval_steps: Count | None = Field(default=200, description="Steps between evaluations; null: only at the end.")
     report_to: Reporters = Field(
