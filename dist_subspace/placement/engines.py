@@ -16,6 +16,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed
+from dist_subspace.placement.deepspeed.json_file import zero_stage as stage_of
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.placement.deepspeed.process_group import agreed_device
@@ -106,6 +107,11 @@ def stock_training_keys(given: Stock) -> dict[str, str]:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
     return stock.stock_training_keys(read_deepspeed(given))
+
+
+def zero_stage(given: Stock) -> int:
+    """The ZeRO stage of a stock JSON."""
+    return stage_of(read_deepspeed(given))
 
 
 def largest_block(model: nn.Module) -> int:

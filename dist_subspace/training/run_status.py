@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from typing import Any
 
 from dist_subspace.checkpoint.occupancy import Occupancy
 from dist_subspace.checkpoint.store import check_writable
@@ -39,6 +40,14 @@ class RunStatus:
         self._occupancy.write("running")
         return socket.gethostname(), os.getpid()
 
+    def is_seen(self) -> bool:
+        """Local: whether this rank sees the run's folder, as this run's own."""
+        return self.taken and read_status(self.run) is not None and not self._is_anothers()
+
+    def is_running(self) -> bool:
+        """Local: whether nobody has said yet how the run ended, as far as this rank sees."""
+        return self.is_seen() and (read_status(self.run) or {}).get("state") == "running"
+
     def _is_anothers(self) -> bool:
         """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
         status = read_status(self.run) or {}
@@ -53,17 +62,20 @@ class RunStatus:
         anyone: bool = False,
         warning: str | None = None,
         skipped: int = 0,
+        rank_host: str | None = None,
     ) -> None:
         """Local: rank 0's word, or with `anyone` that of any rank. Where the disk refuses, the screen must do."""
         if not self.taken or not (world().is_main or anyone):
             return
-        more = {"warning": warning, "skipped": skipped} if state == "finished" else {}
+        more: dict[str, Any] = {"warning": warning, "skipped": skipped} if state == "finished" else {}
+        if rank is not None and rank_host is not None:
+            more["rank_host"] = rank_host
         try:
             if self._occupancy is not None:
                 self._occupancy.write(state, message, step, rank, **more)
             else:
                 for _ in range(_TIMES):
-                    if self._is_anothers():
+                    if not self.is_running():  # another run's, or somebody has said why this one ends: the first word stays
                         return
                     write_status(self.run, state, message, step, rank, **more)
                     time.sleep(_BETWEEN)
