@@ -19,7 +19,7 @@ from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
-from dist_subspace.placement.engines import check_engine, compute_device
+from dist_subspace.placement.engines import check_engine, compute_device, ranks_per_near_group
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
@@ -54,6 +54,8 @@ class Plan:
     fingerprints: dict[str, str]
     checkpoint: tuple[Path, TrainerState] | None
     beginning: Beginning | None = None
+    ranks_per_node: int | None = None
+    """Where the preset splits weights inside nodes."""
 
     @property
     def pad_id(self) -> int:
@@ -82,6 +84,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         check_optimizer(config.training.optim, device)
         check_installed(config.run.report_to)
         check_hardware(dtype, device)
+    near = ranks_per_near_group(config.deepspeed.preset, config.deepspeed.config)
     on_main(_open_run, run_dir, notice)
     beginning = on_main(_find_beginning, config, run_dir, notice)
     with announced("looking for the model's files", notice):
@@ -129,6 +132,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         fingerprints=fingerprints,
         checkpoint=checkpoint,
         beginning=beginning,
+        ranks_per_node=near,
     )
 
 
