@@ -14,7 +14,7 @@ MUTANTS = [
         text="if not param.requires_grad:",
         becomes="if True:",
         promise="A trained parameter has no second shard, which would be that of before the step.",
-        tests=[f"{_SECONDARY}::test_weights_in_forward_and_backward_are_the_files_and_the_adapter_is_zero_3s[nf4]"],
+        tests=[f"{_SECONDARY}::test_a_trained_parameter_has_no_second_shard_and_an_edit_reaches_the_next_forward"],
     ),
     Mutant(
         name="trained-parameters-gathered-from-second-shards",

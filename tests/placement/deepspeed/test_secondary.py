@@ -13,14 +13,17 @@ from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.secondary import check_partition_size, second_shard
-from dist_subspace.placement.tensors import gather_to, kept_bytes
+from dist_subspace.placement.edits import apply_edits
+from dist_subspace.placement.tensors import full_numel, full_shape, gather_to, kept_bytes
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import named_trainables, trainable_parameters
+from dist_subspace.subspace.core.schedule import Edit
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.tiny_models import save_odd
 
 RANKS, NODE = 4, 2
+LORA = SubspaceConfig(method="lora", rank=3)
 STORAGES = {"nf4": ("nf4", False), "nf4-double": ("nf4", True), "int8": ("int8", False), "bf16": ("bf16", False)}
 
 
@@ -60,14 +63,16 @@ class Compared:
         return compared
 
 
-def trained(folder: str, storage: str, double: bool, node: int, method: str = "lora", **zero: Any) -> dict[str, Any]:
+def trained(
+    folder: str, storage: str, double: bool, node: int, subspace: SubspaceConfig = LORA, **zero: Any
+) -> dict[str, Any]:
     """Three steps: what the products saw, where the shards are, and the adapter that came out."""
     size = world().size
     config = tiny.ds_config(3, world_size=size, zero_hpz_partition_size=node, **zero)
-    kind = {"storage": storage, "double_quant": double, "dtype": "bfloat16" if storage == "bf16" else "float32"}
+    kind: dict[str, Any] = {"storage": storage, "double_quant": double}
+    kind["dtype"] = "bfloat16" if storage == "bf16" else "float32"
     attached = [
-        attach(load_frozen(folder, deepspeed=where, device="cpu", **kind), SubspaceConfig(method=method, rank=3))  # type: ignore[arg-type]
-        for where in (config, None)
+        attach(load_frozen(folder, deepspeed=where, device="cpu", **kind), subspace) for where in (config, None)
     ]
     model, alone = attached[0].train(), dict(attached[1].named_parameters())
     model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
@@ -123,8 +128,9 @@ def assert_same_adapter(one: dict[str, Any], two: dict[str, Any]) -> None:
 
 
 def test_weights_that_a_method_replaces_are_replaced_in_second_shards_too(llama: str) -> None:
-    plain = run_on_ranks(RANKS, trained, llama, "nf4", False, 1, "pissa")
-    near = run_on_ranks(RANKS, trained, llama, "nf4", False, NODE, "pissa")
+    folded = SubspaceConfig(method="pissa", rank=3, options={"residual": "fold"})
+    plain = run_on_ranks(RANKS, trained, llama, "nf4", False, 1, folded)
+    near = run_on_ranks(RANKS, trained, llama, "nf4", False, NODE, folded)
     assert all(rank["wrong"] == rank["shards"] == [] for rank in (*plain, *near))
     assert_same_adapter(plain[0], near[0])
 
@@ -139,6 +145,29 @@ def with_offload(folder: str, offload: dict[str, Any]) -> dict[str, Any]:
     return trained(folder, "nf4", False, NODE, **offload)
 
 
+def edited_before_a_forward(folder: str) -> tuple[list[str], list[bool]]:
+    """Trained parameters that have second shards, and whether each forward reads the value that one was given."""
+    config = tiny.ds_config(3, world_size=world().size, zero_hpz_partition_size=NODE)
+    model = attach(load_frozen(folder, storage="nf4", dtype="float32", deepspeed=config), LORA)
+    engine = tiny.make_engine(model, config | {"gradient_clipping": 0.0})
+    trainables = named_trainables(model)
+    seconds = [name for name, p in trainables.items() if second_shard(p) is not None]
+    name, parameter = next(iter(trainables.items()))
+    read: list[bool] = []
+    model.get_submodule(name.rpartition(".")[0]).register_forward_hook(
+        lambda *call: read.append(parameter.numel() == full_numel(parameter) and bool((parameter == 7.0).all()))
+    )
+    apply_edits([Edit(parameter, torch.ones(full_shape(parameter), dtype=torch.bool), 7.0)])
+    engine.eval()
+    engine(input_ids=tiny.own_batch(0, world().rank, world().size), use_cache=False)
+    engine.destroy()
+    return seconds, read
+
+
+def test_a_trained_parameter_has_no_second_shard_and_an_edit_reaches_the_next_forward(llama: str) -> None:
+    assert run_on_ranks(RANKS, edited_before_a_forward, llama) == [([], [True])] * RANKS
+
+
 # Another's split, and several models in a process.
 
 
@@ -149,7 +178,7 @@ def moved_twice(folder: str) -> dict[str, Any]:
     size = world().size
     config = tiny.ds_config(3, world_size=size, zero_hpz_partition_size=NODE)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model = attach(model, SubspaceConfig(method="lora", rank=3)).train()
+    model = attach(model, LORA).train()
     config["zero_optimization"]["reduce_bucket_size"] = sum(p.numel() for p in trainable_parameters(model))
     engine = tiny.make_engine(model, config)
     start = {name: whole for name, p in named_trainables(model).items() if (whole := gather_to(p, 0)) is not None}
