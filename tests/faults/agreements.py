@@ -166,5 +166,9 @@ NO_ROW = {
     "training/pause Pause.agree gather_objects": "a decision: tests/faults/test_decisions.py",
     "training/run _train refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "training/plan make_plan refuse_unlike": "a decision: tests/faults/test_decisions.py",
+    "placement/shared_folders seen_by_ranks on_main(_leave_mark)": "tests/placement/test_shared_folders.py lets rank 0 fail",
+    "placement/shared_folders seen_by_ranks agreed('looking for a file of rank 0')": "it takes every fault for no sight",
+    "placement/shared_folders seen_by_ranks on_main(_take_away)": "it takes no fault for one",
+    "placement/shared_folders seen_by_ranks gather_objects": "it follows an agreement at once",
     "loading/load download any_rank": "a decision: tests/faults/test_decisions.py",
 }
