@@ -14,7 +14,6 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import agreed, gather_objects, on_main, world
 
 PATIENCE = 3.0  # seconds in which a file of rank 0 has come into sight
@@ -23,24 +22,20 @@ _MARK = ".seen-"
 _LEFT_BEHIND = 3600.0  # seconds after which a mark is nobody's any more: the process that left it was killed
 
 
-def seen_by_ranks(folder: str | os.PathLike[str], field: str, patience: float = PATIENCE) -> list[bool]:
+def seen_by_ranks(folder: str | os.PathLike[str], patience: float = PATIENCE) -> list[bool]:
     """Collective: for every rank, in their order, whether it sees what rank 0 writes in the folder.
 
-    Each rank names the folder by its own path, under which it need not exist but for rank 0.
-
-    Arguments:
-        field: the key of the configuration that names the folder.
-
-    Raises:
-        UsageError: rank 0 cannot write there.
+    Each rank names the folder by its own path, under which it need not exist but for rank 0, which makes it. Where rank 0 cannot
+    write, nothing is known, and every rank is said to see a folder of its own.
     """
     if world().size == 1:
         return [True]
-    mark = on_main(_leave_mark, Path(folder), field)
+    mark = on_main(_leave_mark, Path(folder))
     with agreed("looking for a file of rank 0"):
-        found = world().is_main or _finds(Path(folder) / mark, mark, patience)
+        found = world().is_main or (mark is not None and _finds(Path(folder) / mark, mark, patience))
     seen = gather_objects(found)
-    on_main(_take_away, Path(folder) / mark)
+    if mark is not None:
+        on_main(_take_away, Path(folder) / mark)
     return seen
 
 
@@ -52,7 +47,7 @@ def look_anew(folder: str | os.PathLike[str]) -> None:
             next(entries, None)
 
 
-def _leave_mark(folder: Path, field: str) -> str:
+def _leave_mark(folder: Path) -> str | None:
     name = f"{_MARK}{secrets.token_hex(16)}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,10 +56,8 @@ def _leave_mark(folder: Path, field: str) -> str:
             file.write(name)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise UsageError(
-            f"{field} is {str(folder)!r}, which cannot be written to ({error.strerror or error})"
-        ) from error
+    except OSError:
+        return None
     return name
 
 
