@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -55,6 +57,19 @@ def check_engine(preset: str, given: Stock | None) -> None:
             f"{what}, but DeepSpeed cannot be imported here ({missing}); accepted without it: deepspeed.preset none, on one "
             "process"
         )
+
+
+def stock_digest(given: Stock | None) -> str | None:
+    """Local: a short hash of what a stock JSON says, wherever it and the disk for offloading lie; None for none."""
+    if given is None:
+        return None
+    stated = read_deepspeed(given)
+    for section in ("offload_param", "offload_optimizer"):
+        zero = stated.get("zero_optimization")
+        if isinstance(zero, dict) and isinstance(zero.get(section), dict):
+            zero[section].pop("nvme_path", None)
+    text = json.dumps(stated, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _trains_whole(preset: str, given: Stock | None) -> bool:

@@ -39,10 +39,13 @@ class RunStatus:
         self._occupancy.write("running")
         return socket.gethostname(), os.getpid()
 
-    def _is_anothers(self) -> bool:
-        """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
-        status = read_status(self.run) or {}
-        return "pid" in status and (status.get("host"), status["pid"]) != self._writer
+    def _is_ours(self, first: bool) -> bool:
+        """Whether the folder that this rank sees is rank 0's, and this run has it still: rank 0 may have been killed, and its
+        lock with it. `first`: nobody but rank 0 has written its last word yet."""
+        status = read_status(self.run)
+        if status is None or "pid" not in status:
+            return status is not None and not first
+        return (status.get("host"), status["pid"]) == self._writer
 
     def write(
         self,
@@ -62,8 +65,8 @@ class RunStatus:
             if self._occupancy is not None:
                 self._occupancy.write(state, message, step, rank, **more)
             else:
-                for _ in range(_TIMES):
-                    if self._is_anothers():
+                for time_of_writing in range(_TIMES):
+                    if not self._is_ours(first=time_of_writing == 0):
                         return
                     write_status(self.run, state, message, step, rank, **more)
                     time.sleep(_BETWEEN)
