@@ -10,7 +10,8 @@ from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
-from dist_subspace.placement.rendezvous import facts, met
+from dist_subspace.placement.rendezvous import met
+from dist_subspace.placement.versions import facts
 
 _PATIENCE = 600.0  # seconds for the ranks to meet without DeepSpeed; its own patience with it
 
