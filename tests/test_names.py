@@ -51,8 +51,17 @@ PEFTS = {
     **{"miss": "MISS", "oft": "OFT"},
 }
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "nf4": 4, "fp4": 4, "int8": 8, "fp8": 8}
-STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "zero2-offload": 2, "zero3-offload": 3, "zero3-nvme": 3}
-STAGES_ALONE = ("zero0", "zero1", "zero2", "zero3")
+STAGES = {
+    "zero0": 0,
+    "zero1": 1,
+    "zero2": 2,
+    "zero3": 3,
+    "zero3-hpz": 3,
+    "zero2-offload": 2,
+    "zero3-offload": 3,
+    "zero3-nvme": 3,
+}
+STAGES_ALONE = ("zero0", "zero1", "zero2", "zero3", "zero3-hpz")
 ON_ANY_DEVICE = {"adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop"}
 ON_CUDA = {
     *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit"),
@@ -113,7 +122,7 @@ def test_the_presets_are_these_and_have_their_stage() -> None:
     assert PRESETS == STAGES and set(get_args(names.Preset)) == {"none", *STAGES}
     for preset, stage in STAGES.items():
         config = deepspeed_config(
-            preset, micro_batch=1, rounds=1, world_size=1, max_grad_norm=1.0, nvme_path="/somewhere"
+            preset, micro_batch=1, rounds=1, world_size=1, max_grad_norm=1.0, nvme_path="/somewhere", ranks_per_node=8
         )
         zero = config["zero_optimization"]
         assert zero["stage"] == stage, preset

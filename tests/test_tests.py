@@ -17,7 +17,7 @@ MODELS = "tiny_models.py"
 OWN_CONFIGURATIONS = {
     "benchmarks/speed_models.py": "large enough to be timed",
     "benchmarks/statistics_time.py": "large enough to be timed",
-    "config/test_recipes.py": "the shapes of the models that the recipes name, in their real size",
+    "config/shapes.py": "the shapes of the models that the recipes name, in their real size",
     "faults/test_signals.py": "large enough to be interrupted while it is loaded",
     "gpu/test_memory.py": "large enough for its bytes to show among the device's others",
     "loading/test_positions.py": "the defaults of many families, of which only some sizes change",

@@ -11,7 +11,8 @@ from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.process_group import collective_timeout, ensure_process_group
-from dist_subspace.placement.rendezvous import facts, met
+from dist_subspace.placement.rendezvous import met
+from dist_subspace.placement.versions import facts
 from dist_subspace.torch_internals import set_collective_timeout
 
 _PATIENCE = 600.0  # seconds for the ranks to meet without DeepSpeed; its own patience with it

@@ -131,7 +131,7 @@ def own_log(run: Run) -> str:
 
 def keep_own_log(run: Run) -> None:
     """Local: in RUN/logs, if this rank sees the run's folder; rank 0 does it as well, for those that do not (`hear`)."""
-    if world().size > 1 and run.status is not None and run.status.is_seen() and (text := own_log(run)):
+    if world().size > 1 and run.status is not None and run.status.sees_folder() and (text := own_log(run)):
         keep_last_lines(run.status.run, world().rank, text)
 
 

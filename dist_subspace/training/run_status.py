@@ -24,6 +24,7 @@ class RunStatus:
         self.taken = False
         self._occupancy: Occupancy | None = None  # rank 0's
         self._writer: tuple[str, int] | None = None  # host and process of rank 0
+        self._sees = False
 
     def take(self) -> None:
         """Collective: rank 0 makes the folder its own, and says that it is at work there.
@@ -40,18 +41,19 @@ class RunStatus:
         self._occupancy.write("running")
         return socket.gethostname(), os.getpid()
 
-    def is_seen(self) -> bool:
-        """Local: whether this rank sees the run's folder, as this run's own."""
-        return self.taken and read_status(self.run) is not None and not self._is_anothers()
+    def sees_folder(self) -> bool:
+        """Local: whether the run's folder on this rank's disk is rank 0's, where the run was at work."""
+        self._sees = self._sees or self._is_ours()
+        return self.taken and self._sees
 
     def is_running(self) -> bool:
-        """Local: whether nobody has said yet how the run ended, as far as this rank sees."""
-        return self.is_seen() and (read_status(self.run) or {}).get("state") == "running"
+        """Local: whether this rank sees that nobody has said yet how the run ended, and that the run has its folder still: rank 0
+        may have been killed, and its lock with it."""
+        return self.sees_folder() and self._is_ours() and (read_status(self.run) or {}).get("state") == "running"
 
-    def _is_anothers(self) -> bool:
-        """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
+    def _is_ours(self) -> bool:
         status = read_status(self.run) or {}
-        return "pid" in status and (status.get("host"), status["pid"]) != self._writer
+        return "pid" in status and (status.get("host"), status["pid"]) == self._writer
 
     def write(
         self,

@@ -60,7 +60,7 @@ def test_a_log_does_not_grow_without_an_end(tmp_path: Path) -> None:
 
 def test_a_log_that_cannot_be_written_is_refused_and_nothing_is_moved(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match=r"run\.local_dir is "):
+    with pytest.raises(UsageError, match=r"run\.local_dir means on "):
         RankLog(LocalFolder(tmp_path / "file" / "run"), 1, "")
     (tmp_path / "run" / "logs" / "rank-1.log").mkdir(parents=True)
     with pytest.raises(UsageError, match="rank 1 cannot write its log"):

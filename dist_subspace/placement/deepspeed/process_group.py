@@ -11,7 +11,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.cpp_helpers import without_cpu_helper
-from dist_subspace.placement.rendezvous import facts, met
+from dist_subspace.placement.rendezvous import met
+from dist_subspace.placement.versions import facts
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
