@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dist_subspace.placement.main_thread import WAITS, where_main_thread_is
 from dist_subspace.placement.peer import Peer
 from dist_subspace.placement.silence import Silence
 from dist_subspace.stopping import Stop
@@ -43,6 +44,7 @@ class Peers:
         self.silent_after = math.inf
         self.known: dict[int, Peer] = {}
         self._silences: dict[int, Silence] = {}
+        self._places: dict[int, str] = {}
         self._reported: set[int] = set()
         self._listening = threading.Lock()
         self._beaten = self._looked = self._listened = 0.0
@@ -64,7 +66,7 @@ class Peers:
         try:
             if now - self._beaten > min(_BEAT, self.silent_after / 8):
                 self._beaten = now
-                self._set(f"beat/{self.rank}", str(now))
+                self._set(f"beat/{self.rank}", f"{now} {where_main_thread_is()}")
             if self._stop.reason is not None and not self._said:
                 self._said = True
                 self._set(f"heard/{self.rank}", "1")
@@ -134,6 +136,11 @@ class Peers:
         """Seconds since its last sign of life."""
         return self._silences[peer.rank].seconds if peer.rank in self._silences else 0.0
 
+    def elsewhere(self) -> dict[Peer, str]:
+        """The ranks that live and are in no collective, and where their main thread was at the last sign of life."""
+        known = ((self.known[rank], place) for rank, place in sorted(self._places.items()) if rank in self.known)
+        return {peer: place for peer, place in known if place and not place.startswith(WAITS)}
+
     def heard(self, peer: Peer) -> bool:
         """Whether that rank knew that it shall stop."""
         with suppress(RuntimeError):
@@ -171,6 +178,7 @@ class Peers:
             beats = self._reached().multi_get([f"{self.prefix}/beat/{rank}" for rank in ranks]) if ranks else []
             for rank, beat in zip(ranks, beats, strict=True):
                 self._silences.setdefault(rank, Silence(2 * every)).look(bytes(beat))
+                self._places[rank] = bytes(beat).decode().partition(" ")[2]
         finally:
             self._listening.release()
 

@@ -68,7 +68,7 @@ def hurt(process: subprocess.Popen[str], run: Path, fault: Callable[[], object],
     began = time.monotonic()
     out, err = process.communicate(timeout=limit)
     status = json.loads((run / "status.json").read_text())
-    return Fault(out + err, status, time.monotonic() - began, process.returncode)
+    return Fault((out + err).replace("\r\n", "\n"), status, time.monotonic() - began, process.returncode)
 
 
 def on_deepspeed(hosts: Hosts, first: str, names: tuple[str, ...], folder: Path, **more: str) -> Callable[..., Any]:
