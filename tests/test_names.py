@@ -94,7 +94,8 @@ KEYS = {
     "rank_pattern alpha_pattern init_from",
     "training": "max_steps num_train_epochs global_batch_size per_device_train_batch_size per_device_eval_batch_size optim "
     "adam_beta1 adam_beta2 adam_epsilon learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay "
-    "max_grad_norm seed gradient_checkpointing gradient_checkpointing_kwargs on_nonfinite max_time full_determinism",
+    "max_grad_norm seed gradient_checkpointing gradient_checkpointing_kwargs on_nonfinite max_time rank_timeout"
+    " full_determinism",
     "deepspeed": "preset config nvme_path",
     "checkpoint": "save_steps save_total_limit resume metric_for_best_model greater_is_better allow_different",
     "run": "output_dir logging_steps eval_steps report_to",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +18,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed
+from dist_subspace.placement.deepspeed.json_file import zero_stage as stage_of
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.placement.deepspeed.presets import HIERARCHICAL, PRESETS, deepspeed_config
 from dist_subspace.placement.deepspeed.process_group import agreed_device
@@ -55,6 +58,19 @@ def check_engine(preset: str, given: Stock | None) -> None:
             f"{what}, but DeepSpeed cannot be imported here ({missing}); accepted without it: deepspeed.preset none, on one "
             "process"
         )
+
+
+def stock_digest(given: Stock | None) -> str | None:
+    """Local: a short hash of what a stock JSON says, wherever it and the disk for offloading lie; None for none."""
+    if given is None:
+        return None
+    stated = read_deepspeed(given)
+    for section in ("offload_param", "offload_optimizer"):
+        zero = stated.get("zero_optimization")
+        if isinstance(zero, dict) and isinstance(zero.get(section), dict):
+            zero[section].pop("nvme_path", None)
+    text = json.dumps(stated, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _trains_whole(preset: str, given: Stock | None) -> bool:
@@ -119,6 +135,11 @@ def stock_training_keys(given: Stock) -> dict[str, str]:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
     return stock.stock_training_keys(read_deepspeed(given))
+
+
+def zero_stage(given: Stock) -> int:
+    """The ZeRO stage of a stock JSON."""
+    return stage_of(read_deepspeed(given))
 
 
 def largest_block(model: nn.Module) -> int:
