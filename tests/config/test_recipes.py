@@ -18,7 +18,8 @@ from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.placement.deepspeed.supported import check_supported
 from dist_subspace.storage import storage_info
 from dist_subspace.subspace import methods
-from tests.config.recipes import FOLDER, GIB, RECIPES, Hardware, Recipe, Sizes, held, sizes_of
+from tests.config.headers import FOLDER, RECIPES
+from tests.config.recipes import GIB, Hardware, Recipe, Sizes, held, sizes_of
 from tests.config.shapes import SHAPES, WEIGHTS
 from tests.matrix import tiny
 from tests.ranks import ROOT, run_on_ranks
