@@ -163,6 +163,7 @@ def held(sizes: Sizes, preset: str, ranks: int, node_ranks: int) -> Held:
 def section(preset: str, sizes: Sizes) -> dict[str, Any]:
     made = deepspeed_config(
         preset,
+        ranks_per_node=2,
         micro_batch=1,
         rounds=1,
         world_size=1,

@@ -93,6 +93,7 @@ def test_deepspeed_takes_a_recipes_preset(recipe: Recipe) -> None:
         trainable_numel=recipe.sizes.trained,
         block_numel=recipe.sizes.block,
         max_grad_norm=config.training.max_grad_norm,
+        ranks_per_node=hardware.devices,
     )
     assert DeepSpeedZeroConfig(**made["zero_optimization"]).stage == PRESETS[config.deepspeed.preset]
     unquantised = storage_info(config.model.storage).dtype is not None
