@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -81,7 +82,13 @@ def own(recipe: Recipe, folder: Path) -> list[str]:
 
 
 def run_here(path: str, overrides: list[str]) -> tuple[int, str]:
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+    """On a rank of a node of two, as a launcher says it."""
+    seat = {"LOCAL_RANK": str(int(os.environ["RANK"]) % 2), "LOCAL_WORLD_SIZE": "2"}
+    with (
+        patch.dict(os.environ, seat),
+        contextlib.redirect_stdout(io.StringIO()) as out,
+        contextlib.redirect_stderr(out),
+    ):
         status = train(path, overrides)
     return status, out.getvalue()
 
@@ -96,7 +103,8 @@ def run_here(path: str, overrides: list[str]) -> tuple[int, str]:
 def test_a_recipe_trains_with_a_model_and_data_of_ones_own(recipe: Recipe, tmp_path: Path) -> None:
     copied = tmp_path / "mine.yaml"
     shutil.copy(recipe.path, copied)
-    (status, said), *_ = run_on_ranks(2, run_here, str(copied), own(recipe, tmp_path))
+    ranks = 2 * recipe.hardware.nodes
+    (status, said), *_ = run_on_ranks(ranks, run_here, str(copied), own(recipe, tmp_path))
     assert status == 0, said
     resolved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     for section, key in (
