@@ -63,9 +63,10 @@ ALLOWED: dict[str, set[str]] = {
     "advancing": {"errors", "statistics"} | AXES,
     "training": BELOW_TRAINING | {"api", "advancing"},
     "api": BELOW_TRAINING,
+    "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "__init__"},
-    "__main__": {"cli"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "__init__"},
+    "__main__": {"cli", "doctor", "launchers"},
 }
 
 

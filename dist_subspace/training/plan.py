@@ -78,15 +78,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     """
     run_dir = RunFolder(config.run.output_dir)
     with agreed("checking the configuration"):
-        check_engine(config.deepspeed.preset, config.deepspeed.config)
-        device = compute_device(config.deepspeed.preset, config.deepspeed.config)
-        if config.subspace.init_from is None:  # else the adapter has the first word
-            resolve(subspace_config(config))
-        dtype = resolve_dtype(config.model.storage, config.model.dtype)
-        options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
-        check_optimizer(config.training.optim, device)
-        check_installed(config.run.report_to)
-        check_hardware(dtype, device)
+        device, dtype = check_settings(config)
         stock = {"deepspeed.config": stock_digest(config.deepspeed.config)}
     refuse_unlike(stock)
     near = ranks_per_near_group(config.deepspeed.preset, config.deepspeed.config)
@@ -141,6 +133,24 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         beginning=beginning,
         ranks_per_node=near,
     )
+
+
+def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Local: what needs neither the model's files nor the data; where this rank computes, and in which type.
+
+    Raises:
+        UsageError: with one sentence.
+    """
+    check_engine(config.deepspeed.preset, config.deepspeed.config)
+    device = compute_device(config.deepspeed.preset, config.deepspeed.config)
+    if config.subspace.init_from is None:  # else the adapter has the first word
+        resolve(subspace_config(config))
+    dtype = resolve_dtype(config.model.storage, config.model.dtype)
+    options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
+    check_optimizer(config.training.optim, device)
+    check_installed(config.run.report_to)
+    check_hardware(dtype, device)
+    return device, dtype
 
 
 def with_tokens(
