@@ -91,16 +91,19 @@ class Peers:
         if self.told is not None and time.monotonic() - self._told_at > _LEAVING:
             os._exit(self.told)
 
-    def tell(self, status: int, seconds: float, log: str = "") -> None:
+    def tell(self, status: int, seconds: float, log: str = "", sentence: str = "") -> None:
         """This rank has said why the run ends, and leaves with this status: the others shall know, and not take it for one that
         was killed, before the store may end with this process. They have so many seconds to hear.
 
         Arguments:
             log: the last lines of this rank, for rank 0 to keep.
+            sentence: what it has said on its screen.
         """
         self.told, self._told_at = status, math.inf  # its own: nobody else is waited for
         with suppress(RuntimeError):
             self._keep_log(self.rank, log)
+            if sentence:
+                self._set("said", json.dumps([self.rank, sentence]))
             self._set("told", str(status))
             deadline = time.monotonic() + seconds
             others = [rank for rank in range(self._size) if rank != self.rank]
@@ -159,6 +162,14 @@ class Peers:
         with suppress(RuntimeError):
             return {rank: self._get(f"log/{rank}").decode() for rank in range(self._size) if self._has(f"log/{rank}")}
         return {}
+
+    def said_elsewhere(self) -> str:
+        """What a rank on another machine has said there about why the run ends; empty where nobody has."""
+        with suppress(RuntimeError):
+            if self._has("said"):
+                rank, sentence = json.loads(self._get("said"))
+                return "" if rank not in self.known or self.known[rank].is_here else str(sentence)
+        return ""
 
     def _keep_log(self, rank: int, text: str) -> None:
         if text:

@@ -29,6 +29,7 @@ from dist_subspace.training.plan import Plan
 from dist_subspace.training.rank_logs import RankLog, keep_last_lines, last_lines
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.trainer import Trainer
+from dist_subspace.training.whereabouts import has_screen_of_its_own
 
 _PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
 _FEW = 5.0  # seconds in which a rank that was killed shows as ended, after its neighbour's connection broke
@@ -113,13 +114,14 @@ def end(
     by, host = (rank, socket.gethostname()) if at_fault is None else (at_fault.rank, at_fault.host)
     if everywhere and world().size > 1 and at_fault is None:
         message = f"rank {rank} on {host}: {message}"
+    said = message if state == "interrupted" else f"error: {message}"
     if rank == 0 or everywhere:
-        say(run, message if state == "interrupted" else f"error: {message}")
+        say(run, said)
     if run.status is not None:
         run.status.write(state, message, step, by, anyone=everywhere, rank_host=host)
     if everywhere:
         keep_own_log(run)
-        tell_peers(code, own_log(run))
+        tell_peers(code, own_log(run), said)
     else:
         with suppress(PeerFailed):
             meet()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
@@ -149,10 +151,12 @@ def keep_own_log(run: Run) -> None:
 
 
 def hear(run: Run) -> None:
-    """Local, rank 0: another rank has said why the run ends. That stays the last word on the screen: what the libraries say of
-    connections that break then goes into a log."""
+    """Local, rank 0: another rank has said why the run ends. That stays the last word on the screen, also on this node's own
+    where it has one: what the libraries say of connections that break then goes into a log."""
     quieten(run)
     keep_logs(run)
+    if run.peers is not None and has_screen_of_its_own() and (said := run.peers.said_elsewhere()):
+        say(run, said)
 
 
 def quieten(run: Run) -> None:
