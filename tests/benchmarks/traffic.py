@@ -15,7 +15,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.placement.tensors import full_numel
-from dist_subspace.placement.traffic import Sent, Traffic, sizes_of, step_traffic
+from dist_subspace.placement.traffic import Sent, Sizes, Traffic, Unit, sizes_of, step_traffic
 from dist_subspace.subspace import parameter_groups, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import close_pools, run_on_ranks
@@ -70,6 +70,38 @@ def _sent(messages: list[Message]) -> Sent:
 
 
 PARTS = ("weights", "gradients", "trained")
+
+
+# The example of docs/cluster.md: Llama 3.3 70B in NF4, doubly quantised, on two nodes of eight; LoRA of rank 16 everywhere.
+WIDTH, INNER, KEYS, LAYERS, WORDS = 8192, 28_672, 1024, 80, 128_256
+LINEAR = [(WIDTH, WIDTH), (WIDTH, KEYS), (WIDTH, KEYS), (WIDTH, WIDTH), *[(WIDTH, INNER)] * 2, (INNER, WIDTH)]
+
+
+def seventy_billion(rank: int = 16) -> Sizes:
+    held = [
+        numel for d_in, d_out in LINEAR for numel in (d_in * d_out // 2, d_in * d_out // 64)
+    ]  # codes, their magnitudes
+    nested = [(d_in * d_out // 64 // 256, 4) for d_in, d_out in LINEAR]
+    block = Unit((*((numel, 1) for numel in held), *nested, (WIDTH, 2), (WIDTH, 2)))
+    embedding, norm, head = (
+        Unit(((WORDS * WIDTH, 2),), in_backward=False),
+        Unit(((WIDTH, 2),)),
+        Unit(((WORDS * WIDTH, 2),)),
+    )
+    trained = tuple(numel for d_in, d_out in LINEAR for numel in (rank * d_in, rank * d_out)) * LAYERS
+    return Sizes((embedding, *[block] * LAYERS, norm, head), (trained,))
+
+
+def example() -> list[str]:
+    """The rows of the table."""
+    rows = []
+    for preset in ("zero2", "zero3", "zero3-hpz"):
+        for rounds in (1, 8):
+            near = preset == "zero3-hpz"
+            sent = step_traffic(seventy_billion(), PRESETS[preset], 16, 8, second_shards=near, rounds=rounds).total
+            seconds = " | ".join(f"{8 * sent.by_node / rate / 1e9:,.2f}" for rate in (1, 10, 100))
+            rows.append(f"| `{preset}` | {rounds} | {sent.by_node / 1e9:,.2f} | {seconds} |")
+    return rows
 
 
 def row(folder: str, preset: str, checkpointing: str, rounds: int) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dist_subspace.placement.traffic import Sent, Sizes, Unit, step_traffic
-from tests.benchmarks.traffic import RANKS, measured
-from tests.ranks import run_on_ranks
+from tests.benchmarks.traffic import RANKS, example, measured
+from tests.ranks import ROOT, run_on_ranks
 from tests.tiny_models import save_odd
 from tests.tiny_run import make_model
 
@@ -93,3 +93,7 @@ def test_gradients_are_summed_once_a_step_below_stage_2_and_once_a_micro_batch_f
         sent = step_traffic(sizes(96, 96, 96, head=8), stage, 8, ranks_per_node, rounds=4)
         assert sent.gradients == Sent(gradients, gradients) and sent.trained == Sent(trained, trained)
     assert step_traffic(sizes(96, 96, 96, head=8), stage, 1, 1, rounds=4).total == Sent(0, 0)
+
+
+def test_the_guides_example_is_what_the_formula_gives() -> None:
+    assert "\n".join(example()) in (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
