@@ -54,7 +54,8 @@ def tiny_like(recipe: Recipe, folder: Path) -> Path:
     marks = {"vocab_size": len(tokenizer), "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
     config = tiny_config(type(shape).__name__, max_position_embeddings=128, **marks, **heads)
     torch.manual_seed(0)
-    getattr(transformers, type(config).__name__.removesuffix("Config") + kind)(config).save_pretrained(folder)
+    family = type(config).__name__.removesuffix("Config")
+    getattr(transformers, family + kind)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
