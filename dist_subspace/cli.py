@@ -60,12 +60,12 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
             if is_first():
                 print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
             raise typer.Exit(75) from None
-        status = run(config, overrides or [])
+        status = run(config, overrides or [], logs=True)
         leave_process_group()
     raise typer.Exit(status)
 
 
-def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
+def _training() -> tuple[Callable[..., int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
     if is_first():
         print("starting: importing the libraries", flush=True)

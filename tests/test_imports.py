@@ -40,7 +40,9 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
-    "placement": {"errors", "families", "class_source", "launcher_processes", "launchers", "stopping"},
+    "placement": {
+        *("errors", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
+    },
     "subspace": {
         "errors",
         "families",

@@ -43,6 +43,13 @@ def ensure_process_group() -> None:
     deepspeed.init_distributed(auto_mpi_discovery=place.address is None and not place.is_alone, verbose=False)
 
 
+def collective_timeout() -> float:
+    """Seconds, of DeepSpeed's process group: DEEPSPEED_TIMEOUT, in minutes, or ten of them."""
+    from deepspeed.constants import default_pg_timeout
+
+    return float(default_pg_timeout.total_seconds())
+
+
 def _refuse_without_device() -> None:
     """Two ranks at one device would end in an error of NCCL's."""
     from deepspeed.accelerator import get_accelerator
