@@ -108,13 +108,13 @@ def test_an_examination_that_raises_or_hangs_is_told_and_left() -> None:
 def test_what_libraries_write_does_not_come_between() -> None:
     script = (
         "import os, sys\nfrom dist_subspace.doctor import screen\n"
-        "with screen.to_itself() as out:\n"
+        "with screen.to_itself() as (out, errors):\n"
         "    print('python'), print('error', file=sys.stderr), os.system('echo program; echo error >&2')\n"
-        "    print('ours', file=out)\n"
+        "    print('ours', file=out), print('our error', file=errors)\n"
         "print('after')\n"
     )
     done = run(["-c", script])
-    assert (done.stdout, done.stderr) == ("ours\nafter\n", "")
+    assert (done.stdout, done.stderr) == ("ours\nafter\n", "our error\n")
 
 
 def test_the_small_command_line_takes_what_the_large_one_takes() -> None:
