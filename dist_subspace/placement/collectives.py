@@ -18,7 +18,8 @@ import torch.distributed as dist
 
 from dist_subspace.errors import UsageError
 from dist_subspace.launchers import NODE_RANK
-from dist_subspace.placement.peers import Peer, Peers
+from dist_subspace.placement.peer import Peer
+from dist_subspace.placement.peers import Peers
 from dist_subspace.stopping import STOP, Interrupted
 
 T = TypeVar("T")
@@ -187,10 +188,10 @@ def may_speak() -> bool:
     return True
 
 
-def tell_peers(status: int = 1) -> None:
-    """Local: this rank has said why it failed, and leaves with this exit status."""
+def tell_peers(status: int = 1, log: str = "") -> None:
+    """Local: this rank has said why it failed, and leaves with this exit status; `log`: what it said last."""
     if _peers is not None:
-        _peers.tell(status, _HEARING)
+        _peers.tell(status, _HEARING, log)
     elif world().size > 1:
         with suppress(RuntimeError):
             _store().set(_told(), str(status))

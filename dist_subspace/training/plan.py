@@ -22,7 +22,7 @@ from dist_subspace.loading.load import download, model_positions, resolve_dtype,
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import agreed, on_main, refuse_unlike, world
-from dist_subspace.placement.engines import check_engine, compute_device, stock_digest
+from dist_subspace.placement.engines import check_engine, compute_device, ranks_per_near_group, stock_digest
 from dist_subspace.placement.shared_folders import seen_by_ranks
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
@@ -59,6 +59,8 @@ class Plan:
     fingerprints: dict[str, str]
     checkpoint: tuple[Path, TrainerState] | None
     beginning: Beginning | None = None
+    ranks_per_node: int | None = None
+    """Where the preset splits weights inside nodes."""
 
     @property
     def pad_id(self) -> int:
@@ -78,17 +80,10 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     """
     run_dir = RunFolder(config.run.output_dir)
     with agreed("checking the configuration"):
-        check_engine(config.deepspeed.preset, config.deepspeed.config)
-        device = compute_device(config.deepspeed.preset, config.deepspeed.config)
-        if config.subspace.init_from is None:  # else the adapter has the first word
-            resolve(subspace_config(config))
-        dtype = resolve_dtype(config.model.storage, config.model.dtype)
-        options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
-        check_optimizer(config.training.optim, device)
-        check_installed(config.run.report_to)
-        check_hardware(dtype, device)
+        device, dtype = check_settings(config)
         stock = {"deepspeed.config": stock_digest(config.deepspeed.config)}
     refuse_unlike(stock)
+    near = ranks_per_near_group(config.deepspeed.preset, config.deepspeed.config)
     on_main(_open_run, run_dir, notice)
     run_is_seen = seen_by_ranks(run_dir)
     refuse_newer_elsewhere(run_dir, config.checkpoint.resume)
@@ -140,7 +135,26 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         fingerprints=fingerprints,
         checkpoint=checkpoint,
         beginning=beginning,
+        ranks_per_node=near,
     )
+
+
+def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Local: what needs neither the model's files nor the data; where this rank computes, and in which type.
+
+    Raises:
+        UsageError: with one sentence.
+    """
+    check_engine(config.deepspeed.preset, config.deepspeed.config)
+    device = compute_device(config.deepspeed.preset, config.deepspeed.config)
+    if config.subspace.init_from is None:  # else the adapter has the first word
+        resolve(subspace_config(config))
+    dtype = resolve_dtype(config.model.storage, config.model.dtype)
+    options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
+    check_optimizer(config.training.optim, device)
+    check_installed(config.run.report_to)
+    check_hardware(dtype, device)
+    return device, dtype
 
 
 def with_tokens(

@@ -52,6 +52,7 @@ _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 # In a run: each agreement, then each message with what a rank does for itself before it, then what lies between two of them.
 RUNS = [
     Row("training/run _train agreed('reading the configuration')", "plain", ".config.load:_read", kind="usage"),
+    Row("training/run _watch_ranks agreed(\"opening this rank's log\")", "plain", f"{_T}.run:RankLog", kind="usage"),
     Row("training/run_status RunStatus.take on_main(self._occupy)", "plain", f"{_C}.store:check_writable", 0, "usage"),
     Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_installed", kind="usage"),
     Row("training/plan make_plan on_main(_open_run)", "plain", f"{_C}.store:remove_leftovers", 0),
@@ -174,6 +175,7 @@ NO_ROW = {
     "training/pause Pause.agree gather_objects": "a decision: tests/faults/test_decisions.py",
     "training/run _train refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "training/plan make_plan refuse_unlike": "a decision: tests/faults/test_decisions.py",
+    "training/whereabouts whereabouts gather_objects": "it follows an agreement at once",
     "placement/shared_folders seen_by_ranks gather_objects": "it follows an agreement at once",
     "checkpoint/elsewhere refuse_newer_elsewhere gather_objects": "it follows an agreement at once",
     "training/prepared_data _compared gather_objects": "it follows an agreement at once",
