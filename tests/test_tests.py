@@ -80,7 +80,13 @@ WITHOUT_OWN_TESTS = {
         "tests/faults and tests/training/test_said.py",
     ),
 }
-NO_MODELS = ("PretrainedConfig", "BitsAndBytesConfig", "GenerationConfig", "HfDeepSpeedConfig")
+NO_MODELS = (
+    "PretrainedConfig",
+    "BitsAndBytesConfig",
+    "GenerationConfig",
+    "HfDeepSpeedConfig",
+    "HfTrainerDeepSpeedConfig",
+)
 
 
 def files_of_tests() -> list[str]:
