@@ -77,6 +77,11 @@ class Heartbeat:
         self.peers.silent_after = silent_after(timeout)
         self._to_leave = 15.0 if timeout is None else max(_TO_LEAVE, _SHARE * timeout)
 
+    def loss_of(self, gone: list[Peer]) -> Loss | None:
+        """What a main thread that waits for the others in no collective has found out; None where their processes have ended."""
+        silent = max(map(self.peers.silence, gone), default=0.0)
+        return self._loss(silent, gone, store=True) if silent > self.peers.silent_after else None
+
     def was_paused(self) -> float:
         """Seconds for which this process itself did nothing, if the others have taken it for lost meanwhile; else 0."""
         pause = max(self._pause, time.monotonic() - self._watched)

@@ -13,13 +13,21 @@ from dist_subspace.run_folder.status import EXIT_FAILED
 from dist_subspace.training.last_words import Run, end_without, goes_on_text, keep_logs, keep_own_log, say
 
 _HEARING = 4.0  # seconds in which the rank that speaks is heard
+_SPEAKING = 30.0  # for the main thread at most, which ends the process when it has spoken
 _FOR_RANK_0 = 3.0  # seconds that rank 0 has to write RUN/status.json, where it lives and was not the one that was lost
 
 
+def end_without_gone(run: Run, gone: list[Peer]) -> int:
+    """Local, on the main thread, which has looked for the ranks that it waits for: as below where they are silent."""
+    run.word.take()
+    loss = run.heartbeat.loss_of(gone) if run.heartbeat is not None else None
+    return end_without(run, gone) if loss is None else end_without_lost(run, loss)
+
+
 def end_without_lost(run: Run, loss: Loss) -> int:
-    """Local, on a thread beside the main one: the last words of this process, and its exit status."""
+    """Local, beside the main thread or on it: the last words of this process, and its exit status."""
     if not run.word.is_mine():  # the main thread has noticed, too, and is speaking
-        time.sleep(_HEARING)
+        time.sleep(_SPEAKING)
         return _status_told(run)
     if not loss.silent:  # processes of this machine have ended, and no connection has broken
         return end_without(run, loss.gone)

@@ -51,7 +51,7 @@ from dist_subspace.training.last_words import (
     left_at_once,
     peers_at_fault,
 )
-from dist_subspace.training.lost_ranks import end_without_lost
+from dist_subspace.training.lost_ranks import end_without_gone, end_without_lost
 from dist_subspace.training.memory import advice, is_out_of_memory
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import failure
@@ -118,7 +118,7 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
     except Interrupted as told:
         return end(run, "interrupted", interrupted_text(run, str(told)), EXIT_INTERRUPTED, run.saved)
     except PeerGone as error:
-        return end_without(run, error.gone)
+        return end_without_gone(run, error.gone)
     except PeerFailed:
         return end_after_another(run)
     except NotFinite as error:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -36,9 +37,9 @@ def log_of(home: Home, run: str, rank: int) -> str:
     return folder.log(rank).read_text()
 
 
-def go(home: Home, run: str, before: dict[int, Any], *overrides: str, scene: str = "long") -> list[Ended]:
+def go(home: Home, run: str, before: dict[int, Any], *overrides: str, **how: Any) -> list[Ended]:
     timeout = f"training.rank_timeout={TIMEOUT}"
-    return home.run(scene, run, timeout, f"run.local_dir={home.folder / 'local'}", *overrides, before=before)
+    return home.run("long", run, timeout, f"run.local_dir={home.folder / 'local'}", *overrides, before=before, **how)
 
 
 def stops(metrics: str, seconds: float) -> None:
@@ -58,6 +59,27 @@ def test_a_rank_that_is_stopped_is_named_in_time_and_leaves_too_when_it_wakes_up
     assert said[-1] == ended[0].output.splitlines()[-1] == f"error: {status['message']}"
     assert ended[0].seconds < ended[1].seconds - (FROZEN - TIMEOUT) + 2, "within the timeout"
     assert len(waking) == 1 and "rank 1 on " in waking[0] and "the others have left" in waking[0], report(ended)
+
+
+def stops_before_a_checkpoint() -> None:
+    """This rank is stopped for good when rank 0 is about to write one, and waits for it in no collective."""
+    from dist_subspace.placement import collectives
+
+    meet = collectives.meet
+
+    def stop_first() -> None:
+        if any(frame.name == "save_checkpoint" for frame in traceback.extract_stack()):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        meet()
+
+    collectives.meet = stop_first
+
+
+def test_a_rank_that_is_stopped_where_it_is_met_is_named_alike(home: Home) -> None:
+    ended = go(home, "met", {1: (stops_before_a_checkpoint,)}, limit=35.0)
+    status = read_status(home.folder / "met")
+    assert ended[0].status == 1 and status is not None and status["rank"] == 1, report(ended)
+    assert "was stopped (SIGSTOP)" in status["message"], report(ended)
 
 
 def test_a_rank_that_is_stopped_for_a_moment_does_no_harm(home: Home) -> None:
