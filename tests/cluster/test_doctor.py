@@ -78,6 +78,7 @@ def check_named(said: Said, *words: str, do: str) -> None:
     """The worst finding has these words in this order, and says what to do; all ranks left with 1."""
     assert set(said.statuses) == {1}, said.text
     assert said.breaking, said.text
+    print(said.breaking[0])
     first, _, advice = said.breaking[0].partition(" -> ")
     place = 0
     for word in words:

@@ -61,7 +61,14 @@ def test_two_healthy_ranks_print_one_table_and_both_leave_with_0(tmp_path: Path)
     told = json.loads(done.stdout)  # nothing else is printed there
     assert told["healthy"] and told["answered"] == [0, 1] and len(told["nodes"]) == 1
     rows = {row["what"] for row in told["table"]}
-    assert {"torch", "device of a rank", "pack, forward, backward", "card", "all-reduce, gloo, 2 ranks", "Hub"} <= rows
+    assert {
+        "packages",
+        "device of a rank",
+        "pack, forward, backward",
+        "card",
+        "all-reduce, gloo, 2 ranks",
+        "Hub",
+    } <= rows
     group = told["facts"]["0"]["traffic"]["group"]
     assert group["all_reduce"]["bandwidth"] > 0 and group["all_gather"]["latency"] > 0
 
