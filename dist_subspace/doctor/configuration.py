@@ -147,7 +147,7 @@ def _hub_model(path: str) -> str | None:
     """The name, where the model is one of the Hub."""
     if Path(path).expanduser().is_dir():
         return None
-    from dist_subspace.loading.load import is_hub_name
+    from dist_subspace.loading.hub import is_hub_name
 
     return path if is_hub_name(path) else None
 
