@@ -78,8 +78,8 @@ MUTANTS = [
     Mutant(
         name="the-last-word-goes-into-any-folder",
         file="dist_subspace/training/run_status.py",
-        text="if not self.is_running():  #",
-        becomes="if False:  #",
+        text="                    if not self.is_running():",
+        becomes="                    if False:",
         promise="A rank that does not see the run's folder writes nothing at its path.",
         tests=[
             "tests/training/test_histories.py"
