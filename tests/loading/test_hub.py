@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -11,9 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from dist_subspace.errors import UsageError
+from dist_subspace.loading.load import download
+from dist_subspace.notices import heard
+from dist_subspace.placement.collectives import world
 from tests.hub_server import CUT, HubServer, hub_server
-from tests.ranks import ROOT
+from tests.named_hosts import named_host
+from tests.ranks import ROOT, run_on_ranks
 from tests.tiny_run import make_model, make_records
 
 LIMIT = 240.0
@@ -124,6 +131,41 @@ def test_a_whole_copy_is_taken_where_the_hub_cannot_be_asked_and_that_is_said(
     own.always = 503
     ((torn, _, _),) = ask(hub, tmp_path, "own/model")
     assert torn.startswith("error: ") and "(HTTP 503)" in torn
+
+
+def downloaded(caches: list[Path]) -> str:
+    """Each rank is the first of its node, which has a cache of its own and no way to the hub."""
+    before = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, os.environ["LOCAL_RANK"]
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(caches[world().rank]), True
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        with named_host(f"node{world().rank + 1}"), heard(lambda sentence: None):
+            download("own/model")
+    except UsageError as error:
+        return str(error)
+    finally:
+        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, os.environ["LOCAL_RANK"] = before
+    return "goes on"
+
+
+def copy_of(cache: Path, commit: str) -> Path:
+    """A cache with a commit of the model."""
+    own = cache / "models--own--model"
+    (own / "snapshots" / commit).mkdir(parents=True)
+    (own / "snapshots" / commit / "config.json").write_text("{}")
+    (own / "refs").mkdir()
+    (own / "refs" / "main").write_text(commit)
+    return cache
+
+
+def test_nodes_that_have_different_commits_are_refused(tmp_path: Path) -> None:
+    one, same, other = (copy_of(tmp_path / name, commit * 40) for name, commit in (("1", "a"), ("2", "a"), ("3", "b")))
+    assert run_on_ranks(2, downloaded, [one, same]) == ["goes on"] * 2
+    for said in run_on_ranks(2, downloaded, [one, other]):
+        assert said.startswith("rank 1 on node2 has another commit of own/model than rank 0 on node1: 'bbbb")
+    for said in run_on_ranks(2, downloaded, [one, tmp_path / "none"]):
+        assert said.startswith("on node2 (rank 1): model.path is 'own/model', which is not here, and ")
+        assert " did not give it to node2 in 1 try (HF_HUB_OFFLINE is set" in said
 
 
 RECIPE = """
