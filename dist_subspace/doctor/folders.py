@@ -134,10 +134,10 @@ def _too_small(ranks: Ranks, rank: int, use: dict[str, Any], shared: str | None)
     needed, text = _needed(ranks, use)
     do = _with_field("make room, or name a folder on a larger disk", use)
     if use["free"] < needed:
-        what = f"{_named(use)} has {size(use['free'])} free, and the run writes there {text}"
+        what = f"{_named(use)} has {size(use['free'])} free, and the run needs {size(needed)} there: {text}"
         yield Finding(KIND, use["name"], (rank,), what, do, DISK)
     elif use["free"] < needed + COMFORTABLE and use["writes"] == RANK_0:
-        what = f"{_named(use)} has {size(use['free'])} free, and the run writes there {text}"
+        what = f"{_named(use)} has {size(use['free'])} free, and the run needs {size(needed)} there: {text}"
         yield Finding(KIND, use["name"], (rank,), what, do, DISK, breaks=False)
     if use["files free"] is not None and use["files free"] < FILES:
         what = f"the disk of {_named(use)} has room for {use['files free']} more files (df -i)"
@@ -148,11 +148,11 @@ def _needed(ranks: Ranks, use: dict[str, Any]) -> tuple[int, str]:
     """Bytes that will be written to a place, and their sum in words."""
     needs = (ranks.of("configuration").get(0) or {}).get("needs")
     if needs is None:
-        return ALWAYS, f"at least {size(ALWAYS)}"
+        return ALWAYS, "logs, metrics and a small adapter"
     if use["writes"] == EACH_NODE:
-        return needs["tokens"] + ALWAYS, f"{size(needs['tokens'])} of tokens, and logs"
+        return needs["tokens"] + ALWAYS, f"{size(needs['tokens'])} of tokens, and logs ({size(ALWAYS)})"
     written = needs["checkpoint"] if needs["run"] is None else needs["run"]
-    return written + ALWAYS, needs_text(needs)
+    return written + ALWAYS, f"{needs_text(needs)}, and logs and metrics ({size(ALWAYS)})"
 
 
 def _by_name(ranks: Ranks) -> dict[str, dict[int, Any]]:

@@ -172,7 +172,7 @@ def test_a_disk_that_is_full(hosts: Hosts, recipe: Recipe) -> None:
         said = ask(hosts, str(recipe.config), "run.output_dir=/mnt/full/run")
     check_named(
         said,
-        "node1 (rank 0): run.output_dir (/mnt/full/run) has 1 MiB free, and the run writes there",
+        "node1 (rank 0): run.output_dir (/mnt/full/run) has 1 MiB free, and the run needs 64 MiB there",
         do="make room",
     )
 

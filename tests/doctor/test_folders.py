@@ -74,7 +74,7 @@ def test_free_space_is_compared_with_what_the_run_writes() -> None:
         ranks = seen(place(free=free), place(free=0), configuration=told)
         assert (len(said(ranks)), len(said(ranks, breaks=False))) == (breaking, remarks), free
     found = said(seen(place(free=3 * GIB), place(), configuration=told))[0]
-    assert "has 3 GiB free, and the run writes there up to 4 GiB: 4 checkpoints of 1 GiB" in found
+    assert "has 3 GiB free, and the run needs 4.1 GiB there: up to 4 GiB: 4 checkpoints of 1 GiB" in found
     assert len(said(seen(place(free=1 << 20)))) == 1, "without a configuration a run writes something all the same"
     assert "has room for 5 more files" in said(seen(place(**{"files free": 5})))[0]
 
