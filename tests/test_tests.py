@@ -15,6 +15,7 @@ TESTS = ROOT / "tests"
 MODELS = "tiny_models.py"
 # Files that make a transformers configuration of their own, and why the factory would not do.
 OWN_CONFIGURATIONS = {
+    "benchmarks/random_checkpoint.py": "large enough to be timed",
     "benchmarks/speed_models.py": "large enough to be timed",
     "benchmarks/statistics_time.py": "large enough to be timed",
     "config/test_recipes.py": "the shapes of the models that the recipes name, in their real size",

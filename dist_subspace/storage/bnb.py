@@ -54,6 +54,24 @@ def quantize_4bit(weight: Tensor, quant_type: str, *, double_quant: bool, blocks
     return _from_state(codes, state)
 
 
+def quantize_4bit_blocks(flat: Tensor, quant_type: str, *, blocksize: int = 64) -> tuple[Tensor, Tensor]:
+    """Of flat entries that begin at a block's first: codes uint8 `(ceil(numel / 2),)` and absmax float32, one a block. Blocks are
+    quantised one by one, so that these are the bytes that the quantised whole has there."""
+    codes, state = bnb_functional.quantize_4bit(flat.contiguous(), blocksize=blocksize, quant_type=quant_type)
+    return codes.contiguous().view(torch.uint8).reshape(-1), state.absmax.float()
+
+
+def absmax_offset(absmax: Tensor) -> float:
+    """What a double quantisation subtracts from all absmax of a matrix: their mean, as bitsandbytes sums it."""
+    return float(absmax.mean())
+
+
+def quantize_absmax(absmax: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    """The second quantisation of `quantize_4bit`: uint8 one a block, and float32 one for `NESTED_BLOCKSIZE` blocks."""
+    codes, state = bnb_functional.quantize_blockwise(absmax - offset, blocksize=NESTED_BLOCKSIZE)
+    return codes, state.absmax.float()
+
+
 def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
     """The matrix `(d_out, d_in)`. The bytes are one run of blocks that crosses rows, and are decoded as one."""
     absmax = packed.absmax

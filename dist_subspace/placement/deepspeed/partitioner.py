@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dist_subspace.pages import zeros_in_pages
 from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.protocol import Part
 
 
 class Partitioner:
@@ -42,6 +45,51 @@ class Partitioner:
         parameter.data = parameter.data.to(self.device)
         self._init._convert_to_deepspeed_param(parameter)
         parameter.partition()  # type: ignore[attr-defined]
+
+    @property
+    def takes_parts(self) -> bool:
+        """Only what has been seen to be right: shards where the ranks compute or in plain CPU memory. A secondary shard, pinned
+        memory, NVMe and ZeRO's own quantisation are made from the whole (`zero_param_process_group`, `pin_memory`,
+        `param_swapper`, `quantized_nontrainable_weights`)."""
+        init: Any = self._init
+        return (
+            init.zero_param_process_group is None
+            and not init.pin_memory
+            and init.param_swapper is None
+            and not init.quantized_nontrainable_weights
+        )
+
+    def parts(self, numel: int) -> Sequence[Part]:
+        """Alike in length on every rank, as `partition` splits (`_aligned_size`, `ds_process_group`)."""
+        group = self._init.ds_process_group
+        length = -(-numel // torch.distributed.get_world_size(group))
+        start = min(numel, length * torch.distributed.get_rank(group))
+        return (Part(start, min(numel, start + length), length),)
+
+    def zeros(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Where `partition` keeps shards (`remote_device`)."""
+        device = torch.device(str(getattr(self._init.remote_device, "value", self._init.remote_device)))
+        if device.type == "cpu":
+            return zeros_in_pages(length, dtype)
+        return torch.zeros(length, dtype=dtype, device=device)
+
+    def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+        """One entry, seen as often as the shape has them."""
+        return nn.Parameter(torch.zeros((), dtype=dtype, device=self.device).expand(shape), requires_grad=False)
+
+    def place_parts(self, parameter: nn.Parameter, held: Sequence[Tensor]) -> None:
+        """What `partition` leaves behind it (`_partition_param`: `ds_tensor` with `ds_numel`, `status` and `final_location`,
+        `ds_numel_aligned`, `free_param`, `ds_status`), without a copy. `partition` itself, or `Init` as a context, would read
+        the placeholder."""
+        from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, free_param
+
+        init, split, (shard,) = self._init, cast(Any, parameter), cast(Sequence[Any], held)
+        init._convert_to_deepspeed_param(parameter)
+        shard.ds_numel, shard.status, shard.final_location = shard.numel(), PartitionedParamStatus.AVAILABLE, None
+        split.ds_tensor = shard
+        split.ds_numel_aligned = shard.numel() * torch.distributed.get_world_size(init.ds_process_group)
+        free_param(parameter)
+        split.ds_status = ZeroParamStatus.NOT_AVAILABLE
 
 
 @contextmanager
