@@ -19,7 +19,7 @@ from dist_subspace.placement.protocol import Part, Splitter
 from dist_subspace.storage import FlatTensor, FrozenLinear, Origin, PieceWise
 
 # Entries that are packed at a time on a CPU: what comes and goes beside them stays in its cache.
-PIECE = 1 << 17
+PIECE = 1 << 18
 Interval = tuple[int, int]
 # Is handed each piece of a weight before it is packed; says what the storage gets.
 Check = Callable[[Tensor], Tensor]
