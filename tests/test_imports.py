@@ -41,7 +41,9 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
-    "placement": {"errors", "pages", "families", "class_source", "launcher_processes", "launchers", "stopping"},
+    "placement": {
+        *("errors", "pages", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
+    },
     "subspace": {
         "errors",
         "families",
@@ -62,9 +64,10 @@ ALLOWED: dict[str, set[str]] = {
     "advancing": {"errors", "statistics"} | AXES,
     "training": BELOW_TRAINING | {"api", "advancing"},
     "api": BELOW_TRAINING,
+    "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "__init__"},
-    "__main__": {"cli"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "__init__"},
+    "__main__": {"cli", "doctor", "launchers"},
 }
 
 

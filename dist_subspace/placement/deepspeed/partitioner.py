@@ -18,6 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.pages import zeros_in_pages
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.deepspeed.secondary import (
+    check_partition_size,
+    keep_for_frozen_alone,
+    near_group,
+    partition_size,
+)
 from dist_subspace.placement.deepspeed.shards import is_partitioned
 from dist_subspace.placement.protocol import Part
 
@@ -26,16 +33,25 @@ class Partitioner:
     """Splits parameters over the ranks as they are made, one at a time.
 
     Uses `Init._convert_to_deepspeed_param` and the `partition` method that it puts on the parameter, with the real whole
-    tensor in hand (never a placeholder). `Init`'s own way broadcasts rank 0's bytes first; every rank has read the same
-    file, so nothing is sent.
+    tensor in hand (never a placeholder: a second shard, which is cut from it as well, would stay zeros). `Init`'s own way
+    broadcasts rank 0's bytes first; every rank has read the same file, so nothing is sent.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        """Collective where second shards are kept.
+
+        Raises:
+            UsageError: second shards that cannot be.
+        """
         import deepspeed
 
+        check_partition_size(config, world().size)
         os.environ.setdefault("LOCAL_RANK", "0")  # Init reads it from the environment
+        size = partition_size(config)
         minimal = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _without_auto(config["zero_optimization"])}
-        self._init = deepspeed.zero.Init(config_dict_or_path=minimal)
+        near = near_group(size) if size > 1 else None
+        self._init = deepspeed.zero.Init(config_dict_or_path=minimal, zero_param_parallel_group=near)
+        keep_for_frozen_alone(self._init)
         self.device = self._init.local_device
 
     def place(self, parameter: nn.Parameter) -> None:
@@ -48,23 +64,22 @@ class Partitioner:
 
     @property
     def takes_parts(self) -> bool:
-        """Only what has been seen to be right: shards where the ranks compute or in plain CPU memory. A secondary shard, pinned
-        memory, NVMe and ZeRO's own quantisation are made from the whole (`zero_param_process_group`, `pin_memory`,
-        `param_swapper`, `quantized_nontrainable_weights`)."""
+        """Only what has been seen to be right: shards where the ranks compute, or in plain CPU memory. Those in pinned memory, on
+        NVMe and quantised by ZeRO itself are cut from the whole (`pin_memory`, `param_swapper`,
+        `quantized_nontrainable_weights`)."""
         init: Any = self._init
-        return (
-            init.zero_param_process_group is None
-            and not init.pin_memory
-            and init.param_swapper is None
-            and not init.quantized_nontrainable_weights
-        )
+        return not init.pin_memory and init.param_swapper is None and not init.quantized_nontrainable_weights
 
     def parts(self, numel: int) -> Sequence[Part]:
-        """Alike in length on every rank, as `partition` splits (`_aligned_size`, `ds_process_group`)."""
-        group = self._init.ds_process_group
-        length = -(-numel // torch.distributed.get_world_size(group))
-        start = min(numel, length * torch.distributed.get_rank(group))
-        return (Part(start, min(numel, start + length), length),)
+        """The shard, and the second one where there are such, which are alike in length on every rank, as `partition` cuts them
+        (`_aligned_size`, `ds_process_group`, `zero_param_process_group`, `_partition_param_sec`)."""
+        everyone, near = self._init.ds_process_group, self._init.zero_param_process_group
+        length = -(-numel // torch.distributed.get_world_size(everyone))
+        first = _part(numel, length, torch.distributed.get_rank(everyone))
+        if near is None:
+            return (first,)
+        second = length * torch.distributed.get_world_size(everyone) // torch.distributed.get_world_size(near)
+        return first, _part(numel, second, torch.distributed.get_rank(near))
 
     def zeros(self, length: int, dtype: torch.dtype) -> Tensor:
         """Where `partition` keeps shards (`remote_device`)."""
@@ -79,17 +94,23 @@ class Partitioner:
 
     def place_parts(self, parameter: nn.Parameter, held: Sequence[Tensor]) -> None:
         """What `partition` leaves behind it (`_partition_param`: `ds_tensor` with `ds_numel`, `status` and `final_location`,
-        `ds_numel_aligned`, `free_param`, `ds_status`), without a copy. `partition` itself, or `Init` as a context, would read
-        the placeholder."""
+        `ds_numel_aligned`, `free_param`, `ds_status`; `ds_secondary_tensor` likewise), without a copy. `partition` itself,
+        or `Init` as a context, would read the placeholder."""
         from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, free_param
 
-        init, split, (shard,) = self._init, cast(Any, parameter), cast(Sequence[Any], held)
+        init, split, shards = self._init, cast(Any, parameter), cast(Sequence[Any], held)
         init._convert_to_deepspeed_param(parameter)
-        shard.ds_numel, shard.status, shard.final_location = shard.numel(), PartitionedParamStatus.AVAILABLE, None
-        split.ds_tensor = shard
-        split.ds_numel_aligned = shard.numel() * torch.distributed.get_world_size(init.ds_process_group)
+        for shard in shards:
+            shard.ds_numel, shard.status, shard.final_location = shard.numel(), PartitionedParamStatus.AVAILABLE, None
+        split.ds_tensor, split.ds_secondary_tensor = shards[0], shards[1] if len(shards) > 1 else None
+        split.ds_numel_aligned = shards[0].numel() * torch.distributed.get_world_size(init.ds_process_group)
         free_param(parameter)
         split.ds_status = ZeroParamStatus.NOT_AVAILABLE
+
+
+def _part(numel: int, length: int, rank: int) -> Part:
+    start = min(numel, length * rank)
+    return Part(start, min(numel, start + length), length)
 
 
 @contextmanager
