@@ -17,6 +17,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import bytes_read
 from dist_subspace.pages import SMALL
 from dist_subspace.placement.collectives import world
+from dist_subspace.placement.deepspeed.secondary import second_shard
 from dist_subspace.placement.deepspeed.shards import kept
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.storage.fp8 import quantize
@@ -72,12 +73,14 @@ def differing_parts(folder: str, kind: str, zero: Mapping[str, Any] = {}) -> tup
         whole = expected.get(path)
         if whole is None:
             whole = next(t for key, t in file.items() if path.endswith(key) or key.endswith(path)).to(torch.bfloat16)
-        shard, start = kept(parameter)
-        own = whole.reshape(-1)[start : start + shard.numel()]
-        # What DeepSpeed splits itself ends in whatever its memory held.
-        dirty = not pinned and bool(shard[own.numel() :].any())
-        if not torch.equal(shard[: own.numel()], own) or dirty:
-            wrong.append(path)
+        for shard, start in filter(None, (kept(parameter), second_shard(parameter))):
+            own = whole.reshape(-1)[start : start + shard.numel()]
+            # What DeepSpeed splits itself ends in whatever its memory held.
+            dirty = not pinned and bool(shard[own.numel() :].any())
+            if not torch.equal(shard[: own.numel()], own) or dirty:
+                wrong.append(path)
+        if (second_shard(parameter) is not None) != ("zero_hpz_partition_size" in zero):
+            wrong.append(f"{path}: second shard")
     return wrong, len(expected), bytes_read(model)
 
 
@@ -107,6 +110,14 @@ def save_larger(folder: Path) -> str:
     model.save_pretrained(folder)
     assert max(p.numel() for p in model.parameters()) > 3 * SMALL
     return str(folder)
+
+
+def test_second_shards_are_parts_of_the_whole_too(tmp_path: Path) -> None:
+    folder = save_larger(tmp_path)
+    size = sum(t.nbytes for t in load_file(tmp_path / "model.safetensors").values())
+    for wrong, compared, read in run_on_ranks(4, differing_parts, folder, "nf4-double", {"zero_hpz_partition_size": 2}):
+        assert wrong == [] and compared
+        assert read < 0.85 * size, "a half, and a quarter that may lie outside it"
 
 
 # What one rank sees and the others do not.
