@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from bitsandbytes import functional as reference
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -15,16 +17,18 @@ from torch import Tensor
 from dist_subspace import load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import bytes_read
+from dist_subspace.notices import heard
 from dist_subspace.pages import SMALL
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.secondary import second_shard
 from dist_subspace.placement.deepspeed.shards import kept
+from dist_subspace.placement.tensors import gathered
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.storage.fp8 import quantize
 from dist_subspace.storage.raw import to_bytes
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.tiny_models import save_odd, tiny_model
+from tests.tiny_models import save_odd, tiny_config, tiny_model
 
 KINDS = ("nf4", "nf4-double", "fp4-double", "int8", "fp8", "bf16")
 
@@ -185,3 +189,28 @@ def test_shards_in_cpu_memory_are_the_same(models: dict[str, str], offload: str)
         2, differing_parts, models["llama"], "nf4-double", {"offload_param": section}
     ):
         assert wrong == [] and compared
+
+
+def said_of(folder: str) -> tuple[list[str], list[Tensor]]:
+    """What is said of a load, and the stacks of experts, gathered."""
+    said: list[str] = []
+    with heard(said.append):
+        model = load_frozen(folder, "bf16", deepspeed=tiny.ds_config(3, world_size=world().size))
+    stacks = [p for name, p in model.named_parameters() if "experts" in name]
+    with gathered(stacks):
+        return said, [stack.detach().clone() for stack in stacks]
+
+
+def test_what_transformers_makes_of_other_tensors_is_read_whole_and_said(tmp_path: Path) -> None:
+    config = tiny_config("MixtralConfig", num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2)
+    plain = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
+    plain.save_pretrained(tmp_path)
+    (said, stacks), (_, others) = run_on_ranks(2, said_of, str(tmp_path))
+    assert any(
+        re.search(r"experts\.\w+ and \d more \(\d\d% of the checkpoint\) were read whole by each of the 2 ranks", s)
+        for s in said
+    ), said
+    expected = [p for name, p in plain.named_parameters() if "experts" in name]
+    assert len(stacks) == len(expected) > 0
+    for stack, other, right in zip(stacks, others, expected, strict=True):
+        assert torch.equal(stack, right) and torch.equal(other, right)
