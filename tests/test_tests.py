@@ -21,6 +21,7 @@ OWN_CONFIGURATIONS = {
     "config/shapes.py": "the shapes of the models that the recipes name, in their real size",
     "faults/test_signals.py": "large enough to be interrupted while it is loaded",
     "gpu/test_memory.py": "large enough for its bytes to show among the device's others",
+    "loading/test_memory.py": "large enough for its bytes to show among a process's others",
     "loading/test_positions.py": "the defaults of many families, of which only some sizes change",
     "subspace/test_counts.py": "the sizes of published models, on the device meta",
     "subspace/core/test_targets.py": "the sizes of published models, on the device meta",

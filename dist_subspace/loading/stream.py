@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ class Stream:
                 self.own = OwnParts(reader, splitter)
             units = list(self._units())
             sizes = self._sizes(units)
-            for number, (name, module) in enumerate(units):
+            total = sum(sizes)
+            for (name, module), done_bytes in zip(units, accumulate(sizes), strict=True):
                 try:
                     self._load(name, module, device, splitter, done)
                 except TooLarge as error:
@@ -99,7 +101,7 @@ class Stream:
                     self.too_large = error  # another rank may see a larger value of it, or none
                     return
                 if progress is not None:
-                    progress(sum(sizes[: number + 1]), sum(sizes))
+                    progress(done_bytes, total)
         replace_everywhere(self.model, self.operators)
         for name, buffer in list(self.model.named_buffers()):
             self._set_buffer(name, buffer, device)

@@ -43,6 +43,14 @@ MUTANTS = [
         tests=[f"{OWN_PARTS}::test_all_ranks_together_read_the_checkpoint_once[nf4-double]"],
     ),
     Mutant(
+        name="packed-from-the-whole-matrix",
+        file="dist_subspace/loading/stream.py",
+        text="if in_pieces is not None and self._in_parts(name):",
+        becomes="if False:",
+        promise="No rank holds a whole matrix while it loads.",
+        tests=["tests/loading/test_memory.py::test_a_rank_holds_its_shard_and_one_chunk[nf4]"],
+    ),
+    Mutant(
         name="second-shards-left-out",
         file="dist_subspace/placement/deepspeed/partitioner.py",
         text="shards[1] if len(shards) > 1 else None",
