@@ -21,7 +21,7 @@ from tests.ranks import ROOT
 KEEPERS = {
     "deepspeed": tuple(
         f"placement/deepspeed/{name}.py"
-        for name in ("shards", "secondary", "partitioner", "leaf_blocks", "persistent", "fragments")
+        for name in ("shards", "secondary", "partitioner", "leaf_blocks", "persistent", "fragments", "embeddings")
     ),
     "bitsandbytes": ("storage/bnb.py",),
     "transformers": (

@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_subspace.doctor.findings import DEVICE, REMARK, Finding
 from dist_subspace.doctor.ranks import Ranks, alike, picked
+from dist_subspace.doctor.sizes import size
 from dist_subspace.doctor.versions import driver_version
 
 KIND = "devices"
@@ -85,7 +86,7 @@ def _own(rank: int, facts: dict[str, Any], others_have: bool) -> Iterator[Findin
                 KIND,
                 "its memory",
                 (rank,),
-                f"of the device's {_gib(own['total'])}, {_gib(held)} are held already",
+                f"of the device's {size(own['total'])}, {size(held)} are held already",
                 "look with nvidia-smi who holds them, and end what was left behind",
                 DEVICE,
                 breaks=False,
@@ -132,18 +133,14 @@ def _own_text(facts: dict[str, Any]) -> str:
 
 
 def _device_memory(own: dict[str, Any]) -> str:
-    return f"{_gib(own['free'])} free of {_gib(own['total'])}" if own["type"] == "cuda" else ""
+    return f"{size(own['free'])} free of {size(own['total'])}" if own["type"] == "cuda" else ""
 
 
 def _memory_text(memory: dict[str, int | None]) -> str:
     if memory["available"] is None or memory["total"] is None:
         return "not known"
-    text = f"{_gib(memory['available'])} free of {_gib(memory['total'])}"
-    return f"{text}; limit {_gib(memory['limit'])}" if memory["limit"] is not None else text
-
-
-def _gib(value: int) -> str:
-    return f"{value / 2**30:.1f} GiB"
+    text = f"{size(memory['available'])} free of {size(memory['total'])}"
+    return f"{text}; limit {size(memory['limit'])}" if memory["limit"] is not None else text
 
 
 def _cores() -> int:

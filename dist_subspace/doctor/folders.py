@@ -174,8 +174,15 @@ def _text(use: dict[str, Any], shared: str | None) -> str:
     elif use["rename"] is not None:
         words.append("renames not atomic")
     elif use["sync"] is not None and use["sync"]["seconds"] is not None:
-        words.append(f"renames atomic, fsync {use['sync']['seconds'] * 1000:.1f} ms")
+        words.append(f"renames atomic, fsync {_duration(use['sync']['seconds'])}")
     return ", ".join(words)
+
+
+def _duration(seconds: float) -> str:
+    """Roughly, so that nodes that differ by chance are said together."""
+    if seconds < TOO_FAST:
+        return "at once"
+    return next((f"below {most} ms" for most in (1, 10, 100) if seconds * 1000 < most), "above 100 ms")
 
 
 def _mount(use: dict[str, Any]) -> str:

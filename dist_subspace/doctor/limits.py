@@ -11,6 +11,7 @@ from typing import Any
 
 from dist_subspace.doctor.findings import LIMIT, MEMORY, Finding
 from dist_subspace.doctor.ranks import Ranks, picked
+from dist_subspace.doctor.sizes import size
 
 KIND = "limits"
 SHM = "/dev/shm"
@@ -112,7 +113,7 @@ def _number(value: int) -> str:
 
 
 def _bytes(value: int) -> str:
-    return "unlimited" if value < 0 else f"{value / 2**20:,.0f} MiB"
+    return "unlimited" if value < 0 else size(value)
 
 
 def _shm_text(shm: dict[str, Any] | None) -> str:

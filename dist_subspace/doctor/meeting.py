@@ -21,6 +21,7 @@ class KeyValues(Protocol):
     def set(self, key: str, value: str, /) -> None: ...
     def get(self, key: str, /) -> bytes: ...
     def check(self, keys: list[str], /) -> bool: ...
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes: ...
 
 
 class OwnStore:
@@ -37,6 +38,11 @@ class OwnStore:
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self._values for key in keys)
+
+    def compare_set(self, key: str, expected: str, desired: str) -> bytes:
+        if self._values.get(key, "") == expected:
+            self._values[key] = desired
+        return self._values[key].encode()
 
 
 class NotHeard(Exception):
@@ -95,10 +101,7 @@ class Meeting:
     def sign(self, who: dict[str, Any]) -> dict[str, Any] | None:
         """This rank is here. The one that signed with this number before, where there is one."""
         key, text = f"{self.prefix}/who/{self.rank}", json.dumps({"value": who})
-        if isinstance(self.store, OwnStore):
-            self.store.set(key, text)
-            return None
-        signed = bytes(self.store.compare_set(key, "", text)).decode()  # type: ignore[attr-defined]
+        signed = bytes(self.store.compare_set(key, "", text)).decode()
         return None if signed == text else json.loads(signed)["value"]
 
     def wait_for_value(self, key: str, limit: float) -> str:

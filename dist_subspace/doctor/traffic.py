@@ -189,12 +189,9 @@ def judge(ranks: Ranks) -> Iterator[Finding]:
 
 
 def _pairs(ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """What was measured of each pair, as its first member says."""
-    return {
-        pair: measured
-        for facts in reversed(ranks.of(KIND).values())
-        for pair, measured in sorted(facts["pairs"].items())
-    }
+    """What was measured of each pair, as its first member says; in the order of the nodes."""
+    found = {pair: measured for facts in reversed(ranks.of(KIND).values()) for pair, measured in facts["pairs"].items()}
+    return dict(sorted(found.items(), key=lambda item: [int(rank) for rank in item[0].split("-")]))
 
 
 def _text(measured: dict[str, Any], operation: str) -> str:

@@ -204,7 +204,9 @@ def end_without(run: Run, gone: list[Peer]) -> int:
     else:
         state, message, status = "failed", f"{who} was killed, or crashed", EXIT_FAILED
         if run.heartbeat is not None and (pause := run.heartbeat.was_paused()):
-            message = f"rank {world().rank} on {socket.gethostname()} was stopped for {pause:.0f} s, and the others have left"
+            message = (
+                f"rank {world().rank} on {socket.gethostname()} was stopped for {pause:.0f} s, and the others have left"
+            )
     message = f"{message}, after step {run.step or 0}; {goes_on_text(run)}"
     if run.peers is not None:
         for peer in gone:

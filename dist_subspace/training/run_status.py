@@ -77,7 +77,8 @@ class RunStatus:
                 self._occupancy.write(state, message, step, rank, **more)
             else:
                 for _ in range(_TIMES):
-                    if not self.is_running():  # another run's, or somebody has said why this one ends: the first word stays
+                    # Another run's, or somebody has said why this one ends: the first word stays.
+                    if not self.is_running():
                         return
                     write_status(self.run, state, message, step, rank, **more)
                     time.sleep(_BETWEEN)

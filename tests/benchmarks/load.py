@@ -132,13 +132,21 @@ def measure(way: str, folder: Path, ranks: int) -> list[dict[str, Any]]:
         for rank in range(ranks)
     ]
     found = []
-    for process in processes:
-        output, _ = process.communicate()
-        line = next((text for text in output.splitlines() if text.startswith("MEASURED ")), None)
-        if line is None:
-            raise SystemExit(f"{way} on {ranks} ranks:\n{output[-3000:]}")
-        found.append(json.loads(line.removeprefix("MEASURED ")))
+    try:
+        for process in processes:
+            output, _ = process.communicate()
+            line = next((text for text in output.splitlines() if text.startswith("MEASURED ")), None)
+            if line is None:
+                raise SystemExit(f"{way} on {ranks} ranks:\n{output[-3000:]}")
+            found.append(json.loads(line.removeprefix("MEASURED ")))
+    finally:
+        for process in processes:
+            process.kill()
     return found
+
+
+def _seconds(load: list[dict[str, Any]]) -> str:
+    return f"{max(rank['seconds'] for rank in load):.1f} s, {max(rank['peak'] for rank in load) / MIB:.0f} MiB"
 
 
 def row(way: str, ranks: int, loads: list[list[dict[str, Any]]], checkpoint: int, largest: int) -> str:
@@ -188,6 +196,7 @@ def main() -> None:
             for _ in range(arguments.repeats):
                 for way in arguments.ways:
                     loads[way].append(measure(way, folder, ranks))
+                    print(f"{way} on {ranks} ranks: {_seconds(loads[way][-1])}", file=sys.stderr, flush=True)
             for way in arguments.ways:
                 print(row(way, ranks, loads[way], size, largest), flush=True)
 

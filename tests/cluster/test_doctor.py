@@ -4,6 +4,7 @@ to do; every rank that was started leaves with the same status."""
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +37,7 @@ class Said:
         """The findings that break a run, each with what to do, without line breaks."""
         _, _, after = self.text.partition("What will break, the worst first:\n")
         listed = after.partition("\n\n")[0]
-        return [" ".join(part.split()) for part in listed.split("\n  ") if part.strip()[:1].isdigit()]
+        return [" ".join(part.split()) for part in re.split(r"^ +\d+\. ", listed, flags=re.MULTILINE) if part.strip()]
 
 
 def ask(
@@ -168,7 +169,7 @@ def test_a_disk_that_is_full(hosts: Hosts, recipe: Recipe) -> None:
         said = ask(hosts, str(recipe.config), "run.output_dir=/mnt/full/run")
     check_named(
         said,
-        "node1 (rank 0): run.output_dir (/mnt/full/run) has 1.0 MiB free, and the run writes there",
+        "node1 (rank 0): run.output_dir (/mnt/full/run) has 1 MiB free, and the run writes there",
         do="make room",
     )
 

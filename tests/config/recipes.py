@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -26,11 +25,9 @@ from dist_subspace.subspace import attach_method, attached, methods, trainable_p
 from dist_subspace.subspace.blocks.svd import OVERSAMPLING, PUBLISHED_ROUNDS
 from dist_subspace.training.loss import logits_memory
 from dist_subspace.training.sections import subspace_config
+from tests.config.headers import RECIPES, header
 from tests.config.shapes import SHAPES
-from tests.ranks import ROOT
 
-FOLDER = ROOT / "configs"
-RECIPES = sorted(path for path in FOLDER.glob("*.yaml") if not path.name.startswith("quickstart"))
 GIB = 2**30
 # What a token leaves of a block for backward, in 16-bit numbers of the hidden and of the inner width: about as much.
 OF_HIDDEN, OF_INNER = 14, 5
@@ -132,13 +129,6 @@ def real_sizes(path: Path) -> Sizes:
         return sizes_of(model, config)
 
 
-def header(path: Path) -> dict[str, str]:
-    """The lines `# Name: words` that a recipe begins with, by name."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    comments = [line[2:] for line in itertools.takewhile(lambda line: line.startswith("#"), lines)]
-    return dict(line.split(": ", 1) for line in comments if ": " in line)
-
-
 @dataclass(frozen=True)
 class Held:
     """Bytes of a rank between two steps: weights and adapter (with its optimizer's state) on its device and in its memory."""
@@ -173,6 +163,7 @@ def held(sizes: Sizes, preset: str, ranks: int, node_ranks: int) -> Held:
 def section(preset: str, sizes: Sizes) -> dict[str, Any]:
     made = deepspeed_config(
         preset,
+        ranks_per_node=2,
         micro_batch=1,
         rounds=1,
         world_size=1,
@@ -248,8 +239,8 @@ class Recipe:
         operations = sum(2 * d_out * d_in * (rank + OVERSAMPLING) * (2 * PUBLISHED_ROUNDS + 2) for d_out, d_in in sites)
         kept = sum(4 * rank * (d_out + d_in) for d_out, d_in in sites)
         return (
-            f"the {rank} largest singular vectors of {len(sites)} matrices, once: {operations / 1e12:.0f}e12 operations in float32, "
-            f"shared by the ranks; RUN/factors keeps them ({size_text(kept)})"
+            f"the {rank} largest singular vectors of {len(sites)} matrices, once: {operations / 1e12:.0f}e12 operations in "
+            f"float32, shared by the ranks; RUN/factors keeps them ({size_text(kept)})"
         )
 
     def _bytes(self) -> str:

@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.config import load_config
-from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.placement.deepspeed.supported import check_supported
 from dist_subspace.storage import storage_info
 from dist_subspace.subspace import methods
-from tests.config.recipes import FOLDER, GIB, RECIPES, Hardware, Recipe, Sizes, held, sizes_of
+from tests.config.headers import FOLDER, RECIPES
+from tests.config.recipes import GIB, Hardware, Recipe
 from tests.config.shapes import SHAPES, WEIGHTS
-from tests.matrix import tiny
-from tests.ranks import ROOT, run_on_ranks
-from tests.tiny_models import save_odd
+from tests.ranks import ROOT
 
 EVERY = [Recipe(path) for path in RECIPES]
 LAUNCHED = ("deepspeed launch/train.py", "launch/deepspeed.sh", "launch/slurm.sbatch")
@@ -92,6 +86,7 @@ def test_deepspeed_takes_a_recipes_preset(recipe: Recipe) -> None:
         trainable_numel=recipe.sizes.trained,
         block_numel=recipe.sizes.block,
         max_grad_norm=config.training.max_grad_norm,
+        ranks_per_node=hardware.devices,
     )
     assert DeepSpeedZeroConfig(**made["zero_optimization"]).stage == PRESETS[config.deepspeed.preset]
     unquantised = storage_info(config.model.storage).dtype is not None
@@ -130,58 +125,3 @@ def test_the_real_sizes_are_those_of_the_models(name: str) -> None:
 )
 def test_hardware_is_read_from_its_line(line: str, expected: Hardware) -> None:
     assert Hardware.read(line) == expected
-
-
-# The formula, against what two ranks hold.
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_odd(tmp_path_factory.mktemp("models"), "llama")
-
-
-def bytes_of_a_rank(folder: str, preset: str, storage: str) -> tuple[int, int, Sizes]:
-    """After a step: bytes of what is frozen and of what is trained with its optimizer's state; and what the formula takes."""
-    model = load_frozen(
-        folder, storage=storage, double_quant=True, dtype="bfloat16", deepspeed=tiny.ds_config(PRESETS[preset])
-    )
-    attach(model, SubspaceConfig(method="lora", rank=4)).train()
-    config = tiny.ds_config(PRESETS[preset], world_size=world().size)
-    engine = tiny.make_engine(model, config)
-    tiny.train_step(engine, tiny.own_batch(0, world().rank, world().size))
-    frozen, trained = set[int](), set[int]()
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Tensor, kind: set[int]) -> None:
-        storage_of = tensor.untyped_storage()
-        kind.add(storage_of.data_ptr())
-        sizes[storage_of.data_ptr()] = storage_of.nbytes()
-
-    for parameter in model.parameters():
-        kind = trained if parameter.requires_grad else frozen
-        for tensor in (parameter.data, getattr(parameter, "ds_tensor", None)):
-            if tensor is not None and tensor.numel():
-                keep(tensor, kind)
-    for master, state in plain_optimizer(engine).state.items():
-        for tensor in (master, *state.values()):
-            if isinstance(tensor, Tensor) and tensor.numel() > 1:
-                keep(tensor, trained)
-    engine.destroy()
-    del engine, model
-    with torch.device("meta"):
-        from transformers import AutoConfig, AutoModelForCausalLM
-
-        plain = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)
-        asked: dict[str, Any] = {"model": {"path": folder, "storage": storage}, "subspace": {"rank": 4}}
-        counted = sizes_of(plain, load_config(asked | {"data": {"train": "none.jsonl"}}))
-    return sum(map(sizes.__getitem__, frozen)), sum(map(sizes.__getitem__, trained)), counted
-
-
-@pytest.mark.parametrize("storage", ["bf16", "nf4", "int8"])
-@pytest.mark.parametrize("preset", ["zero0", "zero1", "zero2", "zero3"])
-def test_the_bytes_of_a_rank_are_what_two_ranks_hold(llama: str, preset: str, storage: str) -> None:
-    """But for the padding of shards and of what ZeRO aligns."""
-    for frozen, trained, sizes in run_on_ranks(2, bytes_of_a_rank, llama, preset, storage):
-        expected = held(sizes, preset, 2, 2)
-        assert frozen == pytest.approx(expected.weights, rel=0.02)
-        assert trained == pytest.approx(expected.adapter, rel=0.02)
