@@ -5,7 +5,8 @@
 A random LLaMA in bfloat16 is written file by file, and each way loads it in fresh processes, one way after the other, in turns.
 Memory is anonymous (`RssAnon`), above what the process held after its imports, of the largest rank: "peak" within the load,
 "kept" after it. "theirs" is `from_pretrained` under `HfDeepSpeedConfig`, without `deepspeed.initialize`: in 4 bits transformers
-leaves the splitting to that. Its files are mapped by every rank; what it reads of them is not counted, and shown as "all".
+leaves the splitting to that, and its "shard" is the whole. It maps its files; what it reads of them is not counted, and shown as
+"all", and a tensor that needs no other type stays in the file's pages, which "mapped" shows and no other column.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ MIB = 2**20
 SAMPLED = 0.004  # seconds between two looks at the memory
 
 
-def anonymous() -> int:
-    """Bytes of anonymous memory of this process."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def anonymous(kind: str = "RssAnon") -> int:
+    """Bytes of anonymous memory of this process; with `RssFile` those of files that it has mapped and seen."""
+    found = re.search(rf"{kind}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) * 1024
 
@@ -97,23 +98,20 @@ def worker(way: str, folder: str) -> None:
     torch.distributed.barrier()
     who, storage = way.split("-")
     gc.collect()
-    before, began = anonymous(), time.perf_counter()
+    before, mapped, began = anonymous(), anonymous("RssFile"), time.perf_counter()
     with Peak() as peak:
         model = (ours if who == "ours" else theirs)(folder, storage)
         seconds = time.perf_counter() - began
     gc.collect()
-    kept = anonymous() - before
+    kept, mapped = anonymous() - before, anonymous("RssFile") - mapped
     shard = sum(t.numel() * t.element_size() for t in {getattr(p, "ds_tensor", p) for p in model.parameters()})
     read = None
     if who == "ours":
         from dist_subspace.loading.load import bytes_read
 
         read = bytes_read(model)
-    print(
-        "MEASURED",
-        json.dumps({"seconds": seconds, "peak": peak.bytes - before, "kept": kept, "shard": shard, "read": read}),
-        flush=True,
-    )
+    found = {"seconds": seconds, "peak": peak.bytes - before, "kept": kept, "mapped": mapped, "shard": shard}
+    print("MEASURED", json.dumps(found | {"read": read}), flush=True)
     torch.distributed.barrier()
 
 
@@ -151,16 +149,16 @@ def _seconds(load: list[dict[str, Any]]) -> str:
 
 def row(way: str, ranks: int, loads: list[list[dict[str, Any]]], checkpoint: int, largest: int) -> str:
     """A line of the table: medians over the loads of the largest rank."""
-    seconds, peak, kept, shard = (
+    seconds, peak, kept, mapped, shard = (
         statistics.median(max(rank[key] for rank in load) for load in loads)
-        for key in ("seconds", "peak", "kept", "shard")
+        for key in ("seconds", "peak", "kept", "mapped", "shard")
     )
     read = [sum(rank["read"] for rank in load) for load in loads if load[0]["read"] is not None]
     times = f"{statistics.median(read) / checkpoint:.3f}" if read else "all"
     bounds = 1.25 * (shard + largest / ranks + 64 * MIB), 1.1 * shard + 32 * MIB
     return (
         f"{way:<12}{ranks:>6}{seconds:>10.1f}{shard / MIB:>9.0f}{peak / MIB:>8.0f}{peak / bounds[0]:>9.2f}{kept / MIB:>8.0f}"
-        f"{kept / bounds[1]:>9.2f}{times:>9}"
+        f"{kept / bounds[1]:>9.2f}{mapped / MIB:>8.0f}{times:>9}"
     )
 
 
@@ -188,7 +186,8 @@ def main() -> None:
         largest = 2 * config.vocab_size * config.hidden_size
         print(
             f"{size / 2:,.0f} parameters, {size / MIB:,.0f} MiB in bfloat16; MiB of the largest rank, above its imports\n"
-            f"{'':<12}{'ranks':>6}{'seconds':>10}{'shard':>9}{'peak':>8}{'/target':>9}{'kept':>8}{'/target':>9}{'x read':>9}",
+            f"{'':<12}{'ranks':>6}{'seconds':>10}{'shard':>9}{'peak':>8}{'/target':>9}{'kept':>8}{'/target':>9}"
+            f"{'mapped':>8}{'x read':>9}",
             flush=True,
         )
         for ranks in arguments.ranks:

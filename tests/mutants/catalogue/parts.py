@@ -48,7 +48,7 @@ MUTANTS = [
         text="if in_pieces is not None and self._in_parts(name):",
         becomes="if False:",
         promise="No rank holds a whole matrix while it loads.",
-        tests=["tests/loading/test_memory.py::test_a_rank_holds_its_shard_and_one_chunk[nf4]"],
+        tests=["tests/loading/test_memory.py::test_a_rank_holds_its_shard_and_one_chunk[int8]"],
     ),
     Mutant(
         name="second-shards-left-out",
