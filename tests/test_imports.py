@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "pages": set(),
     "errors": set(),
     "launchers": {"errors"},
+    "cuda_allocator": set(),
     "launcher_processes": {"launchers"},
     "stopping": {"launcher_processes"},
     "torch_internals": set(),
@@ -66,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": BELOW_TRAINING,
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "__init__"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 
