@@ -30,5 +30,5 @@ def zeros_in_pages(numel: int, dtype: torch.dtype) -> Tensor:
 
 def give_back_freed() -> None:
     """Give what the C allocator holds of freed memory back to the system (`malloc_trim` of glibc; elsewhere nothing)."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
