@@ -23,6 +23,7 @@ BELOW_TRAINING = AXES | {
     *("notices", "launcher_processes", "launchers", "stopping", "module_places", "transformers_tables"),
 }
 ALLOWED: dict[str, set[str]] = {
+    "pages": set(),
     "errors": set(),
     "launchers": {"errors"},
     "cuda_allocator": set(),
@@ -42,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
     "placement": {
-        *("errors", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
+        *("errors", "pages", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
     },
     "subspace": {
         "errors",
@@ -55,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "transformers_tables",
         "unread_weight",
     },
-    "loading": {"errors", "families", "module_places", "notices", "storage", "placement"},
+    "loading": {"errors", "pages", "families", "module_places", "notices", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
     "interchange": {"errors", "families", "atomic_files", "run_folder", "loading", "module_places"} | AXES,
     "accounting": {"errors"} | AXES,

@@ -15,11 +15,13 @@ TESTS = ROOT / "tests"
 MODELS = "tiny_models.py"
 # Files that make a transformers configuration of their own, and why the factory would not do.
 OWN_CONFIGURATIONS = {
+    "benchmarks/random_checkpoint.py": "large enough to be timed",
     "benchmarks/speed_models.py": "large enough to be timed",
     "benchmarks/statistics_time.py": "large enough to be timed",
     "config/shapes.py": "the shapes of the models that the recipes name, in their real size",
     "faults/test_signals.py": "large enough to be interrupted while it is loaded",
     "gpu/test_memory.py": "large enough for its bytes to show among the device's others",
+    "loading/test_memory.py": "large enough for its bytes to show among a process's others",
     "loading/test_positions.py": "the defaults of many families, of which only some sizes change",
     "subspace/test_counts.py": "the sizes of published models, on the device meta",
     "subspace/core/test_targets.py": "the sizes of published models, on the device meta",

@@ -15,12 +15,13 @@ from torch import nn
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
-from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.notices import cast_by_the_engine, held_dense
+from dist_subspace.loading.index import BytesRead, open_checkpoint
+from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
+from dist_subspace.pages import give_back_freed
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     device_of,
@@ -71,7 +72,7 @@ def load_frozen(
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
-        progress: called with (tensors read, tensors in all).
+        progress: called with (bytes of the checkpoint that have been read, bytes in all).
         config_changes: entries of the model's configuration to change (`num_labels=3`).
 
     Raises:
@@ -101,13 +102,16 @@ def load_frozen(
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
         stream = Stream(model, index, storage, options, kind, seed)
-        _FRESH[model] = stream.fresh_modules()
+        _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     splitter = splitter_of(stage_config)
     target = splitter.device if splitter else torch.device(device or device_of(stage_config))
     with together("reading the model's weights"):
         stream.run(target, splitter, progress)
+    stream.finish()
+    give_back_freed()
     for sentence in (
         *stream.sources.notes,
+        *read_by_every_rank(stream.read_whole, stream.share_read_whole()),
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
     ):
@@ -122,7 +126,13 @@ def fresh_modules(model: nn.Module) -> tuple[str, ...]:
     return _FRESH.get(model, ())
 
 
+def bytes_read(model: nn.Module) -> int:
+    """How many bytes of tensors this rank has read for a model of `load_frozen`."""
+    return _READ[model].total
+
+
 _FRESH: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[nn.Module, BytesRead] = WeakKeyDictionary()
 
 
 @contextmanager
