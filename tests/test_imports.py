@@ -43,7 +43,16 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
     "placement": {
-        *("errors", "pages", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
+        *(
+            "errors",
+            "pages",
+            "families",
+            "class_source",
+            "launcher_processes",
+            "launchers",
+            "stopping",
+            "torch_internals",
+        )
     },
     "subspace": {
         "errors",
