@@ -15,7 +15,7 @@ from dist_subspace.interchange.base_model import base_name
 from dist_subspace.interchange.description import FORMAT, OWN
 from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.storage import FrozenLinear, FrozenStack
 from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached, file_options_of
 
 # Our name of a task -> PEFT's task_type.
@@ -115,7 +115,7 @@ def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float
 
 def _base(model: nn.Module) -> dict[str, Any]:
     """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
-    operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
+    operators = [module for module in model.modules() if isinstance(module, FrozenLinear | FrozenStack)]
     held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
     task = task_of_class(type(model).__name__)
     if task == "seq2seq-lm" and not _has_encoder(model):

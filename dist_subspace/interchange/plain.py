@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.loading.original import original_of
+from dist_subspace.loading.original import original_of, original_stack
 from dist_subspace.module_places import parameters_of, saved_buffers_of
 from dist_subspace.placement.tensors import full_shape
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.storage import FrozenLinear, FrozenStack
 from dist_subspace.subspace import (
     AddsBias,
     FoldsIntoBase,
@@ -79,6 +79,25 @@ class Drift:
             onto_held = onto_original = _unchanged
         self.distances[name] = (float(torch.dist(held, original)), norm)
         return onto_original(original) if self.base == "original" else onto_held(held)
+
+    def merged_stack(self, name: str, stack: FrozenStack) -> Tensor:
+        """A stack of experts on the chosen base, float32 on the CPU, in its checkpoint's layout; made expert by expert."""
+        original = original_stack(stack) if stack.origin is not None else None
+        d_out, d_in = stack.expert_shape
+        made = torch.empty((stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in))
+        distances, norms = torch.zeros(2, stack.experts).unbind()
+        for number in range(stack.experts):
+            held = stack.expert(number).dense(torch.float32).cpu()
+            if original is not None:
+                own = original[number].float()
+                distances[number], norms[number] = torch.dist(held, own), own.norm()
+                held = own if self.base == "original" else held
+            made[number] = held.t() if stack.transposed else held
+        if original is None and not stack.is_float:
+            self.unknown.append(name)
+        elif not stack.is_float:
+            self.distances[name] = (float(distances.norm()), float(norms.norm()))
+        return made
 
     def by_layer(self) -> dict[str, float]:
         """`‖Ŵ - W‖ / ‖W‖` (Frobenius)."""
@@ -167,7 +186,7 @@ def _typed(entry: Entry, dtype: torch.dtype) -> Entry:
 
 def _refuse_without_original(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, FrozenLinear) and module.origin is None:
+        if isinstance(module, FrozenLinear | FrozenStack) and module.origin is None:
             raise UsageError(
                 f"base is 'original', but {name.removesuffix('.base')} was not read from a checkpoint by load_frozen; "
                 "accepted here: dequantised"
@@ -182,6 +201,8 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
         yield from _linear(name, module, drift)
     elif isinstance(module, MergesIntoNorm):
         yield from _wrapped(name, module)
+    elif isinstance(module, FrozenStack):
+        yield _stack(name, module, drift)
     elif isinstance(module, FrozenLinear):
         yield _matrix(name, module, None, drift)
         if module.bias is not None:
@@ -240,6 +261,14 @@ def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: D
 
     identity = (id(held[0]), None if part is None else id(part))
     return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *trained))), make, identity)
+
+
+def _stack(name: str, stack: FrozenStack, drift: Drift) -> Entry:
+    """The experts of a layer, under the name that the plain model's parameter has."""
+    held = tuple(stack.parameters())
+    d_out, d_in = stack.expert_shape
+    shape = (stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in)
+    return Entry(name, shape, torch.float32, held, lambda: drift.merged_stack(name, stack), (id(held[0]), None))
 
 
 def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:

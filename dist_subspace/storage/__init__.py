@@ -5,9 +5,12 @@ from dist_subspace.storage.linear_layers import is_conv1d, is_linear, linear_sha
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.registry import StorageInfo, discover, options_for, pack, storage_info, storages
+from dist_subspace.storage.stack import ExpertOperator, FrozenStack, pack_stack
 
 __all__ = [
+    "ExpertOperator",
     "FrozenLinear",
+    "FrozenStack",
     "Origin",
     "PackedLinear",
     "StorageInfo",
@@ -19,6 +22,7 @@ __all__ = [
     "linear_shape",
     "options_for",
     "pack",
+    "pack_stack",
     "replace",
     "storage_info",
     "storages",

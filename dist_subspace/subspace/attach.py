@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +27,7 @@ from dist_subspace.subspace.core.collect import GradientCollector
 from dist_subspace.subspace.core.constrained import ConstrainedFactors
 from dist_subspace.subspace.core.constraints import PENALTIES, Penalties, Penalty
 from dist_subspace.subspace.core.initial import InitialFromModel
-from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.operator import Operator, Stack
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.schedule import Schedule, schedule_class_of
 from dist_subspace.subspace.core.shared import shared_of
@@ -304,12 +304,24 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
             raise UsageError(
                 f"subspace.modules_to_save has {ending!r}, which names no module; names here end in: {shown}"
             )
+        _refuse_stacks(model, ending, named)
         wanted += [name for name in named if name not in wanted]
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
     inside = [n for n in names if any(n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in wanted)]  # or around one
     tied = [n for n in names if any(id(p) in owned for p in model.get_submodule(n).parameters(recurse=False))]
     wanted += [name for name in tied if name not in wanted and name not in inside]
     return [name for name in wanted if not any(name.startswith(f"{other}.") for other in wanted)]
+
+
+def _refuse_stacks(model: nn.Module, ending: str, named: Sequence[str]) -> None:
+    """A copy of a packed stack of experts would be trained in none of its values."""
+    for name in named:
+        for inner, module in model.get_submodule(name).named_modules():
+            if isinstance(module, Stack):
+                raise UsageError(
+                    f"subspace.modules_to_save has {ending!r}, which names the experts {f'{name}.{inner}'.rstrip('.')}, held as "
+                    f"{module.storage}: they cannot be trained in full; accepted: other modules, or a model.storage of floats"
+                )
 
 
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:
