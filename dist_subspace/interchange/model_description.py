@@ -16,7 +16,7 @@ from dist_subspace.interchange.description import FORMAT, OWN
 from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear, FrozenStack
-from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached, file_options_of
+from dist_subspace.subspace import Attachment, Settings, StackedPart, SubspaceLinear, attached, file_options_of
 
 # Our name of a task -> PEFT's task_type.
 TASK_TYPES = {task: theirs for theirs, (_, task) in PEFT_TASKS.items()}
@@ -143,7 +143,7 @@ def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
     words, parts = attachment.resolved.method.peft, [model.get_submodule(name) for name in attachment.layers]
-    if words is None or not words.writes:
+    if words is None or not words.writes or any(isinstance(part, StackedPart) for part in parts):
         return None
     agrees = all(map(words.agrees, parts))
     placed = words.on_conv1d or not any(map(_is_conv1d, parts))

@@ -24,6 +24,7 @@ from dist_subspace.subspace import (
     MethodInfo,
     NewTokens,
     Settings,
+    StackedPart,
     SubspaceLinear,
     TrainedBeside,
     attached,
@@ -80,7 +81,7 @@ class Drift:
         self.distances[name] = (float(torch.dist(held, original)), norm)
         return onto_original(original) if self.base == "original" else onto_held(held)
 
-    def merged_stack(self, name: str, stack: FrozenStack) -> Tensor:
+    def merged_stack(self, name: str, stack: FrozenStack, merged: Callable[[int, Tensor], Tensor]) -> Tensor:
         """A stack of experts on the chosen base, float32 on the CPU, in its checkpoint's layout; made expert by expert."""
         original = original_stack(stack) if stack.origin is not None else None
         d_out, d_in = stack.expert_shape
@@ -92,7 +93,8 @@ class Drift:
                 own = original[number].float()
                 distances[number], norms[number] = torch.dist(held, own), own.norm()
                 held = own if self.base == "original" else held
-            made[number] = held.t() if stack.transposed else held
+            onto = merged(number, held).cpu()
+            made[number] = onto.t() if stack.transposed else onto
         if original is None and not stack.is_float:
             self.unknown.append(name)
         elif not stack.is_float:
@@ -112,6 +114,10 @@ class Drift:
 
 
 def _unchanged(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _as_held(number: int, weight: Tensor) -> Tensor:
     return weight
 
 
@@ -186,7 +192,8 @@ def _typed(entry: Entry, dtype: torch.dtype) -> Entry:
 
 def _refuse_without_original(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, FrozenLinear | FrozenStack) and module.origin is None:
+        held = isinstance(module, FrozenLinear) or (isinstance(module, FrozenStack) and not module.is_float)
+        if held and module.origin is None:
             raise UsageError(
                 f"base is 'original', but {name.removesuffix('.base')} was not read from a checkpoint by load_frozen; "
                 "accepted here: dequantised"
@@ -201,8 +208,10 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
         yield from _linear(name, module, drift)
     elif isinstance(module, MergesIntoNorm):
         yield from _wrapped(name, module)
+    elif isinstance(module, StackedPart):
+        yield _stack(name, module.base, drift, module)  # type: ignore[arg-type]
     elif isinstance(module, FrozenStack):
-        yield _stack(name, module, drift)
+        yield _stack(name, module, drift, None)
     elif isinstance(module, FrozenLinear):
         yield _matrix(name, module, None, drift)
         if module.bias is not None:
@@ -263,12 +272,17 @@ def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: D
     return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *trained))), make, identity)
 
 
-def _stack(name: str, stack: FrozenStack, drift: Drift) -> Entry:
+def _stack(name: str, stack: FrozenStack, drift: Drift, part: StackedPart | None) -> Entry:
     """The experts of a layer, under the name that the plain model's parameter has."""
     held = tuple(stack.parameters())
     d_out, d_in = stack.expert_shape
     shape = (stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in)
-    return Entry(name, shape, torch.float32, held, lambda: drift.merged_stack(name, stack), (id(held[0]), None))
+    trained = () if part is None else tuple(part.trainables().values())
+
+    def make() -> Tensor:
+        return drift.merged_stack(name, stack, _as_held if part is None else part.merged)
+
+    return Entry(name, shape, torch.float32, (*held, *trained), make, (id(held[0]), None if part is None else id(part)))
 
 
 def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:

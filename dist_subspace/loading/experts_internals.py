@@ -20,6 +20,9 @@ from torch.nn import functional
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from dist_subspace.families.experts import stacks_of
+from dist_subspace.families.names import ends_with_any
+from dist_subspace.placement.tensors import full_shape
+from dist_subspace.storage import adopt_stack
 
 NAME = "dist_subspace"
 
@@ -33,6 +36,18 @@ def call_stacks(module: nn.Module) -> None:
         config._experts_implementation = NAME
     else:
         module.forward = MethodType(_OWN_FORWARDS[stacks.call], module)  # type: ignore[assignment]
+
+
+def adopt_stacks(model: nn.Module, endings: Sequence[str]) -> None:
+    """Let the stacks that these endings name be operators where they are plain parameters: in a model that is held in floats."""
+    for name, module in list(model.named_modules()):
+        stacks = stacks_of(module) if endings else None
+        for attribute in () if stacks is None else stacks.names:
+            held = getattr(module, attribute)
+            if stacks and isinstance(held, nn.Parameter) and ends_with_any(f"{name}.{attribute}", endings):
+                delattr(module, attribute)  # a module cannot take a parameter's place
+                setattr(module, attribute, adopt_stack(held, full_shape(held), transposed=stacks.transposed))
+                call_stacks(module)
 
 
 def routed(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dist_subspace.storage.linear_layers import is_conv1d, is_linear, linear_sha
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.registry import StorageInfo, discover, options_for, pack, storage_info, storages
-from dist_subspace.storage.stack import ExpertOperator, FrozenStack, pack_stack
+from dist_subspace.storage.stack import ExpertOperator, FrozenStack, adopt_stack, pack_stack
 
 __all__ = [
     "ExpertOperator",
@@ -16,6 +16,7 @@ __all__ = [
     "StorageInfo",
     "adopt",
     "adopt_all",
+    "adopt_stack",
     "is_conv1d",
     "is_linear",
     "left_alone",

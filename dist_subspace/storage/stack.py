@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError
 from dist_subspace.linear_map import Gate, through, through_gate
 from dist_subspace.module_places import with_tensors
+from dist_subspace.storage.dense import DenseLinear
 from dist_subspace.storage.operator import FrozenLinear, Origin, frozen
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.registry import pack, storage_info
@@ -80,6 +81,10 @@ class FrozenStack(nn.Module):
         operator.set_plain_values(self.plain[number])
         return operator
 
+    def operator(self, number: int) -> ExpertOperator:
+        """The same as an operator that reads the parameters anew whenever it is called: what a method is put on."""
+        return ExpertOperator(self, number)
+
     def forward(
         self, x: Tensor, counts: Sequence[int], each: Callable[[ExpertOperator, Tensor], Tensor] | None = None
     ) -> Tensor:
@@ -93,7 +98,7 @@ class FrozenStack(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if each is None:
             return through(_Routed(self, counts), x)
-        made = [each(ExpertOperator(self, number), x[rows]) for number, rows in hit(counts)]
+        made = [each(self.operator(number), x[rows]) for number, rows in hit(counts)]
         beyond = x.shape[0] - sum(counts)
         return torch.cat([*made, x.new_zeros(beyond, self.expert_shape[0])])
 
@@ -192,15 +197,13 @@ def pack_stack(
     Raises:
         UsageError: as `pack`.
     """
-    place = device or weights.device
+    place, kind = device or weights.device, storage_info(storage).dtype
+    if kind is not None:
+        held = weights if weights.dtype == kind and weights.device == place else weights.to(place, kind)
+        return adopt_stack(held, tuple(held.shape), transposed=transposed, origin=origin)
     one = pack(weights[0].detach().to(place), storage, transposed=transposed, **options)
     if isinstance(one, PackedLinear):
         one.name, one.compute_dtype = name, compute_dtype
-    if one.is_float:
-        whole = weights if weights.dtype == storage_info(storage).dtype else weights.to(storage_info(storage).dtype)
-        return FrozenStack(
-            one, {one.matrix_name: whole.to(place)}, [{}] * len(weights), transposed=transposed, origin=origin
-        )
     tensors = {n: p.new_empty((len(weights), *p.shape)) for n, p in one.named_parameters()}
     plain = []
     for number, weight in enumerate(weights):
@@ -209,3 +212,17 @@ def pack_stack(
             tensors[own][number] = parameter
         plain.append(packed.plain_values())
     return FrozenStack(one, tensors, plain, transposed=transposed, origin=origin)
+
+
+def adopt_stack(
+    weights: Tensor, shape: tuple[int, ...], *, transposed: bool, origin: Origin | None = None
+) -> FrozenStack:
+    """A stack of floats as it is: a parameter stays the same object, split or not.
+
+    Arguments:
+        shape: of the whole stack, `(experts, d_out, d_in)`, or `(experts, d_in, d_out)` where `transposed`.
+    """
+    experts, *sides = shape
+    d_out, d_in = sides[::-1] if transposed else sides
+    one = DenseLinear(weights.new_empty(0), (d_out, d_in), transposed=transposed, bias=None, origin=None)
+    return FrozenStack(one, {one.matrix_name: weights}, [{}] * experts, transposed=transposed, origin=origin)

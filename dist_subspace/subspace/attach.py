@@ -33,6 +33,7 @@ from dist_subspace.subspace.core.schedule import Schedule, schedule_class_of
 from dist_subspace.subspace.core.shared import shared_of
 from dist_subspace.subspace.core.sites import OnModel, largest_rank_of, sites_of
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.stacks import StackedPart, check_stacked, choose_stacks, unnamed_stacks
 from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut
 from dist_subspace.subspace.core.trained import Gathered, TrainedModule
 
@@ -101,10 +102,16 @@ def attach_method(
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
     choice = Choice(model, resolved.targets, given, exclude, head_names(model), options, apart or {}, only=only)
-    sites = sites_of(resolved.method, choice)
+    stacks = choose_stacks(model, config.target_parameters)
+    if stacks:
+        check_stacked(resolved.method, resolved.settings)
+    sites = {} if stacks and not given else sites_of(resolved.method, choice)
+    if config.target_modules in (None, ALL_LINEAR) and any(isinstance(site, Operator | Stack) for site in sites.values()):
+        choice.left_out.add(unnamed_stacks(model, stacks))
     with gathered(_norm_weights(sites)):
         if config.target_modules in (None, ALL_LINEAR):
             sites = _with_room(sites, resolved, choice.left_out)
+        sites = choice.in_order({**sites, **stacks})
         largest = {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
@@ -112,8 +119,10 @@ def attach_method(
         resolved = replace(resolved, settings=capped)
     settings = settings_of(sites, resolved, largest)
     for name, site in sites.items():
-        resolved.method.check_site(site, settings[name], name in known)
-    common = shared_of(resolved.method, sites, next(iter(settings.values())))
+        one = site.operator(0) if isinstance(site, Stack) else site
+        resolved.method.check_site(one, settings[name], name in known)
+    linear = {name: site for name, site in sites.items() if name not in stacks}
+    common = shared_of(resolved.method, linear, next(iter(settings.values())))
     if config.new_tokens:
         check_new_tokens(model, config.new_tokens, trained_in_full)
     model.requires_grad_(False)
@@ -204,7 +213,10 @@ def _put_parts(
     instead: dict[nn.Module, nn.Module] = {}
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
-        part = resolved.method.build(site, settings[name], generator, shared)
+        if isinstance(site, Stack):
+            part: SubspacePart = StackedPart(site, resolved.method, settings[name], generator)
+        else:
+            part = resolved.method.build(site, settings[name], generator, shared)
         part.compute_dtype, part.name = dtype, name
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for factor, parameter in part.trainables().items():

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 import transformers
@@ -157,6 +158,95 @@ def test_an_adapter_beside_packed_experts_is_saved_with_their_storage_and_loaded
     given = tiny_inputs(model)
     with torch.no_grad():
         assert torch.equal(again(**given).logits, model(**given).logits)
+
+
+# Methods on the experts.
+
+BOTH = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def with_peft(model: Any, family: str, method: str) -> Any:
+    """PEFT's stack with the values of ours."""
+    settings = peft.LoraConfig(
+        r=2,
+        lora_alpha=6,
+        target_modules=[],
+        target_parameters=BOTH,
+        use_rslora=method == "rslora",
+        init_lora_weights=False,
+    )
+    reference = peft.get_peft_model(read(family), settings)
+    with torch.no_grad():
+        for wrapper in [m for m in reference.modules() if type(m).__name__ == "ParamWrapper"]:
+            stack = next(
+                m
+                for n, m in model.named_modules()
+                if n.endswith(wrapper.parameter_name) and own_place(n) == place_in_peft(reference, wrapper)
+            )
+            a, b = stack.lora_A.detach(), stack.lora_B.detach()
+            wrapper.lora_A["default"].weight.copy_(a.reshape(-1, a.shape[2]))
+            wrapper.lora_B["default"].weight.copy_(b.permute(1, 2, 0).reshape(b.shape[1], -1))
+    return reference
+
+
+def own_place(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def place_in_peft(reference: nn.Module, wrapper: nn.Module) -> str:
+    name = next(name for name, module in reference.named_modules() if module is wrapper)
+    return name.removeprefix("base_model.model.").replace(".base_layer", "")
+
+
+@pytest.mark.parametrize("method", ["lora", "rslora"])
+@pytest.mark.parametrize("family", ["one by one in the file", "transposed, interleaved, with biases"])
+def test_lora_on_experts_is_pefts(family: str, method: str, folders: dict[str, Path]) -> None:
+    config = dsub.SubspaceConfig(method=method, rank=2, alpha=6, target_parameters=BOTH)
+    model = dsub.attach(dsub.load_frozen(folders[family], storage="fp32"), config)
+    with torch.no_grad():
+        for parameter in dsub.trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    reference = with_peft(model, folders[family], method)
+    given = tiny_inputs(model, labels=True)
+    ours, right = model(**given), reference(**given)
+    torch.testing.assert_close(ours.logits, right.logits, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(ours.logits, read(folders[family])(**given).logits, atol=1e-2)
+    ours.loss.backward()
+    right.loss.backward()
+    wrappers = [m for m in reference.modules() if type(m).__name__ == "ParamWrapper"]
+    assert len(wrappers) == len(model.subspace.layers) == 4
+    for wrapper in wrappers:
+        stack = model.get_submodule(f"{place_in_peft(reference, wrapper)}.{wrapper.parameter_name}")
+        a, b = (wrapper.lora_A["default"].weight.grad, wrapper.lora_B["default"].weight.grad)
+        torch.testing.assert_close(stack.lora_A.grad, a.view(stack.lora_A.shape), rtol=1e-3, atol=1e-5)
+        experts, d_out, rank = stack.lora_B.shape
+        torch.testing.assert_close(
+            stack.lora_B.grad, b.view(d_out, rank, experts).permute(2, 0, 1), rtol=1e-3, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("storage", ["fp32", "nf4"])
+def test_a_method_on_experts_is_saved_loaded_and_merged(
+    family: str, storage: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = dsub.SubspaceConfig(method="ssb" if storage == "nf4" else "lora", rank=2, target_parameters=BOTH)
+    model = dsub.attach(dsub.load_frozen(folders[family], storage=storage, dtype="float32"), config)
+    with torch.no_grad():
+        for parameter in dsub.trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        given = tiny_inputs(model)
+        ours = model(**given).logits
+        with dsub.disabled(model):
+            frozen = model(**given).logits
+        assert not torch.allclose(ours, frozen, atol=1e-2)
+        bare = dsub.load_frozen(folders[family], storage=storage, dtype="float32")
+        torch.testing.assert_close(bare(**given).logits, frozen, rtol=1e-4, atol=1e-4)
+        dsub.save_adapter(model, tmp_path / "adapter", base_model=folders[family])
+        again = dsub.load_adapter(bare, tmp_path / "adapter")
+        torch.testing.assert_close(again(**given).logits, ours, rtol=1e-5, atol=1e-5)
+        dsub.merge(model, tmp_path / "merged", report=None)
+        torch.testing.assert_close(read(tmp_path / "merged")(**given).logits, ours, rtol=1e-4, atol=1e-4)
 
 
 def test_experts_of_a_model_that_transformers_made_stay_as_they_are(folders: dict[str, Path]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -48,7 +48,9 @@ class Stack(Protocol):
     expert_shape: tuple[int, int]
     storage: str
 
-    def expert(self, number: int) -> Any: ...
+    def __call__(self, x: Tensor, counts: Sequence[int], each: Any = None) -> Tensor: ...
+
+    def operator(self, number: int) -> Any: ...
 
 
 @dataclass(frozen=True)
