@@ -66,6 +66,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "layers": list(parts),
         "shapes": shapes,
         "biased": biased,
+        **_stacks(parts),
         "conv1d": _transposed(parts),
         "base": _base(model),
         **_own_class(model, [*parts, *attachment.saved_modules]),
@@ -90,6 +91,12 @@ def _endings(model: nn.Module, layers: tuple[str, ...]) -> list[str]:
 def _shape(part: nn.Module) -> list[int] | None:
     """`[d_out, d_in]` of a linear layer: with it, what an adapter does to the layer can be told without the base model."""
     return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
+
+
+def _stacks(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """`[experts, d_out, d_in]` of the stacks of experts, where there are any."""
+    stacks = {n: [p.experts, *p.base.expert_shape] for n, p in parts.items() if isinstance(p, StackedPart)}
+    return {"stacks": stacks} if stacks else {}
 
 
 def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Iterable[str]) -> Settings:
