@@ -75,8 +75,10 @@ class SubspaceConfig:
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
+        """Plain lists and numbers, for JSON. A configuration without `target_parameters` is what it was before there were any."""
         plain = asdict(self)
+        if not plain["target_parameters"]:
+            del plain["target_parameters"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
