@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant(
         name="loss-in-16-bits",
         file="dist_subspace/training/loss.py",
-        text="logits.reshape(-1, logits.shape[-1]).float()",
-        becomes="logits.reshape(-1, logits.shape[-1])",
+        text="cross_entropy(logits.float(), labels",
+        becomes="cross_entropy(logits, labels",
         promise="Logits of 16 bits are summed up in float32.",
         tests=["tests/training/test_loss.py::test_logits_of_16_bits_are_summed_up_in_float32"],
     ),
