@@ -18,7 +18,7 @@ from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tensor_names import split_factors
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
-from dist_subspace.loading.experts_internals import adopt_stacks
+from dist_subspace.loading.experts_internals import adopt_stacks, release_stacks
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
@@ -60,6 +60,7 @@ def attach(
     adopt_all(model)
     config = config or SubspaceConfig()
     adopt_stacks(model, config.target_parameters)
+    release_stacks(model, config.modules_to_save)
     attach_method(model, config, gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them

@@ -280,6 +280,8 @@ def _stack(name: str, stack: FrozenStack, drift: Drift, part: StackedPart | None
     trained = () if part is None else tuple(part.trainables().values())
 
     def make() -> Tensor:
+        if part is None and stack.is_float:
+            return held[0].data
         return drift.merged_stack(name, stack, _as_held if part is None else part.merged)
 
     return Entry(name, shape, torch.float32, (*held, *trained), make, (id(held[0]), None if part is None else id(part)))

@@ -22,7 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 from dist_subspace.families.experts import stacks_of
 from dist_subspace.families.names import ends_with_any
 from dist_subspace.placement.tensors import full_shape
-from dist_subspace.storage import adopt_stack
+from dist_subspace.storage import FrozenStack, adopt_stack
 
 NAME = "dist_subspace"
 
@@ -38,16 +38,35 @@ def call_stacks(module: nn.Module) -> None:
         module.forward = MethodType(_OWN_FORWARDS[stacks.call], module)  # type: ignore[assignment]
 
 
-def adopt_stacks(model: nn.Module, endings: Sequence[str]) -> None:
-    """Let the stacks that these endings name be operators where they are plain parameters: in a model that is held in floats."""
+def adopt_stacks(model: nn.Module, endings: Sequence[str] | None = None) -> None:
+    """Let the stacks that these endings name (None: all) be operators where they are plain parameters, in a model that is held in
+    floats. A model whose weights are split gains by it: nothing of a gathered stack is saved for backward."""
     for name, module in list(model.named_modules()):
-        stacks = stacks_of(module) if endings else None
+        stacks = stacks_of(module)
         for attribute in () if stacks is None else stacks.names:
             held = getattr(module, attribute)
-            if stacks and isinstance(held, nn.Parameter) and ends_with_any(f"{name}.{attribute}", endings):
+            wanted = endings is None or ends_with_any(f"{name}.{attribute}", endings)
+            if (
+                stacks
+                and isinstance(held, nn.Parameter)
+                and held.dtype == getattr(model, "dtype", held.dtype)
+                and wanted
+            ):
                 delattr(module, attribute)  # a module cannot take a parameter's place
                 setattr(module, attribute, adopt_stack(held, full_shape(held), transposed=stacks.transposed))
                 call_stacks(module)
+
+
+def release_stacks(model: nn.Module, endings: Sequence[str]) -> None:
+    """The inverse, for the stacks of floats inside the modules that these endings name, which are to be trained in full."""
+    named = [module for name, module in model.named_modules() if ends_with_any(name, endings)]
+    for module in {inner for outer in named for inner in outer.modules()}:
+        stacks = stacks_of(module)
+        for attribute in () if stacks is None else stacks.names:
+            stack = getattr(module, attribute)
+            if isinstance(stack, FrozenStack) and stack.is_float:
+                delattr(module, attribute)
+                module.register_parameter(attribute, next(stack.parameters()))
 
 
 def routed(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

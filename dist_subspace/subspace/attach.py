@@ -107,7 +107,8 @@ def attach_method(
         check_stacked(resolved.method, resolved.settings)
     sites = {} if stacks and not given else sites_of(resolved.method, choice)
     if config.target_modules in (None, ALL_LINEAR) and any(isinstance(site, Operator | Stack) for site in sites.values()):
-        choice.left_out.add(unnamed_stacks(model, stacks))
+        in_full = tuple(f"{name}." for name in trained_in_full)
+        choice.left_out.add({n: why for n, why in unnamed_stacks(model, stacks).items() if not n.startswith(in_full)})
     with gathered(_norm_weights(sites)):
         if config.target_modules in (None, ALL_LINEAR):
             sites = _with_room(sites, resolved, choice.left_out)

@@ -16,7 +16,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.families.experts import stacks_of
-from dist_subspace.loading.experts_internals import NAME, routed
+from dist_subspace.loading.experts_internals import NAME, adopt_stacks, routed
 from dist_subspace.loading.original import original_stack
 from dist_subspace.notices import heard
 from dist_subspace.storage import FrozenLinear, FrozenStack, pack_stack
@@ -264,6 +264,29 @@ def test_packed_experts_cannot_be_trained_in_full(folders: dict[str, Path]) -> N
             UsageError, match=rf"{name}', which names the experts .*experts.*held as int8: they cannot be"
         ):
             dsub.attach(model, dsub.SubspaceConfig(method="lora", modules_to_save=[name]))
+
+
+@pytest.mark.parametrize("family", ["one by one in the file", "transposed, each given every token"])
+def test_stacks_of_floats_become_operators_and_parameters_again(family: str, folders: dict[str, Path]) -> None:
+    model, plain = dsub.load_frozen(folders[family], storage="fp32"), read(folders[family])
+    names = [n for n, p in plain.named_parameters() if ".experts." in n and p.dim() == 3]
+    adopt_stacks(model)
+    assert list(stacks(model)) == names
+    for ours, right in zip(outputs(model), outputs(plain), strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-4, atol=1e-5)
+    told: list[str] = []
+    with heard(told.append):
+        dsub.attach(model, dsub.SubspaceConfig(method="lora", rank=1, modules_to_save=["experts"])).train()
+    assert not stacks(model) and not [sentence for sentence in told if "experts" in sentence]
+    plain.requires_grad_(True)
+    given = tiny_inputs(model, labels=True)
+    model(**given).loss.backward()
+    plain(**given).loss.backward()
+    trained = {n: p for n, p in model.named_parameters() if ".experts.trained." in n}
+    assert len(trained) == len(names) + sum(n.endswith("_bias") for n in trained)
+    for name in names:
+        gradient = trained[name.replace(".experts.", ".experts.trained.")].grad
+        torch.testing.assert_close(gradient, plain.get_parameter(name).grad, rtol=1e-3, atol=1e-5)
 
 
 def test_experts_that_a_class_multiplies_with_in_its_own_way_are_said(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ MUTANTS = [
     Mutant(
         name="experts-left-out-without-a-word",
         file="dist_subspace/subspace/attach.py",
-        text="choice.left_out.add(unnamed_stacks(model, stacks))",
-        becomes="pass",
+        text="for n, why in unnamed_stacks(model, stacks).items()",
+        becomes="for n, why in ()",
         promise="A default that leaves experts out says so.",
         tests=[f"{_OF_PARTS}::test_all_linear_leaves_experts_out_and_says_so"],
     ),
