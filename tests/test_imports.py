@@ -23,8 +23,10 @@ BELOW_TRAINING = AXES | {
     *("notices", "launcher_processes", "launchers", "stopping", "module_places", "transformers_tables"),
 }
 ALLOWED: dict[str, set[str]] = {
+    "pages": set(),
     "errors": set(),
     "launchers": {"errors"},
+    "cuda_allocator": set(),
     "launcher_processes": {"launchers"},
     "stopping": {"launcher_processes"},
     "torch_internals": set(),
@@ -41,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
     "placement": {
-        *("errors", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
+        *("errors", "pages", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
     },
     "subspace": {
         "errors",
@@ -54,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
         "transformers_tables",
         "unread_weight",
     },
-    "loading": {"errors", "families", "module_places", "notices", "storage", "placement"},
+    "loading": {"errors", "pages", "families", "module_places", "notices", "storage", "placement"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
     "interchange": {"errors", "families", "atomic_files", "run_folder", "loading", "module_places"} | AXES,
     "accounting": {"errors"} | AXES,
@@ -65,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": BELOW_TRAINING,
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "__init__"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

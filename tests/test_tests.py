@@ -15,11 +15,13 @@ TESTS = ROOT / "tests"
 MODELS = "tiny_models.py"
 # Files that make a transformers configuration of their own, and why the factory would not do.
 OWN_CONFIGURATIONS = {
+    "benchmarks/random_checkpoint.py": "large enough to be timed",
     "benchmarks/speed_models.py": "large enough to be timed",
     "benchmarks/statistics_time.py": "large enough to be timed",
     "config/shapes.py": "the shapes of the models that the recipes name, in their real size",
     "faults/test_signals.py": "large enough to be interrupted while it is loaded",
     "gpu/test_memory.py": "large enough for its bytes to show among the device's others",
+    "loading/test_memory.py": "large enough for its bytes to show among a process's others",
     "loading/test_positions.py": "the defaults of many families, of which only some sizes change",
     "subspace/test_counts.py": "the sizes of published models, on the device meta",
     "subspace/core/test_targets.py": "the sizes of published models, on the device meta",
@@ -53,7 +55,6 @@ WITHOUT_OWN_TESTS = {
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
-    "placement/store.py": "tests/placement/test_rendezvous.py and tests/test_launchers.py: ranks that meet in it",
     "placement/protocol.py": DECLARATIONS,
     "placement/peers.py": "tests/faults/test_stop.py, test_waiting.py and test_lost_ranks.py: real processes that end",
     **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
@@ -81,7 +82,13 @@ WITHOUT_OWN_TESTS = {
         "tests/faults and tests/training/test_said.py",
     ),
 }
-NO_MODELS = ("PretrainedConfig", "BitsAndBytesConfig", "GenerationConfig", "HfDeepSpeedConfig")
+NO_MODELS = (
+    "PretrainedConfig",
+    "BitsAndBytesConfig",
+    "GenerationConfig",
+    "HfDeepSpeedConfig",
+    "HfTrainerDeepSpeedConfig",
+)
 
 
 def files_of_tests() -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -24,23 +24,39 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PIECE = 1 << 22  # elements that are compared at a time
 
 
+@dataclass
+class BytesRead:
+    """How many bytes of tensors this process has read."""
+
+    total: int = 0
+
+
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """The tensors of a checkpoint: key -> file, key -> shape, key -> type as safetensors names it ("BF16").
+    """The tensors of a checkpoint: key -> file, key -> shape, key -> type as safetensors names it ("BF16"), key -> the first
+    byte of its values in the file, and how many bytes they are.
 
-    notes: what is worth saying about the folder, one sentence each.
+    notes: what is worth saying about the folder, one sentence each. bytes_read: counted wherever values are read.
     """
 
     folder: Path
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
     types: dict[str, str]
+    spans: dict[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
+    bytes_read: BytesRead = field(default_factory=BytesRead)
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the checkpoint's own type, on the CPU."""
         with safe_open(self.files[key], framework="pt", device="cpu") as handle:
-            return handle.get_tensor(key)
+            tensor = handle.get_tensor(key)
+        self.bytes_read.total += tensor.nbytes
+        return tensor
+
+    def size(self, key: str) -> int:
+        """Bytes of a tensor's values."""
+        return self.spans[key][1]
 
     def same(self, one: str, other: str, dtype: torch.dtype) -> bool:
         """Whether two tensors hold the same values in the given type; read a few rows at a time."""
@@ -49,6 +65,7 @@ class CheckpointIndex:
             return False
         if not shape:
             return torch.equal(self.read(one).to(dtype), self.read(other).to(dtype))
+        self.bytes_read.total += self.size(one) + self.size(other)
         rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
         with (
             safe_open(self.files[one], framework="pt", device="cpu") as first,
@@ -78,19 +95,20 @@ def open_checkpoint(folder: str | Path) -> CheckpointIndex:
         )
     shapes: dict[str, tuple[int, ...]] = {}
     types: dict[str, str] = {}
+    spans: dict[str, tuple[int, int]] = {}
     files: dict[str, Path] = {}
     chosen = weight_files(path)
     for file in chosen:
-        for key, (shape, dtype) in _header(file).items():
-            files[key], shapes[key], types[key] = file, shape, dtype
+        for key, (shape, dtype, span) in _header(file).items():
+            files[key], shapes[key], types[key], spans[key] = file, shape, dtype, span
     if chosen == [path / SINGLE]:
-        return CheckpointIndex(path, files, shapes, types, _unread_index(path, files))
+        return CheckpointIndex(path, files, shapes, types, spans, _unread_index(path, files))
     index = _named_by_config(path) or path / INDEX
     if index.name.endswith(".json"):
         for key, file in _files_of_index(index).items():
             if key not in files:
                 raise UsageError(f"{index} says that {key!r} is in {file.name}, but the file does not hold it")
-    return CheckpointIndex(path, files, shapes, types)
+    return CheckpointIndex(path, files, shapes, types, spans)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -185,10 +203,20 @@ def _no_weights(path: Path) -> str:
     return f"model.path is {str(path)!r}, which holds no weights; looked for {SINGLE} and {INDEX}"
 
 
-def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str, tuple[int, int]]]:
+    """Shape, type, first byte and bytes of each tensor. safetensors checks the file, and does not say where its values begin: a
+    file is the header's length in 8 bytes, the header in JSON, and the values."""
     try:
         with safe_open(file, framework="pt", device="cpu") as handle:
             slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
-            return {key: (tuple(piece.get_shape()), str(piece.get_dtype())) for key, piece in slices.items()}
+        with file.open("rb") as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            listed = json.loads(raw.read(length))
+        offsets = {key: listed[key]["data_offsets"] for key in slices}
+        return {
+            key: (tuple(piece.get_shape()), str(piece.get_dtype()), (8 + length + first, end - first))
+            for key, piece in slices.items()
+            for first, end in [offsets[key]]
+        }
     except (SafetensorError, OSError) as error:
         raise UsageError(f"{file} is no whole safetensors file ({error}); copy or download it again") from error

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dist_subspace.families.experts import is_expert_matrix
+from dist_subspace.placement.collectives import world
 from dist_subspace.placement.for_loading import casting_section
 from dist_subspace.placement.tensors import full_numel, full_shape
 from dist_subspace.storage import FrozenLinear, FrozenStack, storage_info
@@ -64,6 +65,17 @@ def cast_by_the_engine(model: nn.Module, stage_config: Mapping[str, Any] | None,
     return [
         f"{type(model).__name__} keeps {kept[0]}{f' and {len(kept) - 1} more' if kept[1:] else ''} in float32, but DeepSpeed "
         f"casts them with {section[0]}.enabled at stage {section[1]}; one of the presets, or stage 3, leaves them as they are"
+    ]
+
+
+def read_by_every_rank(names: list[str], share: float) -> list[str]:
+    """Parameters that every rank has read whole to keep a part of them, where they are a share of the checkpoint that counts."""
+    ranks = world().size
+    if ranks == 1 or share < WORTH:
+        return []
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''} ({share:.0%} of the checkpoint) were read whole by each "
+        f"of the {ranks} ranks: transformers makes them of other tensors of the file"
     ]
 
 

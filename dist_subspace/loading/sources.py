@@ -46,6 +46,12 @@ class Sources:
     def has(self, name: str) -> bool:
         return name in self.keys or name in self.conversions
 
+    def keys_of(self, name: str) -> tuple[str, ...]:
+        """The tensors of the checkpoint that a parameter is made of."""
+        if name in self.keys:
+            return (self.keys[name],)
+        return tuple(key for _, key in self.conversions[name].sources) if name in self.conversions else ()
+
     def origin(self, model: PreTrainedModel, name: str) -> Origin | None:
         """Where a matrix can be read again; None for one that the checkpoint lacks."""
         if name in self.keys:

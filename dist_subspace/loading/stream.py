@@ -1,13 +1,16 @@
 """The load itself, from file to forward: every tensor of a checkpoint read once, held in its storage, put in its place.
 
-This is where reading becomes finer: a rank could read its own rows only. What is read, how it is packed and where it goes are
-three calls here, so that only the first would change.
+Where the placement takes parts, a rank reads and packs its own part of a tensor alone (`own_parts.py`). What cannot be read so
+is read whole on every rank: a tensor that transformers makes of others, a storage that does not pack by pieces, a placement
+that wants the whole.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,12 +28,16 @@ from dist_subspace.families.heads import (
     is_inside_pooler,
 )
 from dist_subspace.loading.experts_internals import call_stacks
+from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.own_parts import OwnParts
+from dist_subspace.loading.ranges import FLOATS, RangeReader
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
 from dist_subspace.loading.transformers_internals import initialise, kept_type
 from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
+from dist_subspace.placement.collectives import gather_objects
 from dist_subspace.placement.protocol import Splitter
 from dist_subspace.storage import (
     FrozenLinear,
@@ -40,6 +47,7 @@ from dist_subspace.storage import (
     is_conv1d,
     is_linear,
     left_alone,
+    linear_shape,
     pack,
     pack_stack,
     replace,
@@ -47,7 +55,6 @@ from dist_subspace.storage import (
 )
 
 QUANTISABLE = (torch.float32, torch.bfloat16, torch.float16)  # what every storage packs
-WIDER = (torch.float32, torch.bfloat16, torch.float64)  # than float16: types whose values it may not hold
 
 
 class Stream:
@@ -69,6 +76,10 @@ class Stream:
         self.sources = find_sources(model, index, self._is_head)
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
+        self.own: OwnParts | None = None
+        self.too_large: TooLarge | None = None
+        self.read_whole: list[str] = []  # by every rank, although they are split
+        self._number = 0
         if storage_info(storage).dtype is None:
             modules = dict(model.named_modules())
             packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
@@ -77,16 +88,59 @@ class Stream:
                 say(sentence)
 
     def run(self, device: torch.device, splitter: Splitter | None, progress: Callable[[int, int], None] | None) -> None:
-        """Read, pack and place; without collectives, though every rank must come here."""
+        """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
         done: dict[nn.Parameter, nn.Parameter] = {}
-        units = list(self._units())
-        for number, (name, module) in enumerate(units):
-            self._load(name, module, device, splitter, done)
-            if progress is not None:
-                progress(number + 1, len(units))
+        with RangeReader(self.index) as reader:
+            if splitter is not None and splitter.takes_parts:
+                self.own = OwnParts(reader, splitter)
+            units = list(self._units())
+            sizes = self._sizes(units)
+            total = sum(sizes)
+            for (name, module), done_bytes in zip(units, accumulate(sizes), strict=True):
+                try:
+                    self._load(name, module, device, splitter, done)
+                except TooLarge as error:
+                    if self.own is None:
+                        raise
+                    self.too_large = error  # another rank may see a larger value of it, or none
+                    return
+                if progress is not None:
+                    progress(done_bytes, total)
         replace_everywhere(self.model, self.operators)
         for name, buffer in list(self.model.named_buffers()):
             self._set_buffer(name, buffer, device)
+
+    def finish(self) -> None:
+        """Collective where weights were read in parts: what needs the parts of all ranks.
+
+        Raises:
+            UsageError: on every rank, a value that float16 cannot hold in one rank's part.
+        """
+        if self.own is None:
+            return
+        refused = earliest(gather_objects(self.too_large))
+        if refused is not None:
+            raise refused
+        self.own.finish()
+
+    def share_read_whole(self) -> float:
+        """Of the checkpoint's bytes, how many every rank has read although it keeps a part."""
+        keys = {key for name in self.read_whole for key in self.sources.keys_of(name)}
+        return sum(map(self.index.size, keys)) / max(1, sum(map(self.index.size, self.index)))
+
+    def _sizes(self, units: list[tuple[str, nn.Module]]) -> list[int]:
+        """Bytes of the checkpoint that each module is read from; those of a tied parameter, or of several modules, once."""
+        counted: set[str] = set()
+        sizes = []
+        for name, module in units:
+            keys = {
+                key
+                for attribute, _ in module.named_parameters(recurse=False)
+                for key in self.sources.keys_of(f"{name}.{attribute}" if name else attribute)
+            }
+            sizes.append(sum(self.index.size(key) for key in keys - counted))
+            counted |= keys
+        return sizes
 
     def fresh_modules(self) -> tuple[str, ...]:
         """The modules whose parameters the checkpoint lacks, and may lack."""
@@ -139,21 +193,51 @@ class Stream:
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._adopted(module, origin)
-        full = self._read_float(full_name)
-        if full.dtype not in QUANTISABLE:
-            full = full.float()
-        self._refuse_overflow(full_name, full, self.dtype)
-        packed = pack(
-            full.to(device),
-            self.storage,
-            transposed=is_conv1d(module),
-            bias=ready,
-            origin=origin,
-            **self.options,
-        )
+        packed = self._packed(full_name, module, device, ready, origin)
         if isinstance(packed, PackedLinear):
             packed.name, packed.compute_dtype = name, self.dtype
         return packed
+
+    def _packed(
+        self,
+        name: str,
+        module: nn.Module,
+        device: torch.device,
+        bias: nn.Parameter | None,
+        origin: Origin | None,
+    ) -> FrozenLinear:
+        """The weight of a linear layer in the storage, from this rank's part of the file where that is enough."""
+        transposed = is_conv1d(module)
+        in_pieces = storage_info(self.storage).in_pieces
+        with self._watched(name, self.dtype) as watch:
+            if in_pieces is not None and self._in_parts(name):
+                assert self.own is not None
+                pieces = in_pieces(linear_shape(module), transposed, **self.options)
+                key = self.sources.keys[name]
+                packed = self.own.linear(key, pieces, transposed, lambda v: watch(_quantisable(v)), bias, origin)
+                packed.conv1d = transposed
+                return packed
+            full = watch(_quantisable(self._read_float(name)))
+        return pack(full.to(device), self.storage, transposed=transposed, bias=bias, origin=origin, **self.options)
+
+    def _in_parts(self, name: str) -> bool:
+        """Whether this rank's part of the parameter is one of a tensor of the file."""
+        if self.own is None:
+            return False
+        if name in self.sources.keys:
+            return self.index.types[self.sources.keys[name]] in FLOATS
+        if self.sources.has(name):
+            self.read_whole.append(name)
+        return False
+
+    @contextmanager
+    def _watched(self, name: str, dtype: torch.dtype) -> Iterator[Float16Range]:
+        """Within the block values of a weight are shown to what is yielded; TooLarge after it if the type cannot hold one."""
+        watch = Float16Range(dtype)
+        self._number += 1
+        yield watch
+        if watch.overflows:
+            raise TooLarge(str(self.index.folder), name, watch.largest, self._number)
 
     def _packs(self, name: str, module: nn.Module) -> bool:
         """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
@@ -169,10 +253,10 @@ class Stream:
         stacks = self._packed_stacks(name, module)
         for attribute, transposed in stacks.items():
             full_name = f"{name}.{attribute}"
-            full = self._read_float(full_name)
-            if full.dtype not in QUANTISABLE:
-                full = full.float()
-            self._refuse_overflow(full_name, full, self.dtype)
+            with self._watched(full_name, self.dtype) as watch:
+                full = watch(_quantisable(self._read_float(full_name)))
+            if self.own is not None:
+                self.read_whole.append(full_name)
             stack = pack_stack(
                 full,
                 self.storage,
@@ -243,15 +327,23 @@ class Stream:
             old.data = old.data.to(device)
             old.requires_grad_(False)
             return old
-        read = self._read_float if old.is_floating_point() else lambda name: self.sources.read(self.model, name)
-        value = read(name) if self.sources.has(name) else self._fresh(name, old)
         kind = self.kept_type(name) or old.dtype
-        self._refuse_overflow(name, value, kind)
-        parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
+        with self._watched(name, kind) as watch:
+            if old.is_floating_point() and self._in_parts(name):
+                assert self.own is not None
+                parameter = self.own.parameter(self.sources.keys[name], tuple(old.shape), kind, watch)
+            else:
+                value = watch(self._whole(name, old))
+                parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
         # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
         done[old] = parameter
         done[parameter] = parameter
         return parameter
+
+    def _whole(self, name: str, old: nn.Parameter) -> torch.Tensor:
+        if not self.sources.has(name):
+            return self._fresh(name, old)
+        return self._read_float(name) if old.is_floating_point() else self.sources.read(self.model, name)
 
     def _read_float(self, name: str) -> torch.Tensor:
         """A weight as the file holds it; integers are codes of some quantisation, whose scales are not here."""
@@ -259,17 +351,6 @@ class Stream:
         if not value.dtype.is_floating_point:
             raise UsageError(f"{self.index.folder} holds {name} as {value.dtype}; accepted: a floating-point weight")
         return value
-
-    def _refuse_overflow(self, name: str, value: torch.Tensor, dtype: torch.dtype) -> None:
-        """Refuse (UsageError) a weight above 65,504, where float16 ends: it would be infinite, and what follows no number."""
-        if dtype != torch.float16 or value.dtype not in WIDER or not value.numel():
-            return
-        largest = value.abs().amax()
-        if bool(largest.isfinite()) and float(largest) > torch.finfo(dtype).max:
-            raise UsageError(
-                f"model.path is {str(self.index.folder)!r}, whose {name} has values up to {float(largest):,.0f}, which float16 "
-                "cannot hold; accepted for this model: model.dtype bfloat16 or float32"
-            )
 
     def _fresh(self, name: str, old: nn.Parameter) -> torch.Tensor:
         """Initial values of a parameter that the checkpoint lacks: the family's own, a function of (seed, name)."""
@@ -286,3 +367,7 @@ class Stream:
         value = self.sources.read(self.model, name) if self.sources.has(name) else buffer
         kind = self.kept_type(name) if self.sources.has(name) else None
         buffers_of(self.model.get_submodule(owner))[attribute] = value.to(device=device, dtype=kind or buffer.dtype)
+
+
+def _quantisable(values: torch.Tensor) -> torch.Tensor:
+    return values if values.dtype in QUANTISABLE else values.float()

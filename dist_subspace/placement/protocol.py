@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -137,12 +138,38 @@ class Engine(Protocol):
         """The inverse."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """What a rank keeps of a flat parameter: the entries from `start` to `stop`, and zeros up to `length` of them."""
+
+    start: int
+    stop: int
+    length: int
+
+
 class Splitter(Protocol):
     """Splits the parameters of a model over the ranks as they are read."""
 
     @property
     def device(self) -> torch.device:
         """Where whole parameters are made."""
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether this rank's parts can be placed without the whole, alike on every rank."""
+
+    def parts(self, numel: int) -> Sequence[Part]:
+        """What this rank keeps of a parameter of so many entries."""
+
+    def zeros(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Memory for a part, where parts lie."""
+
+    def place_parts(self, parameter: nn.Parameter, held: Sequence[Tensor]) -> None:
+        """Take the memory of the rank's parts, flat and of their lengths, as what it keeps of a parameter whose values are not
+        here (`placeholder`)."""
+
+    def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+        """A frozen parameter of a shape and type, for `place_parts`; it takes no memory."""
 
     def place(self, parameter: nn.Parameter) -> None:
         """Keep this rank's part of a whole parameter, and let the rest go."""

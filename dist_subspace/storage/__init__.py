@@ -4,15 +4,18 @@ from dist_subspace.storage.adopt import adopt, adopt_all, left_alone, replace
 from dist_subspace.storage.linear_layers import is_conv1d, is_linear, linear_shape
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
+from dist_subspace.storage.pieces import FlatTensor, PieceWise
 from dist_subspace.storage.registry import StorageInfo, discover, options_for, pack, storage_info, storages
 from dist_subspace.storage.stack import ExpertOperator, FrozenStack, adopt_stack, pack_stack
 
 __all__ = [
     "ExpertOperator",
+    "FlatTensor",
     "FrozenLinear",
     "FrozenStack",
     "Origin",
     "PackedLinear",
+    "PieceWise",
     "StorageInfo",
     "adopt",
     "adopt_all",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.storage.linear_layers import is_conv1d, linear_shape
 from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.pieces import FlatTensor, PieceWise
 from dist_subspace.storage.registry import register
 
 
@@ -62,6 +66,25 @@ def adopt_plain(module: nn.Module) -> FrozenLinear:
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
+class DensePieces(PieceWise):
+    """Every entry by itself, in the layout that the checkpoint has."""
+
+    unit, as_given = 1, True
+
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, int], transposed: bool) -> None:
+        self.dtype, self.shape, self.transposed = dtype, shape, transposed
+        self.tensors = {"weight": FlatTensor(shape[::-1] if transposed else shape, dtype, 1)}
+        self.late = {}
+
+    def pack(self, piece: Tensor) -> dict[str, Tensor]:
+        return {"weight": piece.to(self.dtype)}
+
+    def operator(
+        self, tensors: Mapping[str, nn.Parameter], *, bias: Tensor | None, origin: Origin | None
+    ) -> FrozenLinear:
+        return DenseLinear(tensors["weight"], self.shape, transposed=self.transposed, bias=bias, origin=origin)
+
+
 def _register(dtype: torch.dtype, name: str) -> None:
     def bytes_held(d_out: int, d_in: int) -> int:
         return d_out * d_in * dtype.itemsize
@@ -72,6 +95,7 @@ def _register(dtype: torch.dtype, name: str) -> None:
         dtype=dtype,
         bytes_held=bytes_held,
         help=f"{str(dtype).removeprefix('torch.')}, unquantised",
+        in_pieces=partial(DensePieces, dtype),
     )
     def pack(weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None) -> FrozenLinear:
         shape = (weight.shape[1], weight.shape[0]) if transposed else (weight.shape[0], weight.shape[1])

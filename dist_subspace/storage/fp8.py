@@ -7,12 +7,14 @@ their files call `weight_scale_inv`) being the block's largest magnitude over 44
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
+from dist_subspace.storage.pieces import FlatTensor, PieceWise
 from dist_subspace.storage.raw import from_bytes, to_bytes
 from dist_subspace.storage.registry import adopts, register
 
@@ -28,10 +30,10 @@ class Fp8Linear(PackedLinear):
 
     storage = "fp8"
 
-    def __init__(self, codes: Tensor, scale: Tensor, *, bias: Tensor | None, origin: Origin | None) -> None:
-        rows, columns = codes.shape
-        tensors = {"codes": codes.contiguous().view(torch.int8), "scale": to_bytes(scale)}
-        super().__init__(columns, rows, tensors, bias=bias, origin=origin)
+    def __init__(
+        self, tensors: Mapping[str, Tensor], shape: tuple[int, int], *, bias: Tensor | None, origin: Origin | None
+    ) -> None:
+        super().__init__(shape[1], shape[0], tensors, bias=bias, origin=origin)
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
@@ -44,6 +46,34 @@ class Fp8Linear(PackedLinear):
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         return pack(matrix, transposed=False, bias=None, origin=None)
+
+
+def _holding(codes: Tensor, scale: Tensor, *, bias: Tensor | None, origin: Origin | None) -> Fp8Linear:
+    rows, columns = codes.shape
+    tensors = {"codes": codes.contiguous().view(torch.int8), "scale": to_bytes(scale)}
+    return Fp8Linear(tensors, (rows, columns), bias=bias, origin=origin)
+
+
+class Fp8Pieces(PieceWise):
+    """A unit is a row of blocks."""
+
+    def __init__(self, shape: tuple[int, int], transposed: bool) -> None:
+        self.shape, self.unit = shape, BLOCK * shape[1]
+        rows, columns = _blocks(shape)
+        self.tensors = {
+            "codes": FlatTensor(shape, torch.int8, self.unit),
+            "scale": FlatTensor((4 * rows * columns,), torch.int8, 4 * columns),
+        }
+        self.late = {}
+
+    def pack(self, piece: Tensor) -> dict[str, Tensor]:
+        codes, scale = quantize(piece.view(-1, self.shape[1]))
+        return {"codes": to_bytes(codes), "scale": to_bytes(scale)}
+
+    def operator(
+        self, tensors: Mapping[str, nn.Parameter], *, bias: Tensor | None, origin: Origin | None
+    ) -> FrozenLinear:
+        return Fp8Linear(tensors, self.shape, bias=bias, origin=origin)
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,9 +99,15 @@ def _bytes_held(d_out: int, d_in: int) -> int:
     return d_out * d_in + 4 * math.prod(_blocks((d_out, d_in)))
 
 
-@register("fp8", bits=8, bytes_held=_bytes_held, help="8 bits: float8 e4m3, one scale a block of 128 x 128")
+@register(
+    "fp8",
+    bits=8,
+    bytes_held=_bytes_held,
+    help="8 bits: float8 e4m3, one scale a block of 128 x 128",
+    in_pieces=Fp8Pieces,
+)
 def pack(weight: Tensor, *, transposed: bool, bias: Tensor | None, origin: Origin | None) -> FrozenLinear:
-    return Fp8Linear(*quantize(weight.t() if transposed else weight), bias=bias, origin=origin)
+    return _holding(*quantize(weight.t() if transposed else weight), bias=bias, origin=origin)
 
 
 def _is_fp8_linear(module: nn.Module) -> bool:
@@ -93,4 +129,4 @@ def _is_fp8_linear(module: nn.Module) -> bool:
 def adopt_fp8(module: nn.Module) -> FrozenLinear:
     """The layer's own bytes."""
     weight, scale = (module.get_parameter(name).detach() for name in ("weight", "weight_scale_inv"))
-    return Fp8Linear(weight, scale, bias=getattr(module, "bias", None), origin=None)
+    return _holding(weight, scale, bias=getattr(module, "bias", None), origin=None)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.options import Option
 from dist_subspace.storage.operator import FrozenLinear, Origin
+from dist_subspace.storage.pieces import PieceWise
 
 SECTION = "model.storage_options"
 Adopt = Callable[[nn.Module], FrozenLinear]
@@ -23,6 +24,8 @@ Adopt = Callable[[nn.Module], FrozenLinear]
 Pack = Callable[..., FrozenLinear]
 # bytes_held(d_out, d_in, **options): what such a matrix takes, statistics included, bias apart.
 BytesHeld = Callable[..., int]
+# in_pieces((d_out, d_in), transposed, **options): how such a matrix is packed piece by piece.
+InPieces = Callable[..., PieceWise]
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class StorageInfo:
     """What a storage says of itself.
 
     name: what `storage=` takes; bits: of one weight, statistics apart; dtype: of a float storage, else None; help: one line;
-    options: what `model.storage_options` takes; bytes_held: what a matrix takes.
+    options: what `model.storage_options` takes; bytes_held: what a matrix takes; in_pieces: how it is packed piece by piece, None
+    where it is packed whole only.
     """
 
     name: str
@@ -40,6 +44,7 @@ class StorageInfo:
     help: str
     dtype: torch.dtype | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
+    in_pieces: InPieces | None = None
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Every option of the storage with its value, those that are not given at their defaults.
@@ -75,11 +80,12 @@ def register(
     help: str,
     dtype: torch.dtype | None = None,
     options: Mapping[str, Option] | None = None,
+    in_pieces: InPieces | None = None,
 ) -> Callable[[Pack], Pack]:
     """Decorator of a storage's `Pack`."""
 
     def add(pack: Pack) -> Pack:
-        _STORAGES[name] = StorageInfo(name, bits, pack, bytes_held, help, dtype, options or {})
+        _STORAGES[name] = StorageInfo(name, bits, pack, bytes_held, help, dtype, options or {}, in_pieces)
         return pack
 
     return add

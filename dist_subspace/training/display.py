@@ -97,20 +97,26 @@ class Display:
         self._console.print(table)
 
     @contextmanager
-    def loading(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A bar for a long preparation; the block calls what it is given with (done, total). Elsewhere lines, now and then."""
+    def loading(self, what: str, text: Callable[[int], str] = "{:,}".format) -> Iterator[Callable[[int, int], None]]:
+        """A bar for a long preparation; the block calls what it is given with (done, total), which `text` makes words of.
+        Elsewhere lines, now and then."""
         began = self._clock()
+
+        def state(done: int, total: int) -> str:
+            left = (self._clock() - began) * (total / done - 1) if done else math.inf
+            return f"{text(done)} of {text(total)}, {clock_text(left)} left"
+
         if not self.enabled or not self._live_output:
             with announced(what, self._say, over=False):
-                yield self._counting(what)
+                yield self._counting(what, state)
         else:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn())
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), TextColumn("{task.fields[state]}"))
             with Progress(*columns, console=self._console, transient=True, expand=True) as progress:
-                task = progress.add_task(what, total=None)
-                yield lambda done, total: progress.update(task, completed=done, total=total)
+                task = progress.add_task(what, total=None, state="")
+                yield lambda done, total: progress.update(task, completed=done, total=total, state=state(done, total))
         self._say(f"{what}: done in {self._clock() - began:.1f} s")
 
-    def _counting(self, what: str) -> Callable[[int, int], None]:
+    def _counting(self, what: str, state: Callable[[int, int], str]) -> Callable[[int, int], None]:
         """A line every half a minute."""
         said = self._clock()
 
@@ -118,7 +124,7 @@ class Display:
             nonlocal said
             if done < total and self._clock() - said > _EVERY:
                 said = self._clock()
-                self._say(f"{what}: {done:,} of {total:,}")
+                self._say(f"{what}: {state(done, total)}")
 
         return count
 

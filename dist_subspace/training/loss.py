@@ -51,7 +51,7 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy summed over the targets, in float32.
 
     Labels of two dimensions are tokens, shifted as Hugging Face shifts them (a position predicts the next); of one, classes.
-    A long row's logits outweigh the model (32,768 tokens of 128,256: 8 GiB in 16 bits, and 48 in the copies of a whole
+    A long row's logits outweigh the model (32,768 tokens of 128,256: 8 GiB in 16 bits, 47 with the copies of a whole
     cross-entropy): they go by rows of `AT_ONCE`, once more in backward, with the same gradient to the bit.
     """
     by_rows = logits.numel() > AT_ONCE

@@ -13,6 +13,7 @@ from torch import nn
 
 from dist_subspace.accounting import summary
 from dist_subspace.placement.collectives import max_over_ranks, world
+from dist_subspace.report.quantities import bytes_text
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.display import Display
@@ -102,8 +103,8 @@ class Observer:
 
     @contextmanager
     def loading(self, what: str) -> Iterator[Callable[[int, int], None]]:
-        """A progress bar for the load."""
-        with self.display.loading(what) as advance:
+        """A progress bar for the load, in bytes."""
+        with self.display.loading(what, bytes_text) as advance:
             yield advance
 
     @contextmanager

@@ -56,8 +56,9 @@ def ask(
     processes = []
     for name in names:
         own = common | {"RANK": str(int(name[-1]) - 1), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        environment = own | dict((changes or {}).get(name, {}))
-        processes.append(hosts[name].start([*DOCTOR, *arguments], environment, timeout=TIMEOUT))
+        changed = [f"{key}={value}" for key, value in (changes or {}).get(name, {}).items()]
+        # By `env`, within the host: a library that is loaded first would begin outside of it.
+        processes.append(hosts[name].start(["env", *changed, *DOCTOR, *arguments], own, timeout=TIMEOUT))
     said = [process.communicate(timeout=TIMEOUT + 30) for process in processes]
     return Said("".join(map("".join, said)), [process.returncode for process in processes])
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_subspace.doctor import arguments, examination, screen
+from dist_subspace.doctor import arguments, examination
 from dist_subspace.doctor.examination import guarded
 from tests.ranks import ROOT, free_port
 
@@ -105,13 +105,16 @@ def test_an_examination_that_raises_or_hangs_is_told_and_left() -> None:
     assert guarded(len, "abc", limit=10) == 3 and examination.LIMIT > 0
 
 
-def test_what_libraries_write_does_not_come_between(capfd: pytest.CaptureFixture[str]) -> None:
-    with screen.to_itself() as out:
-        print("python")
-        os.system("echo program; echo error >&2")
-        print("ours", file=out)
-    print("after")
-    assert capfd.readouterr() == ("ours\nafter\n", "")
+def test_what_libraries_write_does_not_come_between() -> None:
+    script = (
+        "import os, sys\nfrom dist_subspace.doctor import screen\n"
+        "with screen.to_itself() as (out, errors):\n"
+        "    print('python'), print('error', file=sys.stderr), os.system('echo program; echo error >&2')\n"
+        "    print('ours', file=out), print('our error', file=errors)\n"
+        "print('after')\n"
+    )
+    done = run(["-c", script])
+    assert (done.stdout, done.stderr) == ("ours\nafter\n", "our error\n")
 
 
 def test_the_small_command_line_takes_what_the_large_one_takes() -> None:

@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from dist_subspace import SubspaceConfig, attach, load_frozen
-from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
-from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
-from dist_subspace.placement.tensors import full_numel
-from dist_subspace.placement.traffic import Sent, Sizes, Traffic, Unit, sizes_of, step_traffic
-from dist_subspace.subspace import parameter_groups, trainable_parameters
-from tests.matrix import tiny
-from tests.ranks import run_on_ranks
-from tests.sent_bytes import Message, recorded
+from dist_subspace.placement.traffic import Sent, Sizes, Unit, step_traffic
+from tests.benchmarks.traffic import RANKS, example, measured
+from tests.ranks import ROOT, run_on_ranks
 from tests.tiny_models import save_odd
 from tests.tiny_run import make_model
-
-RANKS, NODE = 4, 2
-CONTROL = 64  # bytes of a message that carries a number or two
-CHECKPOINTING: dict[str, dict[str, Any] | None] = {
-    "off": None,
-    "non-reentrant": {"use_reentrant": False},
-    "reentrant": {"use_reentrant": True},
-}
-
 
 CELLS = [
     *((f"zero{stage}", "off", rounds) for stage in (0, 1, 2) for rounds in (1, 3)),
@@ -40,44 +22,6 @@ CELLS = [
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Blocks that are larger than embedding and head together, and sizes that no number of ranks divides."""
     return save_odd(tmp_path_factory.mktemp("models"), "llama", layers=3)
-
-
-def measured(folder: str, preset: str, checkpointing: str, rounds: int, storage: str) -> tuple[dict[str, Any], ...]:
-    """(counted, by the formula, sizes and other messages) of the fourth step."""
-    size = world().size
-    numbers = {"micro_batch": 1, "rounds": rounds, "world_size": size, "max_grad_norm": 1.0, "ranks_per_node": NODE}
-    model = load_frozen(folder, storage=storage, dtype="float32", deepspeed=deepspeed_config(preset, **numbers))  # type: ignore[arg-type]
-    attach(model, SubspaceConfig(method="lora", rank=3)).train()
-    how = CHECKPOINTING[checkpointing]
-    if how is not None:
-        model.gradient_checkpointing_enable(how)  # type: ignore[operator]
-    sizes = sizes_of(model, [group["params"] for group in parameter_groups(model, tiny.RATE)])
-    numbers["trainable_numel"] = sum(map(full_numel, trainable_parameters(model)))
-    config = deepspeed_config(preset, **numbers, block_numel=largest_block_numel(model))  # type: ignore[arg-type]
-    engine = tiny.make_engine(model, config, lambda p, lr: tiny.adam(parameter_groups(model, lr), lr))
-    ids = tiny.own_batch(0, world().rank, size)
-    for _ in range(4):
-        with recorded() as messages:
-            for _ in range(rounds):
-                engine.backward(engine(input_ids=ids, labels=ids, use_cache=False).loss)
-                engine.step()
-    engine.destroy()
-    formula = step_traffic(sizes, PRESETS[preset], size, NODE, second_shards=preset == "zero3-hpz", rounds=rounds)
-    large = [message for message in messages if message.payload > CONTROL]
-    others = {"small": [m.payload for m in messages if m.payload <= CONTROL], "frozen": sizes.frozen_bytes}
-    return asdict(counted(large, sizes)), asdict(formula), others | {"messages": len(large)}
-
-
-def counted(messages: list[Message], sizes: Sizes) -> Traffic:
-    """What a rank and its node have sent; the gather of the trained parameters is the last message of a step."""
-    trained = messages[-1:] if messages[-1].kind == "gather" else []
-    weights = [m for m in messages[: len(messages) - len(trained)] if m.kind == "gather"]
-    gradients = [m for m in messages if m.kind != "gather"]
-    return Traffic(*(_sent(part) for part in (weights, gradients, trained)))
-
-
-def _sent(messages: list[Message]) -> Sent:
-    return Sent(sum(m.sent for m in messages), sum(m.sent for m in messages if m.crosses(NODE)))
 
 
 @pytest.mark.parametrize(("preset", "checkpointing", "rounds"), CELLS)
@@ -149,3 +93,7 @@ def test_gradients_are_summed_once_a_step_below_stage_2_and_once_a_micro_batch_f
         sent = step_traffic(sizes(96, 96, 96, head=8), stage, 8, ranks_per_node, rounds=4)
         assert sent.gradients == Sent(gradients, gradients) and sent.trained == Sent(trained, trained)
     assert step_traffic(sizes(96, 96, 96, head=8), stage, 1, 1, rounds=4).total == Sent(0, 0)
+
+
+def test_the_guides_example_is_what_the_formula_gives() -> None:
+    assert "\n".join(example()) in (ROOT / "docs/cluster.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ import time
 import pytest
 from rich.console import Console
 
+from dist_subspace.report.quantities import bytes_text
 from dist_subspace.training.announce import announced
 from dist_subspace.training.display import Display
 
@@ -44,4 +45,16 @@ def test_a_log_file_hears_of_a_long_load_every_half_minute() -> None:
             now[0] += 1.0
             progress(done, 100)
     counted = [line for line in file.getvalue().splitlines() if " of 100" in line]
-    assert counted == [f"reading the model: {done} of 100" for done in (31, 62, 93)]
+    assert counted == [
+        f"reading the model: {done} of 100, {left} left" for done, left in ((31, "1:09"), (62, "0:38"), (93, "0:07"))
+    ]
+
+
+def test_bytes_are_shown_as_bytes() -> None:
+    now, file = [0.0], io.StringIO()
+    display = Display(True, 4, Console(file=file, width=120), clock=lambda: now[0])
+    with display.loading("reading the model", bytes_text) as progress:
+        progress(0, 3 << 30)
+        now[0] += 40.0
+        progress(1 << 30, 3 << 30)
+    assert "reading the model: 1.0 GiB of 3.0 GiB, 1:20 left" in file.getvalue().splitlines()

@@ -9,13 +9,15 @@ from __future__ import annotations
 import copy
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dist_subspace.pages import zeros_in_pages
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.secondary import (
     check_partition_size,
@@ -24,6 +26,7 @@ from dist_subspace.placement.deepspeed.secondary import (
     partition_size,
 )
 from dist_subspace.placement.deepspeed.shards import is_partitioned
+from dist_subspace.placement.protocol import Part
 
 
 class Partitioner:
@@ -58,6 +61,56 @@ class Partitioner:
         parameter.data = parameter.data.to(self.device)
         self._init._convert_to_deepspeed_param(parameter)
         parameter.partition()  # type: ignore[attr-defined]
+
+    @property
+    def takes_parts(self) -> bool:
+        """Only what has been seen to be right: shards where the ranks compute, or in plain CPU memory. Those in pinned memory, on
+        NVMe and quantised by ZeRO itself are cut from the whole (`pin_memory`, `param_swapper`,
+        `quantized_nontrainable_weights`)."""
+        init: Any = self._init
+        return not init.pin_memory and init.param_swapper is None and not init.quantized_nontrainable_weights
+
+    def parts(self, numel: int) -> Sequence[Part]:
+        """The shard, and the second one where there are such, which are alike in length on every rank, as `partition` cuts them
+        (`_aligned_size`, `ds_process_group`, `zero_param_process_group`, `_partition_param_sec`)."""
+        everyone, near = self._init.ds_process_group, self._init.zero_param_process_group
+        length = -(-numel // torch.distributed.get_world_size(everyone))
+        first = _part(numel, length, torch.distributed.get_rank(everyone))
+        if near is None:
+            return (first,)
+        second = length * torch.distributed.get_world_size(everyone) // torch.distributed.get_world_size(near)
+        return first, _part(numel, second, torch.distributed.get_rank(near))
+
+    def zeros(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Where `partition` keeps shards (`remote_device`)."""
+        device = torch.device(str(getattr(self._init.remote_device, "value", self._init.remote_device)))
+        if device.type == "cpu":
+            return zeros_in_pages(length, dtype)
+        return torch.zeros(length, dtype=dtype, device=device)
+
+    def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
+        """One entry, seen as often as the shape has them."""
+        return nn.Parameter(torch.zeros((), dtype=dtype, device=self.device).expand(shape), requires_grad=False)
+
+    def place_parts(self, parameter: nn.Parameter, held: Sequence[Tensor]) -> None:
+        """What `partition` leaves behind it (`_partition_param`: `ds_tensor` with `ds_numel`, `status` and `final_location`,
+        `ds_numel_aligned`, `free_param`, `ds_status`; `ds_secondary_tensor` likewise), without a copy. `partition` itself,
+        or `Init` as a context, would read the placeholder."""
+        from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, free_param
+
+        init, split, shards = self._init, cast(Any, parameter), cast(Sequence[Any], held)
+        init._convert_to_deepspeed_param(parameter)
+        for shard in shards:
+            shard.ds_numel, shard.status, shard.final_location = shard.numel(), PartitionedParamStatus.AVAILABLE, None
+        split.ds_tensor, split.ds_secondary_tensor = shards[0], shards[1] if len(shards) > 1 else None
+        split.ds_numel_aligned = shards[0].numel() * torch.distributed.get_world_size(init.ds_process_group)
+        free_param(parameter)
+        split.ds_status = ZeroParamStatus.NOT_AVAILABLE
+
+
+def _part(numel: int, length: int, rank: int) -> Part:
+    start = min(numel, length * rank)
+    return Part(start, min(numel, start + length), length)
 
 
 @contextmanager

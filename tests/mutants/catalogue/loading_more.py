@@ -136,8 +136,8 @@ MUTANTS = [
     Mutant(
         name="overflow-of-norms-unseen",
         file="dist_subspace/loading/stream.py",
-        text="        self._refuse_overflow(name, value, kind)\n",
-        becomes="",
+        text="value = watch(self._whole(name, old))",
+        becomes="value = self._whole(name, old)",
         promise="A value that float16 cannot hold is refused in every parameter.",
         tests=[
             f"{LOAD_TESTS}/test_types.py::test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused[embed_tokens-torch.float32]"
@@ -145,7 +145,7 @@ MUTANTS = [
     ),
     Mutant(
         name="double-overflows-unseen",
-        file="dist_subspace/loading/stream.py",
+        file="dist_subspace/loading/float16.py",
         text="WIDER = (torch.float32, torch.bfloat16, torch.float64)",
         becomes="WIDER = (torch.float32, torch.bfloat16)",
         promise="A float64 value that float16 cannot hold is refused.",
@@ -155,9 +155,9 @@ MUTANTS = [
     ),
     Mutant(
         name="overflow-only-of-positive-values",
-        file="dist_subspace/loading/stream.py",
-        text="largest = value.abs().amax()",
-        becomes="largest = value.amax()",
+        file="dist_subspace/loading/float16.py",
+        text="magnitudes = values.abs()",
+        becomes="magnitudes = values",
         promise="A negative value that float16 cannot hold is refused.",
         tests=[
             f"{LOAD_TESTS}/test_types.py::test_one_value_beyond_float16_of_any_sign_in_any_part_is_refused[up_proj-torch.float32]"

@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         name="fp4-packed-as-nf4",
         file="dist_subspace/storage/four_bit.py",
-        text="FourBitLinear(quantize_4bit(logical, quant_type, double",
-        becomes='FourBitLinear(quantize_4bit(logical, "nf4", double',
+        text="_holding(quantize_4bit(logical, quant_type, double",
+        becomes='_holding(quantize_4bit(logical, "nf4", double',
         promise="fp4 is fp4.",
         tests=[
             "tests/storage/test_bnb.py::test_4bit_bytes_and_statistics_are_those_of_bitsandbytes[torch.float32-fp4-(172, 64)]"

@@ -1,0 +1,59 @@
+"""What a rank holds while it loads a split model: its shard and one chunk, and nothing of the rest, then or afterwards."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import pytest
+from transformers import LlamaConfig
+
+from dist_subspace import load_frozen
+from dist_subspace.pages import give_back_freed
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.tensors import kept_bytes
+from tests.benchmarks.load import MIB, Peak, anonymous
+from tests.benchmarks.random_checkpoint import write_checkpoint
+from tests.matrix import tiny
+from tests.ranks import run_on_ranks
+
+HIDDEN, INNER = 2048, 8192
+SLACK = 20 * MIB  # a chunk of the file, what is made of a piece of it, Python's objects
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("large")
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=1,
+        num_attention_heads=16,
+        architectures=["LlamaForCausalLM"],
+    )
+    write_checkpoint(path, config)
+    return str(path)
+
+
+def measured(folder: str, small: str, storage: str) -> tuple[int, int, int]:
+    """Bytes of the shard, the most above what was held before, and what is held above it afterwards."""
+    config = tiny.ds_config(3, world_size=world().size)
+    load_frozen(small, storage, dtype="bfloat16", deepspeed=config)  # whatever the first load imports and keeps
+    gc.collect()
+    give_back_freed()
+    before = anonymous()
+    with Peak() as peak:
+        model = load_frozen(folder, storage, dtype="bfloat16", deepspeed=config)
+    gc.collect()
+    shard = sum(map(kept_bytes, model.parameters()))
+    return shard, peak.bytes - before, anonymous() - before
+
+
+@pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
+def test_a_rank_holds_its_shard_and_one_chunk(folder: str, storage: str, tmp_path: Path) -> None:
+    save = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    write_checkpoint(tmp_path, save)
+    for shard, peak, kept in run_on_ranks(2, measured, folder, str(tmp_path), storage):
+        assert peak < 1.02 * shard + SLACK
+        assert kept < 1.02 * shard + 4 * MIB
