@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 CUT = -1  # a status: the connection is closed in the middle of the answer
 
@@ -81,8 +81,15 @@ def hub_server() -> Iterator[HubServer]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: HubServer
+    wanted: list[str]
 
     def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_POST(self) -> None:
+        """What is known of some paths."""
+        asked = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
+        self.wanted = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
@@ -95,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         with self.server.lock:
             self.server.requests.append((self.command, path, self.headers.get("User-Agent", "")))
-        parts = path.strip("/").split("/")
+        parts = path.strip("/").removeprefix("datasets/").split("/")
         is_question = parts[0] == "api"
         name, rest = ("/".join(parts[2:4]), parts[4:]) if is_question else ("/".join(parts[:2]), parts[2:])
         repository = self.server.repositories.get(name)

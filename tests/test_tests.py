@@ -56,7 +56,6 @@ WITHOUT_OWN_TESTS = {
     **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
     "placement/protocol.py": DECLARATIONS,
-    "placement/peers.py": "tests/faults/test_stop.py, test_waiting.py and test_lost_ranks.py: real processes that end",
     **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
     "run_folder/manifest.py": "tests/checkpoint/test_store.py: files that are not what the manifest says",
     "statistics/rounds.py": "tests/statistics/test_setup.py: ranks that decompose in turn",

@@ -66,11 +66,11 @@ def _meet(place: Place, patience: float) -> tuple[Meeting, Any]:
     """The meeting, and the store of torch below it (None where this process is alone)."""
     if place.is_alone:
         return Meeting(OwnStore(), 0, 1), None
-    from dist_subspace.placement.store import open_store
+    from dist_subspace.placement.store import attempt, open_store
 
     waits = patience + (LATER if place.rank else 0.0)
     store = open_store(place, time.monotonic() + waits, waits)
-    return Meeting(store, place.rank, place.size), store
+    return Meeting(store, place.rank, place.size, attempt()), store
 
 
 class _Doctor:

@@ -19,9 +19,9 @@ def where_main_thread_is() -> str:
     frame = sys._current_frames().get(main) if main is not None else None
     if frame is None:
         return "nowhere"
-    found = list(traceback.walk_stack(frame))  # the innermost first
-    files = [PurePath(each.f_code.co_filename).as_posix() for each, _ in found]
-    places = [f"{_short(file)}:{line} ({each.f_code.co_name})" for file, (each, line) in zip(files, found, strict=True)]
+    stack = traceback.StackSummary.extract(traceback.walk_stack(frame), lookup_lines=False)  # the innermost first
+    files = [PurePath(each.filename).as_posix() for each in stack]
+    places = [f"{_short(file)}:{each.lineno} ({each.name})" for file, each in zip(files, stack, strict=True)]
     ours = next((place for file, place in zip(files, places, strict=True) if _OURS in file), None)
     text = places[0] if ours in (None, places[0]) else f"{ours}, there in {places[0]}"
     waits = any(part in file for file in files for part in _COLLECTIVES)

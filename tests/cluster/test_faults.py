@@ -43,10 +43,12 @@ def mended(hosts: Hosts) -> Iterator[None]:
 
 @dataclass
 class Fault:
-    """A run that was started, hurt in the middle of its third step, and is over: what was said, and how long it took."""
+    """A run that was started, hurt in the middle of its third step, and is over: what was said, and how many seconds after the
+    fault it was said why (in status.json), and the command had returned."""
 
     said: str
     status: dict[str, Any]
+    told: float
     seconds: float
     returncode: int
 
@@ -59,10 +61,11 @@ def hurt(process: subprocess.Popen[str], run: Path, fault: Callable[[], object],
         time.sleep(0.05)
     time.sleep(0.5)
     fault()
-    began = time.monotonic()
+    began, wall = time.monotonic(), time.time()
     out, err = process.communicate(timeout=limit)
-    status = json.loads((run / "status.json").read_text())
-    return Fault((out + err).replace("\r\n", "\n"), status, time.monotonic() - began, process.returncode)
+    seconds, file = time.monotonic() - began, run / "status.json"
+    said, told = (out + err).replace("\r\n", "\n"), file.stat().st_mtime - wall
+    return Fault(said, json.loads(file.read_text()), told, seconds, process.returncode)
 
 
 def on_deepspeed(hosts: Hosts, first: str, names: tuple[str, ...], folder: Path, **more: str) -> Callable[..., Any]:
@@ -96,8 +99,8 @@ def test_a_host_that_is_cut_off_is_named_and_two_hosts_go_on(
 ) -> None:
     more = {"PATH": path_without_pdsh(tmp_path)} if way == "ssh" else {}
     start = on_deepspeed(hosts, "node1", ("node1", "node2", "node3"), tmp_path, **more)
-    fault = hurt(start(recipe), tmp_path / "run", hosts["node3"].cut, TIMEOUT + 30)
-    assert fault.returncode != 0 and fault.seconds < TIMEOUT + 15, fault
+    fault = hurt(start(recipe), tmp_path / "run", hosts["node3"].cut, TIMEOUT + 60)
+    assert fault.returncode != 0 and fault.told < TIMEOUT and fault.seconds < TIMEOUT + 30, fault
     status = fault.status
     assert (status["state"], status["rank"], status["rank_host"], status["step"]) == ("failed", 2, "node3", 2), (
         fault.said
@@ -116,8 +119,8 @@ def test_a_host_that_is_cut_off_is_named_and_two_hosts_go_on(
 def test_the_host_of_rank_0_is_cut_off_and_the_others_name_it(hosts: Hosts, recipe: Recipe, tmp_path: Path) -> None:
     """Its store goes with it. The command was started elsewhere, and returns too."""
     start = on_deepspeed(hosts, "node3", ("node1", "node2", "node3"), tmp_path)
-    fault = hurt(start(recipe), tmp_path / "run", hosts["node1"].cut, TIMEOUT + 30)
-    assert fault.returncode != 0 and fault.seconds < TIMEOUT + 15, fault
+    fault = hurt(start(recipe), tmp_path / "run", hosts["node1"].cut, TIMEOUT + 60)
+    assert fault.returncode != 0 and fault.told < TIMEOUT and fault.seconds < TIMEOUT + 30, fault
     status = fault.status
     assert (status["state"], status["rank"], status["rank_host"]) == ("failed", 0, "node1"), fault
     assert "error: rank 0 (process " in fault.said and "node1 does not answer" in fault.said, fault.said
@@ -128,8 +131,8 @@ def test_the_host_of_the_command_and_of_rank_0_is_cut_off_and_says_so(
     hosts: Hosts, recipe: Recipe, tmp_path: Path
 ) -> None:
     start = on_deepspeed(hosts, "node1", ("node1", "node2", "node3"), tmp_path)
-    fault = hurt(start(recipe), tmp_path / "run", hosts["node1"].cut, TIMEOUT + 30)
-    assert fault.returncode != 0 and fault.seconds < TIMEOUT + 15, fault
+    fault = hurt(start(recipe), tmp_path / "run", hosts["node1"].cut, TIMEOUT + 60)
+    assert fault.returncode != 0 and fault.told < TIMEOUT and fault.seconds < TIMEOUT + 30, fault
     assert (fault.status["state"], fault.status["rank"], fault.status["rank_host"]) == ("failed", 0, "node1"), fault
     assert_left_alone(hosts)
 
@@ -153,9 +156,11 @@ def test_torchrun_goes_on_by_itself_with_the_nodes_that_are_left(hosts: Hosts, r
     others = {name: hosts[name].start(command, environment, timeout=2 * RUN_TIMEOUT) for name in ("node2", "node3")}
     first = hosts["node1"].start(command, environment, timeout=2 * RUN_TIMEOUT)
     fault = hurt(first, tmp_path / "run", hosts["node3"].cut, RUN_TIMEOUT)
-    second, third = ("".join(process.communicate(timeout=RUN_TIMEOUT)) for process in others.values())
+    second = "".join(others["node2"].communicate(timeout=RUN_TIMEOUT))
+    others["node3"].terminate()  # its agent waits for the meeting long after its rank has left
+    third = "".join(others["node3"].communicate(timeout=60))
     assert (fault.returncode, others["node2"].returncode) == (0, 0), fault.said + second
-    assert others["node3"].returncode != 0 and "no other host answers: node3 was cut off" in third, third
+    assert "no other host answers: node3 was cut off" in third, third
     assert "on node3) has given no sign of life" in fault.said + second
     found = result(tmp_path / "run")
     assert found.state == "finished" and len(found.losses) == STEPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -11,9 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from dist_subspace.errors import UsageError
+from dist_subspace.loading.load import download
+from dist_subspace.notices import heard
+from dist_subspace.placement.collectives import world
 from tests.hub_server import CUT, HubServer, hub_server
-from tests.ranks import ROOT
+from tests.named_hosts import named_host
+from tests.ranks import ROOT, run_on_ranks
 from tests.tiny_run import make_model, make_records
 
 LIMIT = 240.0
@@ -126,32 +133,94 @@ def test_a_whole_copy_is_taken_where_the_hub_cannot_be_asked_and_that_is_said(
     assert torn.startswith("error: ") and "(HTTP 503)" in torn
 
 
+def downloaded(caches: list[Path]) -> str:
+    """Each rank is the first of its node, which has a cache of its own and no way to the hub."""
+    before = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, os.environ["LOCAL_RANK"]
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(caches[world().rank]), True
+    os.environ["LOCAL_RANK"] = "0"
+    try:
+        with named_host(f"node{world().rank + 1}"), heard(lambda sentence: None):
+            download("own/model")
+    except UsageError as error:
+        return str(error)
+    finally:
+        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, os.environ["LOCAL_RANK"] = before
+    return "goes on"
+
+
+def copy_of(cache: Path, commit: str) -> Path:
+    """A cache with a commit of the model."""
+    own = cache / "models--own--model"
+    (own / "snapshots" / commit).mkdir(parents=True)
+    (own / "snapshots" / commit / "config.json").write_text("{}")
+    (own / "refs").mkdir()
+    (own / "refs" / "main").write_text(commit)
+    return cache
+
+
+def test_nodes_that_have_different_commits_are_refused(tmp_path: Path) -> None:
+    one, same, other = (copy_of(tmp_path / name, commit * 40) for name, commit in (("1", "a"), ("2", "a"), ("3", "b")))
+    assert run_on_ranks(2, downloaded, [one, same]) == ["goes on"] * 2
+    for said in run_on_ranks(2, downloaded, [one, other]):
+        assert said.startswith("rank 1 on node2 has another commit of own/model than rank 0 on node1: 'bbbb")
+    for said in run_on_ranks(2, downloaded, [one, tmp_path / "none"]):
+        assert said.startswith("on node2 (rank 1): model.path is 'own/model', which is not here, and ")
+        assert " did not give it to node2 in 1 try (HF_HUB_OFFLINE is set" in said
+
+
 RECIPE = """
 model: {{path: own/model, tokenizer: own/tokenizer, storage: fp32}}
 subspace: {{method: lora, rank: 2}}
-data: {{train: {folder}/train.jsonl, max_length: 48}}
+data: {{train: own/records, max_length: 48}}
 training: {{max_steps: 1, global_batch_size: 4, per_device_train_batch_size: 2}}
 deepspeed: {{preset: zero0}}
 run: {{output_dir: {folder}/run, report_to: none}}
 """
 
 
-def test_one_process_of_a_node_asks_for_model_and_tokenizer_and_the_others_read_what_it_has(
+def test_one_process_of_a_node_asks_for_model_tokenizer_and_data_and_the_others_read_what_it_has(
     hub: HubServer, model: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "records").mkdir()
+    make_records(tmp_path / "records" / "train.jsonl", 12)
     hub.add("own/model", model, faults=[503], where="api/")
     hub.add("own/tokenizer", model)
-    make_records(tmp_path / "train.jsonl", 12)
+    hub.add("own/records", tmp_path / "records", faults=[200, 502], where="")
     (tmp_path / "config.yaml").write_text(RECIPE.format(folder=tmp_path))
     environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT), DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, str(ROOT / "launch" / "train.py"), str(tmp_path / "config.yaml")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in ("own/model", "own/tokenizer"):
+    for name in hub.repositories:
         files = hub.asked("GET", f"{name}/resolve/")
         assert sorted(files) == sorted(set(files)) and files, "each file is read once"
         assert not any(path.endswith("README.md") for path in files)
     assert not hub.asked("GET", "own/tokenizer/resolve/main/model.safetensors")
-    tokenizers = hub.asked("GET", "api/models/own/tokenizer")
-    assert len(tokenizers) == 3, tokenizers  # the commit, twice, and what files it has
+    # What one process asks: its own question, once more where it failed, and datasets' own.
+    questions = [path.removeprefix("/api/") for path in hub.asked("GET", "/api/") if path.count("/") == 4]
+    assert questions[:3] == ["models/own/model"] * 2 + ["models/own/tokenizer"]
+    assert questions[3:] == ["datasets/own/records"] * (len(questions) - 3) and len(questions) <= 7
+
+
+READ = """
+from dist_subspace.errors import UsageError
+from dist_subspace.training.data.sources import open_source
+for name, split in (("own/records", "train"), ("own/nothing", "train"), ("own/records", "validation")):
+    try:
+        print(len(list(open_source(name, split).read())))
+    except UsageError as error:
+        print("error:", error)
+"""
+
+
+def test_a_data_set_is_asked_for_again_and_what_it_lacks_is_said(hub: HubServer, tmp_path: Path) -> None:
+    (tmp_path / "records").mkdir()
+    make_records(tmp_path / "records" / "train.jsonl", 12)
+    hub.add("own/records", tmp_path / "records", faults=[503], where="api/")
+    environment = hub.environment(tmp_path / "home", PYTHONPATH=str(ROOT))
+    done = subprocess.run([sys.executable, "-c", READ], env=environment, capture_output=True, text=True, timeout=LIMIT)
+    count, nothing, split = done.stdout.splitlines()
+    assert count == "12" and nothing.startswith("error: data.train is 'own/nothing', which is not here, and ")
+    assert "in 1 try (HTTP 404: there is no such repository or file); accepted: " in nothing
+    assert split.startswith("error: data.train is 'own/records', a Hub data set without a split 'validation' (")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,8 +15,9 @@ from tests.tiny_models import save_odd
 from tests.tiny_run import make_model
 
 CELLS = [
-    *((f"zero{stage}", "off", rounds) for stage in (0, 1, 2) for rounds in (1, 3)),
-    *((name, *how) for name in ("zero3", "zero3-hpz") for how in (("off", 1), ("non-reentrant", 1), ("reentrant", 3))),
+    *((f"zero{stage}", "off", 3) for stage in (0, 1, 2)),
+    *(("zero3", *how) for how in (("off", 1), ("non-reentrant", 1), ("reentrant", 3))),
+    *(("zero3-hpz", *how) for how in (("off", 1), ("reentrant", 3))),
 ]
 
 
@@ -24,9 +27,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_odd(tmp_path_factory.mktemp("models"), "llama", layers=3)
 
 
+@functools.cache
+def counted(folder: str, preset: str, checkpointing: str, rounds: int) -> list[Any]:
+    return run_on_ranks(RANKS, measured, folder, preset, checkpointing, rounds, "nf4")
+
+
 @pytest.mark.parametrize(("preset", "checkpointing", "rounds"), CELLS)
 def test_a_step_sends_what_the_formula_says(folder: str, preset: str, checkpointing: str, rounds: int) -> None:
-    for found, formula, others in run_on_ranks(RANKS, measured, folder, preset, checkpointing, rounds, "nf4"):
+    for found, formula, others in counted(folder, preset, checkpointing, rounds):
         assert found == formula
         assert len(others["small"]) == 1, "the norm of the gradient"
         frozen, weights = others["frozen"], found["weights"]["by_rank"]
@@ -35,8 +43,8 @@ def test_a_step_sends_what_the_formula_says(folder: str, preset: str, checkpoint
 
 
 def test_packed_bytes_stay_inside_a_node_where_there_are_second_shards(folder: str) -> None:
-    plain = run_on_ranks(RANKS, measured, folder, "zero3", "off", 1, "nf4")[0][0]
-    near = run_on_ranks(RANKS, measured, folder, "zero3-hpz", "off", 1, "nf4")[0][0]
+    plain = counted(folder, "zero3", "off", 1)[0][0]
+    near = counted(folder, "zero3-hpz", "off", 1)[0][0]
     assert plain["weights"]["by_node"] == plain["weights"]["by_rank"] > 0 == near["weights"]["by_node"]
     assert near["gradients"] == plain["gradients"] and near["trained"] == plain["trained"]
 
@@ -44,7 +52,7 @@ def test_packed_bytes_stay_inside_a_node_where_there_are_second_shards(folder: s
 def test_a_head_that_is_larger_than_a_block_is_gathered_once_and_the_last_block_twice(tmp_path: Path) -> None:
     """As at 70 billion parameters in 4 bits. Whether the norm before the head is kept is decided by what is fetched ahead."""
     folder = str(make_model(tmp_path / "model", layers=2))
-    found, formula, _ = run_on_ranks(RANKS, measured, folder, "zero3", "non-reentrant", 1, "nf4")[0]
+    found, formula, _ = counted(folder, "zero3", "non-reentrant", 1)[0]
     norm = 4 * (32 // RANKS) * (RANKS - 1)
     assert formula["weights"]["by_rank"] - found["weights"]["by_rank"] in (0, norm)
     assert (found["gradients"], found["trained"]) == (formula["gradients"], formula["trained"])

@@ -41,7 +41,7 @@ MUTANTS = [
         name="doctor-waits-for-who-never-came",
         file="dist_subspace/doctor/attendance.py",
         text="            return now - self._began < self._patience\n",
-        becomes="            return now - self._began < self._patience + 3600\n",
+        becomes="            return now - self._began < self._patience + 15\n",
         promise="A rank that never comes is not waited for beyond the patience.",
         tests=["tests/doctor/test_meeting.py::test_a_rank_that_never_comes_is_not_waited_for_beyond_the_patience"],
     ),

@@ -129,6 +129,14 @@ MUTANTS = [
         tests=[f"{_HUB_TESTS}::test_what_passes_is_asked_for_again_and_a_download_that_broke_is_taken_up"],
     ),
     Mutant(
+        name="commits-of-nodes-not-compared",
+        file="dist_subspace/loading/load.py",
+        text="    refuse_unlike(commits)\n",
+        becomes="",
+        promise="Nodes to which the hub, or their caches, give different commits are refused.",
+        tests=[f"{_HUB_TESTS}::test_nodes_that_have_different_commits_are_refused"],
+    ),
+    Mutant(
         name="an-older-copy-without-a-word",
         file=_HUB,
         text="        commit = HfApi().model_info(name, timeout=ANSWER).sha  # of which no older copy answers, as one does "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.mutants.mutant import Mutant
 
-_FORMULA = "dist_subspace/placement/traffic.py"
 _TESTS = "tests/placement/test_traffic.py"
 
 MUTANTS = [
@@ -14,7 +13,7 @@ MUTANTS = [
         text="    spare_frozen_embeddings(engine.module)\n",
         becomes="",
         promise="A frozen embedding is gathered for forward alone, with activation checkpointing too.",
-        tests=[f"{_TESTS}::test_a_step_sends_what_the_formula_says[zero3-non-reentrant-1]"],
+        tests=[f"{_TESTS}::test_a_head_that_is_larger_than_a_block_is_gathered_once_and_the_last_block_twice"],
     ),
     Mutant(
         name="trained-embedding-not-gathered-in-backward",
@@ -26,7 +25,7 @@ MUTANTS = [
     ),
     Mutant(
         name="packed-bytes-cross-with-second-shards",
-        file=_FORMULA,
+        file="dist_subspace/placement/traffic.py",
         text="Sent(weights, weights if near > ranks_per_node else 0)",
         becomes="Sent(weights, weights)",
         promise="By the formula too, second shards keep packed bytes inside a node.",
@@ -34,7 +33,7 @@ MUTANTS = [
     ),
     Mutant(
         name="gradients-once-a-step-at-stage-2",
-        file=_FORMULA,
+        file="dist_subspace/placement/traffic.py",
         text="(rounds if stage == 2 else 1)",
         becomes="1",
         promise="At stage 2 gradients are summed once a micro-batch.",
@@ -42,7 +41,7 @@ MUTANTS = [
     ),
     Mutant(
         name="nothing-kept-for-its-backward",
-        file=_FORMULA,
+        file="dist_subspace/placement/traffic.py",
         text="if other == number and between < reuse:",
         becomes="if False:",
         promise="The formula knows what is kept from forward to backward.",
@@ -50,7 +49,7 @@ MUTANTS = [
     ),
     Mutant(
         name="shards-without-padding",
-        file=_FORMULA,
+        file="dist_subspace/placement/traffic.py",
         text="    return -(-numel // ranks)\n",
         becomes="    return numel // ranks\n",
         promise="A tensor that the ranks do not divide is sent in shards that are rounded up.",
