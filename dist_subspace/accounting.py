@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from dist_subspace.placement.tensors import full_numel, full_shape, kept_bytes
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.storage import FrozenLinear, FrozenStack
 from dist_subspace.subspace import SubspaceLinear, attachment
 
 _INNER = ("base", "original", "trained")  # parts of a wrapped layer, counted with it
@@ -108,7 +108,8 @@ def _own_counts(module: nn.Module, seen: set[int]) -> tuple[int, int, int, int]:
             trainable += full_numel(parameter)
             trainable_bytes += kept_bytes(parameter)
         else:
-            frozen += module.weights_in(name) if isinstance(module, FrozenLinear) else full_numel(parameter)
+            operator = module if isinstance(module, FrozenLinear | FrozenStack) else None
+            frozen += full_numel(parameter) if operator is None else operator.weights_in(name)
             frozen_bytes += kept_bytes(parameter)
     return trainable, frozen, trainable_bytes, frozen_bytes
 

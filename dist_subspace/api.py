@@ -18,6 +18,7 @@ from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tensor_names import split_factors
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
+from dist_subspace.loading.experts_internals import adopt_stacks, release_stacks
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
 from dist_subspace.placement.collectives import agreed
@@ -57,7 +58,10 @@ def attach(
             dimensions, a constraint that the method cannot have.
     """
     adopt_all(model)
-    attach_method(model, config or SubspaceConfig(), gathered, known=factors or (), apart=left_alone(model), only=only)
+    config = config or SubspaceConfig()
+    adopt_stacks(model, config.target_parameters)
+    release_stacks(model, config.modules_to_save)
+    attach_method(model, config, gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     set_up_statistics(model, given=factors, cache=cache, progress=progress)

@@ -3,9 +3,13 @@ place. The dictionaries behind that are the ones that `nn.Module` of torch 2.13 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 _HOOKS = (
     "_forward_hooks",
@@ -37,6 +41,14 @@ def saved_buffers_of(module: nn.Module) -> dict[str, Tensor]:
     """The module's own buffers that a checkpoint holds."""
     kept = {name: buffer for name, buffer in module._buffers.items() if name not in module._non_persistent_buffers_set}
     return {name: buffer for name, buffer in kept.items() if buffer is not None}
+
+
+def with_tensors(module: M, tensors: Mapping[str, Tensor | None]) -> M:
+    """A module of the same class and settings that has these tensors in the place of its parameters; any tensors, views among
+    them. Cheap: nothing is copied, and what else the module has is shared."""
+    other = copy.copy(module)
+    other.__dict__["_parameters"] = dict(tensors)
+    return other
 
 
 def replace_everywhere(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:

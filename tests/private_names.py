@@ -26,6 +26,7 @@ KEEPERS = {
     "bitsandbytes": ("storage/bnb.py",),
     "transformers": (
         "loading/transformers_internals.py",
+        "loading/experts_internals.py",
         "loading/template_internals.py",
         "loading/sentencepiece_tokenizer.py",
         "transformers_tables.py",

@@ -62,6 +62,10 @@ class SubspaceSection(Section):
     )
     exclude_modules: NameList = Field(default=(), description="Name endings that are no targets.")
     modules_to_save: NameList = Field(default=(), description="Modules trained in full and saved with the adapter.")
+    target_parameters: NameList = Field(
+        default=(),
+        description="Name endings of stacks of experts that are targets (experts.gate_up_proj); alone: the only ones.",
+    )
     constraint: names.Constraint | None = Field(
         default=None, description="Matrix pattern constraint; null: the method's own."
     )

@@ -1,6 +1,9 @@
-"""What families call the parts of a mixture of experts."""
+"""What families call the parts of a mixture of experts, and how they hold the experts' matrices."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -10,6 +13,47 @@ MIXTURE_WORDS = ("expert", "moe")
 EXPERT_LIST = ".experts."
 # A router that is a module of several layers: `mlp.gate` (Zaya, HunYuan), `router` (DBRX, JetMoe, AFMoE).
 ROUTERS = ("gate", "router")
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """How a module holds its experts: parameters `(experts, d_out, d_in)`, or `(experts, d_in, d_out)` where `transposed`.
+
+    entering: what the tokens are multiplied with first. leaving: what the result is multiplied with; None where the module
+    is one product alone. call: what its forward is given: `routed`, tokens and each one's experts, by transformers' interface
+    for experts; `routed_apart`, the same by a class of its own; `every_token`, every expert's own copy of all tokens, one
+    behind the other; `sorted`, tokens in the order of their experts, and how many each has.
+    """
+
+    entering: str
+    leaving: str | None
+    transposed: bool = False
+    call: str = "routed"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.entering,) if self.leaving is None else (self.entering, self.leaving)
+
+
+# Classes that do not use transformers' interface for experts.
+OWN_CLASSES: Mapping[str, Stacks] = {
+    "Llama4TextExperts": Stacks("gate_up_proj", "down_proj", transposed=True, call="every_token"),
+    "Step3p7Experts": Stacks("gate_up_proj", "down_proj", call="routed_apart"),
+    "JetMoeParallelExperts": Stacks("weight", None, call="sorted"),
+}
+# What transformers' interface sets on a module that uses it.
+_INTERFACE = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
+
+
+def stacks_of(module: nn.Module) -> Stacks | None:
+    """How the module holds a mixture's experts; None for a module that holds none, or in a way that is not known here."""
+    stacks = OWN_CLASSES.get(type(module).__name__)
+    if stacks is None and all(hasattr(module, name) for name in _INTERFACE):
+        entering = "gate_up_proj" if module.has_gate else "up_proj"
+        stacks = Stacks(entering, "down_proj", transposed=bool(module.is_transposed))
+    if stacks is None or any(getattr(module, name, None) is None for name in stacks.names):
+        return None
+    return stacks
 
 
 def is_expert_matrix(name: str, module: nn.Module, dimensions: int) -> bool:

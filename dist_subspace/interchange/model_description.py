@@ -15,8 +15,8 @@ from dist_subspace.interchange.base_model import base_name
 from dist_subspace.interchange.description import FORMAT, OWN
 from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
-from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import Attachment, Settings, SubspaceLinear, attached, file_options_of
+from dist_subspace.storage import FrozenLinear, FrozenStack
+from dist_subspace.subspace import Attachment, Settings, StackedPart, SubspaceLinear, attached, file_options_of
 
 # Our name of a task -> PEFT's task_type.
 TASK_TYPES = {task: theirs for theirs, (_, task) in PEFT_TASKS.items()}
@@ -66,6 +66,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "layers": list(parts),
         "shapes": shapes,
         "biased": biased,
+        **_stacks(parts),
         "conv1d": _transposed(parts),
         "base": _base(model),
         **_own_class(model, [*parts, *attachment.saved_modules]),
@@ -92,6 +93,12 @@ def _shape(part: nn.Module) -> list[int] | None:
     return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
 
 
+def _stacks(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """`[experts, d_out, d_in]` of the stacks of experts, where there are any."""
+    stacks = {n: [p.experts, *p.base.expert_shape] for n, p in parts.items() if isinstance(p, StackedPart)}
+    return {"stacks": stacks} if stacks else {}
+
+
 def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Iterable[str]) -> Settings:
     """The settings that a layer has, unless one of the patterns names it; those of the first where they name every layer."""
     endings = tuple(patterns)
@@ -115,7 +122,7 @@ def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float
 
 def _base(model: nn.Module) -> dict[str, Any]:
     """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
-    operators = [module for module in model.modules() if isinstance(module, FrozenLinear)]
+    operators = [module for module in model.modules() if isinstance(module, FrozenLinear | FrozenStack)]
     held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
     task = task_of_class(type(model).__name__)
     if task == "seq2seq-lm" and not _has_encoder(model):
@@ -143,7 +150,7 @@ def _peft_type(model: nn.Module) -> str | None:
     """PEFT's name of the method, where PEFT would compute the same from these files."""
     attachment = attached(model)
     words, parts = attachment.resolved.method.peft, [model.get_submodule(name) for name in attachment.layers]
-    if words is None or not words.writes:
+    if words is None or not words.writes or any(isinstance(part, StackedPart) for part in parts):
         return None
     agrees = all(map(words.agrees, parts))
     placed = words.on_conv1d or not any(map(_is_conv1d, parts))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError, unknown_name
-from dist_subspace.loading.original import original_of
+from dist_subspace.loading.original import original_of, original_stack
 from dist_subspace.module_places import parameters_of, saved_buffers_of
 from dist_subspace.placement.tensors import full_shape
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.storage import FrozenLinear, FrozenStack
 from dist_subspace.subspace import (
     AddsBias,
     FoldsIntoBase,
@@ -24,6 +24,7 @@ from dist_subspace.subspace import (
     MethodInfo,
     NewTokens,
     Settings,
+    StackedPart,
     SubspaceLinear,
     TrainedBeside,
     attached,
@@ -80,6 +81,26 @@ class Drift:
         self.distances[name] = (float(torch.dist(held, original)), norm)
         return onto_original(original) if self.base == "original" else onto_held(held)
 
+    def merged_stack(self, name: str, stack: FrozenStack, merged: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """A stack of experts on the chosen base, float32 on the CPU, in its checkpoint's layout; made expert by expert."""
+        original = original_stack(stack) if stack.origin is not None else None
+        d_out, d_in = stack.expert_shape
+        made = torch.empty((stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in))
+        distances, norms = torch.zeros(2, stack.experts).unbind()
+        for number in range(stack.experts):
+            held = stack.expert(number).dense(torch.float32).cpu()
+            if original is not None:
+                own = original[number].float()
+                distances[number], norms[number] = torch.dist(held, own), own.norm()
+                held = own if self.base == "original" else held
+            onto = merged(number, held).cpu()
+            made[number] = onto.t() if stack.transposed else onto
+        if original is None and not stack.is_float:
+            self.unknown.append(name)
+        elif not stack.is_float:
+            self.distances[name] = (float(distances.norm()), float(norms.norm()))
+        return made
+
     def by_layer(self) -> dict[str, float]:
         """`‖Ŵ - W‖ / ‖W‖` (Frobenius)."""
         return {name: distance / max(norm, 1e-30) for name, (distance, norm) in self.distances.items()}
@@ -93,6 +114,10 @@ class Drift:
 
 
 def _unchanged(weight: Tensor) -> Tensor:
+    return weight
+
+
+def _as_held(number: int, weight: Tensor) -> Tensor:
     return weight
 
 
@@ -167,7 +192,8 @@ def _typed(entry: Entry, dtype: torch.dtype) -> Entry:
 
 def _refuse_without_original(model: nn.Module) -> None:
     for name, module in model.named_modules():
-        if isinstance(module, FrozenLinear) and module.origin is None:
+        held = isinstance(module, FrozenLinear) or (isinstance(module, FrozenStack) and not module.is_float)
+        if held and module.origin is None:
             raise UsageError(
                 f"base is 'original', but {name.removesuffix('.base')} was not read from a checkpoint by load_frozen; "
                 "accepted here: dequantised"
@@ -182,6 +208,10 @@ def _walk(name: str, module: nn.Module, drift: Drift) -> Iterator[Entry]:
         yield from _linear(name, module, drift)
     elif isinstance(module, MergesIntoNorm):
         yield from _wrapped(name, module)
+    elif isinstance(module, StackedPart):
+        yield _stack(name, module.base, drift, module)  # type: ignore[arg-type]
+    elif isinstance(module, FrozenStack):
+        yield _stack(name, module, drift, None)
     elif isinstance(module, FrozenLinear):
         yield _matrix(name, module, None, drift)
         if module.bias is not None:
@@ -240,6 +270,21 @@ def _matrix(name: str, base: FrozenLinear, part: SubspaceLinear | None, drift: D
 
     identity = (id(held[0]), None if part is None else id(part))
     return Entry(f"{name}.weight", tuple(shape), torch.float32, tuple(dict.fromkeys((*held, *trained))), make, identity)
+
+
+def _stack(name: str, stack: FrozenStack, drift: Drift, part: StackedPart | None) -> Entry:
+    """The experts of a layer, under the name that the plain model's parameter has."""
+    held = tuple(stack.parameters())
+    d_out, d_in = stack.expert_shape
+    shape = (stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in)
+    trained = () if part is None else tuple(part.trainables().values())
+
+    def make() -> Tensor:
+        if part is None and stack.is_float:
+            return held[0].data
+        return drift.merged_stack(name, stack, _as_held if part is None else part.merged)
+
+    return Entry(name, shape, torch.float32, (*held, *trained), make, (id(held[0]), None if part is None else id(part)))
 
 
 def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:

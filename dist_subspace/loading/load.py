@@ -14,6 +14,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.experts_internals import adopt_stacks
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
@@ -107,6 +108,8 @@ def load_frozen(
     target = splitter.device if splitter else torch.device(device or device_of(stage_config))
     with together("reading the model's weights"):
         stream.run(target, splitter, progress)
+        if splitter is not None:
+            adopt_stacks(model)
     stream.finish()
     give_back_freed()
     for sentence in (

@@ -12,25 +12,27 @@ from dist_subspace.families.experts import is_expert_matrix
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.for_loading import casting_section
 from dist_subspace.placement.tensors import full_numel, full_shape
-from dist_subspace.storage import FrozenLinear, storage_info
+from dist_subspace.storage import FrozenLinear, FrozenStack, storage_info
 
 WORTH = 0.02  # of the model's bytes: what is less needs no word
 MUCH = 0.1  # the same for convolutions and other things that nobody expects to be packed
 
 
 def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
-    """What a packed storage leaves in floating point although it is large, one sentence each: stacks of experts, which are no
-    linear layers; other matrices that are none; layers that the family keeps in float32."""
+    """What a packed storage leaves in floating point although it is large, one sentence each: experts that a class
+    multiplies with in a way of its own; other matrices that are no linear layers; layers that the family keeps in float32."""
     if storage_info(storage).dtype is not None:
         return []
     experts: dict[str, nn.Parameter] = {}
     others: dict[str, nn.Parameter] = {}
     for name, module in model.named_modules():
-        if isinstance(module, FrozenLinear | nn.Linear | nn.Embedding) or "Embedding" in type(module).__name__:
+        operator = isinstance(module, FrozenLinear | FrozenStack)
+        if operator or isinstance(module, nn.Linear | nn.Embedding) or "Embedding" in type(module).__name__:
             continue  # a linear layer that is no operator has its own reason, which was said (stays_dense.py)
+        beside_stacks = any(isinstance(child, FrozenStack) for child in module.children())  # biases, a row an expert
         for attribute, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{attribute}".lstrip(".")
-            if len(full_shape(parameter)) >= 2:
+            if len(full_shape(parameter)) >= (3 if beside_stacks else 2):
                 is_expert = is_expert_matrix(full_name, module, len(full_shape(parameter)))
                 (experts if is_expert else others)[full_name] = parameter
     kept = {
@@ -42,7 +44,7 @@ def held_dense(model: nn.Module, storage: str, dtype: torch.dtype) -> list[str]:
     sentences = []
     if experts:
         sentences.append(
-            f"{_listed(experts, 'stack')} of experts, not held in {storage}: only linear layers are packed"
+            f"{_listed(experts, 'stack')} of experts, not held in {storage}: their class multiplies with them in a way of its own"
         )
     if sum(map(_bytes, others.values())) > MUCH * total:
         sentences.append(f"{_listed(others, 'tensor')} outside linear layers, not held in {storage}")

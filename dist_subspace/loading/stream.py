@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.embeddings import input_embeddings, output_embeddings
+from dist_subspace.families.experts import stacks_of
 from dist_subspace.families.heads import (
     base_prefix,
     is_head_layer,
@@ -26,6 +27,7 @@ from dist_subspace.families.heads import (
     is_inside_head,
     is_inside_pooler,
 )
+from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.own_parts import OwnParts
@@ -47,6 +49,7 @@ from dist_subspace.storage import (
     left_alone,
     linear_shape,
     pack,
+    pack_stack,
     replace,
     storage_info,
 )
@@ -78,7 +81,8 @@ class Stream:
         self.read_whole: list[str] = []  # by every rank, although they are split
         self._number = 0
         if storage_info(storage).dtype is None:
-            packed = [name for name, module in model.named_modules() if self._packs(name, module)]
+            modules = dict(model.named_modules())
+            packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
             apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
@@ -170,6 +174,7 @@ class Stream:
             replace(self.model, name, loaded)
             self.operators[module] = loaded
         else:
+            self._load_stacks(name, module, device, splitter)
             self._load_parameters(name, module, device, done)
             loaded = module
         if splitter is not None:
@@ -242,6 +247,49 @@ class Stream:
             return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
         return not own_type and not self._is_output_layer(name)
+
+    def _load_stacks(self, name: str, module: nn.Module, device: torch.device, splitter: Splitter | None) -> None:
+        """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
+        stacks = self._packed_stacks(name, module)
+        for attribute, transposed in stacks.items():
+            full_name = f"{name}.{attribute}"
+            with self._watched(full_name, self.dtype) as watch:
+                full = watch(_quantisable(self._read_float(full_name)))
+            if self.own is not None:
+                self.read_whole.append(full_name)
+            stack = pack_stack(
+                full,
+                self.storage,
+                transposed=transposed,
+                origin=self.sources.origin(self.model, full_name),
+                name=full_name,
+                compute_dtype=self.dtype,
+                device=device,
+                **self.options,
+            )
+            delattr(module, attribute)  # a module cannot take a parameter's place
+            setattr(module, attribute, stack)
+            for parameter in stack.parameters() if splitter is not None else ():
+                splitter.place(parameter)  # type: ignore[union-attr]
+        if stacks:
+            call_stacks(module)
+
+    def _packed_stacks(self, name: str, module: nn.Module) -> dict[str, bool]:
+        """The module's stacks of experts that the storage holds, by attribute, and whether they are transposed: those of the
+        type of the computation, in a storage that is no float type."""
+        stacks = stacks_of(module) if storage_info(self.storage).dtype is None else None
+        if stacks is None:
+            return {}
+        held = {attribute: getattr(module, attribute) for attribute in stacks.names}
+        return {
+            attribute: stacks.transposed
+            for attribute, matrices in held.items()
+            if self._packs_parameter(f"{name}.{attribute}", matrices)
+        }
+
+    def _packs_parameter(self, name: str, matrices: nn.Parameter) -> bool:
+        own_type = self.kept_type(name) is not None or matrices.dtype != self.dtype
+        return self.sources.has(name) and not own_type and matrices.dim() == 3
 
     def _is_output_layer(self, name: str) -> bool:
         return self._is_output(name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.interchange.parts_without_base import parts_without_base
-from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, SubspacePart
+from dist_subspace.subspace import LowRankForm, RotationForm, ScalingForm, StackedPart, SubspacePart
 from dist_subspace.subspace.blocks.low_rank import LowRankPair, with_core_left
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
 from dist_subspace.subspace.core.peft_words import PREFIX, by_pattern
@@ -67,6 +67,8 @@ def movements(adapter: AdapterFolder) -> Iterator[Movement]:
 
 def part_movement(layer: str, part: SubspacePart) -> Movement:
     """Of a part with its values in it."""
+    if isinstance(part, StackedPart):
+        return _of_experts(layer, [part_movement(layer, part.expert(number)) for number in range(part.experts)])
     with torch.no_grad():
         core = _between_orthonormal(part)
         if core is not None:
@@ -111,6 +113,17 @@ def _of_tensors(layer: str, tensors: dict[str, Tensor], adapter: AdapterFolder) 
         return of_values(layer, SCALING, [tensors["ia3_l"].float() - 1])
     # What a method of PEFT does to W is told by the layer's shape too; parts on norms and biases are none of PEFT's.
     return of_values(layer, VALUES if adapter.described.get("peft_type") else SHIFT, list(tensors.values()))
+
+
+def _of_experts(layer: str, moved: list[Movement]) -> Movement:
+    """Of a stack: the norm over all experts as one, the largest of any, the mean of their effective ranks."""
+    ranks = [m.effective_rank for m in moved if m.effective_rank is not None]
+    return replace(
+        moved[0],
+        norm=math.hypot(*(m.norm for m in moved)),
+        largest=max(m.largest for m in moved),
+        effective_rank=sum(ranks) / len(ranks) if ranks else None,
+    )
 
 
 def of_product(layer: str, kind: str, a: Tensor, b: Tensor) -> Movement:

@@ -6,22 +6,27 @@ from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.pieces import FlatTensor, PieceWise
 from dist_subspace.storage.registry import StorageInfo, discover, options_for, pack, storage_info, storages
+from dist_subspace.storage.stack import ExpertOperator, FrozenStack, adopt_stack, pack_stack
 
 __all__ = [
+    "ExpertOperator",
     "FlatTensor",
     "FrozenLinear",
+    "FrozenStack",
     "Origin",
     "PackedLinear",
     "PieceWise",
     "StorageInfo",
     "adopt",
     "adopt_all",
+    "adopt_stack",
     "is_conv1d",
     "is_linear",
     "left_alone",
     "linear_shape",
     "options_for",
     "pack",
+    "pack_stack",
     "replace",
     "storage_info",
     "storages",

@@ -66,8 +66,8 @@ class FrozenLinear(nn.Module):
         self.out_features = out_features
         self.origin = origin
         for name, tensor in tensors.items():
-            self.register_parameter(name, _frozen(tensor))
-        self.register_parameter("bias", None if bias is None else _frozen(bias))
+            self.register_parameter(name, frozen(tensor))
+        self.register_parameter("bias", None if bias is None else frozen(bias))
 
     # What a storage provides.
 
@@ -174,7 +174,7 @@ class FrozenLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, storage={self.storage}, bias={self.bias is not None}"
 
 
-def _frozen(tensor: Tensor) -> nn.Parameter:
+def frozen(tensor: Tensor) -> nn.Parameter:
     """The tensor as a frozen parameter; a parameter stays the same object, because it may be shared or already sharded."""
     if isinstance(tensor, nn.Parameter) and type(tensor) is nn.Parameter:
         tensor.requires_grad = False

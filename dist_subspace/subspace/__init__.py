@@ -20,6 +20,7 @@ from dist_subspace.subspace.core.schedule import Edit, Schedule, schedule_class_
 from dist_subspace.subspace.core.shared import shared_of
 from dist_subspace.subspace.core.sites import AddsPositions, largest_rank_of
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.stacks import StackedPart
 from dist_subspace.subspace.core.statistic import (
     Decomposes,
     FoldsIntoBase,
@@ -55,6 +56,7 @@ __all__ = [
     "Settings",
     "SetupStatistic",
     "SubspaceConfig",
+    "StackedPart",
     "SubspaceLinear",
     "SubspacePart",
     "TextOptions",

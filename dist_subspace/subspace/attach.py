@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,12 +27,13 @@ from dist_subspace.subspace.core.collect import GradientCollector
 from dist_subspace.subspace.core.constrained import ConstrainedFactors
 from dist_subspace.subspace.core.constraints import PENALTIES, Penalties, Penalty
 from dist_subspace.subspace.core.initial import InitialFromModel
-from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.operator import Operator, Stack
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.schedule import Schedule, schedule_class_of
 from dist_subspace.subspace.core.shared import shared_of
 from dist_subspace.subspace.core.sites import OnModel, largest_rank_of, sites_of
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.stacks import StackedPart, check_stacked, choose_stacks, unnamed_stacks
 from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut
 from dist_subspace.subspace.core.trained import Gathered, TrainedModule
 
@@ -101,10 +102,17 @@ def attach_method(
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
     choice = Choice(model, resolved.targets, given, exclude, head_names(model), options, apart or {}, only=only)
-    sites = sites_of(resolved.method, choice)
+    stacks = choose_stacks(model, config.target_parameters)
+    if stacks:
+        check_stacked(resolved.method, resolved.settings)
+    sites = {} if stacks and not given else sites_of(resolved.method, choice)
+    if config.target_modules in (None, ALL_LINEAR) and any(isinstance(site, Operator | Stack) for site in sites.values()):
+        in_full = tuple(f"{name}." for name in trained_in_full)
+        choice.left_out.add({n: why for n, why in unnamed_stacks(model, stacks).items() if not n.startswith(in_full)})
     with gathered(_norm_weights(sites)):
         if config.target_modules in (None, ALL_LINEAR):
             sites = _with_room(sites, resolved, choice.left_out)
+        sites = choice.in_order({**sites, **stacks})
         largest = {name: largest_rank_of(resolved.method, site) for name, site in sites.items()}
     smallest = min((rank for rank in largest.values() if rank is not None), default=None)
     if smallest is not None:
@@ -112,8 +120,10 @@ def attach_method(
         resolved = replace(resolved, settings=capped)
     settings = settings_of(sites, resolved, largest)
     for name, site in sites.items():
-        resolved.method.check_site(site, settings[name], name in known)
-    common = shared_of(resolved.method, sites, next(iter(settings.values())))
+        one = site.operator(0) if isinstance(site, Stack) else site
+        resolved.method.check_site(one, settings[name], name in known)
+    linear = {name: site for name, site in sites.items() if name not in stacks}
+    common = shared_of(resolved.method, linear, next(iter(settings.values())))
     if config.new_tokens:
         check_new_tokens(model, config.new_tokens, trained_in_full)
     model.requires_grad_(False)
@@ -204,7 +214,10 @@ def _put_parts(
     instead: dict[nn.Module, nn.Module] = {}
     for name, site in sites.items():
         generator = torch.Generator().manual_seed(seed_of(config.seed, name))
-        part = resolved.method.build(site, settings[name], generator, shared)
+        if isinstance(site, Stack):
+            part: SubspacePart = StackedPart(site, resolved.method, settings[name], generator)
+        else:
+            part = resolved.method.build(site, settings[name], generator, shared)
         part.compute_dtype, part.name = dtype, name
         device = next((p.device for p in site.parameters()), torch.device("cpu"))
         for factor, parameter in part.trainables().items():
@@ -304,12 +317,24 @@ def _modules_to_save(model: nn.Module, config: SubspaceConfig) -> list[str]:
             raise UsageError(
                 f"subspace.modules_to_save has {ending!r}, which names no module; names here end in: {shown}"
             )
+        _refuse_stacks(model, ending, named)
         wanted += [name for name in named if name not in wanted]
     owned = {id(p) for name in wanted for p in model.get_submodule(name).parameters()}
     inside = [n for n in names if any(n.startswith(f"{w}.") or w.startswith(f"{n}.") for w in wanted)]  # or around one
     tied = [n for n in names if any(id(p) in owned for p in model.get_submodule(n).parameters(recurse=False))]
     wanted += [name for name in tied if name not in wanted and name not in inside]
     return [name for name in wanted if not any(name.startswith(f"{other}.") for other in wanted)]
+
+
+def _refuse_stacks(model: nn.Module, ending: str, named: Sequence[str]) -> None:
+    """A copy of a packed stack of experts would be trained in none of its values."""
+    for name in named:
+        for inner, module in model.get_submodule(name).named_modules():
+            if isinstance(module, Stack):
+                raise UsageError(
+                    f"subspace.modules_to_save has {ending!r}, which names the experts {f'{name}.{inner}'.rstrip('.')}, held as "
+                    f"{module.storage}: they cannot be trained in full; accepted: other modules, or a model.storage of floats"
+                )
 
 
 def _let_gradients_start_at_the_embeddings(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from torch import nn
 from dist_subspace.subspace.attach import attached
 from dist_subspace.subspace.core.rates import LearningRateRatio
 from dist_subspace.subspace.core.schedule import late_factors_of
+from dist_subspace.subspace.core.stacks import StackedPart
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -24,8 +25,9 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     """The trained parameters in groups for an optimizer; no group is empty (DeepSpeed drops empty ones, and a scheduler
     that counts groups then fails: docs/failures.md, "An empty parameter group breaks the scheduler").
 
-    One-dimensional parameters have no weight decay. Where the method has a learning-rate ratio (LoRA+), B's rate is
-    multiplied by it. What is trained from a later step on (LoRA-Dash's δ) is a group of its own.
+    One-dimensional parameters have no weight decay, nor have those that are one-dimensional for each expert. Where the method has
+    a learning-rate ratio (LoRA+), B's rate is multiplied by it. What is trained from a later step on (LoRA-Dash's δ) is a group
+    of its own.
     """
     attachment = attached(model)
     ratio = float(attachment.settings.options.get("lr_ratio", 1.0))
@@ -36,6 +38,7 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     for name, parameter in named_trainables(model).items():
         factor = name.rpartition(".")[2]
         rate = learning_rate * (ratio if factor in left_factors else 1.0)
-        decay = weight_decay if len(attachment.shapes[name]) > 1 else 0.0
+        of_experts = isinstance(model.get_submodule(name.rpartition(".")[0]), StackedPart)
+        decay = weight_decay if len(attachment.shapes[name]) - of_experts > 1 else 0.0
         groups.setdefault((rate, decay, factor in late_factors), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay, _), params in groups.items()]

@@ -27,6 +27,7 @@ def subspace_config(config: Config) -> SubspaceConfig:
         target_modules=section.target_modules,
         exclude_modules=section.exclude_modules,
         modules_to_save=section.modules_to_save,
+        target_parameters=section.target_parameters,
         constraint=section.constraint,
         constraint_weight=section.constraint_weight,
         options=section.options,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.storage import FrozenLinear, FrozenStack
 from tests.families import reference
 from tests.families.cases import Case
 from tests.families.exceptions import special
@@ -131,24 +131,50 @@ def check_type(session: Session, storage: str, dtype: torch.dtype) -> None:
 
 
 def check_quantised(session: Session, storage: str) -> None:
-    """A packed storage: transformers' model with our own dequantised weights computes the same; something is packed or the
-    load says that nothing is."""
+    """A packed storage: transformers' model with our own dequantised weights computes the same, and where experts are packed it
+    has the same gradients before them; something is packed or the load says that nothing is."""
     with listening() as words:
         model = session.load(storage, "float32")
-    packed = {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear) and not m.is_float}
-    weights = {}
+    packed = {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear | FrozenStack) and not m.is_float}
+    weights, stacks = {}, {n: m for n, m in packed.items() if isinstance(m, FrozenStack)}
     for name, module in packed.items():
+        if isinstance(module, FrozenStack):
+            weights[name] = dense_stack(module)
+            close(f"{storage} weights of {name}", weights[name], session.right.get_parameter(name), 0.3)
+            continue
         weight = module.dense(torch.float32)
         own = session.right.get_submodule(name).weight
         close(f"{storage} weight of {name}", weight.t() if module.conv1d else weight, own, 0.3)
         weights[name] = weight.t().contiguous() if module.conv1d else weight
     check_unpacked(session, storage, packed, words)
+    dequantised = reference.with_weights(session.right, weights)
     with torch.no_grad():
-        right = reference.run(reference.with_weights(session.right, weights), session.given)
+        right = reference.run(dequantised, session.given)
         ours = reference.run(model, session.given)
     close(f"{storage} logits", ours[0], right[0], 3 * LOGITS)
     close(f"{storage} loss", ours[1], right[1], 3 * LOGITS)
-    session.notes.append(f"{storage}: {len(packed)} packed")
+    session.notes.append(f"{storage}: {len(packed)} packed, {len(stacks)} of them stacks of experts")
+    if stacks and model.get_input_embeddings() is not None:
+        gradients = [gradient_of_embeddings(m, session) for m in (model, dequantised)]
+        close(f"{storage} gradient of the embeddings", gradients[0], gradients[1], GRADIENTS)
+
+
+def dense_stack(stack: FrozenStack) -> Tensor:
+    """In the layout that transformers has."""
+    dense = torch.stack([stack.expert(number).dense(torch.float32) for number in range(stack.experts)])
+    return dense.transpose(1, 2).contiguous() if stack.transposed else dense
+
+
+def gradient_of_embeddings(model: nn.Module, session: Session) -> Tensor:
+    """With respect to what the embeddings give: their weight may be the head's, which ours does not train."""
+    given: list[Tensor] = []
+    model.requires_grad_(False)
+    embeddings = model.get_input_embeddings()
+    hook = embeddings.register_forward_hook(lambda module, inputs, output: given.append(output.requires_grad_(True)))
+    _, loss = reference.run(model, session.given)
+    hook.remove()
+    (gradient,) = torch.autograd.grad(loss, given[0])
+    return gradient
 
 
 def check_unpacked(session: Session, storage: str, packed: Container[str], words: Words) -> None:
@@ -160,7 +186,7 @@ def check_unpacked(session: Session, storage: str, packed: Container[str], words
         matrix = 2 <= parameter.dim() <= 3 and "embedding" not in kind and kind != "conv1d"
         if matrix and name.startswith(blocks(session.right)):
             sizes[owner if own == "weight" else name] = parameter.numel()
-    loose = {name: size for name, size in sizes.items() if name not in packed}
+    loose = {name: size for name, size in sizes.items() if name not in packed and f"{name}.weight" not in packed}
     if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention("nf4", "int8", "quantis"):
         most = max(loose, key=lambda name: loose[name])
         share = f"{sum(loose.values())} of {sum(sizes.values())} weights of the blocks"

@@ -97,8 +97,11 @@ def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     """A copy of transformers' model, these layers' weights (as nn.Linear holds them) put in; each layer has its own."""
     made = copy.deepcopy(model)
     for name, weight in weights.items():
-        module = made.get_submodule(name)
-        module.weight = nn.Parameter(weight.clone())
+        if weight.dim() == 3:  # a stack of experts, by its own name
+            owner, _, own = name.rpartition(".")
+            setattr(made.get_submodule(owner), own, nn.Parameter(weight.clone()))
+        else:
+            made.get_submodule(name).weight = nn.Parameter(weight.clone())
     return made
 
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.interchange.adapter import adapter_tensors
+from dist_subspace.interchange.peft.export import export_peft
 from tests.keys.begun import begin, logits, randomised
 from tests.keys.bench import UNSET, Bench
 from tests.keys.reference import padded
 from tests.keys.table import Key
+from tests.tiny_models import tiny_model
 
 IDS = torch.arange(7, 47).view(4, 10)
 FEW = ["q_proj", "v_proj", "down_proj"]
@@ -91,6 +93,24 @@ def exclude_modules(bench: Bench) -> None:
 def modules_to_save(bench: Bench) -> None:
     names = ["lm_head", "layers.1.input_layernorm"]
     as_in_peft(bench, {"modules_to_save": names}, {"modules_to_save": names})
+
+
+def target_parameters(bench: Bench) -> None:
+    """Beside named modules, and alone, where linear layers are no targets."""
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    sizes = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    mixture = tiny_model("MixtralForCausalLM", config_name="MixtralConfig", vocab_size=len(bench.tokenizer), **sizes)
+    base = bench.save_model(mixture, bench.folder / "mixture")
+    for number, given in enumerate(({"target_modules": ["q_proj"]}, {"target_modules": UNSET})):
+        keys = {"rank": 2, "alpha": 6, "init_from": UNSET, "target_parameters": names} | given
+        model = begin(
+            bench, {"model.path": str(base)} | {f"subspace.{key}": value for key, value in keys.items()}
+        ).model
+        randomised(model)
+        out = export_peft(model, bench.folder / f"experts-{number}", report=None)
+        reference = PeftModel.from_pretrained(mixture, out.folder)
+        torch.testing.assert_close(logits(model, IDS), logits(reference, IDS), rtol=1e-4, atol=1e-5)
+        reference.unload()
 
 
 def rank_pattern(bench: Bench) -> None:
@@ -202,6 +222,13 @@ KEYS = [
     ),
     Key("subspace.exclude_modules", (["v_proj"],), "the layers", f"{_SAME} (exclude_modules=)", exclude_modules),
     Key("subspace.modules_to_save", (["lm_head", ...],), "modules trained in full", _SAME, modules_to_save),
+    Key(
+        "subspace.target_parameters",
+        (["experts.gate_up_proj", ...],),
+        "the stacks of experts",
+        f"{_SAME} (target_parameters=)",
+        target_parameters,
+    ),
     Key("subspace.rank_pattern", ({"v_proj": 2},), "shapes of single layers", f"{_SAME} (rank_pattern=)", rank_pattern),
     Key(
         "subspace.alpha_pattern",

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.original import original_of
-from dist_subspace.notices import heard
 from dist_subspace.placement.deepspeed.shards import is_partitioned
 from dist_subspace.placement.tensors import gathered
 from dist_subspace.storage import FrozenLinear
@@ -36,7 +35,6 @@ FAMILIES: dict[str, tuple[str, Any]] = {
     "one projection for three": ("masked-lm", tiny_config("NomicBertConfig")),
 }
 AUTO = {"causal-lm": transformers.AutoModelForCausalLM, "masked-lm": transformers.AutoModelForMaskedLM}
-EXPERTS = [name for name in FAMILIES if "expert" in name]
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -71,22 +69,6 @@ def test_every_parameter_is_what_transformers_makes_of_the_file(
         assert torch.equal(ours[name], parameter), name
     if storage == "fp32":  # torch multiplies stacks of so few columns in no 16 bits
         torch.testing.assert_close(logits(model), logits(expected), rtol=1e-5, atol=1e-4)
-
-
-@pytest.mark.parametrize("family", EXPERTS)
-def test_experts_that_are_not_packed_are_said_with_names_and_size(family: str, folders: dict[str, Path]) -> None:
-    told: list[str] = []
-    with heard(told.append):
-        model = dsub.load_frozen(folders[family], storage="nf4")
-    held = {n: p for n, p in model.named_parameters() if ".experts." in n and p.dim() >= 2}
-    size = sum(p.numel() * p.element_size() for p in held.values()) / 2**10
-    said = [sentence for sentence in told if "experts" in sentence]
-    assert len(said) == 1 and "not held in nf4: only linear layers are packed" in said[0]
-    assert said[0].startswith(f"{size:,.1f} KiB are bfloat16: {len(held)} stacks ({next(iter(held))}, ")
-    told.clear()
-    with heard(told.append):
-        dsub.load_frozen(folders[family], storage="bf16")
-    assert told == [], "nothing is packed in bf16"
 
 
 def test_parts_of_a_fused_projection_are_packed_and_read_again(folders: dict[str, Path]) -> None:

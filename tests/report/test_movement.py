@@ -242,3 +242,20 @@ def compare_with_peft(config: Any, tmp_path: Path) -> None:
     for name, movement in found.items():
         delta = model.base_model.model.get_submodule(name).get_delta_weight("default")
         assert movement.norm == pytest.approx(float(delta.norm()), rel=1e-4)
+
+
+def test_a_stack_of_experts_is_measured_as_its_experts_together(tmp_path: Path) -> None:
+    sizes = {"num_local_experts": 3, "num_experts_per_tok": 1, "num_key_value_heads": 2}
+    model = tiny_model("MixtralForCausalLM", config_name="MixtralConfig", **sizes)
+    dsub.attach(model, SubspaceConfig(method="lora", rank=2, alpha=8.0, target_parameters=["experts.down_proj"]))
+    for parameter in trainable_parameters(model):
+        parameter.data.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    dsub.save_adapter(model, tmp_path)
+    found = list(movements(AdapterFolder(tmp_path)))
+    assert [movement.layer for movement in found] == list(attached(model).layers)
+    for movement in found:
+        part = model.get_submodule(movement.layer)
+        updates = 8.0 / 2 * part.lora_B.detach() @ part.lora_A.detach()
+        assert movement.kind == "update" and movement.trained == part.lora_A.numel() + part.lora_B.numel()
+        assert movement.norm == pytest.approx(float(updates.norm()), rel=1e-4)
+        assert movement.largest == pytest.approx(float(torch.linalg.svdvals(updates).max()), rel=1e-4)

@@ -23,11 +23,12 @@ from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.adapter import adapter_tensors, base_tokenizer
 from dist_subspace.interchange.adapter_folder import AdapterFolder
-from dist_subspace.interchange.description import WEIGHTS, config_texts
+from dist_subspace.interchange.description import OWN, WEIGHTS, config_texts
 from dist_subspace.interchange.for_class import named_for
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.parts_without_base import parts_without_base
+from dist_subspace.interchange.peft.experts import STACKS, experts_entries, experts_tensors
 from dist_subspace.interchange.peft.export_report import ExportReport, class_note, reader_notes
 from dist_subspace.interchange.peft.forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.interchange.peft.trained_in_full import of_no_layer
@@ -108,6 +109,8 @@ def _export_model(model: nn.Module, described: Entries, wish: _Wish) -> ExportRe
     """Collective. Each part is looked at before any is made: a refusal has held one layer's pair at a time."""
     info, names = attached(model).info, attached(model).layers
     native = adapter_tensors(model, factors=False)
+    if STACKS in described[OWN]:
+        return on_main(_write_experts, described, info, native, wish)
     parts: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     forms: dict[str, Forms | None] | None = None
     if not _is_direct(described, wish.form):
@@ -120,6 +123,30 @@ def _export_model(model: nn.Module, described: Entries, wish: _Wish) -> ExportRe
             n: _on_whole(n, part, lora_of, (forms or {})[n], rank, base=rank is not None) for n, part in parts.items()
         }
     return on_main(_write_form, kind, described, info, native, forms, loras, wish)
+
+
+def _write_experts(described: Entries, info: MethodInfo, native: dict[str, Tensor], wish: _Wish) -> ExportReport:
+    """Local: of an adapter on experts, which PEFT has for LoRA alone."""
+    if wish.form not in ("auto", "direct"):
+        raise UsageError(f"form is {wish.form!r}, which an adapter on experts does not have; accepted: auto, direct")
+    if described[OWN].get("own_class"):
+        raise UsageError(
+            "an adapter on experts of a text model of a larger family cannot be written for PEFT; accepted: merge"
+        )
+    config = experts_entries(described, info)
+    tensors = experts_tensors(native, list(described[OWN][STACKS]))
+    _write(wish, config, tensors, None)
+    return ExportReport(
+        folder=str(wish.out),
+        method=info.name,
+        form="direct",
+        peft_type=config["peft_type"],
+        rank=config["r"],
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        error=None,
+        errors={},
+        notes=("vLLM reads no target_parameters: this folder is for PEFT",),
+    )
 
 
 def _form_of(name: str, part: SubspacePart, rank: int | None) -> Forms | None:
@@ -142,6 +169,8 @@ def _export_folder(folder: Path, wish: _Wish) -> ExportReport:
     adapter = AdapterFolder(folder, verify=True)
     info, described = method_class(adapter.config.method).info, adapter.described
     native = adapter.tensors(factors=False)
+    if STACKS in described[OWN]:
+        return _write_experts(described, info, native, wish)
     forms: dict[str, Forms | None] | None = None
     linear: dict[str, Forms | None] = {}
     if not _is_direct(described, wish.form):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,19 @@ class Operator(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def dense(self, dtype: torch.dtype = ...) -> Tensor: ...
+
+
+@runtime_checkable
+class Stack(Protocol):
+    """The frozen matrices of a mixture's experts."""
+
+    experts: int
+    expert_shape: tuple[int, int]
+    storage: str
+
+    def __call__(self, x: Tensor, counts: Sequence[int], each: Any = None) -> Tensor: ...
+
+    def operator(self, number: int) -> Any: ...
 
 
 @dataclass(frozen=True)

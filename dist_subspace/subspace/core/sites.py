@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from dist_subspace.subspace.core.operator import Operator
+from dist_subspace.subspace.core.operator import Operator, Stack
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.spec import Settings
 from dist_subspace.subspace.core.targets import Choice
@@ -60,6 +60,7 @@ def sites_of(method: type[SubspacePart], choice: Choice) -> dict[str, nn.Module]
 
 def largest_rank_of(method: type[SubspacePart], site: nn.Module) -> int | None:
     """The largest rank that a part of the method on this site can have; None where there is no bound."""
+    site = site.operator(0) if isinstance(site, Stack) else site
     return method.largest_rank(site) if issubclass(method, OwnRankBound) else smaller_side(site)
 
 

@@ -20,6 +20,7 @@ class MethodInfo:
     capped: an unset rank is cut to what the smallest target can have, instead of being refused.
     peft_type: PEFT's name, where the adapter's own files are files that PEFT reads; set by the method's words (`peft_words.py`).
     count: trained parameters of a layer, as a formula. uses_targets: whether `target_modules` can choose among the sites.
+    on_experts: whether it can be put on the stack of a mixture's experts.
     """
 
     name: str
@@ -44,6 +45,7 @@ class MethodInfo:
     peft_type: str | None = None
     count: str = ""
     uses_targets: bool = True
+    on_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class SubspaceConfig:
     A rank, alpha or dropout given to a method that has none is accepted and said to be unused (`unused`). `rank_pattern` and
     `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base
     does not know (a tokenizer was extended by them): their embedding and head rows are trained beside the subspace.
+    `target_parameters` names stacks of experts; given without `target_modules`, they are the only targets.
     """
 
     method: str = "lora"
@@ -62,6 +65,7 @@ class SubspaceConfig:
     target_modules: str | Sequence[str] | None = None
     exclude_modules: Sequence[str] = ()
     modules_to_save: Sequence[str] = ()
+    target_parameters: Sequence[str] = ()
     constraint: str | None = None
     constraint_weight: float = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -71,8 +75,10 @@ class SubspaceConfig:
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON."""
+        """Plain lists and numbers, for JSON. A configuration without `target_parameters` is what it was before there were any."""
         plain = asdict(self)
+        if not plain["target_parameters"]:
+            del plain["target_parameters"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod

@@ -43,6 +43,7 @@ LORA_OPTIONS = {
         constraints=("mpc_o", "mpc_d", "mpc_n"),
         options=LORA_OPTIONS,
         count="r (d_in + d_out)",
+        on_experts=True,
     )
 )
 class Lora(LoftqLinear, LearningRateRatio):

@@ -42,6 +42,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         capped=True,
         options={"mini_r": whole(None, "so many columns of D, repeated along the outputs (null: d_out)")},
         count="r d_out, or r mini_r",
+        on_experts=True,
     )
 )
 class Miss(LowRankForm, OwnRankBound):

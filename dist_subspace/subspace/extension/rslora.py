@@ -24,6 +24,7 @@ from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lo
         constraints=("mpc_o", "mpc_d", "mpc_n"),
         options=LORA_OPTIONS,
         count="r (d_in + d_out)",
+        on_experts=True,
     )
 )
 class RsLora(Lora):

@@ -37,6 +37,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
             "input_scaled_modules": name_list("targets that scale their input instead (PEFT's feedforward_modules)"),
         },
         count="d_out",
+        on_experts=True,
     )
 )
 class Ia3(ScalingLinear, ScalesBias, SharedAcrossLayers):

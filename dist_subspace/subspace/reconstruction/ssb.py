@@ -26,6 +26,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         targets=KEY_VALUE_UP,
         options={"scale_bias": flag(False, "scale the bias by l too")},
         count="d_in + d_out",
+        on_experts=True,
     )
 )
 class Ssb(ScalingLinear, ScalesBias):

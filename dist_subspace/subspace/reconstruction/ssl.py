@@ -23,6 +23,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         summary="each input feature scaled: W diag(s)",
         targets=KEY_VALUE_UP,
         count="d_in",
+        on_experts=True,
     )
 )
 class Ssl(ScalingLinear):

@@ -108,7 +108,7 @@ MUTANTS = [
     Mutant(
         name="accounting-packed-as-bytes",
         file="dist_subspace/accounting.py",
-        text="frozen += module.weights_in(name) if isinstance(module, FrozenLinear) else full_numel(parameter)",
+        text="frozen += full_numel(parameter) if operator is None else operator.weights_in(name)",
         becomes="frozen += full_numel(parameter)",
         promise="A packed weight counts as weights.",
         tests=["tests/test_accounting.py::test_counts_are_of_weights_and_bytes_of_what_is_stored[fp4]"],

@@ -33,7 +33,7 @@ _OPTIMIZER = [
     Mutant(
         name="weight-decay-on-vectors",
         file="dist_subspace/subspace/groups.py",
-        text="decay = weight_decay if len(attachment.shapes[name]) > 1 else 0.0",
+        text="decay = weight_decay if len(attachment.shapes[name]) - of_experts > 1 else 0.0",
         becomes="decay = weight_decay",
         promise="One-dimensional parameters are never decayed.",
         tests=key_tests("training.weight_decay"),

@@ -1,0 +1,228 @@
+"""The matrices of a mixture's experts, frozen, as one operator: a stack that is held expert by expert.
+
+Each expert is packed as a linear layer of its own, by the storage's own `pack`, so that a storage knows nothing of stacks. The
+tensors of the experts lie one behind the other in one parameter each, so that a sharding engine gathers a layer's stack at
+once, by one call of one module, whichever experts a rank's tokens go to. Products are made expert by expert, for those alone
+that were given tokens: one matrix is decoded at a time. As in operator.py, nothing of the weights is saved for backward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.errors import UsageError
+from dist_subspace.linear_map import Gate, through, through_gate
+from dist_subspace.module_places import with_tensors
+from dist_subspace.storage.dense import DenseLinear
+from dist_subspace.storage.operator import FrozenLinear, Origin, frozen
+from dist_subspace.storage.packed import PackedLinear
+from dist_subspace.storage.registry import pack, storage_info
+
+
+class FrozenStack(nn.Module):
+    """`y = W_e x` for the tokens x of each expert e, the `W_e` frozen and of logical shape `(d_out, d_in)`.
+
+    Arguments:
+        one: an expert's operator, which says how its tensors become a matrix; its own tensors are not kept.
+        tensors: the operator's tensors of all experts, `(experts, ...)` each.
+        plain: each expert's `plain_values`.
+        transposed: whether the model and its checkpoint hold `(experts, d_in, d_out)`.
+        origin: where the whole stack came from, if it was read from a file.
+    """
+
+    def __init__(
+        self,
+        one: FrozenLinear,
+        tensors: Mapping[str, Tensor],
+        plain: Sequence[Mapping[str, float]],
+        *,
+        transposed: bool,
+        origin: Origin | None = None,
+    ) -> None:
+        super().__init__()
+        self.transposed, self.origin, self.plain = transposed, origin, tuple(plain)
+        self.kind = (with_tensors(one, {}),)  # in a tuple, because an attribute that is a module would be a part
+        for name, tensor in tensors.items():
+            self.register_parameter(name, frozen(tensor))
+
+    @property
+    def experts(self) -> int:
+        return len(self.plain)
+
+    @property
+    def expert_shape(self) -> tuple[int, int]:
+        """`(d_out, d_in)`."""
+        return self.kind[0].shape
+
+    @property
+    def storage(self) -> str:
+        return self.kind[0].storage
+
+    @property
+    def is_float(self) -> bool:
+        return self.kind[0].is_float
+
+    def options(self) -> dict[str, Any]:
+        """The storage's options with which the experts are held (`model.storage_options`)."""
+        return self.kind[0].options()
+
+    def weights_in(self, name: str) -> int:
+        """How many numbers the parameter called `name` stands for, as `FrozenLinear.weights_in`."""
+        return self.experts * self.kind[0].weights_in(name)
+
+    def expert(self, number: int) -> FrozenLinear:
+        """The operator of one expert on views of the parameters as they are now: not to be kept where these may be split."""
+        views = {name: parameter[number] for name, parameter in self.named_parameters(recurse=False)}
+        operator = with_tensors(self.kind[0], {**views, "bias": None})
+        operator.set_plain_values(self.plain[number])
+        return operator
+
+    def operator(self, number: int) -> ExpertOperator:
+        """The same as an operator that reads the parameters anew whenever it is called: what a method is put on."""
+        return ExpertOperator(self, number)
+
+    def forward(
+        self, x: Tensor, counts: Sequence[int], each: Callable[[ExpertOperator, Tensor], Tensor] | None = None
+    ) -> Tensor:
+        """`(rows, d_out)` for `x (rows, d_in)`, which holds the first expert's tokens, then the second's, and so on.
+
+        Arguments:
+            counts: how many tokens each expert has. Rows beyond their sum are zeros.
+            each: what is computed with an expert's operator and tokens, where that is more than the product.
+        """
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if each is None:
+            return through(_Routed(self, counts), x)
+        made = [each(self.operator(number), x[rows]) for number, rows in hit(counts)]
+        beyond = x.shape[0] - sum(counts)
+        return torch.cat([*made, x.new_zeros(beyond, self.expert_shape[0])])
+
+    def __getitem__(self, number: Any) -> Tensor:
+        raise UsageError(
+            f"the model reads a stack of experts that is held as {self.storage}, and would find packed bytes; accepted: the "
+            "experts implementation that load_frozen sets, or a storage of floats (bf16, fp16, fp32)"
+        )
+
+    def extra_repr(self) -> str:
+        d_out, d_in = self.expert_shape
+        return f"{self.experts} experts, {d_in}, {d_out}, storage={self.storage}"
+
+
+def hit(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """The experts that have tokens, and their rows."""
+    first = 0
+    for number, count in enumerate(counts):
+        if count:
+            yield number, slice(first, first + count)
+        first += count
+
+
+class _Routed:
+    """The stack as one linear map on sorted rows (`LinearMap`)."""
+
+    def __init__(self, stack: FrozenStack, counts: Sequence[int]) -> None:
+        self.stack, self.counts = stack, counts
+
+    def product(self, x: Tensor) -> Tensor:
+        y = x.new_zeros(x.shape[0], self.stack.expert_shape[0])
+        for number, rows in hit(self.counts):
+            y[rows] = self.stack.expert(number).product(x[rows])
+        return y
+
+    def transposed_product(self, g: Tensor) -> Tensor:
+        x = g.new_zeros(g.shape[0], self.stack.expert_shape[1])
+        for number, rows in hit(self.counts):
+            x[rows] = self.stack.expert(number).transposed_product(g[rows])
+        return x
+
+
+class ExpertOperator:
+    """One expert of a stack as an operator: what a method computes with inside the stack's forward. It keeps the stack and reads
+    its parameters anew in backward."""
+
+    bias = None
+
+    def __init__(self, stack: FrozenStack, number: int) -> None:
+        self.stack, self.number = stack, number
+        self.out_features, self.in_features = stack.expert_shape
+        self.training = stack.training
+
+    def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor:
+        return through(self, x) if gate is None else through_gate(self, x, gate, branch)
+
+    def product(self, x: Tensor) -> Tensor:
+        return self.stack.expert(self.number).product(x)
+
+    def transposed_product(self, g: Tensor) -> Tensor:
+        return self.stack.expert(self.number).transposed_product(g)
+
+    def gated_product(self, x: Tensor, branch: Tensor, gate: Gate) -> Tensor:
+        return self.stack.expert(self.number).gated_product(x, branch, gate)
+
+    def gated_gradients(
+        self, g: Tensor, branch: Tensor, gate: Gate, apart: bool
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
+        return self.stack.expert(self.number).gated_gradients(g, branch, gate, apart)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        return self.stack.parameters()
+
+    def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self.stack.expert(self.number).dense(dtype)
+
+
+def pack_stack(
+    weights: Tensor,
+    storage: str,
+    *,
+    transposed: bool = False,
+    origin: Origin | None = None,
+    name: str = "",
+    compute_dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
+    **options: Any,
+) -> FrozenStack:
+    """Hold a stack of experts frozen in the named storage, each expert as `pack` holds a matrix.
+
+    Arguments:
+        weights: `(experts, d_out, d_in)`, or `(experts, d_in, d_out)` where `transposed`; float32, bfloat16 or float16.
+        name, compute_dtype: as `PackedLinear` has them.
+        device: where the packed tensors go; unset: where the weights are.
+
+    Raises:
+        UsageError: as `pack`.
+    """
+    place, kind = device or weights.device, storage_info(storage).dtype
+    if kind is not None:
+        held = weights if weights.dtype == kind and weights.device == place else weights.to(place, kind)
+        return adopt_stack(held, tuple(held.shape), transposed=transposed, origin=origin)
+    one = pack(weights[0].detach().to(place), storage, transposed=transposed, **options)
+    if isinstance(one, PackedLinear):
+        one.name, one.compute_dtype = name, compute_dtype
+    tensors = {n: p.new_empty((len(weights), *p.shape)) for n, p in one.named_parameters()}
+    plain = []
+    for number, weight in enumerate(weights):
+        packed = pack(weight.detach().to(place), storage, transposed=transposed, **options) if number else one
+        for own, parameter in packed.named_parameters():
+            tensors[own][number] = parameter
+        plain.append(packed.plain_values())
+    return FrozenStack(one, tensors, plain, transposed=transposed, origin=origin)
+
+
+def adopt_stack(
+    weights: Tensor, shape: tuple[int, ...], *, transposed: bool, origin: Origin | None = None
+) -> FrozenStack:
+    """A stack of floats as it is: a parameter stays the same object, split or not.
+
+    Arguments:
+        shape: of the whole stack, `(experts, d_out, d_in)`, or `(experts, d_in, d_out)` where `transposed`.
+    """
+    experts, *sides = shape
+    d_out, d_in = sides[::-1] if transposed else sides
+    one = DenseLinear(weights.new_empty(0), (d_out, d_in), transposed=transposed, bias=None, origin=None)
+    return FrozenStack(one, {one.matrix_name: weights}, [{}] * experts, transposed=transposed, origin=origin)
