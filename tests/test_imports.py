@@ -59,7 +59,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "training": BELOW_TRAINING | {"api", "advancing"},
+    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals"},
     "api": BELOW_TRAINING,
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
     "cli": BELOW_TRAINING | {"training", "api", "__init__"},

@@ -11,20 +11,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.placement.protocol import Engine
+from dist_subspace.training.cross_entropy import summed_cross_entropy
 from dist_subspace.training.data import MicroBatch
+from dist_subspace.training.data.samples import IGNORED
+from dist_subspace.training.head_loss import loss_in_head, proof_of
 
-IGNORED = -100
+
+def micro_batch_loss(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
+    """Collective where parameters are split: cross-entropy summed over the micro-batch's targets, in float32; `model` may be the
+    engine around it. A language model's is made inside its head where that is right (`whole_logits_because`)."""
+    if batch.labels.dim() == 2:
+        proof = proof_of(model, to_device(batch.inputs["input_ids"], device))
+        if proof.reason is None:
+            run = functools.partial(_output, model, batch, device)
+            return loss_in_head(model, run, batch.labels, batch.targets, proof.program)
+    return summed_loss(forward(model, batch, device), batch.labels)
+
+
+def whole_logits_because(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> str | None:
+    """Collective where parameters are split: why the model's loss is made of whole logits, tokens x vocabulary; None where it is
+    made inside the head, and for classes."""
+    if batch.labels.dim() != 2:
+        return None
+    return proof_of(model, to_device(batch.inputs["input_ids"], device)).reason
 
 
 def forward(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
     """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
+    logits: Tensor = _output(model, batch, device).logits
+    return logits
+
+
+def _output(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Any:
     inputs = {
         name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()
     }
     kind: Any = type(getattr(model, "module", model))
     if batch.labels.dim() == 2:
         inputs["use_cache"] = False  # a decoder in training keeps no keys and values
-    return model(**{name: value for name, value in inputs.items() if name in _accepted(kind)}).logits
+    return model(**{name: value for name, value in inputs.items() if name in _accepted(kind)})
 
 
 @functools.lru_cache(maxsize=16)
@@ -48,8 +73,5 @@ def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Labels of two dimensions are tokens, shifted as Hugging Face shifts them (a position predicts the next); of one, classes.
     """
     if labels.dim() == 2:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    flat = logits.reshape(-1, logits.shape[-1]).float()
-    return functional.cross_entropy(
-        flat, to_device(labels.reshape(-1), flat.device), ignore_index=IGNORED, reduction="sum"
-    )
+        logits, labels = logits.flatten(0, 1), functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    return summed_cross_entropy(logits, to_device(labels, logits.device))
