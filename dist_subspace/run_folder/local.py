@@ -55,9 +55,7 @@ class LocalFolder(os.PathLike[str]):
                 "that this user can write to"
             ) from None
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise UsageError(
-                f"run.local_dir is {self.path}, which is another user's; accepted: a folder of this user's"
-            )
+            raise UsageError(f"run.local_dir is {self.path}, which is another user's; accepted: a folder of this user's")
 
 
 def local_folder(local_dir: str | None, output_dir: StrPath) -> LocalFolder:
