@@ -16,8 +16,9 @@ from typing import Annotated, Any
 import typer
 
 from dist_subspace.atomic_files import StorageError
+from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
-from dist_subspace.launchers import enter, is_first
+from dist_subspace.launchers import enter, is_first, without_local_rank
 from dist_subspace.stopping import Interrupted, listening
 
 app = typer.Typer(
@@ -59,12 +60,12 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
             if is_first():
                 print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
             raise typer.Exit(75) from None
-        status = run(config, overrides or [])
+        status = run(config, overrides or [], logs=True)
         leave_process_group()
     raise typer.Exit(status)
 
 
-def _training() -> tuple[Callable[[str, list[str]], int], Callable[[], None]]:
+def _training() -> tuple[Callable[..., int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
     if is_first():
         print("starting: importing the libraries", flush=True)
@@ -223,6 +224,25 @@ def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.
 
 
 @app.command()
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML configuration: its paths, its sizes and its values are examined too.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    patience: Annotated[float, typer.Option(help="Seconds for the ranks to come; who does not is named.")] = PATIENCE,
+) -> None:
+    """Say what will break before a run finds out, and what to do: here, or under any launcher on all ranks at once
+    (`deepspeed --module dist_subspace doctor`, `torchrun -m dist_subspace doctor`, `srun python -m dist_subspace doctor`).
+
+    Exit status, on all ranks: 0 nothing will break, 1 something will.
+    """
+    from dist_subspace.doctor.command import doctor as examine
+
+    examine(config, overrides or [], as_json, patience)
+
+
+@app.command()
 def schema() -> None:
     """Print the configuration's JSON schema, for editors."""
     from dist_subspace.config import config_schema
@@ -234,7 +254,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status. A `UsageError` is one sentence on standard error, and status 2."""
     try:
         with _plain_notices():
-            result = app(args=sys.argv[1:] if arguments is None else arguments, standalone_mode=False)
+            result = app(
+                args=without_local_rank(sys.argv[1:] if arguments is None else arguments), standalone_mode=False
+            )
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

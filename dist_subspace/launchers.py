@@ -21,7 +21,7 @@ import importlib.util
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 
 from dist_subspace.errors import UsageError
@@ -187,6 +187,11 @@ READERS: tuple[Callable[[Variables], Place | None], ...] = (
     by_mpich,
     by_srun,
 )
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """The command line without what the deepspeed launcher adds (`--local_rank=N`), which is in the environment too."""
+    return [argument for argument in arguments if not argument.startswith("--local_rank")]
 
 
 def first_host(nodes: str) -> str:

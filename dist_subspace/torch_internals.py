@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 if TYPE_CHECKING:
 
@@ -51,6 +53,14 @@ def without_overrides() -> AbstractContextManager[Any]:
 def valueless_tensor(kind: type[Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
     """A tensor of the subclass `kind` that says a shape, a type and a device and has no values (`_make_wrapper_subclass`)."""
     return Tensor._make_wrapper_subclass(kind, tuple(shape), dtype=dtype, device=device)  # type: ignore[attr-defined]
+
+
+def set_collective_timeout(timeout: timedelta) -> None:
+    """Local: from now on so long for each collective of the groups that this process has made (`_set_pg_timeout`); a later group
+    has its maker's own."""
+    for group in list(distributed_c10d._world.pg_map):
+        with suppress(ValueError):  # a group that this rank is not in
+            distributed_c10d._set_pg_timeout(timeout, group)
 
 
 @functools.cache

@@ -1,4 +1,5 @@
-"""`python -m tests.docs_tables`: writes the tables of docs/reference.md that registries and the schema decide."""
+"""`python -m tests.docs_tables`: writes the tables of docs/reference.md and README.md that registries, the schema and the recipes
+decide."""
 
 from __future__ import annotations
 
@@ -7,8 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "reference.md"
+README = ROOT / "README.md"
 SIDE = 4096  # of the matrix whose bytes are shown
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -64,7 +68,7 @@ def presets_table() -> str:
     rows = [("`none`", "-", "-", "-", "torch alone")]
     for name, stage in PRESETS.items():
         numbers = {"micro_batch": 1, "rounds": 1, "world_size": 1, "max_grad_norm": 1.0}
-        zero = deepspeed_config(name, **numbers, nvme_path="/nvme")["zero_optimization"]  # type: ignore[arg-type]
+        zero = deepspeed_config(name, **numbers, nvme_path="/nvme", ranks_per_node=8)["zero_optimization"]  # type: ignore[arg-type]
         places = [zero.get(key, {}).get("device", "-") for key in ("offload_optimizer", "offload_param")]
         rows.append((f"`{name}`", str(stage), *places, "DeepSpeed"))
     return markdown(("preset", "ZeRO stage", "optimizer offloaded to", "frozen weights offloaded to", "engine"), rows)
@@ -118,6 +122,35 @@ def _yaml(value: Any) -> str:
     return "{}" if value == {} else value_text(value)
 
 
+def recipes_table() -> str:
+    """From the headers, which tests/config/test_recipes.py compares with what it computes."""
+    from tests.config.headers import RECIPES, header
+
+    rows = []
+    for path in sorted(RECIPES, key=_weight):
+        said, config = header(path), yaml.safe_load(path.read_text(encoding="utf-8"))
+        model, method, rank = config["model"], config["subspace"]["method"], config["subspace"].get("rank")
+        what = f"{method}{f' {rank}' if rank else ''}, {model['storage']}, {config['deepspeed']['preset']}"
+        link = f"[{path.stem}](configs/{path.name})"
+        held = said["Bytes a rank"].replace(" adapter and its optimizer state", " adapter")
+        hardware = said["Hardware"].replace("one node with ", "").replace("one ", "1 ")
+        rows.append((link, hardware, what, f"{config['data']['max_length']:,}", held))
+    header_row = (
+        "recipe",
+        "hardware",
+        "method, storage, preset",
+        "tokens a row",
+        "a rank holds (the adapter with its optimizer state)",
+    )
+    return markdown(header_row, rows)
+
+
+def _weight(path: Path) -> tuple[float, str]:
+    """The smoke first, then by billions of weights in the name."""
+    found = re.search(r"-(\d+)b\b", path.stem)
+    return (float(found[1]) if found else -1.0 if "smoke" in path.stem else 0.4), path.stem
+
+
 def markdown(header: tuple[str, ...], rows: Any) -> str:
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |" for cells in lines) + "\n"
@@ -129,7 +162,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "storages": storages_table,
     "presets": presets_table,
     "keys": keys_table,
+    "recipes": recipes_table,
 }
+
+
+def page_of(name: str) -> Path:
+    return README if name == "recipes" else PAGE
 
 
 def filled(text: str) -> str:
@@ -143,4 +181,5 @@ def shown(text: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in (PAGE, README):
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")

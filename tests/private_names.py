@@ -20,7 +20,8 @@ from tests.ranks import ROOT
 # `loading`, so it has one for the tables that models look their functions up in.
 KEEPERS = {
     "deepspeed": tuple(
-        f"placement/deepspeed/{name}.py" for name in ("shards", "partitioner", "leaf_blocks", "persistent", "fragments")
+        f"placement/deepspeed/{name}.py"
+        for name in ("shards", "secondary", "partitioner", "leaf_blocks", "persistent", "fragments", "embeddings")
     ),
     "bitsandbytes": ("storage/bnb.py",),
     "transformers": (

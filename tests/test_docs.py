@@ -21,7 +21,7 @@ SOURCES = sorted(path for folder in ("dist_subspace", "tests", "launch") for pat
 CITATION = re.compile(r'docs/(\w+\.md)(?:, "([^"]+)")?')
 UNPLACED = re.compile(r"(?<![\w/])(?:methods|pains|design|failures|style|cluster)\.md")
 NAMED_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(\w+))?")
-NAMED_FILE = re.compile(r"(?<![\w/.])((?:dist_subspace|tests|launch|configs)/[\w./]*\w/?|\.ci/run|\.github/[\w./]+)")
+NAMED_FILE = re.compile(r"(?<![\w/.])((?:dist_subspace|tests|launch|configs)/[\w./-]*\w/?|\.ci/run|\.github/[\w./]+)")
 EXAMPLES = ("test_docs.py", "docs_tables.py")  # which speak of citations
 # Shown in docs/extending.md.
 WORKED = (
@@ -175,8 +175,8 @@ def test_every_golden_number_of_the_methods_is_one_that_a_test_holds() -> None:
 
 @pytest.mark.parametrize("name", docs_tables.TABLES)
 def test_a_generated_table_is_that_of_the_registry(name: str) -> None:
-    """Every method, option, storage, preset and key: `python -m tests.docs_tables` writes them."""
-    shown = docs_tables.shown(docs_tables.PAGE.read_text(encoding="utf-8"))
+    """Every method, option, storage, preset, key and recipe: `python -m tests.docs_tables` writes them."""
+    shown = docs_tables.shown(docs_tables.page_of(name).read_text(encoding="utf-8"))
     assert shown[name] == docs_tables.TABLES[name](), "run `python -m tests.docs_tables`"
 
 

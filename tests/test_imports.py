@@ -40,7 +40,9 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
     "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
-    "placement": {"errors", "families", "class_source", "launcher_processes", "launchers", "stopping"},
+    "placement": {
+        *("errors", "families", "class_source", "launcher_processes", "launchers", "stopping", "torch_internals")
+    },
     "subspace": {
         "errors",
         "families",
@@ -61,9 +63,10 @@ ALLOWED: dict[str, set[str]] = {
     "advancing": {"errors", "statistics"} | AXES,
     "training": BELOW_TRAINING | {"api", "advancing", "torch_internals"},
     "api": BELOW_TRAINING,
+    "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "__init__"},
-    "__main__": {"cli"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "__init__"},
+    "__main__": {"cli", "doctor", "launchers"},
 }
 
 

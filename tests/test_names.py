@@ -51,8 +51,17 @@ PEFTS = {
     **{"miss": "MISS", "oft": "OFT"},
 }
 BITS = {"fp32": 32, "bf16": 16, "fp16": 16, "nf4": 4, "fp4": 4, "int8": 8, "fp8": 8}
-STAGES = {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3, "zero2-offload": 2, "zero3-offload": 3, "zero3-nvme": 3}
-STAGES_ALONE = ("zero0", "zero1", "zero2", "zero3")
+STAGES = {
+    "zero0": 0,
+    "zero1": 1,
+    "zero2": 2,
+    "zero3": 3,
+    "zero3-hpz": 3,
+    "zero2-offload": 2,
+    "zero3-offload": 3,
+    "zero3-nvme": 3,
+}
+STAGES_ALONE = ("zero0", "zero1", "zero2", "zero3", "zero3-hpz")
 ON_ANY_DEVICE = {"adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop"}
 ON_CUDA = {
     *("adamw_bnb_8bit", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit"),
@@ -74,7 +83,7 @@ EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
     *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
 }
-COMMANDS = {"train", "methods", "inspect", "merge", "export", "import", "report", "schema"}
+COMMANDS = {"train", "methods", "inspect", "merge", "export", "import", "report", "schema", "doctor"}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),
@@ -85,7 +94,8 @@ KEYS = {
     "rank_pattern alpha_pattern init_from",
     "training": "max_steps num_train_epochs global_batch_size per_device_train_batch_size per_device_eval_batch_size optim "
     "adam_beta1 adam_beta2 adam_epsilon learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay "
-    "max_grad_norm seed gradient_checkpointing gradient_checkpointing_kwargs on_nonfinite max_time full_determinism",
+    "max_grad_norm seed gradient_checkpointing gradient_checkpointing_kwargs on_nonfinite max_time rank_timeout"
+    " full_determinism",
     "deepspeed": "preset config nvme_path",
     "checkpoint": "save_steps save_total_limit resume metric_for_best_model greater_is_better allow_different",
     "run": "output_dir logging_steps eval_steps report_to",
@@ -112,7 +122,7 @@ def test_the_presets_are_these_and_have_their_stage() -> None:
     assert PRESETS == STAGES and set(get_args(names.Preset)) == {"none", *STAGES}
     for preset, stage in STAGES.items():
         config = deepspeed_config(
-            preset, micro_batch=1, rounds=1, world_size=1, max_grad_norm=1.0, nvme_path="/somewhere"
+            preset, micro_batch=1, rounds=1, world_size=1, max_grad_norm=1.0, nvme_path="/somewhere", ranks_per_node=8
         )
         zero = config["zero_optimization"]
         assert zero["stage"] == stage, preset

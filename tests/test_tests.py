@@ -17,7 +17,7 @@ MODELS = "tiny_models.py"
 OWN_CONFIGURATIONS = {
     "benchmarks/speed_models.py": "large enough to be timed",
     "benchmarks/statistics_time.py": "large enough to be timed",
-    "config/test_recipes.py": "the shapes of the models that the recipes name, in their real size",
+    "config/shapes.py": "the shapes of the models that the recipes name, in their real size",
     "faults/test_signals.py": "large enough to be interrupted while it is loaded",
     "gpu/test_memory.py": "large enough for its bytes to show among the device's others",
     "loading/test_positions.py": "the defaults of many families, of which only some sizes change",
@@ -53,8 +53,9 @@ WITHOUT_OWN_TESTS = {
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
+    "placement/store.py": "tests/placement/test_rendezvous.py and tests/test_launchers.py: ranks that meet in it",
     "placement/protocol.py": DECLARATIONS,
-    "placement/peers.py": "tests/faults/test_stop.py and test_waiting.py: real processes that end",
+    "placement/peers.py": "tests/faults/test_stop.py, test_waiting.py and test_lost_ranks.py: real processes that end",
     **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
     "run_folder/manifest.py": "tests/checkpoint/test_store.py: files that are not what the manifest says",
     "statistics/rounds.py": "tests/statistics/test_setup.py: ranks that decompose in turn",
@@ -75,7 +76,10 @@ WITHOUT_OWN_TESTS = {
         "tests/subspace/reconstruction/test_prefix.py, test_prompt.py and test_p_tuning.py",
     ),
     "training/data/worker.py": "tests/training/data/test_tokenising.py: a process of its own",
-    **dict.fromkeys(("training/last_words.py", "training/results.py"), "tests/faults and tests/training/test_said.py"),
+    **dict.fromkeys(
+        ("training/last_words.py", "training/lost_ranks.py", "training/results.py"),
+        "tests/faults and tests/training/test_said.py",
+    ),
 }
 NO_MODELS = ("PretrainedConfig", "BitsAndBytesConfig", "GenerationConfig", "HfDeepSpeedConfig")
 

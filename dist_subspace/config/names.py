@@ -8,7 +8,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "classification"]
 Format = Literal["alpaca", "chat", "completion", "text", "classification"]
 Truncation = Literal["turns", "tokens"]
-Preset = Literal["none", "zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload", "zero3-nvme"]
+Preset = Literal[
+    "none", "zero0", "zero1", "zero2", "zero3", "zero3-hpz", "zero2-offload", "zero3-offload", "zero3-nvme"
+]
 Constraint = Literal["none", "mpc_o", "mpc_d", "mpc_n"]
 Reporter = Literal["tensorboard", "wandb", "mlflow"]
 OnNonfinite = Literal["skip", "stop"]

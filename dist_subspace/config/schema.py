@@ -189,6 +189,10 @@ class TrainingSection(Section):
     max_time: Seconds | None = Field(
         default=None, description="Save and stop after so many seconds, or hh:mm:ss; null: no limit."
     )
+    rank_timeout: Annotated[Seconds, Field(ge=10)] | None = Field(
+        default=300.0,
+        description="All ranks have left so many seconds (or hh:mm:ss) after one was lost or cut off; null: not watched.",
+    )
     full_determinism: bool = Field(default=False, description="Bit-exact repetition on CUDA, at a cost in time.")
 
     @model_validator(mode="before")

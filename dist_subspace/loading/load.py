@@ -152,7 +152,7 @@ def resolve_folder(path: str | Path) -> Path:
     local = Path(path).expanduser()
     if local.is_dir():
         return local
-    if not _is_hub_name(str(path)):
+    if not is_hub_name(str(path)):
         raise UsageError(
             f"model.path is {str(path)!r}, which is no folder; accepted: a transformers model folder or a hub name"
         )
@@ -175,7 +175,7 @@ def local_folder(name: str | Path | None) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if not _is_hub_name(str(name)):
+    if not is_hub_name(str(name)):
         return None
     from huggingface_hub import snapshot_download
 
@@ -187,11 +187,12 @@ def local_folder(name: str | Path | None) -> Path | None:
 
 def download(path: str | Path) -> None:
     """Collective: fetch a hub name once a node, before every rank reads it. One node may have a folder of that name."""
-    if any_rank(not Path(path).expanduser().is_dir() and _is_hub_name(str(path))):
+    if any_rank(not Path(path).expanduser().is_dir() and is_hub_name(str(path))):
         once_per_node(resolve_folder, path)
 
 
-def _is_hub_name(path: str) -> bool:
+def is_hub_name(path: str) -> bool:
+    """Whether a path that is no folder here names a model of the Hub."""
     return path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
 
 

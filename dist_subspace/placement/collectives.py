@@ -6,6 +6,7 @@ Without a process group each of them works for one rank, so callers never branch
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,10 +18,12 @@ import torch.distributed as dist
 
 from dist_subspace.errors import UsageError
 from dist_subspace.launchers import NODE_RANK
-from dist_subspace.placement.peers import Peer, Peers
+from dist_subspace.placement.peer import Peer
+from dist_subspace.placement.peers import Peers
 from dist_subspace.stopping import STOP, Interrupted
 
 T = TypeVar("T")
+E = TypeVar("E", bound=BaseException)
 
 
 @dataclass(frozen=True)
@@ -185,10 +188,10 @@ def may_speak() -> bool:
     return True
 
 
-def tell_peers(status: int = 1) -> None:
-    """Local: this rank has said why it failed, and leaves with this exit status."""
+def tell_peers(status: int = 1, log: str = "") -> None:
+    """Local: this rank has said why it failed, and leaves with this exit status; `log`: what it said last."""
     if _peers is not None:
-        _peers.tell(status, _HEARING)
+        _peers.tell(status, _HEARING, log)
     elif world().size > 1:
         with suppress(RuntimeError):
             _store().set(_told(), str(status))
@@ -243,8 +246,8 @@ def agreed(what: str) -> Iterator[None]:
 
     The block itself must hold no collective: a rank that has raised would not take part in it. The failing rank
     re-raises its own error; the others raise the same kind, so that all leave with the same exit status (`is_everyones`). A
-    block may take hours on one rank. Where the run may be left (`Stop.leavable`), a stop interrupts it, and all ranks raise
-    `Interrupted`.
+    refusal that is not true on every host names the one where it is. A block may take hours on one rank. Where the run may be
+    left (`Stop.leavable`), a stop interrupts it, and all ranks raise `Interrupted`.
     """
     error: BaseException | None = None
     try:
@@ -253,15 +256,30 @@ def agreed(what: str) -> Iterator[None]:
     except (Exception, Interrupted) as caught:
         error = caught
     meet()
-    reports = gather_objects(None if error is None else (_kind(error), f"{error}"))
+    reports = gather_objects(Report(socket.gethostname(), None if error is None else (_kind(error), f"{error}")))
+    if isinstance(error, UsageError):
+        error.args = (_with_host(f"{error}", world().rank, reports),)
     if error is None:
         error = _of_others(what, reports)
     if error is not None:
-        error.__dict__[_EVERYONES] = True
-        raise error
+        raise of_everyone(error)
 
 
 _EVERYONES = "is_everyones"
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a rank came to the end of an agreement; failed: the kind of its error and the message."""
+
+    host: str
+    failed: tuple[type[UsageError] | type[Interrupted] | None, str] | None
+
+
+def of_everyone(error: E) -> E:
+    """The error, marked as one that every rank raises."""
+    error.__dict__[_EVERYONES] = True
+    return error
 
 
 def is_everyones(error: BaseException) -> bool:
@@ -269,12 +287,20 @@ def is_everyones(error: BaseException) -> bool:
     return bool(error.__dict__.get(_EVERYONES))
 
 
-def _of_others(what: str, reports: list[Any]) -> BaseException | None:
-    for rank, failed in enumerate(reports):
-        if failed is not None:
-            kind, message = failed
-            return PeerFailed(f"{what} failed on rank {rank}: {message}") if kind is None else kind(message)
+def _of_others(what: str, reports: list[Report]) -> BaseException | None:
+    for rank, report in enumerate(reports):
+        if report.failed is not None:
+            kind, message = report.failed
+            if kind is None:
+                return PeerFailed(f"{what} failed on rank {rank}: {message}")
+            return kind(_with_host(message, rank, reports) if kind is UsageError else message)
     return None
+
+
+def _with_host(message: str, rank: int, reports: list[Report]) -> str:
+    """The message, and where it is true, if that is not on every host."""
+    hosts, failed = {report.host for report in reports}, {report.host for report in reports if report.failed}
+    return message if failed == hosts else f"on {reports[rank].host} (rank {rank}): {message}"
 
 
 def _kind(error: BaseException) -> type[UsageError] | type[Interrupted] | None:
@@ -289,18 +315,19 @@ def refuse_unlike(facts: Mapping[str, Any]) -> None:
     """Collective: what every rank has found out for itself is what rank 0 has found; a key that one of two lacks is not compared.
 
     Raises:
-        UsageError: on every rank; names a rank, a key and both values.
+        UsageError: on every rank; names a rank, its host where there are several, a key and both values.
     """
-    first, *others = gather_objects(dict(facts))
-    for rank, other_facts in enumerate(others, start=1):
+    (first_host, first), *others = gather_objects((socket.gethostname(), dict(facts)))
+    for rank, (host, other_facts) in enumerate(others, start=1):
         for key, value in other_facts.items():
             if key in first and first[key] != value:
-                refusal = UsageError(
-                    f"rank {rank} has another {key} than rank 0: {value!r}, and not {first[key]!r}; accepted: the same files and "
-                    "the same command for every rank"
+                here, there = (f" on {first_host}", f" on {host}") if host != first_host else ("", "")
+                raise of_everyone(
+                    UsageError(
+                        f"rank {rank}{there} has another {key} than rank 0{here}: {value!r}, and not {first[key]!r}; accepted: "
+                        "the same files and the same command for every rank"
+                    )
                 )
-                refusal.__dict__[_EVERYONES] = True
-                raise refusal
 
 
 def on_main(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +18,15 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed
+from dist_subspace.placement.deepspeed.json_file import zero_stage as stage_of
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel
-from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
+from dist_subspace.placement.deepspeed.presets import HIERARCHICAL, PRESETS, deepspeed_config
 from dist_subspace.placement.deepspeed.process_group import agreed_device
 from dist_subspace.placement.deepspeed.quiet import be_quiet as be_quiet
+from dist_subspace.placement.deepspeed.secondary import check_partition_size
 from dist_subspace.placement.deepspeed.supported import check_supported
 from dist_subspace.placement.facts import Facts
+from dist_subspace.placement.nodes import ranks_per_node
 from dist_subspace.placement.protocol import Engine
 
 WHOLE = "none"
@@ -55,9 +60,31 @@ def check_engine(preset: str, given: Stock | None) -> None:
         )
 
 
+def stock_digest(given: Stock | None) -> str | None:
+    """Local: a short hash of what a stock JSON says, wherever it and the disk for offloading lie; None for none."""
+    if given is None:
+        return None
+    stated = read_deepspeed(given)
+    for section in ("offload_param", "offload_optimizer"):
+        zero = stated.get("zero_optimization")
+        if isinstance(zero, dict) and isinstance(zero.get(section), dict):
+            zero[section].pop("nvme_path", None)
+    text = json.dumps(stated, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def _trains_whole(preset: str, given: Stock | None) -> bool:
     """Whether plain torch trains: a stock JSON means DeepSpeed, whatever the preset is."""
     return given is None and preset == WHOLE
+
+
+def ranks_per_near_group(preset: str, given: Stock | None) -> int | None:
+    """Collective: how many ranks each node has, where the preset keeps second shards inside nodes; else None.
+
+    Raises:
+        UsageError: on every rank, where the nodes are not alike or there is but one.
+    """
+    return ranks_per_node(preset) if given is None and preset == HIERARCHICAL else None
 
 
 def engine_title(preset: str, given: Stock | None) -> str:
@@ -94,7 +121,9 @@ def engine_config(
             trainable_numel=facts.trainable_numel,
             block_numel=facts.block_numel,
             nvme_path=nvme_path,
+            ranks_per_node=facts.ranks_per_node,
         )
+    check_partition_size(made, facts.world_size)
     check_supported(made, storage=storage, unquantised=unquantised, dtype=facts.dtype)
     return made
 
@@ -106,6 +135,11 @@ def stock_training_keys(given: Stock) -> dict[str, str]:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
     return stock.stock_training_keys(read_deepspeed(given))
+
+
+def zero_stage(given: Stock) -> int:
+    """The ZeRO stage of a stock JSON."""
+    return stage_of(read_deepspeed(given))
 
 
 def largest_block(model: nn.Module) -> int:

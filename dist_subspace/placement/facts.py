@@ -12,7 +12,7 @@ class Facts:
     rounds: micro-batches of a rank in one step, empty ones included: ceil(global_batch / micro_batch / world_size).
     warmup_steps, total_steps: whole steps, ratios and epochs resolved. dtype: the computation's type, as float32.
     optim, lr_scheduler_type: None where the YAML leaves them open; then the JSON's are not compared.
-    trainable_numel, block_numel: as in `thresholds.zero_thresholds`.
+    trainable_numel, block_numel: as in `thresholds.zero_thresholds`. ranks_per_node: where a preset asks for it.
     """
 
     micro_batch: int
@@ -31,3 +31,4 @@ class Facts:
     block_numel: int = 0
     optim: str | None = None
     lr_scheduler_type: str | None = None
+    ranks_per_node: int | None = None

@@ -17,6 +17,7 @@ factors/                           statistics of frozen matrices  statistics/cac
 tokens/                            tokenised samples              training/data/store.py
 tensorboard/                       TensorBoard's events           training/trackers.py
 loss.png                           the loss curve                 report/curve.py
+logs/rank-<rank>.log               what a failing rank said last  training/rank_logs.py
 """
 
 from __future__ import annotations
@@ -90,6 +91,13 @@ class RunFolder(os.PathLike[str]):
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def log(self, rank: int) -> Path:
+        return self.logs / f"rank-{rank}.log"
 
     def checkpoint(self, step: int) -> Path:
         return self.path / checkpoint_name(step)

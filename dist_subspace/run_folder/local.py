@@ -9,8 +9,10 @@ from __future__ import annotations
 import getpass
 import hashlib
 import os
+import socket
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from dist_subspace.errors import UsageError
@@ -18,10 +20,14 @@ from dist_subspace.run_folder.folder import RunFolder, StrPath
 
 
 class LocalFolder(os.PathLike[str]):
-    """One run's folder on this node. Nothing need be there: each property is a path, and none is looked at."""
+    """One run's folder on this node. Nothing need be there: each property is a path, and none is looked at.
 
-    def __init__(self, path: StrPath) -> None:
-        self.path = Path(path)
+    Arguments:
+        private_parent: the folder above is this user's too, in one where everybody may write.
+    """
+
+    def __init__(self, path: StrPath, private_parent: bool = False) -> None:
+        self.path, self._private_parent = Path(path), private_parent
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -31,7 +37,7 @@ class LocalFolder(os.PathLike[str]):
 
     @property
     def tokens(self) -> Path:
-        return self.path / "tokens"
+        return RunFolder(self.path).tokens
 
     @property
     def logs(self) -> Path:
@@ -41,21 +47,37 @@ class LocalFolder(os.PathLike[str]):
         return self.logs / f"rank-{rank}.log"
 
     def make(self) -> None:
-        """Local: make the folder, for this user alone.
+        """Local: make the folder, for this user alone. It holds samples of the data, and its name can be guessed: one that
+        somebody else has made, or a link, is not used.
 
         Raises:
-            UsageError: it cannot be made, or is another user's.
+            UsageError: it cannot be made, is another user's, or is no folder.
         """
         try:
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = self.path.stat()
+            if self._private_parent:
+                self._make_private(self.path.parent)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_private(self.path)
         except OSError as error:
-            raise UsageError(
-                f"run.local_dir is {self.path}, which cannot be made ({error}); accepted: a folder on a disk of each node "
-                "that this user can write to"
-            ) from None
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            raise UsageError(f"run.local_dir is {self.path}, which is another user's; accepted: a folder of this user's")
+            raise self._refusal(self.path, f"cannot be made ({error.strerror or error})") from None
+
+    def _make_private(self, folder: Path) -> None:
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise self._refusal(folder, "is a link" if stat.S_ISLNK(found.st_mode) else "is no folder")
+        if found.st_uid != os.geteuid():
+            raise self._refusal(folder, "is another user's")
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            folder.chmod(0o700)
+
+    def _refusal(self, folder: Path, why: str) -> UsageError:
+        return UsageError(
+            f"{folder}, which run.local_dir means on {socket.gethostname()}, {why}; accepted: a run.local_dir on a disk of each "
+            "node where this user can make a folder"
+        )
 
 
 def local_folder(local_dir: str | None, output_dir: StrPath) -> LocalFolder:
@@ -64,7 +86,7 @@ def local_folder(local_dir: str | None, output_dir: StrPath) -> LocalFolder:
     above = Path(local_dir) if local_dir is not None else Path(tempfile.gettempdir()) / f"dist_subspace-{_user()}"
     whole = os.path.abspath(output_dir)
     name = f"{RunFolder(whole).path.name}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
-    return LocalFolder(above / name)
+    return LocalFolder(above / name, private_parent=local_dir is None)
 
 
 def _user() -> str:

@@ -39,7 +39,8 @@ def write_status(
 
     Arguments:
         more: what else is known: `host`, `pid` and `heartbeat` (the time when it was last alive) of the process that writes;
-            `warning`, a sentence about a run that finished; `skipped`, how many of its steps were not applied.
+            `rank_host`, the host of the rank at fault; `warning`, a sentence about a run that finished; `skipped`, how many of
+            its steps were not applied.
 
     Raises:
         StorageError: the file cannot be written.

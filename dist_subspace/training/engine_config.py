@@ -52,6 +52,7 @@ def _facts(plan: Plan, trained: int, block: int) -> Facts:
         block_numel=block,
         optim=training.optim,
         lr_scheduler_type=training.lr_scheduler_type,
+        ranks_per_node=plan.ranks_per_node,
     )
 
 

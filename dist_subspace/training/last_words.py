@@ -2,25 +2,53 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TextIO
 
 import torch
 
 from dist_subspace.config import Config
+from dist_subspace.errors import UsageError
 from dist_subspace.launchers import is_first
 from dist_subspace.placement.collectives import PeerFailed, may_speak, meet, tell_peers, wait_until_told, world
-from dist_subspace.placement.peers import Peer, Peers
+from dist_subspace.placement.heartbeat import Heartbeat
+from dist_subspace.placement.peer import Peer
+from dist_subspace.placement.peers import Peers
 from dist_subspace.run_folder.folder import checkpoint_name
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.stopping import STOP
+from dist_subspace.training.error_file import tell_torchrun
 from dist_subspace.training.plan import Plan
+from dist_subspace.training.rank_logs import RankLog, keep_last_lines, last_lines
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.trainer import Trainer
 
 _PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
 _FEW = 5.0  # seconds in which a rank that was killed shows as ended, after its neighbour's connection broke
+
+
+class Word:
+    """The right to say how the run ends: that of the first thread which asks. A rank is missed by the thread that watches, and by
+    the main thread, whose connections break."""
+
+    def __init__(self) -> None:
+        self._asking, self._holder = threading.Lock(), 0
+
+    def is_mine(self) -> bool:
+        with self._asking:
+            self._holder = self._holder or threading.get_ident()
+            return self._holder == threading.get_ident()
+
+    def take(self) -> None:
+        """Wait, where another thread has it: that one ends the process."""
+        while not self.is_mine():
+            time.sleep(1.0)
 
 
 @dataclass
@@ -32,6 +60,16 @@ class Run:
     plan: Plan | None = None
     trainer: Trainer | None = None
     peers: Peers | None = None
+    heartbeat: Heartbeat | None = None
+    has_logs: bool = False  # whether ranks say into logs of their own
+    log: RankLog | None = None
+    open_log: Callable[[Sequence[int]], RankLog] | None = None
+    traceback: str = ""
+    word: Word = field(default_factory=Word)
+
+    @property
+    def screen(self) -> TextIO:
+        return sys.stderr if self.log is None else self.log.screen
 
     @property
     def saved(self) -> int:
@@ -58,19 +96,64 @@ class Run:
 def end(run: Run, state: State, message: str, code: int, step: int | None = None, everywhere: bool = False) -> int:
     """Say how it ended: one sentence from rank 0, or, `everywhere`, from the rank where it happened; from one where it happened
     to several."""
+    run.word.take()
     rank = world().rank
     if everywhere and not may_speak():
         return wait_until_told(_PATIENCE) or code
+    by_one = everywhere and world().size > 1
+    if by_one:
+        message = f"rank {rank} on {socket.gethostname()}: {message}"
     if rank == 0 or everywhere:
-        print(message if state == "interrupted" else f"error: {message}", file=sys.stderr, flush=True)
+        say(run, message if state == "interrupted" else f"error: {message}")
     if run.status is not None:
-        run.status.write(state, message, step, rank, anyone=everywhere)
+        run.status.write(state, message, step, rank, anyone=everywhere, rank_host=socket.gethostname())
     if everywhere:
-        tell_peers(code)
+        keep_own_log(run)
+        tell_peers(code, own_log(run))
     else:
         with suppress(PeerFailed):
             meet()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
     return code
+
+
+def say(run: Run, sentence: str) -> None:
+    """Local: the last words, on the screen; in this rank's own log, too."""
+    print(sentence, file=run.screen, flush=True)
+    tell_torchrun(sentence)
+    if run.screen is not sys.stderr:
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def own_log(run: Run) -> str:
+    """What this rank said last. Of rank 0, whose screen is no file, that is the traceback alone."""
+    return run.traceback if run.log is None else last_lines(run.log.path)
+
+
+def keep_own_log(run: Run) -> None:
+    """Local: in RUN/logs, if this rank sees the run's folder; rank 0 does it as well, for those that do not (`hear`)."""
+    if world().size > 1 and run.status is not None and run.status.sees_folder() and (text := own_log(run)):
+        keep_last_lines(run.status.run, world().rank, text)
+
+
+def hear(run: Run) -> None:
+    """Local, rank 0: another rank has said why the run ends. That stays the last word on the screen: what the libraries say of
+    connections that break then goes into a log."""
+    quieten(run)
+    keep_logs(run)
+
+
+def quieten(run: Run) -> None:
+    """Local: standard error goes into this rank's log from now on; the screen is for the last words."""
+    if run.log is None and run.open_log is not None:
+        with suppress(UsageError, OSError):
+            run.log = run.open_log((2,))
+
+
+def keep_logs(run: Run) -> None:
+    """Local, rank 0: what it was given of failing ranks' logs, into RUN/logs."""
+    if run.status is not None and run.status.taken and run.peers is not None and world().is_main:
+        for rank, text in run.peers.logs().items():
+            keep_last_lines(run.status.run, rank, text)
 
 
 def interrupted_text(run: Run, reason: str) -> str:
@@ -85,14 +168,15 @@ def left_at_once(run: Run, reason: str) -> int:
     """Local: the last words of a process that does not wait for the others."""
     if world().is_main and is_first():
         message = interrupted_text(run, reason)
-        print(message, file=sys.stderr, flush=True)
+        say(run, message)
         if run.status is not None:
             run.status.write("interrupted", message, run.saved)
     return EXIT_INTERRUPTED
 
 
-def end_after_another() -> int:
+def end_after_another(run: Run) -> int:
     """Another rank failed, and its status is for it to write."""
+    run.word.take()
     return wait_until_told(_PATIENCE) or EXIT_FAILED
 
 
@@ -100,6 +184,7 @@ def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
     """The ranks whose end this error may come from; [] where they have said why themselves; None where it is this rank's own."""
     if run.peers is None or not _may_come_from_a_peer(error):
         return None
+    run.word.take()
     if wait_until_told(0.2):
         return []
     gone = run.peers.gone_within(_FEW)
@@ -108,6 +193,7 @@ def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
 
 def end_without(run: Run, gone: list[Peer]) -> int:
     """Another rank ended, without a word or with one: the first of those that are left speaks for it."""
+    run.word.take()
     if (told := wait_until_told(0.1)) or not gone:
         return told or EXIT_FAILED
     left = min(rank for rank in range(world().size) if rank not in {peer.rank for peer in gone})
@@ -117,16 +203,27 @@ def end_without(run: Run, gone: list[Peer]) -> int:
         message, status = f"interrupted by {STOP.reason}; {who} was ended before it had saved", EXIT_INTERRUPTED
     else:
         state, message, status = "failed", f"{who} was killed, or crashed", EXIT_FAILED
-    goes_on = f"from {checkpoint_name(run.saved)}" if run.saved else "from the beginning"
-    message = f"{message}, after step {run.step or 0}; {_to_continue(run)} {goes_on}"
+        if run.heartbeat is not None and (pause := run.heartbeat.was_paused()):
+            message = (
+                f"rank {world().rank} on {socket.gethostname()} was stopped for {pause:.0f} s, and the others have left"
+            )
+    message = f"{message}, after step {run.step or 0}; {goes_on_text(run)}"
+    if run.peers is not None:
+        for peer in gone:
+            run.peers.offer_log(peer.rank)
     if world().rank == left:
-        print(f"error: {message}" if state == "failed" else message, file=sys.stderr, flush=True)
+        say(run, f"error: {message}" if state == "failed" else message)
         if run.status is not None:
-            run.status.write(state, message, run.step, gone[0].rank, anyone=True)
+            run.status.write(state, message, run.step, gone[0].rank, anyone=True, rank_host=gone[0].host)
+        keep_logs(run)
         tell_peers(status)
     else:
         wait_until_told(_FEW)
     return status
+
+
+def goes_on_text(run: Run) -> str:
+    return f"{_to_continue(run)} {f'from {checkpoint_name(run.saved)}' if run.saved else 'from the beginning'}"
 
 
 def _to_continue(run: Run) -> str:

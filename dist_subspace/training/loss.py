@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.placement.protocol import Engine
-from dist_subspace.training.cross_entropy import summed_cross_entropy
+from dist_subspace.training.cross_entropy import PIECE, summed_cross_entropy
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.head_loss import loss_in_head, proof_of
@@ -68,10 +68,16 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over the targets, in float32.
+    """Cross-entropy summed over the targets, in float32, of which there is a piece of the rows at a time.
 
     Labels of two dimensions are tokens, shifted as Hugging Face shifts them (a position predicts the next); of one, classes.
     """
-    if labels.dim() == 2:
+    if labels.dim() == 2:  # the last position predicts nothing; a slice without it would be a copy
         logits, labels = logits.flatten(0, 1), functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
     return summed_cross_entropy(logits, to_device(labels, logits.device))
+
+
+def logits_memory(count: int) -> int:
+    """Bytes that a loss over so many logits takes at the peak of a step, about, where it is made inside the head: a piece of
+    them, in 16 bits and in float32."""
+    return 6 * min(count, PIECE)

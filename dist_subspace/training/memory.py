@@ -7,6 +7,8 @@ import sys
 
 import torch
 
+from dist_subspace.training.loss import logits_memory
+
 
 def peak_memory(device: torch.device) -> int:
     """Local: the most bytes this process has held, on its GPU, or in memory."""
@@ -26,21 +28,24 @@ def is_out_of_memory(error: BaseException) -> bool:
 def advice(micro_batch: int, max_length: int, vocabulary: int, hidden: int, layers: int, checkpointing: bool) -> str:
     """One sentence on what to lower, and about how much it would save on each rank.
 
-    Counted: float32 logits with their gradient and softmax (12 bytes an entry), and the 16-bit activations that are kept
-    for backward (one a block under checkpointing, about 16 without).
+    Counted: the logits (`logits_memory`), and the 16-bit activations that are kept for backward (one a block under
+    checkpointing, about 16 without).
     """
+
+    def taken(tokens: int) -> int:
+        return logits_memory(tokens * vocabulary) + kept * tokens
+
+    kept = 2 * hidden * layers * (1 if checkpointing else 16)  # bytes of a token
     tokens = micro_batch * max_length
-    logits = 12 * tokens * vocabulary
-    kept = 2 * tokens * hidden * layers * (1 if checkpointing else 16)
     parts = []
     if micro_batch > 1:
         smaller = micro_batch // 2
-        share = 1 - smaller / micro_batch
-        parts.append(f"training.per_device_train_batch_size={smaller} saves about {_gib(share * (logits + kept))}")
+        saved = taken(tokens) - taken(smaller * max_length)
+        parts.append(f"training.per_device_train_batch_size={smaller} saves about {_gib(saved)}")
     else:
-        parts.append(f"data.max_length={max_length // 2} saves about {_gib((logits + kept) / 2)}")
+        parts.append(f"data.max_length={max_length // 2} saves about {_gib(taken(tokens) - taken(max_length // 2))}")
     if not checkpointing:
-        parts.append(f"training.gradient_checkpointing=true saves about {_gib(kept * 15 / 16)}")
+        parts.append(f"training.gradient_checkpointing=true saves about {_gib(kept * tokens * 15 / 16)}")
     parts.append("model.storage=nf4 or deepspeed.preset=zero3 shrink the frozen weights a rank keeps")
     return "out of memory: " + "; ".join(parts)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dist_subspace.checkpoint.elsewhere import refuse_newer_elsewhere
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.checkpoint.state import check_same_run, find_checkpoint
 from dist_subspace.checkpoint.store import check_writable, remove_leftovers
@@ -18,16 +19,18 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
-from dist_subspace.placement.collectives import agreed, on_main, once_per_node, refuse_unlike, world
-from dist_subspace.placement.engines import check_engine, compute_device
+from dist_subspace.placement.collectives import agreed, on_main, refuse_unlike, world
+from dist_subspace.placement.engines import check_engine, compute_device, ranks_per_near_group, stock_digest
+from dist_subspace.placement.shared_folders import seen_by_ranks
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
 from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
-from dist_subspace.training.data import Batches, Prepared, prepare
+from dist_subspace.training.data import Batches, Prepared
 from dist_subspace.training.optimizers import check_optimizer
+from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
 from dist_subspace.training.trackers import check_installed
@@ -54,6 +57,8 @@ class Plan:
     fingerprints: dict[str, str]
     checkpoint: tuple[Path, TrainerState] | None
     beginning: Beginning | None = None
+    ranks_per_node: int | None = None
+    """Where the preset splits weights inside nodes."""
 
     @property
     def pad_id(self) -> int:
@@ -73,16 +78,13 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     """
     run_dir = RunFolder(config.run.output_dir)
     with agreed("checking the configuration"):
-        check_engine(config.deepspeed.preset, config.deepspeed.config)
-        device = compute_device(config.deepspeed.preset, config.deepspeed.config)
-        if config.subspace.init_from is None:  # else the adapter has the first word
-            resolve(subspace_config(config))
-        dtype = resolve_dtype(config.model.storage, config.model.dtype)
-        options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
-        check_optimizer(config.training.optim, device)
-        check_installed(config.run.report_to)
-        check_hardware(dtype, device)
+        device, dtype = check_settings(config)
+        stock = {"deepspeed.config": stock_digest(config.deepspeed.config)}
+    refuse_unlike(stock)
+    near = ranks_per_near_group(config.deepspeed.preset, config.deepspeed.config)
     on_main(_open_run, run_dir, notice)
+    run_is_seen = seen_by_ranks(run_dir)
+    refuse_newer_elsewhere(run_dir, config.checkpoint.resume)
     beginning = on_main(_find_beginning, config, run_dir, notice)
     with announced("looking for the model's files", notice):
         download(config.model.path)
@@ -97,7 +99,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         resolved = resolve(subspace)
         first_position = check_fits(folder, config, resolved)
     with announced("reading and tokenising the data", notice):
-        data = _prepare_data(config, tokenizer)
+        data = prepare_data(config, tokenizer, run_is_seen)
     with agreed("planning the batches"):
         sources = [path for path, _ in data_settings(config.data).sources()]
         check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
@@ -129,7 +131,26 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         fingerprints=fingerprints,
         checkpoint=checkpoint,
         beginning=beginning,
+        ranks_per_node=near,
     )
+
+
+def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
+    """Local: what needs neither the model's files nor the data; where this rank computes, and in which type.
+
+    Raises:
+        UsageError: with one sentence.
+    """
+    check_engine(config.deepspeed.preset, config.deepspeed.config)
+    device = compute_device(config.deepspeed.preset, config.deepspeed.config)
+    if config.subspace.init_from is None:  # else the adapter has the first word
+        resolve(subspace_config(config))
+    dtype = resolve_dtype(config.model.storage, config.model.dtype)
+    options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
+    check_optimizer(config.training.optim, device)
+    check_installed(config.run.report_to)
+    check_hardware(dtype, device)
+    return device, dtype
 
 
 def with_tokens(
@@ -207,16 +228,6 @@ def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
 def with_batch_size(config: Config, size: int) -> Config:
     """The configuration with the number of rows that null stands for, which config.yaml then holds."""
     return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
-
-
-def _prepare_data(config: Config, tokenizer: Any) -> Prepared:
-    """Tokenised by one rank of each node, read by all."""
-    settings = data_settings(config.data)
-    cache = Path(config.data.cache_dir) if config.data.cache_dir else RunFolder(config.run.output_dir).tokens
-    arguments = (settings, tokenizer, cache, config.training.seed)
-    once_per_node(prepare, *arguments, show_progress=world().is_main, task=config.model.task)
-    with agreed("reading the tokenised data"):
-        return prepare(*arguments, show_progress=False, task=config.model.task)
 
 
 def _total_steps(config: Config, batches: Batches) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dist_subspace.atomic_files import StorageError, write_text_atomic
 from dist_subspace.checkpoint.set_aside import set_aside_others
-from dist_subspace.config import dump_config, load_config, settings_of_all
+from dist_subspace.config import Config, dump_config, load_config, settings_of_all
 from dist_subspace.errors import UsageError
 from dist_subspace.families.configuration import text_config
 from dist_subspace.launchers import is_first
@@ -25,9 +27,11 @@ from dist_subspace.placement.collectives import (
     world,
 )
 from dist_subspace.placement.engines import be_quiet
+from dist_subspace.placement.heartbeat import Heartbeat
 from dist_subspace.placement.peers import join
-from dist_subspace.placement.process_group import meet_ranks
+from dist_subspace.placement.process_group import allow_collectives, meet_ranks
 from dist_subspace.placement.rendezvous import RefusedElsewhere
+from dist_subspace.run_folder.local import local_folder
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.stopping import STOP, Interrupted, listening
@@ -41,28 +45,36 @@ from dist_subspace.training.last_words import (
     end,
     end_after_another,
     end_without,
+    hear,
     interrupted_text,
     left_at_once,
     peers_at_fault,
 )
+from dist_subspace.training.lost_ranks import end_without_lost
 from dist_subspace.training.memory import advice, is_out_of_memory
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import failure
 from dist_subspace.training.plan import Plan, make_plan, steps_text
+from dist_subspace.training.rank_logs import RankLog, heading, last_lines
 from dist_subspace.training.results import doubts, hide_adapter, write_results
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.schedule import schedule_of, warmup_warning
 from dist_subspace.training.trackers import Trackers
 from dist_subspace.training.trainer import NotFinite, Trainer
+from dist_subspace.training.whereabouts import whereabouts
 
 
-def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> int:
+def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), logs: bool = False) -> int:
     """Run a configuration; returns the exit status: 0 finished, 2 refused, 75 interrupted, 1 failed.
 
     Rank 0 alone prints, and keeps RUN/status.json; where one rank failed, that rank does. A second run in the same folder is
     refused, and changes nothing there.
+
+    Arguments:
+        logs: whether all that is said on another rank than 0 goes into its own log from when the configuration is read, for a
+            process that does nothing else: its descriptors 1 and 2 are moved.
     """
-    run = Run()
+    run = Run(has_logs=logs)
     be_quiet()
     with listening() as stop:
         stop.leave = lambda reason: left_at_once(run, reason)
@@ -74,7 +86,8 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
         except RefusedElsewhere:
             return EXIT_USAGE
         run.peers = join(stop)
-        with stop.watching(run.peers.look) if run.peers else nullcontext(), known_peers(run.peers):
+        run.heartbeat = Heartbeat(run.peers, lambda loss: end_without_lost(run, loss)) if run.peers else None
+        with run.heartbeat.beating(stop) if run.heartbeat else nullcontext(), known_peers(run.peers):
             try:
                 return _train(run, source, overrides)
             finally:
@@ -88,10 +101,13 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
             config = with_stock_choices(load_config(source, overrides))
         refuse_unlike(settings_of_all(config))
         run.config, run.status = config, RunStatus(config.run.output_dir)
+        _watch_ranks(run, config)
         run.status.take()  # not left in its middle: whoever leaves must know whose folder it is
         with STOP.leavable():
             with Display(enabled=world().is_main, total_steps=0) as display:
                 display.show_config(dump_config(config))
+                for sentence in whereabouts(config):
+                    display.notice(sentence)
                 run.plan = make_plan(config, display.notice)
         return _run(run, run.plan, run.status)
     except UsageError as error:
@@ -103,7 +119,7 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
     except PeerGone as error:
         return end_without(run, error.gone)
     except PeerFailed:
-        return end_after_another()
+        return end_after_another(run)
     except NotFinite as error:
         return end(run, "failed", str(error), EXIT_FAILED, run.step)
     except Exception as error:
@@ -112,8 +128,26 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
         gone = peers_at_fault(run, error)
         if gone is not None:
             return end_without(run, gone)
-        traceback.print_exc()
+        run.traceback = traceback.format_exc()
+        print(run.traceback, file=sys.stderr, flush=True)
         return end(run, "failed", f"{type(error).__name__}: {error}", EXIT_FAILED, everywhere=True)
+
+
+def _watch_ranks(run: Run, config: Config) -> None:
+    """Collective: from now on the configuration says how long a rank may be silent, and each rank but rank 0 has its own log."""
+    if run.peers is None or run.heartbeat is None:
+        return
+    run.heartbeat.allow(config.training.rank_timeout)
+    allow_collectives(config.training.rank_timeout)
+    folder = local_folder(config.run.local_dir, config.run.output_dir)
+    run.peers.log_of = lambda rank: last_lines(folder.log(rank))
+    if run.has_logs:
+        with agreed("opening this rank's log"):
+            run.open_log = partial(RankLog, folder, world().rank, heading(config.run.output_dir))
+            if not world().is_main:
+                run.log = run.open_log((1, 2))
+    if world().is_main:
+        run.peers.hear = lambda: hear(run)
 
 
 def _run(run: Run, plan: Plan, status: RunStatus) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from typing import Any
 
 from dist_subspace.checkpoint.occupancy import Occupancy
 from dist_subspace.checkpoint.store import check_writable
@@ -23,6 +24,7 @@ class RunStatus:
         self.taken = False
         self._occupancy: Occupancy | None = None  # rank 0's
         self._writer: tuple[str, int] | None = None  # host and process of rank 0
+        self._sees = False
 
     def take(self) -> None:
         """Collective: rank 0 makes the folder its own, and says that it is at work there.
@@ -39,10 +41,19 @@ class RunStatus:
         self._occupancy.write("running")
         return socket.gethostname(), os.getpid()
 
-    def _is_anothers(self) -> bool:
-        """Whether another run has the folder by now: rank 0 was killed, and its lock went with it."""
+    def sees_folder(self) -> bool:
+        """Local: whether the run's folder on this rank's disk is rank 0's, where the run was at work."""
+        self._sees = self._sees or self._is_ours()
+        return self.taken and self._sees
+
+    def is_running(self) -> bool:
+        """Local: whether this rank sees that nobody has said yet how the run ended, and that the run has its folder still: rank 0
+        may have been killed, and its lock with it."""
+        return self.sees_folder() and self._is_ours() and (read_status(self.run) or {}).get("state") == "running"
+
+    def _is_ours(self) -> bool:
         status = read_status(self.run) or {}
-        return "pid" in status and (status.get("host"), status["pid"]) != self._writer
+        return "pid" in status and (status.get("host"), status["pid"]) == self._writer
 
     def write(
         self,
@@ -53,17 +64,21 @@ class RunStatus:
         anyone: bool = False,
         warning: str | None = None,
         skipped: int = 0,
+        rank_host: str | None = None,
     ) -> None:
         """Local: rank 0's word, or with `anyone` that of any rank. Where the disk refuses, the screen must do."""
         if not self.taken or not (world().is_main or anyone):
             return
-        more = {"warning": warning, "skipped": skipped} if state == "finished" else {}
+        more: dict[str, Any] = {"warning": warning, "skipped": skipped} if state == "finished" else {}
+        if rank is not None and rank_host is not None:
+            more["rank_host"] = rank_host
         try:
             if self._occupancy is not None:
                 self._occupancy.write(state, message, step, rank, **more)
             else:
                 for _ in range(_TIMES):
-                    if self._is_anothers():
+                    # Another run's, or somebody has said why this one ends: the first word stays.
+                    if not self.is_running():
                         return
                     write_status(self.run, state, message, step, rank, **more)
                     time.sleep(_BETWEEN)

@@ -87,6 +87,11 @@ class Host:
         """Of the process above the host's first: it is in the host's network, and its end is the host's."""
         return self._process.pid
 
+    @property
+    def disk(self) -> Path:
+        """Its local disk, as this process reaches it."""
+        return Path(f"/proc/{self._first()}/root{DISK}")
+
     def connect(self) -> None:
         """Once its end of the cable is there."""
         assert self._process.stdin is not None

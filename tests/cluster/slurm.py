@@ -45,15 +45,20 @@ JobRequeue=1
 SchedulerParameters=sched_interval=5
 MinJobAge=600
 NodeName={nodes} CPUs={cpus} RealMemory=8000
+{more}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE
 """
 
 
 class Slurm:
-    """Up with the block, and down with it; `run` is a command of SLURM's on the first host."""
+    """Up with the block, and down with it; `run` is a command of SLURM's on the first host.
 
-    def __init__(self, hosts: Hosts, folder: Path) -> None:
-        self.hosts, self.folder = hosts, folder
+    Arguments:
+        more: further lines of slurm.conf; they stand before the partition that all jobs go into.
+    """
+
+    def __init__(self, hosts: Hosts, folder: Path, more: str = "") -> None:
+        self.hosts, self.folder, self._more = hosts, folder, more
         self.first = hosts[hosts.names[0]]
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons: list[subprocess.Popen[str]] = []
@@ -62,7 +67,7 @@ class Slurm:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "state").mkdir(exist_ok=True)
         nodes = ",".join(self.hosts.names)
-        text = _CONFIGURATION.format(first=self.first.name, folder=self.folder, nodes=nodes, cpus=CPUS)
+        text = _CONFIGURATION.format(first=self.first.name, folder=self.folder, nodes=nodes, cpus=CPUS, more=self._more)
         (self.folder / "slurm.conf").write_text(text)
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
@@ -104,6 +109,15 @@ class Slurm:
         shown = self.run(["scontrol", "show", "job", job], timeout=20).stdout
         lines = (self.folder / "slurmctld.log").read_text(errors="replace").splitlines()
         return "\n".join([shown, *(line for line in lines if f"JobId={job}" in line)])
+
+    def lose(self, name: str) -> None:
+        """A host ends, with all that runs on it, and says nothing."""
+        self.hosts[name].end()
+
+    def nodes(self) -> dict[str, str]:
+        """The state of each node: idle, allocated, down, ..."""
+        shown = self.run(["sinfo", "--noheader", "--Node", "--format=%N %T"], timeout=20)
+        return {name: state.rstrip("*") for name, state in (line.split() for line in shown.stdout.splitlines())}
 
     def down(self) -> None:
         for daemon in reversed(self._daemons):

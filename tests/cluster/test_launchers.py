@@ -10,16 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.hosts import Hosts
+from tests.cluster.launching import hostfile, path_without_pdsh, script
 from tests.cluster.slurm import Slurm
 from tests.cluster.training import ENVIRONMENT, RUN_TIMEOUT, STEPS, Recipe, result
-from tests.ranks import ROOT
 
 pytestmark = pytest.mark.cluster
 AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-
-
-def script(name: str) -> str:
-    return str(ROOT / "launch" / name)
 
 
 def check(done: subprocess.CompletedProcess[str], run: Path, recipe: Recipe, ranks: int) -> None:
@@ -29,12 +25,6 @@ def check(done: subprocess.CompletedProcess[str], run: Path, recipe: Recipe, ran
     found = result(run)
     assert found.state == "finished" and len(found.losses) == STEPS
     assert found == recipe.alone(ranks)
-
-
-def hostfile(folder: Path, **slots: int) -> str:
-    file = folder / "hostfile"
-    file.write_text("# tried here\n" + "".join(f"{name} slots={count}\n" for name, count in slots.items()))
-    return str(file)
 
 
 @pytest.mark.parametrize("way", ["pdsh", "ssh"])
@@ -85,16 +75,6 @@ def test_mpi_starts_the_ranks(program: str, hosts: Hosts, recipe: Recipe, tmp_pa
     environment = ENVIRONMENT | AS_ROOT | {"HOSTS": "node1:1,node2:1", "MPIRUN": program, "HF_TOKEN": "hf_secret"}
     done = hosts["node1"].run([script("mpirun.sh"), *recipe.arguments(tmp_path / "run")], RUN_TIMEOUT, environment)
     check(done, tmp_path / "run", recipe, 2)
-
-
-def path_without_pdsh(folder: Path) -> str:
-    """The programs of /usr/bin but for one."""
-    programs = folder / "programs"
-    programs.mkdir()
-    for program in Path("/usr/bin").iterdir():
-        if program.name != "pdsh":
-            (programs / program.name).symlink_to(program)
-    return f"{Path(sys.executable).parent}:{programs}"
 
 
 @pytest.mark.parametrize(

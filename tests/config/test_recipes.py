@@ -1,117 +1,127 @@
 """Every recipe for real models is what its header says: read, built on the meta device in its real size, its targets matched, its
-method put on, its JSON taken by DeepSpeed's own class, and its numbers recomputed."""
+method put on, its JSON taken by DeepSpeed's own classes, its numbers recomputed, and small enough for its hardware."""
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dist_subspace.config import Config, load_config
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
-from dist_subspace.placement.deepspeed.shards import gathered
-from dist_subspace.storage import FrozenLinear, adopt_all
-from dist_subspace.subspace import SubspaceConfig, attach_method, trainable_parameters
+from dist_subspace.placement.deepspeed.supported import check_supported
+from dist_subspace.storage import storage_info
+from dist_subspace.subspace import methods
+from tests.config.headers import FOLDER, RECIPES
+from tests.config.recipes import GIB, Hardware, Recipe
+from tests.config.shapes import SHAPES, WEIGHTS
 from tests.ranks import ROOT
 
-RECIPES = sorted(path for path in (ROOT / "configs").glob("*.yaml") if not path.name.startswith("quickstart"))
-# Shapes of models, as their config.json on the Hub has them.
-COMMON = {"vocab_size": 128_256, "rope_theta": 500_000.0, "max_position_embeddings": 131_072, "num_key_value_heads": 8}
-SHAPES = {
-    "meta-llama/Llama-3.2-1B-Instruct": LlamaConfig(
-        **COMMON,
-        **{"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32},
-        tie_word_embeddings=True,
-    ),
-    "meta-llama/Llama-3.1-8B-Instruct": LlamaConfig(
-        **COMMON, hidden_size=4096, intermediate_size=14_336, num_hidden_layers=32, num_attention_heads=32
-    ),
-    "meta-llama/Llama-3.3-70B-Instruct": LlamaConfig(
-        **COMMON, hidden_size=8192, intermediate_size=28_672, num_hidden_layers=80, num_attention_heads=64
-    ),
-}
-SSL = (("method", "ssl"),)
-RANKS = {"one GPU": 1, "2 GPUs": 2, "8 GPUs": 8}
-BLOCK, GROUP = 64, 256  # NF4: weights of an absmax, absmax values of a second-level one
+EVERY = [Recipe(path) for path in RECIPES]
+LAUNCHED = ("deepspeed launch/train.py", "launch/deepspeed.sh", "launch/slurm.sbatch")
+GATED = ("meta-llama/",)
 
 
-@dataclass(frozen=True)
-class Sizes:
-    packed: int  # weights of the layers that are held in 4 bits
-    others: int  # embeddings, head and norms
-    trained: int
+def every_recipe() -> Any:
+    return pytest.mark.parametrize("recipe", EVERY, ids=lambda recipe: recipe.path.stem)
 
 
-@functools.cache
-def sizes(model: str, subspace: tuple[tuple[str, object], ...]) -> Sizes:
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(SHAPES[model], dtype=torch.bfloat16)
-    adopt_all(built)
-    head = built.get_output_embeddings()
-    packed = {module for module in built.modules() if isinstance(module, FrozenLinear) and module is not head}
-    weights = sum(weight.numel() for module in packed for weight in module.parameters())
-    every = sum(weight.numel() for weight in built.parameters())
-    attach_method(built, SubspaceConfig(**dict(subspace)), gathered)  # type: ignore[arg-type]
-    return Sizes(weights, every - weights, sum(weight.numel() for weight in trainable_parameters(built)))
+@every_recipe()
+def test_a_recipes_header_is_what_its_model_and_its_method_give(recipe: Recipe) -> None:
+    """`python -m tests.config.recipes` writes these lines."""
+    assert {name: recipe.said.get(name) for name in recipe.computed()} == recipe.computed()
 
 
-def of(config: Config) -> Sizes:
-    asked = config.subspace
-    names = ("method", "rank", "alpha", "target_modules")
-    return sizes(config.model.path, tuple((name, getattr(asked, name)) for name in names))
+@every_recipe()
+def test_a_recipe_fits_its_hardware(recipe: Recipe) -> None:
+    """Weights and adapter alone are below the card's memory, and the peak of a step, as estimated, leaves a tenth of it."""
+    held, hardware = recipe.held, recipe.hardware
+    if hardware.memory:
+        assert held.weights + held.node_weights + held.adapter < hardware.memory * GIB
+        assert recipe.peak < 0.9 * hardware.memory * GIB
+    on_host = hardware.devices * (held.host_weights + held.host_adapter)
+    assert on_host < 0.75 * max(hardware.host, 1) * GIB if on_host else hardware.host == 0
 
 
-def header(path: Path) -> dict[str, str]:
-    lines = [line[2:] for line in path.read_text().splitlines() if line.startswith("# ")]
-    return dict(line.split(": ", 1) for line in lines)
+@every_recipe()
+def test_a_recipe_is_started_by_what_starts_its_hardware(recipe: Recipe) -> None:
+    start, hardware = recipe.said["Start"], recipe.hardware
+    script = re.search(r"launch/[\w.]+", start)
+    assert f"configs/{recipe.path.name}" in start and (script is None or (ROOT / script[0]).is_file())
+    if hardware.nodes > 1:
+        assert "launch/slurm.sbatch" in start or "launch/deepspeed.sh" in start
+    elif hardware.ranks > 1 and hardware.memory:
+        assert start.startswith("deepspeed launch/train.py ")
+    elif hardware.memory:
+        assert start.startswith("dist-subspace train ")
+    assert recipe.config.run.output_dir == f"runs/{recipe.path.stem}"
 
 
-def ranks_of(path: Path) -> int:
-    return next(ranks for words, ranks in RANKS.items() if words in header(path)["Hardware"])
+@every_recipe()
+def test_a_recipe_says_whether_its_model_is_behind_a_licence(recipe: Recipe) -> None:
+    name = recipe.config.model.path
+    needs = f"HF_TOKEN of an account that accepted the licence at https://huggingface.co/{name}"
+    assert recipe.said.get("Needs") == (needs if name.startswith(GATED) else None)
 
 
-def numbers(path: Path) -> tuple[str, str]:
-    """The header's two lines of numbers, computed."""
-    config, ranks = load_config(path), ranks_of(path)
-    size, stage = of(config), PRESETS[config.deepspeed.preset]
-    absmax = size.packed / BLOCK
-    held = size.packed / 2 + absmax + 4 * absmax / GROUP + 2 * size.others
-    adapter = 4 * size.trained + 12 * size.trained / (ranks if stage else 1)
-    tokens = config.training.global_batch_size * config.data.max_length  # type: ignore[operator]
-    weights = held / (ranks if stage == 3 else 1) / 2**30
-    return f"{tokens:,}", f"{weights:.1f} GiB weights, {adapter / 2**20:.0f} MiB adapter and its optimizer state"
+@every_recipe()
+def test_a_statistic_that_takes_time_is_spoken_of(recipe: Recipe) -> None:
+    if methods()[recipe.config.subspace.method].statistic not in ("none", "row norms"):
+        assert "Set-up" in recipe.said
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipes_header_is_what_its_model_and_its_method_give(path: Path) -> None:
-    said = header(path)
-    assert (said["Tokens a step"], said["Bytes a rank"]) == numbers(path)
-    assert str(path.relative_to(ROOT)) in said["Start"]
-    assert load_config(path).run.output_dir == f"runs/{path.stem}"
-
-
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_deepspeed_takes_a_recipes_preset(path: Path) -> None:
+@every_recipe()
+def test_deepspeed_takes_a_recipes_preset(recipe: Recipe) -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    config, ranks = load_config(path), ranks_of(path)
+    config, hardware = recipe.config, recipe.hardware
     batch, micro = config.training.global_batch_size, config.training.per_device_train_batch_size
-    assert batch is not None and batch % (micro * ranks) == 0
+    assert batch is not None and batch % (micro * hardware.ranks) == 0, "no rank has an empty round"
     made = deepspeed_config(
         config.deepspeed.preset,
         micro_batch=micro,
-        rounds=batch // (micro * ranks),
-        world_size=ranks,
-        trainable_numel=of(config).trained,
+        rounds=batch // (micro * hardware.ranks),
+        world_size=hardware.ranks,
+        trainable_numel=recipe.sizes.trained,
+        block_numel=recipe.sizes.block,
         max_grad_norm=config.training.max_grad_norm,
+        ranks_per_node=hardware.devices,
     )
     assert DeepSpeedZeroConfig(**made["zero_optimization"]).stage == PRESETS[config.deepspeed.preset]
+    unquantised = storage_info(config.model.storage).dtype is not None
+    check_supported(made, storage=config.model.storage, unquantised=unquantised, dtype=config.model.dtype or "bfloat16")
 
 
-def test_the_real_sizes_are_those_of_the_models() -> None:
-    billions = [round((size.packed + size.others) / 1e9, 2) for size in (sizes(model, SSL) for model in SHAPES)]
-    assert billions == [1.24, 8.03, 70.55]
+@every_recipe()
+def test_a_recipes_rows_are_within_its_models_positions(recipe: Recipe) -> None:
+    assert recipe.config.data.max_length <= SHAPES[recipe.config.model.path].max_position_embeddings
+
+
+def test_every_file_of_the_folder_is_a_recipe_a_quickstart_or_a_json() -> None:
+    quickstarts = set(FOLDER.glob("quickstart*.yaml"))
+    assert {path for path in FOLDER.iterdir() if path.is_file()} - quickstarts == set(RECIPES)
+    assert {recipe.config.model.path for recipe in EVERY} == set(SHAPES), "no shape without its recipe"
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_real_sizes_are_those_of_the_models(name: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification if "roberta" in name else AutoModelForCausalLM
+    with torch.device("meta"):
+        assert sum(p.numel() for p in kind.from_config(SHAPES[name]).parameters()) == WEIGHTS[name]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("one GPU of 8 GB", Hardware(1, 1, 8, 0)),
+        ("one node with 8 GPUs of 80 GB", Hardware(1, 8, 80, 0)),
+        ("2 nodes with 8 GPUs of 80 GB each", Hardware(2, 8, 80, 0)),
+        ("one node with 2 GPUs of 24 GB, and 64 GB of memory", Hardware(1, 2, 24, 64)),
+        ("no GPU; 2 processes", Hardware(1, 2, 0, 0)),
+    ],
+)
+def test_hardware_is_read_from_its_line(line: str, expected: Hardware) -> None:
+    assert Hardware.read(line) == expected

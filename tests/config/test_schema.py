@@ -180,6 +180,14 @@ def test_another_max_time_is_refused(text: str) -> None:
     assert refusal(f"training.max_time={text}").startswith("training.max_time is ")
 
 
+def test_rank_timeout_is_five_minutes_or_seconds_or_a_clock_or_none_and_leaves_time_to_leave() -> None:
+    assert load_config(BASE).training.rank_timeout == 300.0
+    for text, value in (("00:10:00", 600.0), ("10", 10.0), ("null", None)):
+        assert load_config(BASE, [f"training.rank_timeout={text}"]).training.rank_timeout == value
+    assert refusal("training.rank_timeout=9").startswith("training.rank_timeout is 9")
+    assert "at least 10" in refusal("training.rank_timeout=9")
+
+
 @pytest.mark.parametrize(
     ("text", "trackers"),
     [("none", ()), ("", ()), ("[]", ()), ("wandb", ("wandb",)), ("[wandb, mlflow]", ("wandb", "mlflow"))],

@@ -45,18 +45,27 @@ _T, _D, _C, _S = ".training", ".training.data", ".checkpoint", ".checkpoint.stat
 _MLP = "transformers.models.llama.modeling_llama:LlamaMLP.forward"
 _MAKING = "training/trainer Trainer._make_engine agreed"
 _LOADING = "loading/load load_frozen together"
+_SEEN = "placement/shared_folders seen_by_ranks"
+_DATA = "training/prepared_data prepare_data agreed"
 _ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
 
 # In a run: each agreement, then each message with what a rank does for itself before it, then what lies between two of them.
 RUNS = [
     Row("training/run _train agreed('reading the configuration')", "plain", ".config.load:_read", kind="usage"),
+    Row("training/run _watch_ranks agreed(\"opening this rank's log\")", "plain", f"{_T}.run:RankLog", kind="usage"),
     Row("training/run_status RunStatus.take on_main(self._occupy)", "plain", f"{_C}.store:check_writable", 0, "usage"),
     Row("training/plan make_plan agreed('checking the configuration')", "plain", f"{_T}.trackers:check_installed", kind="usage"),
     Row("training/plan make_plan on_main(_open_run)", "plain", f"{_C}.store:remove_leftovers", 0),
     Row("training/plan make_plan on_main(_find_beginning)", "begun", f"{_T}.beginning:find_beginning", 0, "json"),
     Row("training/plan make_plan agreed('reading the tokenizer')", "plain", ".loading.tokenizer:load_tokenizer"),
-    Row("training/plan _prepare_data once_per_node(prepare)", "plain", f"{_D}.tokens:prepare", 0, "usage"),
-    Row("training/plan _prepare_data agreed('reading the tokenised data')", "plain", f"{_D}.store:read_columns"),
+    Row(f"{_SEEN} on_main(_leave_mark)", "plain", ".placement.shared_folders:_clear", 0, "usage"),
+    Row(f"{_SEEN} agreed('looking for a file of rank 0')", "plain", ".placement.shared_folders:_finds"),
+    Row(f"{_SEEN} on_main(_take_away)", "plain", ".placement.shared_folders:_take_away", 0),
+    Row("checkpoint/elsewhere refuse_newer_elsewhere agreed('looking for checkpoints')", "plain", f"{_C}.elsewhere:_newest"),
+    Row(f"{_DATA}('reading the tokenizer')", "plain", f"{_T}.prepared_data:tokenizer_digest", kind="usage"),
+    Row(f"{_DATA}('reading the data')", "plain", f"{_D}.sources:open_sources", 0, "usage"),
+    Row(f"{_DATA}('tokenising the data')", "plain", f"{_D}.tokens:prepare", 0, "usage"),
+    Row(f"{_DATA}('reading the tokenised data')", "plain", f"{_D}.store:read_columns"),
     Row("training/plan make_plan agreed('planning the batches')", "plain", f"{_D}.batches:Batches.__init__", kind="usage"),
     Row("training/plan make_plan agreed(\"comparing the model's files\")", "plain", f"{_C}.fingerprint:base_fingerprint", 0),
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0),
@@ -166,5 +175,10 @@ NO_ROW = {
     "training/pause Pause.agree gather_objects": "a decision: tests/faults/test_decisions.py",
     "training/run _train refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "training/plan make_plan refuse_unlike": "a decision: tests/faults/test_decisions.py",
+    "training/whereabouts whereabouts gather_objects": "it follows an agreement at once",
+    "placement/shared_folders seen_by_ranks gather_objects": "it follows an agreement at once",
+    "checkpoint/elsewhere refuse_newer_elsewhere gather_objects": "it follows an agreement at once",
+    "training/prepared_data _compared gather_objects": "it follows an agreement at once",
+    "training/prepared_data prepare_data refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "loading/load download any_rank": "a decision: tests/faults/test_decisions.py",
 }

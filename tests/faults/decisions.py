@@ -77,7 +77,12 @@ def lacks(package: str) -> None:
 
 
 def is_told_to_stop(after: str) -> None:
-    _once_there(Path(after), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    once_there(Path(after), lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+
+def is_stopped_after(after: str) -> None:
+    """For good: whoever waits for this rank waits for ever."""
+    once_there(Path(after), lambda: os.kill(os.getpid(), signal.SIGSTOP))
 
 
 def has_a_clock_that_runs_ahead(after: str) -> None:
@@ -86,12 +91,12 @@ def has_a_clock_that_runs_ahead(after: str) -> None:
     def jump() -> None:
         time.monotonic = lambda: true() + 100_000.0
 
-    _once_there(Path(after), jump)
+    once_there(Path(after), jump)
 
 
 def has_a_full_screen(after: str) -> None:
     """Standard output is a file on a disk that is full by then."""
-    _once_there(Path(after), lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1))
+    once_there(Path(after), lambda: os.dup2(os.open("/dev/full", os.O_WRONLY), 1))
 
 
 def works_for_hours() -> None:
@@ -109,7 +114,7 @@ def works_for_hours() -> None:
     Stepper.accumulate = slow  # type: ignore[method-assign]
 
 
-def _once_there(file: Path, act: Callable[[], object]) -> None:
+def once_there(file: Path, act: Callable[[], object]) -> None:
     def watch() -> None:
         while not file.exists() or not file.read_text():
             time.sleep(0.05)

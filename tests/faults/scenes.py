@@ -57,7 +57,7 @@ class Home:
             },
             "deepspeed": {"preset": "zero0"},
             "checkpoint": {"save_steps": 1},
-            "run": {"logging_steps": 1, "report_to": "none"},
+            "run": {"logging_steps": 1, "report_to": "none", "local_dir": "local"},
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(values))
         self._begun: set[str] = set()

@@ -78,18 +78,56 @@ def test_one_rank_that_shall_stop_stops_all_after_the_same_step(before: Any, rea
     assert [f"interrupted by {reason}" in rank.output for rank in ended] == [True, False], report(ended)
 
 
-def test_only_rank_0_looks_for_a_checkpoint_and_writes_where_folders_differ(home: Home) -> None:
+def test_only_rank_0_reads_a_checkpoint_and_writes_where_folders_differ(home: Home) -> None:
+    """What lies on the other disk is an older copy of the run, whose values are others."""
     there = decisions.another_disk(home, "node-of-rank-1")
     home.copy("lora-fa", "goes-on")
-    home.copy("lora-fa", "there")
-    (home.folder / "there").rename(there / "goes-on")
-    shutil.copytree(
-        home.folder / "runs" / "lora-fa" / "checkpoint-2", there / "goes-on" / "checkpoint-2"
-    )  # a newer one
+    shutil.copytree(home.folder / "goes-on", there / "goes-on")
+    (there / "goes-on" / "checkpoint-1" / "trainer_state.json").write_text("{}")
     before = files(there / "goes-on")
     ended_alike(home.run("frozen", "goes-on", before={1: (decisions.is_elsewhere, str(there))}), 0)
     assert [line["step"] for line in lines(home.folder / "goes-on")] == [1, 2], "rank 0's run went on after step 1"
     assert files(there / "goes-on") == before
+
+
+def test_checkpoints_that_only_another_rank_sees_are_not_forgotten_without_a_word(home: Home) -> None:
+    there = decisions.another_disk(home, "has-the-run")
+    home.copy("lora-fa", "behind")  # which is one step behind
+    for run in ("behind", "moved"):
+        shutil.copytree(home.folder / "runs" / "lora-fa", there / run)
+    before = files(there)
+    elsewhere = {1: (decisions.is_elsewhere, str(there))}
+    words = ("(rank 1) has checkpoint-2 and", "where rank 0 is, has")
+    ended_alike(home.run("fresh", "moved", before=elsewhere), 2, "run.output_dir is 'moved'", *words, "has none;")
+    ended_alike(home.run("frozen", "behind", before=elsewhere), 2, *words, "has nothing after checkpoint-1;")
+    assert not (home.folder / "moved" / "metrics.jsonl").exists() and files(there) == before
+    ended_alike(home.run("plain", "moved", "checkpoint.resume=none", before=elsewhere), 0)
+    moved = {name.removeprefix("moved/"): file for name, file in before.items() if name.startswith("moved/")}
+    assert files(there / "moved") == moved
+
+
+def test_tokens_lie_once_where_the_ranks_see_one_disk_and_else_on_each_node(home: Home) -> None:
+    there = decisions.another_disk(home, "has-its-own-tokens")
+    ended_alike(home.run("fresh", "apart", before={1: (decisions.is_elsewhere, str(there))}), 0)
+    (own,) = (there / "local").iterdir()
+    assert own.name.startswith("apart-") and own.stat().st_mode & 0o777 == 0o700
+    assert [token_files(folder) for folder in (own, home.folder / "apart")] == [token_files(own)] * 2
+    assert token_files(own) and not (there / "apart").exists() and not (home.folder / "local").exists()
+    ended_alike(home.run("plain", "apart-with-a-cache", before={1: (decisions.is_elsewhere, str(there))}), 0)
+    assert (there / "tokens").is_dir() and not (home.folder / "apart-with-a-cache" / "tokens").exists()
+
+
+def test_a_node_that_sees_rank_0_s_tokens_needs_no_data(home: Home) -> None:
+    """Neither its own records nor, where it is the first rank of its node, any work on them."""
+    there = decisions.another_disk(home, "sees-the-run")
+    (there / "seen").symlink_to(home.folder / "seen")
+    (there / "train.jsonl").unlink()
+    ended_alike(home.run("fresh", "seen", before={1: (decisions.is_elsewhere, str(there))}), 0)
+    assert not (there / "local").exists()
+
+
+def token_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "tokens").iterdir())
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -110,7 +148,26 @@ def no_config(folder: Path) -> str:
 def other_records(folder: Path) -> str:
     rows = (folder / "train.jsonl").read_text().splitlines()
     (folder / "train.jsonl").write_text("\n".join(reversed(rows)) + "\n")
-    return "rank 1 has another data fingerprint than rank 0"
+    return "data.train is 'train.jsonl' on "
+
+
+def other_records_to_evaluate_on(folder: Path) -> str:
+    (folder / "eval.jsonl").write_text((folder / "train.jsonl").read_text())
+    return "data.eval is 'eval.jsonl' on "
+
+
+def no_records(folder: Path) -> str:
+    (folder / "train.jsonl").unlink()
+    return "data.train is 'train.jsonl'; there is no such file"
+
+
+def another_tokenizer(folder: Path) -> str:
+    file = folder / "model" / "tokenizer.json"
+    described = json.loads(file.read_text())
+    vocabulary = described["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(described))
+    return "rank 1 has another tokenizer than rank 0"
 
 
 def a_bad_record(folder: Path) -> str:
@@ -135,16 +192,28 @@ def a_tokenizer_that_is_none(folder: Path) -> str:
     return "tokenizer"
 
 
-DISKS = (no_config, other_rate, a_tokenizer_that_is_none, a_bad_record, other_records, half_the_weights, other_weights)
+def another_stock_json(folder: Path) -> str:
+    text = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(text.replace("preset: zero0", "preset: zero0\n  config: stock.json"))
+    (folder / "stock.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
+    return "rank 1 has another deepspeed.config than rank 0"
+
+
+DISKS = (
+    *(no_config, other_rate, a_tokenizer_that_is_none, another_tokenizer, no_records, a_bad_record, other_records),
+    *(other_records_to_evaluate_on, half_the_weights, other_weights, another_stock_json),
+)
 
 
 @pytest.mark.parametrize("spoil", DISKS, ids=lambda spoil: spoil.__name__)
 def test_a_rank_whose_disk_holds_something_else_is_named_and_nothing_is_trained(spoil: Any, home: Home) -> None:
     there = decisions.another_disk(home, f"with-{spoil.__name__}")
     sentence = spoil(there)
-    ended = home.run("fresh", spoil.__name__, before={1: (decisions.is_elsewhere, str(there))})
+    evaluated = ("data.eval=eval.jsonl",)
+    ended = home.run("fresh", spoil.__name__, *evaluated, before={1: (decisions.is_elsewhere, str(there))})
     ended_alike(ended, 2, sentence)
     assert not (home.folder / spoil.__name__ / "metrics.jsonl").exists()
+    assert not (there / spoil.__name__).exists(), "only rank 0 writes the run's folder"
 
 
 def test_a_package_that_one_rank_lacks_is_missed_by_all(home: Home) -> None:

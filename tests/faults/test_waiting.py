@@ -6,12 +6,15 @@ import os
 import signal
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from dist_subspace.placement.collectives import PeerFailed, gather_objects, known_peers, on_main, once_per_node, world
 from dist_subspace.placement.peers import join
+from dist_subspace.placement.process_group import allow_collectives
 from dist_subspace.stopping import STOP
 from tests.ranks import free_port, run_once_on_ranks
 
@@ -70,3 +73,27 @@ def test_a_rank_that_is_killed_is_named_by_those_that_wait_for_it(rank: int) -> 
     assert reports[rank].exit_status == -signal.SIGKILL
     message, seconds = reports[1 - rank].result
     assert message.startswith(f"rank {rank} (process ") and seconds < 20
+
+
+def timeouts_of_collectives(port: int) -> tuple[float, float]:
+    """A collective that one rank comes to late, and the timeout that a patient run gives it."""
+    with_short_timeout(port)
+    allow_collectives(10.0)  # no less than what DeepSpeed's own would be
+    time.sleep(2 * TIMEOUT * world().rank)
+    assert gather_objects(world().rank) == [0, 1]
+    began = timeout_of_group()
+    allow_collectives(3600.0)
+    return began, timeout_of_group()
+
+
+def timeout_of_group() -> float:
+    group: Any = dist.group.WORLD
+    return float(group._get_backend(torch.device("cpu")).options._timeout.total_seconds())
+
+
+def test_a_collective_waits_longer_than_a_rank_may_be_silent() -> None:
+    """Else it ends the run without a name before the heartbeat can say who was lost."""
+    for report in run_once_on_ranks(2, timeouts_of_collectives, free_port()):
+        assert report.good, report
+        first, patient = report.result
+        assert first >= 300.0 and patient == 7200.0

@@ -11,6 +11,7 @@ from transformers import get_scheduler
 
 from dist_subspace.config import load_config
 from dist_subspace.placement.whole.engine import WholeEngine
+from dist_subspace.run_folder.status import EXIT_USAGE
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.plan import make_plan
 from tests.keys.bench import UNSET, Bench, Outcome
@@ -23,6 +24,7 @@ PRESETS: dict[str, tuple[int, bool, str | None, str | None]] = {
     "zero1": (1, False, None, None),
     "zero2": (2, True, None, None),
     "zero3": (3, True, None, None),
+    "zero3-hpz": (3, True, None, None),
     "zero2-offload": (2, True, "cpu", None),
     "zero3-offload": (3, True, "cpu", "cpu"),
     "zero3-nvme": (3, True, "cpu", "nvme"),
@@ -32,6 +34,9 @@ PRESETS: dict[str, tuple[int, bool, str | None, str | None]] = {
 def preset(bench: Bench) -> None:
     for name, (stage, splits, optimizer, parameters) in PRESETS.items():
         if name == "zero3-nvme":  # whose helper DeepSpeed compiles: `deepspeed.nvme_path` reads its configuration
+            continue
+        if name == "zero3-hpz":  # on nodes of several ranks: tests/placement/test_nodes.py
+            bench.run({"deepspeed.preset": name}, expect=EXIT_USAGE)
             continue
         changes = {"training.max_steps": 3, "training.max_grad_norm": 0.1, "training.weight_decay": 0.5}
         outcome = bench.run(changes | {"deepspeed.preset": name})

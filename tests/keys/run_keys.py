@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from itertools import accumulate
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from dist_subspace.config import load_config
 from dist_subspace.run_folder.status import EXIT_OK
+from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.run import train
 from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
+from tests.keys.data_reference import tokenizer_of
 from tests.keys.reference import assert_follows, held_out_loss, train_plainly
 from tests.keys.table import Key
 
@@ -42,6 +46,18 @@ def output_dir(bench: Bench) -> None:
     with contextlib.chdir(bench.folder), contextlib.redirect_stdout(io.StringIO()):
         assert train(file) == EXIT_OK
     assert (bench.folder / "runs" / "named" / "adapter").is_dir()
+
+
+def local_dir(bench: Bench) -> None:
+    """Where a node keeps what is its own: the tokens of a rank that does not see the run's folder. The run is the same."""
+    place = bench.folder / "disk" / "of-the-node"
+    _same_trajectory(bench.run({"run.local_dir": str(place)}), bench)
+    assert not place.exists()  # rank 0 sees the folder
+    config = load_config(bench.configuration({"run.local_dir": str(place), "data.cache_dir": None}))
+    data = prepare_data(config, tokenizer_of(bench), [False])
+    (own,) = place.iterdir()
+    assert own.stat().st_mode & 0o777 == 0o700 and len(list(own.glob("tokens/*/columns.json"))) == 1
+    assert data.fingerprint and not Path(config.run.output_dir).exists()
 
 
 def logging_steps(bench: Bench) -> None:
@@ -107,6 +123,13 @@ def report_to(bench: Bench) -> None:
 
 KEYS = [
     Key("run.output_dir", ("a folder", "unset"), "where everything is written", "the folder's files", output_dir),
+    Key(
+        "run.local_dir",
+        ("a folder",),
+        "inert by design for the trajectory: where a node keeps its own",
+        "the folder's files; bit-equal adapters",
+        local_dir,
+    ),
     Key(
         "run.logging_steps", (4,), "which steps have a line, with the mean loss since the last", "a loop", logging_steps
     ),

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
 from functools import partial
+from pathlib import Path
 
 import torch
+import yaml
 from transformers import enable_full_determinism, get_scheduler
 
-from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, read_status
+from tests.faults.decisions import is_stopped_after
+from tests.forked_ranks import run_script
 from tests.keys.bench import Bench, Outcome
 from tests.keys.reference import assert_follows, train_plainly
 from tests.keys.table import Key
@@ -103,6 +108,22 @@ def max_time(bench: Bench) -> None:
     assert_follows(outcome, expected, first=min(made, 20))
 
 
+def rank_timeout(bench: Bench) -> None:
+    """Of two ranks one is stopped for good in its second step: the other leaves within the time, or stays, and names it."""
+    for number, (timeout, leaves) in enumerate([(12.0, True), (None, False)]):
+        config = bench.configuration({"training.max_steps": 5000, "training.rank_timeout": timeout})
+        file, run = bench.folder / f"timeout-{number}.yaml", Path(config["run"]["output_dir"])
+        file.write_text(yaml.safe_dump(config))
+        before = {1: (is_stopped_after, str(run / "metrics.jsonl"))}
+        began = time.monotonic()
+        first = run_script(2, [str(file)], bench.folder, before=before, limit=22.0)[0]
+        assert (first.status == 1) == leaves, first
+        if leaves:
+            stopped = (run / "metrics.jsonl").stat().st_mtime - time.time() + time.monotonic()
+            assert began + first.seconds - stopped < 12.0 + 1.0, first
+            assert "rank 1 (process " in (read_status(run) or {})["message"]
+
+
 KEYS = [
     Key(
         "training.gradient_checkpointing",
@@ -138,5 +159,12 @@ KEYS = [
         "saves and stops, exit status 75",
         "the exit status, the checkpoint; torch.optim.AdamW up to there",
         max_time,
+    ),
+    Key(
+        "training.rank_timeout",
+        (12.0, None),
+        "how long the others stay with a rank that is frozen; null: as long as a collective does",
+        "a rank that is stopped by SIGSTOP, and the clock",
+        rank_timeout,
     ),
 ]

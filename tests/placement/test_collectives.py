@@ -17,10 +17,12 @@ from dist_subspace.placement.collectives import (
     all_here,
     broadcast_tensors,
     on_main,
+    refuse_unlike,
     tell_peers,
     wait_until_told,
     world,
 )
+from tests.named_hosts import named_host
 from tests.ranks import run_on_ranks, run_once_on_ranks
 
 
@@ -64,6 +66,23 @@ def test_another_error_stays_itself_where_it_happened_and_is_named_elsewhere(ran
 
 def test_a_block_that_no_rank_fails_in_passes() -> None:
     assert run_on_ranks(2, errors_of_agreed, 5, True) == [("none", "")] * 2
+
+
+def errors_on_hosts(rank: int, hosts: list[str]) -> list[str]:
+    """What `agreed`, `on_main` and `refuse_unlike` say where the ranks stand on these hosts, and the rank does not like it."""
+    here = hosts[world().rank]
+    with named_host(here):
+        found = [errors_of_agreed(rank, True)[1], errors_of_on_main(True)[1]]
+        return [*found, caught(refuse_unlike, {"disk": "large" if world().rank == rank else "small"})[1]]
+
+
+def test_a_refusal_that_is_not_true_on_every_host_names_the_host() -> None:
+    apart = ["on node2 (rank 1): a bad value", "on node1 (rank 0): a bad value"]
+    other = "rank 1 on node2 has another disk than rank 0 on node1: 'large', and not 'small'; accepted: the same files and the "
+    for said in run_on_ranks(2, errors_on_hosts, 1, ["node1", "node2"]):
+        assert said == [*apart, other + "same command for every rank"]
+    for said in run_on_ranks(2, errors_on_hosts, 1, ["node1", "node1"]):
+        assert said[:2] == ["a bad value"] * 2 and said[2].startswith("rank 1 has another disk than rank 0: 'large'")
 
 
 def errors_of_on_main(usage: bool) -> tuple[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +27,16 @@ def test_a_stock_json_together_with_none_is_refused(tmp_path: Path) -> None:
         UsageError, match=r"^deepspeed\.preset is 'none', but deepspeed\.config is given.*accepted: one of"
     ):
         load_config(values, ())
+
+
+def test_a_stock_json_is_known_again_wherever_it_and_its_disk_lie(tmp_path: Path) -> None:
+    def stock(stage: int, disk: str) -> dict[str, Any]:
+        return {"zero_optimization": {"stage": stage, "offload_param": {"device": "nvme", "nvme_path": disk}}}
+
+    (tmp_path / "there.json").write_text(json.dumps(stock(3, "/fast")))
+    same = engines.stock_digest(stock(3, "/scratch"))
+    assert same == engines.stock_digest(tmp_path / "there.json") != engines.stock_digest(stock(2, "/fast"))
+    assert engines.stock_digest({}) != engines.stock_digest(None) is None
 
 
 @pytest.mark.parametrize(

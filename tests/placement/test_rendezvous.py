@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-from dist_subspace.placement.rendezvous import package_digest
 from tests.ranks import ROOT, free_port
 
 MEET = """
@@ -80,14 +78,3 @@ def test_a_node_with_another_package_is_named_before_anything_else_is_done() -> 
     assert (
         "(rank 1, " in sentence and "has another package than " in sentence and ": b, and not a; accepted: " in sentence
     )
-
-
-def test_the_digest_of_a_package_is_that_of_its_sources(tmp_path: Path) -> None:
-    (tmp_path / "a.py").write_text("x = 1\n")
-    (tmp_path / "notes.txt").write_text("anything")
-    first = package_digest(tmp_path)
-    (tmp_path / "notes.txt").write_text("something else")
-    assert package_digest(tmp_path) == first
-    (tmp_path / "a.py").write_text("x = 2\n")
-    assert package_digest(tmp_path) != first
-    assert package_digest() == package_digest(ROOT / "dist_subspace")

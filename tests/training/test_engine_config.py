@@ -97,3 +97,18 @@ def test_packed_bytes_are_not_sent_to_nvme(bench: Bench) -> None:
     plan = plan_of(bench, {}, **changes, **{"model.storage": "nf4", "model.dtype": "float32"})
     with pytest.raises(UsageError, match=r"model\.storage is nf4: DeepSpeed's swapper has one type"):
         engine_config(plan, None)
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({"stage": 2, "zero_hpz_partition_size": 2}, "is 2 at stage 2, where no weight is split"),
+        ({"stage": 3, "zero_hpz_partition_size": 2}, "is 2, and there are 1 ranks"),
+        ({"stage": 3, "zero_hpz_partition_size": "auto"}, 'zero_hpz_partition_size is "auto", which is not known'),
+    ],
+)
+def test_second_shards_of_a_stock_json_that_cannot_be_are_refused(
+    section: dict[str, Any], reason: str, bench: Bench
+) -> None:
+    with pytest.raises(UsageError, match=reason):
+        engine_config(plan_of(bench, {"zero_optimization": section}), None)

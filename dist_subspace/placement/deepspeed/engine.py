@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.placement.deepspeed import optimizer_state
+from dist_subspace.placement.deepspeed.embeddings import spare_frozen_embeddings
 from dist_subspace.placement.deepspeed.loss_scale import (
     global_norm,
     loss_scale,
@@ -33,6 +34,7 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     keep_trainables_whole(engine)
+    spare_frozen_embeddings(engine.module)
     optimizer_state.find_masters(engine)
     return engine
 

@@ -16,6 +16,13 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from dist_subspace.placement.collectives import world
+from dist_subspace.placement.deepspeed.secondary import (
+    check_partition_size,
+    keep_for_frozen_alone,
+    near_group,
+    partition_size,
+)
 from dist_subspace.placement.deepspeed.shards import is_partitioned
 
 
@@ -23,16 +30,25 @@ class Partitioner:
     """Splits parameters over the ranks as they are made, one at a time.
 
     Uses `Init._convert_to_deepspeed_param` and the `partition` method that it puts on the parameter, with the real whole
-    tensor in hand (never a placeholder). `Init`'s own way broadcasts rank 0's bytes first; every rank has read the same
-    file, so nothing is sent.
+    tensor in hand (never a placeholder: a second shard, which is cut from it as well, would stay zeros). `Init`'s own way
+    broadcasts rank 0's bytes first; every rank has read the same file, so nothing is sent.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        """Collective where second shards are kept.
+
+        Raises:
+            UsageError: second shards that cannot be.
+        """
         import deepspeed
 
+        check_partition_size(config, world().size)
         os.environ.setdefault("LOCAL_RANK", "0")  # Init reads it from the environment
+        size = partition_size(config)
         minimal = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": _without_auto(config["zero_optimization"])}
-        self._init = deepspeed.zero.Init(config_dict_or_path=minimal)
+        near = near_group(size) if size > 1 else None
+        self._init = deepspeed.zero.Init(config_dict_or_path=minimal, zero_param_parallel_group=near)
+        keep_for_frozen_alone(self._init)
         self.device = self._init.local_device
 
     def place(self, parameter: nn.Parameter) -> None:

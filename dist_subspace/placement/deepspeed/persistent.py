@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dist_subspace.placement.deepspeed.secondary import forget
 from dist_subspace.placement.deepspeed.shards import is_partitioned
 
 
@@ -28,7 +29,8 @@ def keep_trainables_whole(engine: Any) -> None:
 
 def _gather_in_one_call(first: Any) -> None:
     """After a step DeepSpeed asks the first persistent parameter to gather them all (`all_gather(list)`), which sends one
-    collective a parameter; `all_gather_coalesced`, which gathers a module's parameters, sends one for all."""
+    collective a parameter; `all_gather_coalesced`, which gathers a module's parameters, sends one for all. It reads second
+    shards, which are those of before the step."""
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     one_by_one = first.all_gather
@@ -38,6 +40,7 @@ def _gather_in_one_call(first: Any) -> None:
             return one_by_one(param_list, async_op=async_op, hierarchy=hierarchy)
         absent = [p for p in param_list if p.ds_status == ZeroParamStatus.NOT_AVAILABLE]
         if absent:
+            forget(absent)
             first.all_gather_coalesced(absent).wait()
         return None
 

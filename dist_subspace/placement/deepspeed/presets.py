@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_subspace.errors import unknown_name
+from dist_subspace.errors import UsageError, unknown_name
+from dist_subspace.placement.deepspeed.secondary import KEY
 from dist_subspace.placement.deepspeed.thresholds import ENGINE_MANNERS, zero_thresholds
 
 PRESETS = {
@@ -12,10 +13,12 @@ PRESETS = {
     "zero1": 1,
     "zero2": 2,
     "zero3": 3,
+    "zero3-hpz": 3,
     "zero2-offload": 2,
     "zero3-offload": 3,
     "zero3-nvme": 3,
 }
+HIERARCHICAL = "zero3-hpz"
 _NVME_BUFFER = 100_000_000  # elements; a smaller one than the largest shard stops the swapper
 
 
@@ -29,6 +32,7 @@ def deepspeed_config(
     block_numel: int = 0,
     max_grad_norm: float,
     nvme_path: str | None = None,
+    ranks_per_node: int | None = None,
 ) -> dict[str, Any]:
     """The DeepSpeed configuration of a preset.
 
@@ -42,9 +46,10 @@ def deepspeed_config(
         block_numel: stored elements of one decoder block; 0 where unknown.
         max_grad_norm: largest norm of the global gradient; 0 for no clipping.
         nvme_path: folder for zero3-nvme, which needs one.
+        ranks_per_node: for zero3-hpz, which needs it (`nodes.ranks_per_node`).
 
     Raises:
-        UsageError: an unknown preset.
+        UsageError: an unknown preset, or zero3-hpz without its number.
     """
     if preset not in PRESETS:
         raise unknown_name("deepspeed.preset", preset, PRESETS)
@@ -53,9 +58,23 @@ def deepspeed_config(
         "gradient_accumulation_steps": rounds,
         "train_batch_size": micro_batch * rounds * world_size,
         "gradient_clipping": float(max_grad_norm),
-        "zero_optimization": _zero_section(preset, trainable_numel, block_numel, nvme_path),
+        "zero_optimization": {
+            **_zero_section(preset, trainable_numel, block_numel, nvme_path),
+            **_hierarchy(preset, ranks_per_node),
+        },
         **ENGINE_MANNERS,
     }
+
+
+def _hierarchy(preset: str, ranks_per_node: int | None) -> dict[str, Any]:
+    """Weights are gathered from second shards inside a node: packed bytes never cross the links between nodes in a step."""
+    if preset != HIERARCHICAL:
+        return {}
+    if ranks_per_node is None:
+        raise UsageError(
+            f"deepspeed.preset is {preset!r}, which needs the number of ranks of a node; accepted: from 2 on"
+        )
+    return {KEY: ranks_per_node}
 
 
 def _zero_section(preset: str, trainable_numel: int, block_numel: int, nvme_path: str | None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.launchers import enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.cpp_helpers import without_cpu_helper
-from dist_subspace.placement.rendezvous import facts, met
+from dist_subspace.placement.rendezvous import met
+from dist_subspace.placement.versions import facts
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
 
@@ -40,6 +41,13 @@ def ensure_process_group() -> None:
             deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         return
     deepspeed.init_distributed(auto_mpi_discovery=place.address is None and not place.is_alone, verbose=False)
+
+
+def collective_timeout() -> float:
+    """Seconds, of DeepSpeed's process group: DEEPSPEED_TIMEOUT, in minutes, or ten of them."""
+    from deepspeed.constants import default_pg_timeout
+
+    return float(default_pg_timeout.total_seconds())
 
 
 def _refuse_without_device() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.process_group import agreed_device
+from dist_subspace.placement.deepspeed.secondary import second_shard
 
 
 def is_partitioned(parameter: Tensor) -> bool:
@@ -39,9 +40,10 @@ def kept(parameter: Any) -> tuple[Tensor, int]:
 
 
 def kept_bytes(parameter: Any) -> int:
-    """Bytes of the shard."""
-    shard = parameter.ds_tensor
-    return 0 if shard is None else shard.numel() * shard.element_size()
+    """Bytes of the shard, and of the second one where there is one."""
+    second = second_shard(parameter)
+    shards = [parameter.ds_tensor, None if second is None else second[0]]
+    return sum(shard.numel() * shard.element_size() for shard in shards if shard is not None)
 
 
 def gathered_bytes(parameter: Any) -> int:
@@ -58,8 +60,11 @@ def own_shard(parameter: Any, whole: Tensor) -> Tensor:
     Uses `ds_process_group`, the ranks that the parameter is split over, and the padded length of `ds_tensor`.
     """
     length = parameter.ds_tensor.numel()
-    start = min(length * torch.distributed.get_rank(parameter.ds_process_group), whole.numel())
-    part = whole.reshape(-1)[start : start + length]
+    return _cut(whole, length * torch.distributed.get_rank(parameter.ds_process_group), length)
+
+
+def _cut(whole: Tensor, start: int, length: int) -> Tensor:
+    part = whole.reshape(-1)[min(start, whole.numel()) : start + length]
     return torch.nn.functional.pad(part, (0, length - part.numel()))
 
 
@@ -121,8 +126,12 @@ def gather_to(parameter: Any, rank: int) -> Tensor | None:
 
 
 def overwrite(parameter: Any, whole: Tensor) -> None:
-    """Local, alike on every rank: this rank's shard of another value."""
+    """Local, alike on every rank: this rank's shards of another value."""
     parameter.ds_tensor.data.copy_(own_shard(parameter, whole.to(parameter.ds_tensor.device)))
+    second = second_shard(parameter)
+    if second is not None:
+        shard, start = second
+        shard.copy_(_cut(whole.to(shard.device), start, shard.numel()))
 
 
 def read_by_forward(parameter: Any) -> list[tuple[Tensor, int]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
+from dist_subspace.placement.deepspeed.secondary import KEY
 from dist_subspace.placement.deepspeed.thresholds import ENGINE_MANNERS, zero_thresholds
 from dist_subspace.placement.facts import Facts
 
@@ -230,12 +231,13 @@ def _fill_precision(config: dict[str, Any], dtype: str) -> None:
 
 
 def _fill_thresholds(config: dict[str, Any], facts: Facts) -> None:
-    """Thresholds on "auto", and absent ones; every other "auto" of the section is left to DeepSpeed's default."""
+    """Thresholds on "auto", and absent ones; every other "auto" of the section is left to DeepSpeed's default, but for the size
+    of second shards, which would be none."""
     section = config.get("zero_optimization")
     if section is None:
         return
     ours = zero_thresholds(zero_stage(config), facts.trainable_numel, facts.block_numel)
-    for key in [key for key, value in section.items() if value == AUTO]:
+    for key in [key for key, value in section.items() if value == AUTO and key != KEY]:
         del section[key]
     config["zero_optimization"] = ours | section
 

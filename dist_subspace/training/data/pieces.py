@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import secrets
 import shutil
 import zipfile
 from collections import Counter
@@ -78,7 +79,7 @@ class Pieces:
 
     def put(self, number: int, piece: bytes) -> None:
         """The piece is kept whole or not at all; another process may put the same piece meanwhile."""
-        hidden = self.folder / f"{number:08}.{os.getpid()}"
+        hidden = self.folder / f"{number:08}.{secrets.token_hex(8)}"  # no process id: another host may have the same
         hidden.write_bytes(piece)
         os.replace(hidden, self._file(number))
 

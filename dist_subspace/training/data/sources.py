@@ -9,17 +9,20 @@ import codecs
 import hashlib
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dist_subspace.errors import UsageError
 from dist_subspace.training.data.json_text import read_json, read_json_lines
+from dist_subspace.training.data.settings import DataSettings
 from dist_subspace.training.data.tables import read_csv, read_parquet
 from dist_subspace.training.data.values import cleaned
 
 Record = dict[str, Any]
+EVAL = "data.eval"
 HUB_NAME = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 HUB_TIMEOUT = 5.0  # seconds; `datasets` alone would retry for half a minute before it says that nobody is there
 
@@ -34,6 +37,31 @@ class Source:
     read: Callable[[], Iterator[Record]]
     one_document: bool = False
     """A plain text file: one record, and its pieces are its samples."""
+    field: str = "data.train"
+    """The key of the configuration that names it."""
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self.name, self.content, self.one_document, self.field)
+
+
+class Facts(NamedTuple):
+    """What is known of a source whose records another rank reads: the fields of `Source` but `read`."""
+
+    name: str
+    content: str
+    one_document: bool
+    field: str
+
+    def tokenised(self) -> Source:
+        """The source for whoever only looks for its tokens."""
+        return Source(self.name, self.content, self._unread, self.one_document, self.field)
+
+    def _unread(self) -> Iterator[Record]:
+        raise UsageError(
+            f"{self.field} is {self.name!r}, whose tokens were just made, and this rank on {socket.gethostname()} does not find "
+            "them; accepted: a data.cache_dir or run.local_dir that all ranks of a node see"
+        )
 
 
 def open_source(path: str, split: str, field: str = "data.train") -> Source:
@@ -51,10 +79,22 @@ def open_source(path: str, split: str, field: str = "data.train") -> Source:
             raise UsageError(f"{field} is {path!r}, of an unknown kind; accepted: {', '.join(READERS)}")
         if file.stat().st_size == 0:
             raise UsageError(f"{field} is {path!r}, an empty file")
-        return Source(path, _sha256(file), lambda: _checked(READERS[kind], file), one_document=kind == ".txt")
+        return Source(path, _sha256(file), lambda: _checked(READERS[kind], file), kind == ".txt", field)
     if kind in READERS or not HUB_NAME.match(path):
         raise UsageError(f"{field} is {path!r}; there is no such file")
     return _hub(path, split, field)
+
+
+def open_sources(settings: DataSettings) -> list[Source]:
+    """The sources that are trained on, and the one that is evaluated on, if it is another.
+
+    Raises:
+        UsageError: as `open_source`.
+    """
+    sources = [open_source(path, settings.split) for path, _ in settings.sources()]
+    if isinstance(settings.eval, str):
+        sources.append(open_source(settings.eval, settings.eval_split, EVAL))
+    return sources
 
 
 def _checked(reader: Callable[[Path], Iterator[Record]], file: Path) -> Iterator[Record]:
@@ -110,7 +150,9 @@ def _hub(name: str, split: str, field: str) -> Source:
         raise UsageError(
             f"{field} is {name!r}: no file here, and the Hub gives no data set of that name and split {split!r} ({reason})"
         ) from error
-    return Source(name, f"{name}:{split}:{rows._fingerprint}", lambda: cleaned((dict(row) for row in rows), name))
+    return Source(
+        name, f"{name}:{split}:{rows._fingerprint}", lambda: cleaned((dict(row) for row in rows), name), field=field
+    )
 
 
 def _needs_no_hub(name: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dist_subspace.training.data.fingerprint import digest, tokenizer_digest
 from dist_subspace.training.data.labels import class_ids, label_names
 from dist_subspace.training.data.pieces import Pieces
 from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, DataSettings
-from dist_subspace.training.data.sources import Source, open_source
+from dist_subspace.training.data.sources import EVAL, Source, open_sources
 from dist_subspace.training.data.store import Columns, read_columns, write_columns
 from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
 from dist_subspace.training.data.template import give_chat_template, said_of_default
@@ -53,11 +53,15 @@ def prepare(
     show_progress: bool,
     task: str,
     poll: Callable[[], None] = lambda: None,
+    sources: Sequence[Source] | None = None,
 ) -> Prepared:
     """Read, tokenise (or find tokenised in `cache_dir`) and divide the data of a run. Local: no collective.
 
     A second call with the same files, tokenizer and settings only maps what the first stored. `poll` is called every few
     hundred records and may raise to stop; what is tokenised by then is kept for the next call.
+
+    Arguments:
+        sources: what `open_sources` gives, where that is known already.
 
     Raises:
         UsageError: anything wrong with a file, a record, or the settings.
@@ -69,18 +73,20 @@ def prepare(
     if settings.format == "chat":
         give_chat_template(tokenizer)
     shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress, poll)
-    sources = [open_source(path, settings.split) for path, _ in settings.sources()]
+    sources = open_sources(settings) if sources is None else sources
+    evaluated = [source for source in sources if source.field == EVAL]
+    sources = [source for source in sources if source.field != EVAL]
     weights = [weight for _, weight in settings.sources()]
     columns = [shelf.columns(source) for source in sources]
     names = label_names(columns) if task == "classification" else None
     table = whole_table(columns, weights, [_class_ids(c, names, s.name) for c, s in zip(columns, sources)])
     evaluation: TokenTable | None = None
     held_out: list[Any] = []
-    if isinstance(settings.eval, str):
-        source = open_source(settings.eval, settings.eval_split, "data.eval")
+    if evaluated:
+        (source,) = evaluated
         eval_columns = shelf.columns(source)
         evaluation = whole_table([eval_columns], [1.0], [_class_ids(eval_columns, names, source.name)])
-    elif settings.eval is not None:
+    elif settings.eval is not None and not isinstance(settings.eval, str):
         table, evaluation = hold_out(table, settings.eval, seed, [source.one_document for source in sources])
         held_out = [settings.eval, seed]
     identity = [[shelf.identity(source), weight] for source, weight in zip(sources, weights)] + held_out

@@ -8,7 +8,7 @@ _RUN = "tests/faults/test_agreement.py::test_a_rank_that_fails_alone_in_a_run_en
 _CALL = "tests/faults/test_agreement.py::test_a_rank_that_fails_alone_in_a_call_is_an_error_of_all"
 _ALIKE = "tests/faults/test_decisions.py"
 _DISK = f"{_ALIKE}::test_a_rank_whose_disk_holds_something_else_is_named_and_nothing_is_trained"
-_TWO_DISKS = f"{_ALIKE}::test_only_rank_0_looks_for_a_checkpoint_and_writes_where_folders_differ"
+_TWO_DISKS = f"{_ALIKE}::test_only_rank_0_reads_a_checkpoint_and_writes_where_folders_differ"
 _PLAN, _TRAINER = "dist_subspace/training/plan.py", "dist_subspace/training/trainer.py"
 _COLLECTIVES, _PEERS = "dist_subspace/placement/collectives.py", "dist_subspace/placement/peers.py"
 _STATE, _ADAPTER = "dist_subspace/checkpoint/state.py", "dist_subspace/interchange/adapter.py"
@@ -40,19 +40,19 @@ MUTANTS = [
     ),
     Mutant(
         name="tokens-read-without-an-agreement",
-        file="dist_subspace/training/plan.py",
-        text='    with agreed("reading the tokenised data"):\n        return',
-        becomes="    if True:\n        return",
+        file="dist_subspace/training/prepared_data.py",
+        text='    with agreed("reading the tokenised data"):\n',
+        becomes="    if True:\n",
         promise="Tokens that one rank cannot read end all ranks by an agreement.",
-        tests=[f"{_RUN}[training-plan-_prepare_data-reading-the-tokenised-data-read_columns]"],
+        tests=[f"{_RUN}[training-prepared_data-prepare_data-reading-the-tokenised-data-read_columns]"],
     ),
     Mutant(
         name="data-and-model-of-ranks-not-compared",
         file="dist_subspace/training/plan.py",
         text='        refuse_unlike({"data fingerprint": data.fingerprint, **model})\n',
         becomes="",
-        promise="A rank whose data or model files are others is named, and nothing is trained.",
-        tests=[f"{_DISK}[other_records]"],
+        promise="A rank whose model files are others is named, and nothing is trained.",
+        tests=[f"{_DISK}[other_weights]"],
     ),
     Mutant(
         name="model-compared-by-rank-0-alone",
@@ -138,8 +138,8 @@ MUTANTS = [
     Mutant(
         name="download-decided-by-each-rank",
         file="dist_subspace/loading/load.py",
-        text="if any_rank(not Path(path).expanduser().is_dir() and _is_hub_name(str(path))):",
-        becomes="if not Path(path).expanduser().is_dir() and _is_hub_name(str(path)):",
+        text="if any_rank(not Path(path).expanduser().is_dir() and is_hub_name(str(path))):",
+        becomes="if not Path(path).expanduser().is_dir() and is_hub_name(str(path)):",
         promise="All ranks meet for a download that one of them needs.",
         tests=[f"{_ALIKE}::test_a_name_that_is_a_folder_for_one_rank_alone_is_fetched_by_all"],
     ),

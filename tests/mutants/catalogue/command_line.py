@@ -180,8 +180,8 @@ MUTANTS = [
     Mutant(
         name="train-ignores-overrides",
         file="dist_subspace/cli.py",
-        text="run(config, overrides or [])",
-        becomes="run(config, [])",
+        text="run(config, overrides or [], logs=True)",
+        becomes="run(config, [], logs=True)",
         promise="KEY=VALUE changes the configuration of train.",
         tests=[
             "tests/test_cli.py::test_train_takes_changes_and_leaves_with_the_runs_status_and_the_final_adapter_is_what_a_run_is"

@@ -20,6 +20,7 @@ def check_supported(config: dict[str, Any], *, storage: str, **facts: Any) -> No
 def preset(name: str, **changes: Any) -> dict[str, Any]:
     nvme = "fast" if name == "zero3-nvme" else None
     given = {"micro_batch": 2, "rounds": 3, "world_size": 1, "max_grad_norm": 1.0, "nvme_path": nvme}
+    given |= {"ranks_per_node": 8} if name == "zero3-hpz" else {}
     return deepspeed_config(name, **(given | changes))
 
 
@@ -53,7 +54,7 @@ def test_every_preset_is_supported(name: str) -> None:
     check_supported(preset(name), storage="bf16" if name == "zero3-nvme" else "nf4", dtype="bfloat16")
 
 
-@pytest.mark.parametrize("name", ["zero3", "zero3-offload", "zero3-nvme"])
+@pytest.mark.parametrize("name", ["zero3", "zero3-hpz", "zero3-offload", "zero3-nvme"])
 def test_stage_3_keeps_no_weight_whole_and_holds_two_blocks_at_most(name: str, alone: None) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
@@ -88,6 +89,15 @@ def test_the_buffer_of_the_nvme_swapper_takes_the_largest_block(block: int, elem
 def test_the_engines_batch_counts_empty_micro_batches() -> None:
     config = preset("zero1", micro_batch=2, rounds=2, world_size=3)
     assert config["train_batch_size"] == 12  # for a global batch of 10: 2 + 2 + 1 micro-batches
+
+
+def test_second_shards_are_split_over_the_ranks_of_a_node_and_kept_where_they_are_asked_for_alone(alone: None) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    sizes = {name: DeepSpeedConfig(preset(name)).zero_config.zero_hpz_partition_size for name in PRESETS}
+    assert sizes == {name: 8 if name == "zero3-hpz" else 1 for name in PRESETS}
+    with pytest.raises(UsageError, match="zero3-hpz', which needs the number of ranks of a node"):
+        preset("zero3-hpz", ranks_per_node=None)
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:

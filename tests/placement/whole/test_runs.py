@@ -129,5 +129,5 @@ def test_two_ranks_are_refused_in_one_sentence(folder: Path, tmp_path: Path) -> 
     message = (read_status(run) or {})["message"]
     assert message == (
         "deepspeed.preset is 'none', which trains on one process, but there are 2 ranks; accepted with several: zero0, zero1, "
-        "zero2, zero3, zero2-offload, zero3-offload, zero3-nvme"
+        "zero2, zero3, zero3-hpz, zero2-offload, zero3-offload, zero3-nvme"
     )

@@ -1,0 +1,54 @@
+"""Where a run is, in two lines at its start: nodes and ranks, launcher, what holds the weights, and which folders."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+
+import torch
+import torch.distributed as dist
+
+from dist_subspace.config import Config
+from dist_subspace.launchers import read
+from dist_subspace.placement.collectives import gather_objects, world
+from dist_subspace.placement.engines import zero_stage
+from dist_subspace.run_folder.folder import RunFolder
+from dist_subspace.run_folder.local import local_folder
+
+
+def whereabouts(config: Config) -> list[str]:
+    """Collective: one line for one process, two for several."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hosts = Counter(gather_objects(socket.gethostname()))
+    held = f"weights {config.model.storage}, {_placement(config)}"
+    run = RunFolder(config.run.output_dir).path.absolute()
+    if world().size == 1:
+        return [f"1 process on {socket.gethostname()} ({device}); {held}; run folder {run}"]
+    local = local_folder(config.run.local_dir, config.run.output_dir)
+    return [f"{ranks_text(hosts)} ({device}), {_means()}", f"{held}; run folder {run}, other ranks' logs {local.logs}"]
+
+
+def ranks_text(hosts: Counter[str]) -> str:
+    """4 ranks on 2 nodes, 2 on each of node1, node2; 3 ranks on 2 nodes, 2 on node1, 1 on node2."""
+    size, nodes = sum(hosts.values()), len(hosts)
+    text = f"{size} ranks on {nodes} node{'' if nodes == 1 else 's'}"
+    shown = list(hosts)[:_SHOWN]
+    more = f" and {nodes - _SHOWN} more" if nodes > _SHOWN else ""
+    if len(set(hosts.values())) == 1:
+        return f"{text}, {hosts[shown[0]]} on {'each of ' if nodes > 1 else ''}{', '.join(shown)}{more}"
+    return f"{text}, {', '.join(f'{hosts[host]} on {host}' for host in shown)}{more}"
+
+
+_SHOWN = 8  # nodes that are named
+
+
+def _means() -> str:
+    return f"started by {read(os.environ).launcher}, over {dist.get_backend()}"
+
+
+def _placement(config: Config) -> str:
+    section = config.deepspeed
+    if section.config is not None:
+        return f"ZeRO stage {zero_stage(section.config)} by deepspeed.config"
+    return f"preset {section.preset}"

@@ -1,0 +1,37 @@
+"""Where a run is, in a line for one process; those of several ranks are in tests/faults/test_lost_ranks.py."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+from dist_subspace.config import load_config
+from dist_subspace.training.whereabouts import ranks_text, whereabouts
+
+BASE = {"model": {"path": "m", "storage": "nf4"}, "data": {"train": "t"}, "run": {"output_dir": "/runs/a"}}
+
+
+def test_one_process_is_one_line() -> None:
+    (line,) = whereabouts(load_config(BASE, ["deepspeed.preset=none"]))
+    host = os.uname().nodename
+    assert line.startswith(f"1 process on {host} (") and line.endswith("; weights nf4, preset none; run folder /runs/a")
+    stock = load_config({**BASE, "deepspeed": {"config": {"zero_optimization": {"stage": 2}}}})
+    assert "ZeRO stage 2 by deepspeed.config" in whereabouts(stock)[0]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "text"),
+    [
+        ({"a": 8}, "8 ranks on 1 node, 8 on a"),
+        ({"a": 2, "b": 2}, "4 ranks on 2 nodes, 2 on each of a, b"),
+        ({"a": 2, "b": 1}, "3 ranks on 2 nodes, 2 on a, 1 on b"),
+        (
+            {f"n{number}": 8 for number in range(10)},
+            "80 ranks on 10 nodes, 8 on each of n0, n1, n2, n3, n4, n5, n6, n7 and 2 more",
+        ),
+    ],
+)
+def test_ranks_are_counted_by_their_nodes(hosts: dict[str, int], text: str) -> None:
+    assert ranks_text(Counter(hosts)) == text
