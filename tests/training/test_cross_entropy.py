@@ -126,8 +126,8 @@ def test_an_impossible_target_is_an_infinite_loss_with_the_gradient_that_torch_g
 
 def test_in_16_bits_what_many_unlikely_tokens_add_up_to_is_not_lost() -> None:
     """Probabilities of 2e-8: float16 has no number that small."""
-    classes, weight = 5000, torch.ones(5000, 1, dtype=torch.float16)
-    weight[0] = 12.0
+    classes, weight = 5000, torch.full((5000, 1), 8.0, dtype=torch.float16)
+    weight[0] = 25.5
     x = torch.ones(1, 1, dtype=torch.float16).requires_grad_()
     head_cross_entropy(x, None, torch.tensor([0]), Plain(weight, None), None).backward()
     p = torch.softmax(weight.double()[:, 0], 0)
