@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from dist_subspace.atomic_files import StorageError
+from dist_subspace.cuda_allocator import let_segments_grow
 from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
 from dist_subspace.launchers import enter, is_first, without_local_rank
@@ -50,6 +51,7 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
     """
     nested = enter().nested_text()  # before torch is imported, which looks at the devices
+    let_segments_grow()
     if nested is not None and is_first():
         print(nested, flush=True)
     with listening() as stop:

@@ -47,7 +47,7 @@ PROMISED_BY_TRANSFORMERS = {
 
 # Names that begin with an underscore and are promised all the same.
 PROMISED_NAMES = {
-    "_exit",  # Python documents it
+    *("_exit", "_current_frames"),  # Python documents them
     # These stand in files that torch's wrappers wrote.
     "_orig_mod",
     "_fsdp_wrapped_module",

@@ -25,6 +25,7 @@ BELOW_TRAINING = AXES | {
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "launchers": {"errors"},
+    "cuda_allocator": set(),
     "launcher_processes": {"launchers"},
     "stopping": {"launcher_processes"},
     "torch_internals": set(),
@@ -65,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": BELOW_TRAINING,
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "__init__"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

@@ -53,9 +53,7 @@ WITHOUT_OWN_TESTS = {
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
-    "placement/store.py": "tests/placement/test_rendezvous.py and tests/test_launchers.py: ranks that meet in it",
     "placement/protocol.py": DECLARATIONS,
-    "placement/peers.py": "tests/faults/test_stop.py, test_waiting.py and test_lost_ranks.py: real processes that end",
     **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
     "run_folder/manifest.py": "tests/checkpoint/test_store.py: files that are not what the manifest says",
     "statistics/rounds.py": "tests/statistics/test_setup.py: ranks that decompose in turn",
@@ -81,7 +79,13 @@ WITHOUT_OWN_TESTS = {
         "tests/faults and tests/training/test_said.py",
     ),
 }
-NO_MODELS = ("PretrainedConfig", "BitsAndBytesConfig", "GenerationConfig", "HfDeepSpeedConfig")
+NO_MODELS = (
+    "PretrainedConfig",
+    "BitsAndBytesConfig",
+    "GenerationConfig",
+    "HfDeepSpeedConfig",
+    "HfTrainerDeepSpeedConfig",
+)
 
 
 def files_of_tests() -> list[str]:

@@ -20,6 +20,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.launchers import Place, enter, is_first
 
 LATER = 15.0  # seconds that another rank waits longer, so that rank 0 is the first to say what is wrong
+OPENING = 60.0  # seconds more in which rank 0, once all were started, has imported torch
 LOOKING = 120.0  # seconds to look at each other
 COLLECTIVE = 60.0  # seconds for one collective
 AT_ALL = 3600.0  # seconds in which rank 0 decides
@@ -34,13 +35,12 @@ def doctor(config: str | None, overrides: list[str], as_json: bool, patience: fl
         raise UsageError("MASTER_ADDR is not set; accepted: MASTER_ADDR, the host of rank 0, for every rank")
     if is_first():
         print("examining", file=sys.stderr, flush=True)
-    with screen.to_itself() as out:
-        status = _examine(place, Asked(config, tuple(overrides)), as_json, patience, out)
-        out.flush()
+    with screen.to_itself() as (out, errors):
+        status = _examine(place, Asked(config, tuple(overrides)), as_json, patience, out, errors)
     os._exit(status)
 
 
-def _examine(place: Place, asked: Asked, as_json: bool, patience: float, out: TextIO) -> int:
+def _examine(place: Place, asked: Asked, as_json: bool, patience: float, out: TextIO, errors: TextIO) -> int:
     began = time.monotonic()
     try:
         meeting, store = _meet(place, patience)
@@ -49,14 +49,16 @@ def _examine(place: Place, asked: Asked, as_json: bool, patience: float, out: Te
             return int(meeting.hear("verdict", AT_ALL))
         return _Doctor(meeting, store, place, patience).run(asked, as_json, out)
     except UsageError as error:  # rank 0 is not reached, or cannot be met
-        print(f"error: {error}", file=out)
+        print(f"error: {error}", file=errors)
     except ImportError as error:
         print(
             f"error: {who(place)['host']}: {error} (with {sys.executable}), and without torch no rank can meet",
-            file=out,
+            file=errors,
         )
     except Exception as error:  # the store has ended with rank 0
-        print(f"error: rank {place.rank} lost rank 0 after {time.monotonic() - began:.0f} seconds: {error}", file=out)
+        print(
+            f"error: rank {place.rank} lost rank 0 after {time.monotonic() - began:.0f} seconds: {error}", file=errors
+        )
     return 1
 
 
@@ -64,11 +66,11 @@ def _meet(place: Place, patience: float) -> tuple[Meeting, Any]:
     """The meeting, and the store of torch below it (None where this process is alone)."""
     if place.is_alone:
         return Meeting(OwnStore(), 0, 1), None
-    from dist_subspace.placement.store import open_store
+    from dist_subspace.placement.store import attempt, open_store
 
     waits = patience + (LATER if place.rank else 0.0)
     store = open_store(place, time.monotonic() + waits, waits)
-    return Meeting(store, place.rank, place.size), store
+    return Meeting(store, place.rank, place.size, attempt()), store
 
 
 class _Doctor:
@@ -102,7 +104,7 @@ class _Doctor:
     def _agreed_token(self) -> str:
         if self._meeting.is_chair:
             self._meeting.announce("token", disks.new_token())
-        return str(self._meeting.hear("token", self._patience))
+        return str(self._meeting.hear("token", self._patience + OPENING))
 
     def _agree(self, what: str, before: Any, decide: Any) -> Any:
         """Rank 0 decides, once it has heard the others; all hear it."""

@@ -96,6 +96,10 @@ def judge(ranks: Ranks) -> Iterator[Finding]:
         for _, places in alike(there)[1:]:
             what = f"the {field} is another one than on {ranks.where(alike(there)[0][1])}"
             yield Finding(KIND, "read", tuple(places), what, f"give every node the same {field}", PACKAGES)
+    for rank, facts in found.items():
+        if "not computed" in facts:
+            what = f"what the run will write could not be computed ({facts['not computed']}) and compared with what is free"
+            yield Finding(KIND, "will write", (rank,), what, "leave room for some checkpoints", REMARK, breaks=False)
     yield from _of_batch(ranks, found)
 
 
@@ -133,14 +137,17 @@ def _examine_model(config: Any, found: dict[str, Any], refused: list[str], is_ch
     if not refused and config.subspace.init_from is None:
         _tried(refused, lambda: check_fits(folder, config, resolve(subspace_config(config))))
         if is_chair:
-            found["needs"] = _tried(refused, needs, config, folder)
+            try:
+                found["needs"] = needs(config, folder)
+            except Exception as error:  # of a model's own code: the run itself may do without
+                found["not computed"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"
 
 
 def _hub_model(path: str) -> str | None:
     """The name, where the model is one of the Hub."""
     if Path(path).expanduser().is_dir():
         return None
-    from dist_subspace.loading.load import is_hub_name
+    from dist_subspace.loading.hub import is_hub_name
 
     return path if is_hub_name(path) else None
 

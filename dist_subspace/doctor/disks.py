@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from dist_subspace.doctor.mounts import Mount, mount_of
 
 RANK_0, EACH_NODE, AT_NEED = "rank 0", "each node", "at need"
 MARK = ".dist-subspace-doctor-"
-REPLACES = 200
+REPLACES, READS = 200, 100  # at least so many replacements of a file, under the eyes of a reader that read it so often
 SYNCS = 5
 
 
@@ -93,20 +94,24 @@ def try_renames(folder: Path) -> str | None:
     that was absent or a mixture, and a folder took the place of an empty one."""
     target, over = folder / "target", threading.Event()
     wrong: list[str] = []
+    reads: deque[str] = deque(maxlen=READS)
     texts = {"a" * 4096, "b" * 4096}
     target.write_text("a" * 4096)
 
     def read() -> None:
         while not over.is_set() and not wrong:
             try:
-                if target.read_text() not in texts:
+                reads.append(target.read_text())
+                if reads[-1] not in texts:
                     wrong.append("a reader saw a mixture of two files")
             except OSError as error:
                 wrong.append(f"a reader found no file ({error.strerror})")
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    for turn in range(REPLACES):
+    for turn in range(10 * REPLACES):
+        if wrong or (turn >= REPLACES and len(reads) >= READS):
+            break
         fresh = folder / "fresh"
         fresh.write_text("ab"[turn % 2] * 4096)
         os.replace(fresh, target)

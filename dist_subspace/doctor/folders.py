@@ -182,7 +182,7 @@ def _duration(seconds: float) -> str:
     """Roughly, so that nodes that differ by chance are said together."""
     if seconds < TOO_FAST:
         return "at once"
-    return next((f"below {most} ms" for most in (1, 10, 100) if seconds * 1000 < most), "above 100 ms")
+    return next((f"below {most} ms" for most in (10, 100) if seconds * 1000 < most), "above 100 ms")
 
 
 def _mount(use: dict[str, Any]) -> str:

@@ -5,7 +5,6 @@ reaches all, over the key-value store, without a process group.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -50,10 +49,10 @@ class NotHeard(Exception):
 
 
 class Meeting:
-    """One rank's part in the meeting. Values are what JSON can hold."""
+    """One rank's part in the meeting. Values are what JSON can hold; `attempt` tells ranks that were started again from those of
+    before."""
 
-    def __init__(self, store: KeyValues, rank: int, size: int) -> None:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    def __init__(self, store: KeyValues, rank: int, size: int, attempt: str = "0") -> None:
         self.store, self.rank, self.size = store, rank, size
         self.prefix = f"dist_subspace/doctor/{attempt}"
 

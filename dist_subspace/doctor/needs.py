@@ -81,8 +81,9 @@ def _sizes(config: Any, folder: Path) -> tuple[int, int, int]:
     from dist_subspace.training.sections import subspace_config
 
     described = model_config(folder, config.model.trust_remote_code)
+    trusted = {"trust_remote_code": True} if config.model.trust_remote_code else {}
     with torch.device("meta"):
-        built = getattr(transformers, AUTO_CLASSES[config.model.task]).from_config(described)
+        built = getattr(transformers, AUTO_CLASSES[config.model.task]).from_config(described, **trusted)
     adopt_all(built)
     attach_method(built, subspace_config(config), gathered)
     parts: Iterable[Any] = [part for part in built.modules() if isinstance(part, SubspaceLinear)]

@@ -11,20 +11,25 @@ from typing import TextIO
 
 
 @contextmanager
-def to_itself() -> Iterator[TextIO]:
-    """The process's output and errors go into a file that nobody sees, those of C++ code too; what is written to the stream that
-    is given goes where the output went."""
+def to_itself() -> Iterator[tuple[TextIO, TextIO]]:
+    """The process's output and errors go into a file that nobody sees, those of C++ code too; what is written to the two
+    streams that are given goes where output and errors went."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(number) for number in (1, 2)]
     try:
-        with tempfile.TemporaryFile() as unseen, os.fdopen(os.dup(kept[0]), "w") as screen:
+        with tempfile.TemporaryFile() as unseen, _stream(kept[0]) as out, _stream(kept[1]) as errors:
             for number in (1, 2):
                 os.dup2(unseen.fileno(), number)
-            yield screen
+            yield out, errors
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         for number, before in zip((1, 2), kept, strict=True):
             os.dup2(before, number)
             os.close(before)
+
+
+def _stream(descriptor: int) -> TextIO:
+    """A stream of its own that ends a line at once, where the descriptor leads to."""
+    return os.fdopen(os.dup(descriptor), "w", buffering=1)

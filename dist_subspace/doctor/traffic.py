@@ -153,7 +153,7 @@ def rows(ranks: Ranks) -> Iterator[tuple[str, dict[int, Any]]]:
     found = ranks.of(KIND)
     if not found:
         return
-    speaker, facts = next(iter(found.items()))
+    facts = next(iter(found.values()))
     title = f"{facts['backend']}, {facts['size']} rank{'s' if facts['size'] > 1 else ''}"
     for name, operation in (("all-reduce", "all_reduce"), ("all-gather", "all_gather")):
         yield f"{name}, {title}", {rank: _text(facts["group"], operation) for rank in found}
@@ -163,7 +163,7 @@ def rows(ranks: Ranks) -> Iterator[tuple[str, dict[int, Any]]]:
             f"{name} {_text(measured, key)}"
             for name, key in (("all-reduce", "all_reduce"), ("all-gather", "all_gather"))
         )
-        yield f"{one} - {other}", {speaker: both}
+        yield f"{one} - {other}", dict.fromkeys(ranks.firsts().values(), both)
 
 
 def judge(ranks: Ranks) -> Iterator[Finding]:

@@ -67,8 +67,11 @@ def examine() -> dict[str, Any]:
 def rows(ranks: Ranks) -> Iterator[tuple[str, dict[int, Any]]]:
     found = ranks.of(KIND)
     yield "interpreter", picked(found, lambda facts: facts["python"])
-    for name in dict.fromkeys(name for facts in found.values() for name in facts["versions"]):
-        yield name, picked(found, lambda facts, name=name: _shown(name, facts))  # type: ignore[misc]
+    names = dict.fromkeys(name for facts in found.values() for name in facts["versions"])
+    shown = {name: {rank: _shown(name, facts) for rank, facts in found.items()} for name in names}
+    same = [name for name in NEEDED if name in shown and len(set(shown[name].values())) == 1]
+    yield from ((name, texts) for name, texts in shown.items() if name not in same)
+    yield "packages", dict.fromkeys(found, ", ".join(f"{name} {next(iter(shown[name].values()))}" for name in same))
 
 
 def judge(ranks: Ranks) -> Iterator[Finding]:

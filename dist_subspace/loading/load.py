@@ -14,13 +14,14 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
-from dist_subspace.placement.collectives import agreed, any_rank, once_per_node
+from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     device_of,
     join_ranks,
@@ -81,6 +82,9 @@ def load_frozen(
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
         join_ranks()
+        download(path)
+    elif not Path(path).expanduser().is_dir():
+        fetch(_hub_name(path, "model.path"), "model.path")
     together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
         stage_config = read_placement(deepspeed)
@@ -148,24 +152,12 @@ def _named(dtype: torch.dtype) -> str:
 
 
 def resolve_folder(path: str | Path) -> Path:
-    """A local folder, or the local copy of a hub name. The download itself is done by `download` first, once a node."""
+    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node."""
     local = Path(path).expanduser()
     if local.is_dir():
         return local
-    if not is_hub_name(str(path)):
-        raise UsageError(
-            f"model.path is {str(path)!r}, which is no folder; accepted: a transformers model folder or a hub name"
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
-    except Exception as error:
-        raise UsageError(
-            f"model.path is {str(path)!r}, which is no folder here, and the hub could not give it ({type(error).__name__})"
-        ) from error
+    name = _hub_name(path, "model.path")
+    return cached(name) or fetch(name, "model.path")
 
 
 def local_folder(name: str | Path | None) -> Path | None:
@@ -175,25 +167,34 @@ def local_folder(name: str | Path | None) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if not is_hub_name(str(name)):
-        return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except Exception:  # whatever the hub's library calls "not here"
-        return None
+    return cached(str(name)) if is_hub_name(str(name)) else None
 
 
-def download(path: str | Path) -> None:
-    """Collective: fetch a hub name once a node, before every rank reads it. One node may have a folder of that name."""
-    if any_rank(not Path(path).expanduser().is_dir() and is_hub_name(str(path))):
-        once_per_node(resolve_folder, path)
+def download(path: str | Path, field: str = "model.path", files: tuple[str, ...] = MODEL_FILES) -> None:
+    """Collective: fetch a hub name once a node, before every rank reads it. One node may have a folder of that name.
+
+    Raises:
+        UsageError: the hub does not give it to a node, or gives two nodes different commits of it.
+    """
+    is_here = Path(path).expanduser().is_dir()
+    if not any_rank(not is_here and is_hub_name(str(path))):
+        return
+    commits: dict[str, str] = {}
+
+    def fetch_missing() -> None:
+        if not is_here:
+            commits[f"commit of {path}"] = fetch(_hub_name(path, field), field, files).name
+
+    once_per_node(fetch_missing)
+    refuse_unlike(commits)
 
 
-def is_hub_name(path: str) -> bool:
-    """Whether a path that is no folder here names a model of the Hub."""
-    return path.count("/") <= 1 and not path.startswith((".", "/", "~")) and bool(path)
+def _hub_name(path: str | Path, field: str) -> str:
+    if not is_hub_name(str(path)):
+        raise UsageError(
+            f"{field} is {str(path)!r}, which is no folder; accepted: a transformers model folder or a hub name"
+        )
+    return str(path)
 
 
 def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) -> transformers.PretrainedConfig:

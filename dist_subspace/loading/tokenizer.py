@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.chat_template import read_processor_template
+from dist_subspace.loading.hub import TOKENIZER_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.sentencepiece_tokenizer import SentencePieceTokenizer
 
 T = TypeVar("T")
@@ -51,12 +52,10 @@ def load_tokenizer(
     path = Path(place).expanduser()
     if path.is_file():
         loaded = _from_file(path, place)
-    elif path.is_dir():
-        loaded = _from_folder(path, place, trust_remote_code)
     else:
-        loaded = _from_hub(place, trust_remote_code)
-    if not path.is_file():
-        read_processor_template(loaded, str(path) if path.is_dir() else place, local_files_only=path.is_dir())
+        folder = path if path.is_dir() else _from_hub(place)
+        loaded = _from_folder(folder, place, trust_remote_code)
+        read_processor_template(loaded, str(folder), local_files_only=True)
     _give_pad_token(loaded)
     return loaded
 
@@ -102,23 +101,20 @@ def _from_folder(folder: Path, place: str, trust_remote_code: bool) -> PreTraine
     bare = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
     if bare and settings.get("tokenizer_class") in PLAIN_SENTENCEPIECE:
         return _sentencepiece(folder / "tokenizer.model", folder)
-    return _by_auto_tokenizer(str(folder), place, trust_remote_code, local_files_only=True)
+    return _by_auto_tokenizer(str(folder), place, trust_remote_code)
 
 
-def _from_hub(name: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    if name.startswith((".", "/", "~")) or name.endswith((".model", ".json")) or name.count("/") > 1:
+def _from_hub(name: str) -> Path:
+    """The copy on this machine; the hub is asked where there is none."""
+    if not is_hub_name(name):
         raise UsageError(f"no tokenizer: {name!r} is no folder or file here")
-    return _by_auto_tokenizer(name, name, trust_remote_code, local_files_only=False)
+    return cached(name, TOKENIZER_FILES) or fetch(name, "model.tokenizer", TOKENIZER_FILES)
 
 
-def _by_auto_tokenizer(
-    source: str, place: str, trust_remote_code: bool, local_files_only: bool
-) -> PreTrainedTokenizerBase:
+def _by_auto_tokenizer(source: str, place: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     # Which exceptions transformers raises here differs by version and backend; to the person they are all this one.
     return _loaded_or_refused(
-        lambda: AutoTokenizer.from_pretrained(
-            source, trust_remote_code=trust_remote_code, local_files_only=local_files_only
-        ),
+        lambda: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, local_files_only=True),
         f"the tokenizer of {place!r} cannot be loaded (looked for {', '.join(LOOKED_FOR)})",
     )
 

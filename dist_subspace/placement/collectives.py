@@ -188,10 +188,10 @@ def may_speak() -> bool:
     return True
 
 
-def tell_peers(status: int = 1, log: str = "") -> None:
-    """Local: this rank has said why it failed, and leaves with this exit status; `log`: what it said last."""
+def tell_peers(status: int = 1, log: str = "", sentence: str = "") -> None:
+    """Local: this rank has said why it failed, in this sentence, and leaves with this exit status; `log`: what it said before."""
     if _peers is not None:
-        _peers.tell(status, _HEARING, log)
+        _peers.tell(status, _HEARING, log, sentence)
     elif world().size > 1:
         with suppress(RuntimeError):
             _store().set(_told(), str(status))

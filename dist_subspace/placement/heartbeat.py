@@ -119,6 +119,8 @@ class Heartbeat:
         now = time.monotonic()
         self._pause, self._watched = max(self._pause, now - self._watched), now
         self.peers.leave_if_told()
+        if self.peers.told is not None:  # what is missed from now on has left
+            return
         silent = self._answer.look(self._rounds)
         if silent > min(self.peers.silent_after, _ENDED if self.peers.store_is_lost else math.inf):
             self.peers.store_is_lost = True

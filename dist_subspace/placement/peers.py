@@ -19,6 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from dist_subspace.placement.main_thread import WAITS, where_main_thread_is
 from dist_subspace.placement.peer import Peer
 from dist_subspace.placement.silence import Silence
 from dist_subspace.stopping import Stop
@@ -43,6 +44,7 @@ class Peers:
         self.silent_after = math.inf
         self.known: dict[int, Peer] = {}
         self._silences: dict[int, Silence] = {}
+        self._places: dict[int, str] = {}
         self._reported: set[int] = set()
         self._listening = threading.Lock()
         self._beaten = self._looked = self._listened = 0.0
@@ -64,7 +66,7 @@ class Peers:
         try:
             if now - self._beaten > min(_BEAT, self.silent_after / 8):
                 self._beaten = now
-                self._set(f"beat/{self.rank}", str(now))
+                self._set(f"beat/{self.rank}", f"{now} {where_main_thread_is()}")
             if self._stop.reason is not None and not self._said:
                 self._said = True
                 self._set(f"heard/{self.rank}", "1")
@@ -89,16 +91,19 @@ class Peers:
         if self.told is not None and time.monotonic() - self._told_at > _LEAVING:
             os._exit(self.told)
 
-    def tell(self, status: int, seconds: float, log: str = "") -> None:
+    def tell(self, status: int, seconds: float, log: str = "", sentence: str = "") -> None:
         """This rank has said why the run ends, and leaves with this status: the others shall know, and not take it for one that
         was killed, before the store may end with this process. They have so many seconds to hear.
 
         Arguments:
             log: the last lines of this rank, for rank 0 to keep.
+            sentence: what it has said on its screen.
         """
         self.told, self._told_at = status, math.inf  # its own: nobody else is waited for
         with suppress(RuntimeError):
             self._keep_log(self.rank, log)
+            if sentence:
+                self._set("said", json.dumps([self.rank, sentence]))
             self._set("told", str(status))
             deadline = time.monotonic() + seconds
             others = [rank for rank in range(self._size) if rank != self.rank]
@@ -134,6 +139,11 @@ class Peers:
         """Seconds since its last sign of life."""
         return self._silences[peer.rank].seconds if peer.rank in self._silences else 0.0
 
+    def elsewhere(self) -> dict[Peer, str]:
+        """The ranks that live and are in no collective, and where their main thread was at the last sign of life."""
+        known = ((self.known[rank], place) for rank, place in sorted(self._places.items()) if rank in self.known)
+        return {peer: place for peer, place in known if place and not place.startswith(WAITS)}
+
     def heard(self, peer: Peer) -> bool:
         """Whether that rank knew that it shall stop."""
         with suppress(RuntimeError):
@@ -153,6 +163,14 @@ class Peers:
             return {rank: self._get(f"log/{rank}").decode() for rank in range(self._size) if self._has(f"log/{rank}")}
         return {}
 
+    def said_elsewhere(self) -> str:
+        """What a rank on another machine has said there about why the run ends; empty where nobody has."""
+        with suppress(RuntimeError):
+            if self._has("said"):
+                rank, sentence = json.loads(self._get("said"))
+                return "" if rank not in self.known or self.known[rank].is_here else str(sentence)
+        return ""
+
     def _keep_log(self, rank: int, text: str) -> None:
         if text:
             self._set(f"log/{rank}", text)
@@ -171,6 +189,7 @@ class Peers:
             beats = self._reached().multi_get([f"{self.prefix}/beat/{rank}" for rank in ranks]) if ranks else []
             for rank, beat in zip(ranks, beats, strict=True):
                 self._silences.setdefault(rank, Silence(2 * every)).look(bytes(beat))
+                self._places[rank] = bytes(beat).decode().partition(" ")[2]
         finally:
             self._listening.release()
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from dist_subspace.errors import UsageError
 from dist_subspace.launchers import Place
-from dist_subspace.placement.store import LOOK, address_of, open_store
+from dist_subspace.placement.store import LOOK, address_of, attempt, open_store
 
 _HEARING = 5.0  # seconds in which the others hear why the meeting is off
 
@@ -52,9 +52,8 @@ class _Meeting:
     """The names of the ranks in the store. A process that is restarted by torchrun signs anew."""
 
     def __init__(self, store: dist.Store, place: Place, deadline: float) -> None:
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self._store, self._place, self._deadline = store, place, deadline
-        self._prefix = f"dist_subspace/rendezvous/{attempt}"
+        self._prefix = f"dist_subspace/rendezvous/{attempt()}"
 
     def sign(self, alike: Mapping[str, str]) -> None:
         """Rank 0 signs first; the others compare themselves with it."""

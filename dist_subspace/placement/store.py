@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 
@@ -17,6 +18,25 @@ from dist_subspace.launchers import Place
 
 LOOK = 0.1  # seconds between two looks
 ANSWER = 30.0  # seconds in which a store that is there answers
+
+
+def is_kept(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether torchrun holds the store, and keeps it, with all that is in it, when it starts the ranks again."""
+    return variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def attempt(variables: Mapping[str, str] = os.environ) -> str:
+    """What tells the keys of the ranks that were started again from those of the ranks before. Agents count restarts each for
+    itself, so it is asked only where the store is kept."""
+    return variables.get("TORCHELASTIC_RESTART_COUNT", "0") if is_kept(variables) else "0"
+
+
+def kept_store(place: Place) -> dist.Store | None:
+    """For the process group of this attempt, where the store is kept: torch (2.13) would read there the addresses that the ranks
+    of an earlier attempt have left, and connect to nobody. None elsewhere: the group makes its own store."""
+    if not is_kept() or place.address is None:
+        return None
+    return dist.PrefixStore(f"dist_subspace/group/{attempt()}", _client(place))
 
 
 def open_store(place: Place, deadline: float, patience: float) -> dist.Store:
@@ -30,7 +50,7 @@ def open_store(place: Place, deadline: float, patience: float) -> dist.Store:
         UsageError: a port that is taken, an address that is not reached, an answer that is no store's.
     """
     assert place.address is not None
-    serves = place.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    serves = place.rank == 0 and not is_kept()
     try:
         if serves:
             _refuse_taken_port(place)

@@ -1,8 +1,9 @@
 """Bytes that training sends in one optimizer step, computed from sizes alone; `tests/placement/test_traffic.py` counts them.
 
-Bytes are those of a ring, which NCCL and gloo use for what is large: to gather n shards, each rank sends n - 1 of them on; to sum
-and scatter, as much; to sum on all ranks, twice that. Ranks of a node follow one another, so a ring over all ranks leaves each
-node once: what a rank sends, a node sends too. A few numbers a step (the gradient's norm, the loss) are not counted.
+Bytes are those of a ring, as NCCL has it for what is large: to gather n shards, each rank sends n - 1 of them on; to sum and
+scatter, as much; to sum on all ranks, twice that, which gloo does in place of a sum that is scattered, too. Ranks of a node
+follow one another, so a ring over all ranks leaves each node once: what a rank sends, a node sends. A few numbers a step (the
+gradient's norm, the loss) are not counted.
 """
 
 from __future__ import annotations

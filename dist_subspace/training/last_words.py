@@ -23,11 +23,13 @@ from dist_subspace.placement.peers import Peers
 from dist_subspace.run_folder.folder import checkpoint_name
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, State
 from dist_subspace.stopping import STOP
+from dist_subspace.training.display import Display
 from dist_subspace.training.error_file import tell_torchrun
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.rank_logs import RankLog, keep_last_lines, last_lines
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.trainer import Trainer
+from dist_subspace.training.whereabouts import has_screen_of_its_own
 
 _PATIENCE = 30.0  # seconds that a rank stays for another one, which failed, to say why
 _FEW = 5.0  # seconds in which a rank that was killed shows as ended, after its neighbour's connection broke
@@ -62,6 +64,7 @@ class Run:
     peers: Peers | None = None
     heartbeat: Heartbeat | None = None
     has_logs: bool = False  # whether ranks say into logs of their own
+    display: Display | None = None
     log: RankLog | None = None
     open_log: Callable[[Sequence[int]], RankLog] | None = None
     traceback: str = ""
@@ -93,23 +96,32 @@ class Run:
         return None if self.plan is None else self.saved
 
 
-def end(run: Run, state: State, message: str, code: int, step: int | None = None, everywhere: bool = False) -> int:
+def end(
+    run: Run,
+    state: State,
+    message: str,
+    code: int,
+    step: int | None = None,
+    everywhere: bool = False,
+    at_fault: Peer | None = None,
+) -> int:
     """Say how it ended: one sentence from rank 0, or, `everywhere`, from the rank where it happened; from one where it happened
-    to several."""
+    to several. `at_fault`: another rank than the one that speaks."""
     run.word.take()
     rank = world().rank
     if everywhere and not may_speak():
         return wait_until_told(_PATIENCE) or code
-    by_one = everywhere and world().size > 1
-    if by_one:
-        message = f"rank {rank} on {socket.gethostname()}: {message}"
+    by, host = (rank, socket.gethostname()) if at_fault is None else (at_fault.rank, at_fault.host)
+    if everywhere and world().size > 1 and at_fault is None:
+        message = f"rank {rank} on {host}: {message}"
+    said = message if state == "interrupted" else f"error: {message}"
     if rank == 0 or everywhere:
-        say(run, message if state == "interrupted" else f"error: {message}")
+        say(run, said)
     if run.status is not None:
-        run.status.write(state, message, step, rank, anyone=everywhere, rank_host=socket.gethostname())
+        run.status.write(state, message, step, by, anyone=everywhere, rank_host=host)
     if everywhere:
         keep_own_log(run)
-        tell_peers(code, own_log(run))
+        tell_peers(code, own_log(run), said)
     else:
         with suppress(PeerFailed):
             meet()  # a launcher ends all ranks with the first one that leaves: rank 0 must have spoken by then
@@ -117,7 +129,10 @@ def end(run: Run, state: State, message: str, code: int, step: int | None = None
 
 
 def say(run: Run, sentence: str) -> None:
-    """Local: the last words, on the screen; in this rank's own log, too."""
+    """Local: the last words, on the screen; in this rank's own log, too. The live line ends first: it would fold them, be drawn
+    over them, and leave a terminal without its cursor where the process ends at once."""
+    if run.display is not None:
+        run.display.close()
     print(sentence, file=run.screen, flush=True)
     tell_torchrun(sentence)
     if run.screen is not sys.stderr:
@@ -136,10 +151,12 @@ def keep_own_log(run: Run) -> None:
 
 
 def hear(run: Run) -> None:
-    """Local, rank 0: another rank has said why the run ends. That stays the last word on the screen: what the libraries say of
-    connections that break then goes into a log."""
+    """Local, rank 0: another rank has said why the run ends. That stays the last word on the screen, also on this node's own
+    where it has one: what the libraries say of connections that break then goes into a log."""
     quieten(run)
     keep_logs(run)
+    if run.peers is not None and has_screen_of_its_own() and (said := run.peers.said_elsewhere()):
+        say(run, said)
 
 
 def quieten(run: Run) -> None:
@@ -189,6 +206,17 @@ def peers_at_fault(run: Run, error: Exception) -> list[Peer] | None:
         return []
     gone = run.peers.gone_within(_FEW)
     return gone if gone or wait_until_told(0.2) else None
+
+
+def end_waiting(run: Run, error: Exception) -> int | None:
+    """A collective has run out of time though every rank lives: the first that speaks names those that did not come to it, and
+    where they are instead. None where this error is another one."""
+    absent = run.peers.elsewhere() if run.peers is not None and "timed out" in str(error).lower() else {}
+    if not absent:
+        return None
+    who = "; ".join(f"{peer} lives, but is in {place}" for peer, place in absent.items())
+    message = f"a collective ran out of time: {who}; after step {run.step or 0}; {goes_on_text(run)}"
+    return end(run, "failed", message, EXIT_FAILED, run.step, everywhere=True, at_fault=next(iter(absent)))
 
 
 def end_without(run: Run, gone: list[Peer]) -> int:

@@ -10,7 +10,7 @@ from dist_subspace.placement.collectives import tell_peers, world
 from dist_subspace.placement.heartbeat import Loss
 from dist_subspace.placement.peer import Peer, this_machine
 from dist_subspace.run_folder.status import EXIT_FAILED
-from dist_subspace.training.last_words import Run, goes_on_text, keep_logs, keep_own_log, say
+from dist_subspace.training.last_words import Run, end_without, goes_on_text, keep_logs, keep_own_log, say
 
 _HEARING = 4.0  # seconds in which the rank that speaks is heard
 _FOR_RANK_0 = 3.0  # seconds that rank 0 has to write RUN/status.json, where it lives and was not the one that was lost
@@ -21,6 +21,8 @@ def end_without_lost(run: Run, loss: Loss) -> int:
     if not run.word.is_mine():  # the main thread has noticed, too, and is speaking
         time.sleep(_HEARING)
         return _status_told(run)
+    if not loss.silent:  # processes of this machine have ended, and no connection has broken
+        return end_without(run, loss.gone)
     rank, here = world().rank, socket.gethostname()
     at_fault = (rank, here) if loss.alone or not loss.gone else (loss.gone[0].rank, loss.gone[0].host)
     message = f"{lost_text(rank, here, loss)}; after step {run.step or 0}; {goes_on_text(run)}"
@@ -39,8 +41,6 @@ def lost_text(rank: int, here: str, loss: Loss) -> str:
         return (
             f"rank {rank} on {here} has heard nothing of {who} {silent}, and no other host answers: {here} was cut off"
         )
-    if not loss.silent:
-        return f"{who} was killed, or crashed"
     stopped = [str(peer) for peer in loss.gone if peer.is_stopped()]
     if stopped and len(stopped) == len(loss.gone):
         return f"{who} was stopped (SIGSTOP), and has given no sign of life {silent}"

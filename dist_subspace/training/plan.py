@@ -16,9 +16,11 @@ from dist_subspace.checkpoint.state import check_same_run, find_checkpoint
 from dist_subspace.checkpoint.store import check_writable, remove_leftovers
 from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.hub import TOKENIZER_FILES
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
+from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import agreed, on_main, refuse_unlike, world
 from dist_subspace.placement.engines import check_engine, compute_device, ranks_per_near_group, stock_digest
 from dist_subspace.placement.shared_folders import seen_by_ranks
@@ -86,8 +88,10 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     run_is_seen = seen_by_ranks(run_dir)
     refuse_newer_elsewhere(run_dir, config.checkpoint.resume)
     beginning = on_main(_find_beginning, config, run_dir, notice)
-    with announced("looking for the model's files", notice):
+    with announced("looking for the model's files", notice), heard(notice):
         download(config.model.path)
+        if config.model.tokenizer is not None:
+            download(config.model.tokenizer, "model.tokenizer", TOKENIZER_FILES)
     with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
         folder = resolve_folder(config.model.path)
         tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)

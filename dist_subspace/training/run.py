@@ -44,6 +44,7 @@ from dist_subspace.training.last_words import (
     Run,
     end,
     end_after_another,
+    end_waiting,
     end_without,
     hear,
     interrupted_text,
@@ -128,6 +129,8 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
         gone = peers_at_fault(run, error)
         if gone is not None:
             return end_without(run, gone)
+        if (code := end_waiting(run, error)) is not None:
+            return code
         run.traceback = traceback.format_exc()
         print(run.traceback, file=sys.stderr, flush=True)
         return end(run, "failed", f"{type(error).__name__}: {error}", EXIT_FAILED, everywhere=True)
@@ -154,11 +157,13 @@ def _run(run: Run, plan: Plan, status: RunStatus) -> int:
     step = plan.checkpoint[1].step if plan.checkpoint else 0
     status.write("running", step=step)
     observer = Observer(Display(enabled=world().is_main, total_steps=plan.total_steps), None, None, plan.device)
+    run.display = observer.display
     try:
         _say_first(plan, observer)
         with STOP.leavable():
             trainer = Trainer(plan, observer)
         run.trainer = trainer
+        allow_collectives(plan.config.training.rank_timeout)  # also those of the groups that the engine has made
         with agreed("opening the run directory"):
             if world().is_main:
                 _open(plan, observer, step)

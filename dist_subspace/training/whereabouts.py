@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter
+from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 
 from dist_subspace.config import Config
-from dist_subspace.launchers import read
+from dist_subspace.launchers import BY_HAND, read
 from dist_subspace.placement.collectives import gather_objects, world
 from dist_subspace.placement.engines import zero_stage
 from dist_subspace.run_folder.folder import RunFolder
@@ -43,8 +44,20 @@ def ranks_text(hosts: Counter[str]) -> str:
 _SHOWN = 8  # nodes that are named
 
 
+def started_by(variables: Mapping[str, str]) -> str:
+    """The launcher, also where it has been entered (`launchers.enter` writes RANK and WORLD_SIZE for all of them)."""
+    place = read(variables)
+    return place.within[0] if place.launcher == BY_HAND and place.within else place.launcher
+
+
+def has_screen_of_its_own(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether each node's output stays there, where a person started torchrun or the ranks; the other launchers bring all of it
+    together."""
+    return started_by(variables) in ("torchrun", BY_HAND)
+
+
 def _means() -> str:
-    return f"started by {read(os.environ).launcher}, over {dist.get_backend()}"
+    return f"started by {started_by(os.environ)}, over {dist.get_backend()}"
 
 
 def _placement(config: Config) -> str:

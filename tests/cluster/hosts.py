@@ -246,6 +246,10 @@ class Hosts:
         ]
         self[name].run(shape, timeout=10).check_returncode()
 
+    def full_speed(self, name: str) -> None:
+        """After `slow_down`; nothing where the host is as it was."""
+        self[name].run(["tc", "qdisc", "del", "dev", "eth0", "root"], timeout=10)
+
     def _lay_cable(self, number: int, host: Host) -> None:
         assert self._bridge is not None
         lines = [

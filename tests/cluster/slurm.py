@@ -144,10 +144,10 @@ class Slurm:
     def _wait_until_idle(self) -> None:
         deadline = time.monotonic() + START
         while True:
-            shown = self.run(["sinfo", "--noheader", "--Node", "--format=%T"], timeout=20)
-            if shown.stdout.split() == ["idle"] * len(self.hosts.names):
+            shown = self.nodes()
+            if shown == dict.fromkeys(self.hosts.names, "idle"):
                 return
-            assert time.monotonic() < deadline, f"SLURM did not start: {shown.stdout}{shown.stderr}{self._logs()}"
+            assert time.monotonic() < deadline, f"SLURM did not start: {shown}{self._logs()}"
             time.sleep(0.2)
 
     def _logs(self) -> str:

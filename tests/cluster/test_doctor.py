@@ -20,6 +20,7 @@ from tests.ranks import ROOT, free_port
 
 pytestmark = pytest.mark.cluster
 TIMEOUT = 240.0
+PATIENCE = ["--patience", "150"]  # where the machine is loaded; a later one counts
 DOCTOR = [sys.executable, "-m", "dist_subspace", "doctor"]
 SITE = Path(pytest.__file__).parents[1]
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
@@ -56,8 +57,9 @@ def ask(
     processes = []
     for name in names:
         own = common | {"RANK": str(int(name[-1]) - 1), "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        environment = own | dict((changes or {}).get(name, {}))
-        processes.append(hosts[name].start([*DOCTOR, *arguments], environment, timeout=TIMEOUT))
+        changed = [f"{key}={value}" for key, value in (changes or {}).get(name, {}).items()]
+        # By `env`, within the host: a library that is loaded first would begin outside of it.
+        processes.append(hosts[name].start(["env", *changed, *DOCTOR, *PATIENCE, *arguments], own, timeout=TIMEOUT))
     said = [process.communicate(timeout=TIMEOUT + 30) for process in processes]
     return Said("".join(map("".join, said)), [process.returncode for process in processes])
 
@@ -77,6 +79,7 @@ def check_named(said: Said, *words: str, do: str) -> None:
     """The worst finding has these words in this order, and says what to do; all ranks left with 1."""
     assert set(said.statuses) == {1}, said.text
     assert said.breaking, said.text
+    print(said.breaking[0])
     first, _, advice = said.breaking[0].partition(" -> ")
     place = 0
     for word in words:
@@ -191,18 +194,18 @@ def test_a_run_folder_that_is_read_only(hosts: Hosts, recipe: Recipe) -> None:
 
 
 def test_a_rank_that_never_starts(hosts: Hosts) -> None:
-    said = ask(hosts, "--patience", "20", names=("node1", "node2"))
-    check_named(said, "rank 2 of 3 did not answer in 20 seconds", do="look whether it was started there")
+    said = ask(hosts, "--patience", "45", names=("node1", "node2"))
+    check_named(said, "rank 2 of 3 did not answer in 45 seconds", do="look whether it was started there")
     assert "2 of 3 ranks on 2 nodes (node1, node2)" in said.text
 
 
 def test_a_meeting_that_one_host_does_not_reach(hosts: Hosts) -> None:
     hosts["node2"].cut()
     try:
-        said = ask(hosts, "--patience", "15")
+        said = ask(hosts, "--patience", "45")
     finally:
         hosts["node2"].mend()
-    check_named(said, "rank 1 of 3 did not answer in 15 seconds", do="whether its node reaches rank 0's")
+    check_named(said, "rank 1 of 3 did not answer in 45 seconds", do="whether its node reaches rank 0's")
     assert "error: rank 1, on node2, did not reach rank 0 at node1:" in said.text
 
 

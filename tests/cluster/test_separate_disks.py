@@ -56,6 +56,7 @@ def together(hosts: Hosts, names: Sequence[str], recipe: Recipe, *changes: str) 
     """The exit statuses of all ranks, and what they said."""
     processes = start(hosts, names, recipe, *changes)
     said = "".join(text for process in processes for text in process.communicate(timeout=RUN_TIMEOUT + 30))
+    print(said, *(f"{host.name}: {' '.join(sorted(files(host)))}" for host in hosts), sep="\n")
     return {process.returncode for process in processes}, said
 
 

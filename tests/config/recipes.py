@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
 from dist_subspace.config import Config, load_config
 from dist_subspace.families.blocks import blocks
@@ -29,7 +29,7 @@ from tests.config.headers import RECIPES, header
 from tests.config.shapes import SHAPES
 
 GIB = 2**30
-# What a token leaves of a block for backward, in 16-bit numbers of the hidden and of the inner width: about as much.
+# What a token leaves of a block for backward, in 16-bit numbers of the hidden and of the inner width: at most.
 OF_HIDDEN, OF_INNER = 14, 5
 OUTSIDE = GIB  # of CUDA's context, NCCL's buffers and the allocator's gaps
 
@@ -97,7 +97,7 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     whole = max(sum(held[p] for p in table.parameters()) for table in tables)
     matrix = max(m.in_features * m.out_features for m in operators.values())
     buffers = set(model.buffers())
-    _attach(model, config)
+    put_method(model, config)
     factors = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad and p not in held)
     copied = sum(b.numel() * b.element_size() for b in model.buffers() if b not in buffers)
     trained = sum(p.numel() for p in trainable_parameters(model))
@@ -107,7 +107,7 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     return Sizes(sum(held.values()) + factors, copied, trained, largest, whole, matrix, shapes, on.settings.rank)
 
 
-def _attach(model: nn.Module, config: Config) -> None:
+def put_method(model: nn.Module, config: Config) -> None:
     """With the frozen pairs that a decomposition will leave beside a trained one."""
     asked = subspace_config(config)
     if config.model.task == "classification":
@@ -172,6 +172,11 @@ def section(preset: str, sizes: Sizes) -> dict[str, Any]:
         nvme_path="/nvme",
     )
     return dict(made["zero_optimization"])
+
+
+def block_activations(shape: PretrainedConfig, tokens: int) -> int:
+    """Bytes; tests/devices/test_activations.py counts them."""
+    return int(2 * tokens * (OF_HIDDEN * shape.hidden_size + OF_INNER * shape.intermediate_size))
 
 
 @dataclass(frozen=True)
@@ -262,7 +267,7 @@ class Recipe:
         held, sizes, shape = self.held, self.sizes, SHAPES[self.config.model.path]
         training = self.config.training
         tokens = training.per_device_train_batch_size * self.config.data.max_length
-        block = 2 * tokens * (OF_HIDDEN * shape.hidden_size + OF_INNER * shape.intermediate_size)
+        block = block_activations(shape, tokens)
         inputs = 2 * tokens * shape.hidden_size
         layers = shape.num_hidden_layers
         activations = layers * inputs + block if training.gradient_checkpointing else layers * block

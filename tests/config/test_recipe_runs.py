@@ -8,10 +8,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -21,32 +18,19 @@ import yaml
 from dist_subspace.run_folder.status import read_status
 from dist_subspace.training.run import train
 from tests.config.headers import RECIPES
+from tests.config.own_data import chat_tokenizer, write_records
 from tests.config.recipes import Recipe
 from tests.config.shapes import SHAPES
 from tests.ranks import ROOT, free_port, run_on_ranks
 from tests.tiny_models import tiny_config
-from tests.tiny_run import make_tokenizer
 
 EVERY = [Recipe(path) for path in RECIPES]
 QUICK = ("cpu-smoke", "roberta-large-sst2")  # in every run of the tests
-CHAT = (
-    "{% for message in messages %}{{ message['role'] + ': ' + message['content'] + eos_token }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
-)
-RECORDS: dict[str, Callable[[int], dict[str, Any]]] = {
-    "alpaca": lambda n: {"instruction": f"say {n}", "output": f"{n} " * 3},
-    "completion": lambda n: {"prompt": f"{n} comes before", "completion": f" {n + 1}"},
-    "classification": lambda n: {"sentence": f"{n} is a number", "label": n % 2},
-    "chat": lambda n: {
-        "messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n} " * 3}]
-    },
-}
 
 
 def tiny_like(recipe: Recipe, folder: Path) -> Path:
     """A model of the recipe's family with byte tokens, and a tokenizer that knows a chat."""
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = CHAT
+    tokenizer = chat_tokenizer()
     shape, kind = SHAPES[recipe.config.model.path], "ForCausalLM"
     heads: dict[str, int] = {"num_key_value_heads": 2, "head_dim": 8}
     if recipe.config.model.task == "classification":
@@ -54,16 +38,16 @@ def tiny_like(recipe: Recipe, folder: Path) -> Path:
     marks = {"vocab_size": len(tokenizer), "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
     config = tiny_config(type(shape).__name__, max_position_embeddings=128, **marks, **heads)
     torch.manual_seed(0)
-    getattr(transformers, type(config).__name__.removesuffix("Config") + kind)(config).save_pretrained(folder)
+    family = type(config).__name__.removesuffix("Config")
+    getattr(transformers, family + kind)(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def own(recipe: Recipe, folder: Path) -> list[str]:
     """What is changed on the command line: the model, the data, and sizes that a tiny model has room for."""
-    data, config = recipe.config.data, recipe.config
-    file = folder / "train.jsonl"
-    file.write_text("".join(json.dumps(RECORDS[data.format](n)) + "\n" for n in range(400)))
+    config = recipe.config
+    file = write_records(folder / "train.jsonl", recipe.config.data.format, 400)
     micro = min(config.training.per_device_train_batch_size, 4)
     changes = {
         "model.path": tiny_like(recipe, folder / "model"),
@@ -83,12 +67,13 @@ def own(recipe: Recipe, folder: Path) -> list[str]:
 
 def run_here(path: str, overrides: list[str]) -> tuple[int, str]:
     """On a rank of a node of two, as a launcher says it."""
-    seat = {"LOCAL_RANK": str(int(os.environ["RANK"]) % 2), "LOCAL_WORLD_SIZE": "2"}
     with (
-        patch.dict(os.environ, seat),
+        pytest.MonkeyPatch.context() as environment,
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(out),
     ):
+        environment.setenv("LOCAL_RANK", str(int(os.environ["RANK"]) % 2))
+        environment.setenv("LOCAL_WORLD_SIZE", "2")
         status = train(path, overrides)
     return status, out.getvalue()
 

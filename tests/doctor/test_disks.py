@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ def test_a_file_that_disappears_while_it_is_replaced_is_seen(tmp_path: Path, mon
 
     def slow(source: Path, target: Path) -> None:
         target.unlink()
+        time.sleep(0.001)
         shutil.copy(source, target)
 
     assert disks.try_renames(tmp_path) is None

@@ -84,6 +84,6 @@ def test_an_examination_that_came_to_no_end_is_a_finding_and_stops_no_other() ->
 
 
 def test_bytes_in_words() -> None:
-    assert [size(value) for value in (0, 1 << 20, 1_600_000, 64 << 20, 3 << 30, 3 << 29)] == [
-        *("0 MiB", "1 MiB", "1.5 MiB", "64 MiB", "3 GiB", "1.5 GiB"),
+    assert [size(value) for value in (0, 100_000, 1 << 20, 1_600_000, 64 << 20, 3 << 30, 3 << 29)] == [
+        *("0 KiB", "98 KiB", "1 MiB", "1.5 MiB", "64 MiB", "3 GiB", "1.5 GiB"),
     ]

@@ -59,3 +59,10 @@ def test_nodes_that_do_not_reach_the_others_are_left_out_of_the_group() -> None:
     assert largest_whole([0, 1, 2, 3], links) == [0, 1, 2]
     links[1]["2"] = closed
     assert largest_whole([0, 1, 2, 3], links) == [0, 1]
+
+
+def test_nodes_that_are_not_reached_by_the_others_are_left_out() -> None:
+    """A firewall on one node: it reaches all, and none reaches it."""
+    closed, open_ = {"ports": {"1": "timed out"}}, {"ports": {"1": None}}
+    links = {a: {str(b): closed if b == 1 else open_ for b in range(4) if b != a} for a in range(4)}
+    assert largest_whole([0, 1, 2, 3], links) == [0, 2, 3]

@@ -129,7 +129,7 @@ _COPIES = "interchange/peft/base_copies check_copies agreed"
 CALLS = [
     Row(f"{_LOADING}(\"reading the model's configuration\")", "load", ".placement.for_loading:read_deepspeed"),
     Row(f"{_LOADING}(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
-    Row("loading/load download once_per_node(resolve_folder)", "download", ".loading.load:resolve_folder", 0, "usage"),
+    Row("loading/load download once_per_node(fetch_missing)", "download", ".loading.load:fetch", 0, "usage"),
     Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_F}:read_adapter", kind="usage"),
     Row(_FITTING, "load_adapter", f"{_I}.loaded_adapter:LoadedAdapter.check", 1, "usage"),
     Row("interchange/adapter fill_adapter agreed('reading the adapter')", "load_adapter", f"{_I}.tensor_names:file_key"),
@@ -180,5 +180,6 @@ NO_ROW = {
     "checkpoint/elsewhere refuse_newer_elsewhere gather_objects": "it follows an agreement at once",
     "training/prepared_data _compared gather_objects": "it follows an agreement at once",
     "training/prepared_data prepare_data refuse_unlike": "a decision: tests/faults/test_decisions.py",
+    "loading/load download refuse_unlike": "it follows an agreement at once: tests/loading/test_hub.py",
     "loading/load download any_rank": "a decision: tests/faults/test_decisions.py",
 }

@@ -8,6 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +67,45 @@ def test_a_rank_that_is_stopped_for_a_moment_does_no_harm(home: Home) -> None:
     assert read_status(run)["state"] == "finished"  # type: ignore[index]
 
 
-def shouts(then: str) -> None:
-    """In its second step this rank writes by a C library and by a child process, and then fails, or is killed."""
+def hangs(hanging: bool) -> None:
+    """Collectives of seconds; this rank, if it is the one, never comes to those of its second step."""
+    import deepspeed.constants
+
+    deepspeed.constants.default_pg_timeout = timedelta(seconds=1)
+    in_the_second_step(lambda: reads_from_a_dead_disk() if hanging else None)
+
+
+def reads_from_a_dead_disk() -> None:
+    time.sleep(3600)
+
+
+def test_a_rank_that_lives_and_does_not_come_is_named_with_what_it_does_instead(home: Home) -> None:
+    before = {rank: (hangs, rank == 1) for rank in (0, 1)}
+    ended = go(home, "hangs", before, "training.rank_timeout=12")
+    assert [rank.status for rank in ended] == [1, 1], report(ended)
+    status = read_status(home.folder / "hangs")
+    assert status is not None and (status["state"], status["rank"]) == ("failed", 1), report(ended)
+    assert "rank 1 (process " in status["message"] and "(reads_from_a_dead_disk)" in status["message"]
+    assert [line for rank in ended for line in rank.errors] == [f"error: {status['message']}"], report(ended)
+
+
+def in_the_second_step(act: Callable[[], object]) -> None:
     from dist_subspace.training.engine import Stepper
 
     accumulate, steps = Stepper.accumulate, []
 
-    def shout(*args: Any) -> Any:
+    def wrapped(*args: Any) -> Any:
         steps.append(1)
         if len(steps) == 2:
-            _shout(then)
+            act()
         return accumulate(*args)
 
-    Stepper.accumulate = shout  # type: ignore[method-assign]
+    Stepper.accumulate = wrapped  # type: ignore[method-assign]
+
+
+def shouts(then: str) -> None:
+    """In its second step this rank writes by a C library and by a child process, and then fails, or is killed."""
+    in_the_second_step(lambda: _shout(then))
 
 
 def _shout(then: str) -> None:

@@ -144,6 +144,30 @@ def written_by_rank_1(run: str, another: bool) -> tuple[str, int | None]:
     return found["state"], found["rank"]
 
 
+def test_a_rank_that_does_not_see_the_run_s_folder_writes_no_word_there_and_makes_none(tmp_path: Path) -> None:
+    """What it may find at that path is a copy of an older run, whose last word is one without a process."""
+    write_status(tmp_path / "copy", "failed", "long ago", rank=1)
+    for there in ("none", "copy"):
+        folders = [str(tmp_path / f"run-{there}"), str(tmp_path / there)]
+        assert run_on_ranks(2, written_elsewhere, folders) == [
+            ("running", ""),
+            (None if there == "none" else "failed", "long ago"),
+        ]
+    assert not (tmp_path / "none").exists()
+
+
+def written_elsewhere(folders: list[str]) -> tuple[str | None, str]:
+    """State and message in a rank's own folder after rank 1's word."""
+    status = RunStatus(folders[world().rank])
+    status.take()
+    if world().rank == 1:
+        status.write("failed", "a word", rank=1, anyone=True)
+    found = read_status(folders[world().rank]) or {"state": None, "message": "long ago"}
+    barrier()
+    status.release()
+    return found["state"], found["message"]
+
+
 def test_what_was_set_aside_is_read_and_continued_by_name_with_the_factors_of_the_run(
     folder: Path, tmp_path: Path
 ) -> None:

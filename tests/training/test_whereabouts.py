@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from dist_subspace.config import load_config
-from dist_subspace.training.whereabouts import ranks_text, whereabouts
+from dist_subspace.launchers import enter
+from dist_subspace.training.whereabouts import has_screen_of_its_own, ranks_text, started_by, whereabouts
 
 BASE = {"model": {"path": "m", "storage": "nf4"}, "data": {"train": "t"}, "run": {"output_dir": "/runs/a"}}
 
@@ -19,6 +20,36 @@ def test_one_process_is_one_line() -> None:
     assert line.startswith(f"1 process on {host} (") and line.endswith("; weights nf4, preset none; run folder /runs/a")
     stock = load_config({**BASE, "deepspeed": {"config": {"zero_optimization": {"stage": 2}}}})
     assert "ZeRO stage 2 by deepspeed.config" in whereabouts(stock)[0]
+
+
+SRUN = {
+    **{
+        "SLURM_STEP_ID": "0",
+        "SLURM_PROCID": "1",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "1",
+    },
+    **{"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "node[1-2]", "SLURM_JOB_ID": "7"},
+}
+HAND = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher", "own_screen"),
+    [
+        (SRUN, "srun", False),
+        (HAND, "RANK and WORLD_SIZE", True),
+        (HAND | {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0"}, "torchrun", True),
+    ],
+)
+def test_the_launcher_is_named_as_it_was_before_its_place_was_entered(
+    variables: dict[str, str], launcher: str, own_screen: bool
+) -> None:
+    entered = dict(variables)
+    enter(entered)
+    assert started_by(variables) == started_by(entered) == launcher
+    assert has_screen_of_its_own(entered) == own_screen
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,10 @@ def _zero_section(preset: str, trainable_numel: int, block_numel: int, nvme_path
         return {"stage": 0}
     section: dict[str, Any] = {
         "stage": stage,
+        # Gradients are copied into the one bucket as they come, and freed: a copy of adapter size, once.
         "contiguous_gradients": True,
-        # At stage 3 it lets gathers run beside the computation; below, it would only double the buckets of an adapter.
+        # At stage 3 it lets gathers run beside the computation, on a stream of their own; below, where no weight is gathered,
+        # it would only double the buckets of an adapter.
         "overlap_comm": stage == 3,
         **zero_thresholds(stage, trainable_numel, block_numel),
     }

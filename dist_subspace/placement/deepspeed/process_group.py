@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import socket
+from datetime import timedelta
 
 import torch
 
 from dist_subspace.errors import UsageError
-from dist_subspace.launchers import enter
+from dist_subspace.launchers import Place, enter
 from dist_subspace.placement.collectives import is_distributed
 from dist_subspace.placement.deepspeed.cpp_helpers import without_cpu_helper
 from dist_subspace.placement.rendezvous import met
+from dist_subspace.placement.store import kept_store
 from dist_subspace.placement.versions import facts
 
 without_cpu_helper()  # now, because a script may make a process group of its own before it calls anything here
@@ -38,9 +40,36 @@ def ensure_process_group() -> None:
     elif place.address is not None:
         _refuse_without_device()
         with met(place, default_pg_timeout.total_seconds(), facts()):
-            deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+            _make_group(place)
         return
     deepspeed.init_distributed(auto_mpi_discovery=place.address is None and not place.is_alone, verbose=False)
+
+
+def _make_group(place: Place) -> None:
+    """Collective: as DeepSpeed makes it, which takes a group that is there.
+
+    Raises:
+        UsageError: a rank that has met the others cannot connect to them.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    try:
+        if (store := kept_store(place)) is not None:
+            timeout = timedelta(seconds=collective_timeout())
+            backend = get_accelerator().communication_backend_name()
+            torch.distributed.init_process_group(
+                backend, store=store, rank=place.rank, world_size=place.size, timeout=timeout
+            )
+        deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    except (RuntimeError, ValueError) as error:
+        if "connect" not in str(error).lower():
+            raise
+        raise UsageError(
+            f"rank {place.rank} on {socket.gethostname()} has met the others, and cannot connect to one of them "
+            f"({str(error).splitlines()[0][-200:]}); accepted: an address of each host that all others reach (INTERFACE in "
+            "launch/, or GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME)"
+        ) from None
 
 
 def collective_timeout() -> float:

@@ -32,14 +32,22 @@ def zero_thresholds(stage: int, trainable_numel: int, block_numel: int) -> dict[
     """
     if stage == 0:
         return {}
+    # The trained parameters' gradients are the only ones: one bucket takes them all, so that they are summed in one collective,
+    # and no memory lies idle beside it (the default's buffer of 1 to 2 GB would, for an adapter of megabytes).
     bucket = bucket_size(trainable_numel)
     sizes: dict[str, Any] = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if stage == 3:
         sizes |= {
-            # Above 0, every weight of a small model would stay whole on every rank.
+            # Above 0, every weight of a small model would stay whole on every rank. It decides by elements alone: at 70 billion
+            # parameters a trained A has more than the default. Trained parameters are kept whole by name (`persistent.py`).
             "stage3_param_persistence_threshold": 0,
+            # The next block comes while this one computes. More would only wait in memory: a block's product takes longer than
+            # its gather, or the link is the limit, and then nothing that is fetched earlier helps.
             "stage3_prefetch_bucket_size": block_numel,
+            # The block that computes and the one that comes; the default (1e9) would keep a whole 1B model in 4 bits gathered.
             "stage3_max_live_parameters": 2 * block_numel,
+            # What is used again at once is kept: the head between its forward and its backward (2 GiB at 70 billion parameters,
+            # sent once and not twice), and the last block where little lies behind it (`placement/traffic.py` counts with it).
             "stage3_max_reuse_distance": block_numel,
         }
     return sizes

@@ -139,20 +139,27 @@ READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 
 
 def _hub(name: str, split: str, field: str) -> Source:
-    import datasets
+    from dist_subspace.loading.hub import asked  # brings torch, which no worker needs
 
-    try:
-        if not _needs_no_hub(name):
-            _ask_hub(name)
-        rows = datasets.load_dataset(name, split=split)
-    except Exception as error:  # the Hub's client raises whatever its network layer raises
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(
-            f"{field} is {name!r}: no file here, and the Hub gives no data set of that name and split {split!r} ({reason})"
-        ) from error
+    rows = asked(lambda: _load(name, split, field), name, field)
     return Source(
         name, f"{name}:{split}:{rows._fingerprint}", lambda: cleaned((dict(row) for row in rows), name), field=field
     )
+
+
+def _load(name: str, split: str, field: str) -> Any:
+    """Raises UsageError for what no other try mends; else whatever the Hub's client raises."""
+    import datasets
+
+    if not _needs_no_hub(name):
+        _ask_hub(name)
+    try:
+        return datasets.load_dataset(name, split=split)
+    except ValueError as error:
+        if "split" not in str(error).lower():
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{field} is {name!r}, a Hub data set without a split {split!r} ({reason})") from error
 
 
 def _needs_no_hub(name: str) -> bool:

@@ -138,8 +138,8 @@ MUTANTS = [
     Mutant(
         name="download-decided-by-each-rank",
         file="dist_subspace/loading/load.py",
-        text="if any_rank(not Path(path).expanduser().is_dir() and is_hub_name(str(path))):",
-        becomes="if not Path(path).expanduser().is_dir() and is_hub_name(str(path)):",
+        text="if not any_rank(not is_here and is_hub_name(str(path))):",
+        becomes="if is_here or not is_hub_name(str(path)):",
         promise="All ranks meet for a download that one of them needs.",
         tests=[f"{_ALIKE}::test_a_name_that_is_a_folder_for_one_rank_alone_is_fetched_by_all"],
     ),

@@ -90,4 +90,20 @@ MUTANTS = [
         promise="The end of a killed rank's log comes into RUN/logs.",
         tests=[f"{_LOST}::test_what_a_failing_rank_said_is_in_its_own_log_and_the_end_of_it_in_the_run_s_folder[kill]"],
     ),
+    Mutant(
+        name="restarted-ranks-look-for-those-before-them",
+        file="dist_subspace/placement/store.py",
+        text="    if not is_kept() or place.address is None:\n",
+        becomes="    if True:\n",
+        promise="Ranks that torchrun starts again connect to each other, and not to the addresses of the earlier ones.",
+        tests=["tests/placement/test_store.py::test_ranks_that_are_started_again_do_not_look_for_those_before_them"],
+    ),
+    Mutant(
+        name="attempts-counted-by-each-agent-for-itself",
+        file="dist_subspace/placement/store.py",
+        text='"0") if is_kept(variables) else "0"',
+        becomes='"0")',
+        promise="Agents that count restarts differently do not keep the ranks apart.",
+        tests=["tests/placement/test_store.py::test_attempts_are_told_apart_where_the_store_is_kept"],
+    ),
 ]
