@@ -65,6 +65,11 @@ def replace_everywhere(model: nn.Module, replacements: Mapping[nn.Module, nn.Mod
                 setattr(parent, child, replacements[module])
 
 
+def hook_names(module: nn.Module) -> tuple[int, ...]:
+    """What is hung on the module's forward now: one number a hook, which is never given to another one."""
+    return (*module._forward_pre_hooks, *module._forward_hooks)
+
+
 def move_hooks(module: nn.Module, other: nn.Module) -> None:
     """Give a module's hooks to the one that takes its place; the handles that remove them do so from there."""
     for name in _HOOKS:

@@ -106,7 +106,9 @@ def attach_method(
     if stacks:
         check_stacked(resolved.method, resolved.settings)
     sites = {} if stacks and not given else sites_of(resolved.method, choice)
-    if config.target_modules in (None, ALL_LINEAR) and any(isinstance(site, Operator | Stack) for site in sites.values()):
+    if config.target_modules in (None, ALL_LINEAR) and any(
+        isinstance(site, Operator | Stack) for site in sites.values()
+    ):
         in_full = tuple(f"{name}." for name in trained_in_full)
         choice.left_out.add({n: why for n, why in unnamed_stacks(model, stacks).items() if not n.startswith(in_full)})
     with gathered(_norm_weights(sites)):

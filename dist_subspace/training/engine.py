@@ -10,7 +10,7 @@ from dist_subspace.placement.collectives import sum_over_ranks
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.subspace import Accumulation, attachment
 from dist_subspace.training.data import GlobalBatch, MicroBatch
-from dist_subspace.training.loss import forward, summed_loss
+from dist_subspace.training.loss import micro_batch_loss
 from dist_subspace.training.randomness import seed_micro_batch
 
 
@@ -68,7 +68,7 @@ class Stepper:
         micro = batch.rounds[0]
         used = batch.filler if micro is None else micro
         self.engine.eval()
-        loss = float(summed_loss(forward(self.engine, used, self.device), used.labels))
+        loss = float(micro_batch_loss(self.engine, used, self.device))
         self.engine.train()
         total, targets = sum_over_ranks(
             [0.0 if micro is None else loss, 0.0 if micro is None else micro.targets], self.device
@@ -78,7 +78,7 @@ class Stepper:
     def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> torch.Tensor:
         """The micro-batch's summed loss, still on its device."""
         seed_micro_batch(self.seed, micro.number)
-        loss = summed_loss(forward(self.engine, micro, self.device), micro.labels)
+        loss = micro_batch_loss(self.engine, micro, self.device)
         weight = self.world_size / max(1, targets) if counts else 0.0
         # An infinite loss may have finite gradients, which ZeRO's optimizers would apply: then they are NaN.
         factor = weight + 0.0 * loss.detach() if counts else 0.0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dist_subspace.placement.collectives import sum_over_ranks
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.training.data import MicroBatch
-from dist_subspace.training.loss import forward, summed_loss
+from dist_subspace.training.loss import forward, micro_batch_loss, summed_loss
 
 
 @torch.no_grad()
@@ -38,11 +38,12 @@ def evaluate(
             if stopped():
                 return None
             used = filler if batch is None else batch
-            logits = forward(model, used, device)
+            logits = None if confusion is None else forward(model, used, device)
+            value = micro_batch_loss(model, used, device) if logits is None else summed_loss(logits, used.labels)
             if batch is not None:
-                loss += float(summed_loss(logits, batch.labels))
+                loss += float(value)
                 targets += batch.targets
-                if confusion is not None:
+                if confusion is not None and logits is not None:
                     _count(confusion, logits.argmax(-1).cpu(), batch.labels)
     counts = [] if confusion is None else confusion.flatten().tolist()
     loss, targets, *summed = sum_over_ranks([loss, targets, *counts])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,20 +11,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.placement.protocol import Engine
+from dist_subspace.training.cross_entropy import PIECE, summed_cross_entropy
 from dist_subspace.training.data import MicroBatch
+from dist_subspace.training.data.samples import IGNORED
+from dist_subspace.training.head_loss import loss_in_head, proof_of
 
-IGNORED = -100
+
+def micro_batch_loss(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
+    """Collective where parameters are split: cross-entropy summed over the micro-batch's targets, in float32; `model` may be the
+    engine around it. A language model's is made inside its head where that is right (`whole_logits_because`)."""
+    if batch.labels.dim() == 2:
+        proof = proof_of(model, to_device(batch.inputs["input_ids"], device))
+        if proof.reason is None:
+            run = functools.partial(_output, model, batch, device)
+            return loss_in_head(model, run, batch.labels, batch.targets, proof.program)
+    return summed_loss(forward(model, batch, device), batch.labels)
+
+
+def whole_logits_because(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> str | None:
+    """Collective where parameters are split: why the model's loss is made of whole logits, tokens x vocabulary; None where it is
+    made inside the head, and for classes."""
+    if batch.labels.dim() != 2:
+        return None
+    return proof_of(model, to_device(batch.inputs["input_ids"], device)).reason
 
 
 def forward(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
     """The model's logits: `(b, t, vocabulary)`, or `(b, classes)`; `model` may be the engine around it."""
+    logits: Tensor = _output(model, batch, device).logits
+    return logits
+
+
+def _output(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Any:
     inputs = {
         name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()
     }
     kind: Any = type(getattr(model, "module", model))
     if batch.labels.dim() == 2:
         inputs["use_cache"] = False  # a decoder in training keeps no keys and values
-    return model(**{name: value for name, value in inputs.items() if name in _accepted(kind)}).logits
+    return model(**{name: value for name, value in inputs.items() if name in _accepted(kind)})
 
 
 @functools.lru_cache(maxsize=16)
@@ -43,60 +67,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-# Logits that are turned into float32 at a time: 256 MiB, of which cross-entropy keeps up to three copies.
-AT_ONCE = 2**26
-
-
 def summed_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy summed over the targets, in float32.
+    """Cross-entropy summed over the targets, in float32, of which there is a piece of the rows at a time.
 
     Labels of two dimensions are tokens, shifted as Hugging Face shifts them (a position predicts the next); of one, classes.
-    A long row's logits outweigh the model (32,768 tokens of 128,256: 8 GiB in 16 bits, 47 with the copies of a whole
-    cross-entropy): they go by rows of `AT_ONCE`, once more in backward, with the same gradient to the bit.
     """
-    by_rows = logits.numel() > AT_ONCE
-    if labels.dim() == 2 and by_rows:  # the last position predicts nothing; a slice without it would be a copy
-        labels = functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
-    elif labels.dim() == 2:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    flat = logits.reshape(-1, logits.shape[-1])
-    targets = to_device(labels.reshape(-1), flat.device)
-    return _ByRows.apply(flat, targets) if by_rows else _summed(flat, targets)  # type: ignore[no-any-return]
-
-
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
-
-
-class _ByRows(torch.autograd.Function):
-    """`_summed` of some rows after the other; of logits `(n, v)` nothing is kept but themselves."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, labels)
-        return torch.stack([_summed(*pair) for pair in _by_rows(logits, labels)]).sum()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, labels = ctx.saved_tensors
-        of_logits = torch.empty_like(logits)
-        for (rows, targets), place in zip(_by_rows(logits, labels), of_logits.split(_rows(logits)), strict=True):
-            leaf = rows.detach().requires_grad_()
-            with torch.enable_grad():
-                loss = _summed(leaf, targets)
-            place.copy_(torch.autograd.grad(loss, leaf, gradient)[0])
-        return of_logits, None
-
-
-def _rows(logits: Tensor) -> int:
-    return max(1, AT_ONCE // logits.shape[-1])
-
-
-def _by_rows(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(logits.split(_rows(logits)), labels.split(_rows(logits)), strict=True)
+    if labels.dim() == 2:  # the last position predicts nothing; a slice without it would be a copy
+        logits, labels = logits.flatten(0, 1), functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
+    return summed_cross_entropy(logits, to_device(labels, logits.device))
 
 
 def logits_memory(count: int) -> int:
-    """Bytes that so many logits take at the peak of a step, about: they and their gradient in 16 bits, and float32 copies."""
-    return 4 * count + 12 * min(count, AT_ONCE)
+    """Bytes that a loss over so many logits takes at the peak of a step, about, where it is made inside the head: a piece of
+    them, in 16 bits and in float32."""
+    return 6 * min(count, PIECE)

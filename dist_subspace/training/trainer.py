@@ -27,6 +27,7 @@ from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, e
 from dist_subspace.training.engine import Stepper
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
+from dist_subspace.training.loss import whole_logits_because
 from dist_subspace.training.model import make_model
 from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.optimizers import make_optimizer
@@ -63,6 +64,7 @@ class Trainer:
         self.schedule = schedule_of(self.config.training, plan.total_steps, self.engine.rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
+        self._say_how_the_loss_is_made()
         with announced("taking up the checkpoint", observer.notice):
             self._resume()
 
@@ -108,6 +110,11 @@ class Trainer:
                 f"data.packing is true, but {type(self.model).__name__} does not keep packed samples apart "
                 f"(their loss changes by {100 * leak:.1f} %); set data.packing=false"
             )
+
+    def _say_how_the_loss_is_made(self) -> None:
+        reason = whole_logits_because(self.engine, self.plan.batches.batch(0).filler, self.plan.device)
+        if reason is not None:
+            self.observer.notice(f"the loss is made of whole logits, tokens x vocabulary: {reason}")
 
     def _resume(self) -> None:
         if self.plan.checkpoint is None:

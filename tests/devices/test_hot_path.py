@@ -16,7 +16,7 @@ from dist_subspace.storage import storages
 from dist_subspace.subspace import named_trainables
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.engine import Stepper
-from dist_subspace.training.loss import forward, summed_loss
+from dist_subspace.training.loss import forward, micro_batch_loss, summed_loss, whole_logits_because
 from tests.devices.pretended import Pretended, WaitsForTheDevice, device
 from tests.matrix import tiny
 from tests.tiny_models import save_odd
@@ -93,6 +93,30 @@ def test_a_step_with_new_tokens_stays_on_the_device(models: Path, pretended: Pre
     step(adapted(models, "ssl", new_tokens=(5, tiny.VOCABULARY)), pretended)
 
 
+def proved(model: nn.Module) -> nn.Module:
+    """The loss of it is made inside its head. Finding that out compares values, once, before there are steps."""
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    assert whole_logits_because(model, MicroBatch(0, {"input_ids": ids}, ids, 3, 1, 4), torch.device("cpu")) is None
+    return model
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"new_tokens": (5, tiny.VOCABULARY)}, {"modules_to_save": ["lm_head"]}, {"method": "prompt", "rank": None}],
+    ids=str,
+)
+def test_a_loss_that_is_made_inside_the_head_stays_on_the_device(
+    config: dict[str, Any], models: Path, pretended: Pretended
+) -> None:
+    model = load_frozen(models / "llama", storage="nf4", dtype="bfloat16", device="cpu")
+    attach(model, SubspaceConfig(**{"method": "lora", "rank": 3, **config})).train()
+    pretended.moved(proved(model))
+    batch = micro_batch(pretended.mode)
+    with pretended.watched():
+        micro_batch_loss(model, batch, device()).backward()
+    assert all(p.grad is not None and p.grad.device == device() for p in named_trainables(model).values())
+
+
 class PlainEngine:
     """As little of an engine as the loop asks for; it never waits."""
 
@@ -114,7 +138,7 @@ class PlainEngine:
 
 
 def test_the_loop_reads_the_losses_of_a_step_behind_its_last_round(models: Path, pretended: Pretended) -> None:
-    model = pretended.moved(adapted(models, "lora"))
+    model = pretended.moved(proved(adapted(models, "lora")))
     engine = PlainEngine(model)
     rounds = [micro_batch(pretended.mode, number) for number in range(3)]
     batch = GlobalBatch(0, [*rounds, None], rounds[0], 36, 6, 42, 0.0)

@@ -11,9 +11,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import BertForSequenceClassification, LlamaForCausalLM
 
-from dist_subspace.training import loss as loss_file
+from dist_subspace.training import cross_entropy
 from dist_subspace.training.data import MicroBatch
-from dist_subspace.training.loss import AT_ONCE, forward, logits_memory, summed_loss
+from dist_subspace.training.loss import forward, logits_memory, summed_loss
 from tests.tiny_models import tiny_config
 from tests.tiny_run import make_model
 
@@ -61,23 +61,23 @@ def test_logits_of_16_bits_are_summed_up_in_float32() -> None:
 def test_rows_taken_after_one_another_give_the_same_loss_and_the_same_gradient(
     dtype: torch.dtype, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the bit, in rows that do not go in evenly, with targets that are ignored, and where whole rows have none."""
+    """As torch's own of all rows, in rows that do not go in evenly, with targets that are ignored, and where whole rows have
+    none."""
     draw = torch.Generator().manual_seed(0)
     logits = torch.randn(*((3, 11) if kind == "tokens" else (33,)), 50, generator=draw).to(dtype)
     labels = torch.randint(0, 50, logits.shape[:-1], generator=draw)
     labels[0] = -100
     labels[-1, ...] = 7
-    found = []
-    for at_once in (AT_ONCE, 200):
-        monkeypatch.setattr(loss_file, "AT_ONCE", at_once)
-        leaf = logits.clone().requires_grad_()
-        loss = summed_loss(leaf, labels)
-        loss.backward(torch.tensor(0.37))
-        assert leaf.grad is not None and leaf.grad.dtype == dtype
-        found.append((float(loss.detach()), leaf.grad))
-    (whole, gradient), (by_rows, same) = found
-    assert by_rows == pytest.approx(whole, rel=1e-6) and torch.equal(same, gradient)
-    assert gradient.count_nonzero() > 0
+    ours, theirs = (logits.clone().requires_grad_() for _ in range(2))
+    rows, targets = (theirs[:, :-1].flatten(0, 1), labels[:, 1:].flatten()) if kind == "tokens" else (theirs, labels)
+    expected = torch.nn.functional.cross_entropy(rows.float(), targets, reduction="sum")
+    expected.backward(torch.tensor(0.37))
+    monkeypatch.setattr(cross_entropy, "PIECE", 200)
+    loss = summed_loss(ours, labels)
+    loss.backward(torch.tensor(0.37))
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert ours.grad is not None and ours.grad.count_nonzero() > 0
 
 
 class Largest(TorchDispatchMode):
@@ -98,13 +98,16 @@ class Largest(TorchDispatchMode):
 
 
 def test_long_rows_are_in_float32_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_file, "AT_ONCE", 1000)
+    monkeypatch.setattr(cross_entropy, "PIECE", 1000)
     logits = torch.randn(1, 64, 50).bfloat16().requires_grad_()
     with Largest() as largest:
         summed_loss(logits, torch.zeros(1, 64, dtype=torch.long)).backward()
     assert largest.wide == 1000, "20 rows of 50"
     assert largest.narrow == logits.numel(), "their gradient"
-    assert logits_memory(10_000) == 4 * 10_000 + 12 * 1000 and logits_memory(500) == 16 * 500
+
+
+def test_what_logits_take_is_a_piece_of_them() -> None:
+    assert logits_memory(10**10) == 6 * cross_entropy.PIECE and logits_memory(500) == 3000
 
 
 def test_a_decoder_keeps_no_keys_and_values_and_an_encoder_is_given_what_it_takes(tmp_path: Path) -> None:

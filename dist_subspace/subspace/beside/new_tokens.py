@@ -141,10 +141,14 @@ class NewTokens(TrainedBeside):
     def _after_head(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         if not self.enabled:
             return None
-        fresh = self(args[0]).to(output.dtype)
+        return self.joined(output, self(args[0]))
+
+    def joined(self, logits: Tensor, fresh: Tensor) -> Tensor:
+        """Logits `(..., V)` of the base with those of the new tokens, `(..., m)`, at their ids."""
+        fresh = fresh.to(logits.dtype)
         if self.inside:
-            output = output.index_copy(-1, self.ids[: self.inside].to(output.device), fresh[..., : self.inside])
-        return torch.cat([output, fresh[..., self.inside :]], dim=-1)
+            logits = logits.index_copy(-1, self.ids[: self.inside].to(logits.device), fresh[..., : self.inside])
+        return torch.cat([logits, fresh[..., self.inside :]], dim=-1)
 
 
 def check_ids(ids: Sequence[Any]) -> None:

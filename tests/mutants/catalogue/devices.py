@@ -11,8 +11,8 @@ MUTANTS = [
     Mutant(
         name="labels-stay-on-the-cpu",
         file="dist_subspace/training/loss.py",
-        text="to_device(labels.reshape(-1), flat.device)",
-        becomes="labels.reshape(-1)",
+        text="to_device(labels, logits.device)",
+        becomes="labels",
         promise="The loss is computed where the logits lie.",
         tests=[f"{_STEP}[lora]"],
     ),

@@ -11,17 +11,17 @@ _SAME = f"{_LOSS}test_rows_taken_after_one_another_give_the_same_loss_and_the_sa
 MUTANTS = [
     Mutant(
         name="long-logits-whole",
-        file="dist_subspace/training/loss.py",
-        text="by_rows = logits.numel() > AT_ONCE",
-        becomes="by_rows = False",
+        file="dist_subspace/training/cross_entropy.py",
+        text="step = max(1, PIECE // max(1, classes))",
+        becomes="step = max(1, rows)",
         promise="The logits of a long row are in float32 a part at a time.",
         tests=[f"{_LOSS}test_long_rows_are_in_float32_a_part_at_a_time"],
     ),
     Mutant(
         name="rows-without-the-incoming-gradient",
-        file="dist_subspace/training/loss.py",
-        text="torch.autograd.grad(loss, leaf, gradient)",
-        becomes="torch.autograd.grad(loss, leaf)",
+        file="dist_subspace/training/cross_entropy.py",
+        text="torch.where(labels[rows] == IGNORED, 0.0, g)",
+        becomes="torch.where(labels[rows] == IGNORED, 0.0, 1.0)",
         promise="The loss of a long row is weighted as that of a short one.",
         tests=[f"{_SAME}[tokens-dtype0]"],
     ),
@@ -44,9 +44,9 @@ MUTANTS = [
     Mutant(
         name="copies-of-all-logits-counted",
         file="dist_subspace/training/loss.py",
-        text="12 * min(count, AT_ONCE)",
-        becomes="12 * count",
-        promise="What is said to lower out of memory counts float32 copies of some rows alone.",
+        text="6 * min(count, PIECE)",
+        becomes="6 * count",
+        promise="What is said to lower out of memory counts the logits of some rows alone.",
         tests=["tests/training/test_memory.py::test_the_advice_is_what_the_logits_and_the_kept_activations_take"],
     ),
     Mutant(

@@ -56,9 +56,9 @@ MUTANTS = [
     Mutant(
         name="filler-counts-in-the-held-out-loss",
         file="dist_subspace/training/evaluate.py",
-        text="            if batch is not None:\n                loss += float(summed_loss(logits, batch.labels))\n"
+        text="            if batch is not None:\n                loss += float(value)\n"
         "                targets += batch.targets\n",
-        becomes="            loss += float(summed_loss(logits, used.labels))\n            targets += used.targets\n"
+        becomes="            loss += float(value)\n            targets += used.targets\n"
         "            if batch is not None:\n",
         promise="What an idle rank runs counts nothing.",
         tests=[f"{OF_RUNS}::test_ranks_that_idle_in_an_evaluation_count_nothing[2-zero2]"],

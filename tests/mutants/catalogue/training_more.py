@@ -135,9 +135,9 @@ MUTANTS = [
     ),
     Mutant(
         name="loss-in-16-bits",
-        file="dist_subspace/training/loss.py",
-        text="cross_entropy(logits.float(), labels",
-        becomes="cross_entropy(logits, labels",
+        file="dist_subspace/training/cross_entropy.py",
+        text="torch.empty(logits.shape, dtype=torch.float32, device=logits.device)",
+        becomes="torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)",
         promise="Logits of 16 bits are summed up in float32.",
         tests=["tests/training/test_loss.py::test_logits_of_16_bits_are_summed_up_in_float32"],
     ),

@@ -1,0 +1,215 @@
+"""The loss of a language model, made inside its head: the matrix of tokens x vocabulary never exists.
+
+Three hooks hang on the model for one forward. The first, before the head, keeps the rows that the head is given and lets one of
+them through, so that the model's own forward runs as ever on the logits of one token. The second, when the head has run and its
+weight is still whole (a sharding engine gathers it in hooks around the head, once), makes the loss and its gradient of all
+rows, piece by piece. The third gives the loss out as the model's, through the engine's own hooks.
+
+Whether a model's loss is what its head's rows say is not known from its name: `prove` runs a few tokens once, records what the
+model does with the head's result (`recorded.py`), and compares. Where it is not, the caller makes the loss of whole logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from dist_subspace.families.embeddings import output_embeddings
+from dist_subspace.module_places import hook_names
+from dist_subspace.placement.protocol import Engine
+from dist_subspace.subspace import NewTokens, attachment
+from dist_subspace.training.cross_entropy import Finish, Head, head_cross_entropy, targets_of
+from dist_subspace.training.head_kinds import head_of
+from dist_subspace.training.recorded import Program, Recorder, close
+
+TOKENS = 4  # of the run that proves it
+
+
+@dataclass(frozen=True)
+class Proof:
+    """reason: why the loss cannot be made inside the head, None where it can; program: what the model does with the head's
+    result; hooks: what hung on the head's forward when that was seen."""
+
+    reason: str | None
+    program: Program = field(default_factory=Program)
+    hooks: tuple[int, ...] = ()
+
+
+_PROOFS: WeakKeyDictionary[nn.Module, Proof] = WeakKeyDictionary()
+
+
+def proof_of(model: nn.Module | Engine, ids: Tensor) -> Proof:
+    """Collective where parameters are split, alike on every rank: what is known of the model, found out on a first call and
+    again when other hooks hang on its head.
+
+    Arguments:
+        ids: `(b, t)` tokens that the model knows, on its device.
+    """
+    module = _module(model)
+    head = output_embeddings(module)
+    hooks = () if head is None else hook_names(head)
+    known = _PROOFS.get(module)
+    if known is None or known.hooks != hooks:
+        reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids)
+        known = _PROOFS[module] = Proof(reason, program or Program(), hooks)
+    return known
+
+
+def loss_in_head(
+    model: nn.Module | Engine, run: Callable[[], Any], labels: Tensor, targets: int, program: Program
+) -> Tensor:
+    """Collective where parameters are split: the sum over the targets, float32, of a model that is proved.
+
+    Arguments:
+        run: makes the model's one forward of the micro-batch, and returns its output.
+        labels: `(b, t)`, on the CPU; targets: how many of them are predicted.
+    """
+    module = _module(model)
+    made = _InHead(module, labels, targets, program)
+    with _hooks(module, made.before, made.inside, made.after):
+        loss: Tensor = run()["loss"]
+    return loss
+
+
+def _module(model: nn.Module | Engine) -> nn.Module:
+    module: Any = getattr(model, "module", model)
+    return module  # type: ignore[no-any-return]
+
+
+def _fresh(module: nn.Module, rows: Tensor) -> tuple[Tensor | None, NewTokens | None]:
+    """The logits of new tokens for the rows, where the model has such tokens, and who joins them to the others."""
+    attached = attachment(module)
+    tokens = None if attached is None else attached.new_tokens
+    return (None, None) if tokens is None or not tokens.enabled else (tokens(rows), tokens)
+
+
+def _finish(program: Program, tokens: NewTokens | None) -> Finish | None:
+    if tokens is None:
+        return (lambda logits, fresh: program(logits)) if program.steps else None
+
+    def joined(logits: Tensor, fresh: Tensor | None) -> Tensor:
+        return program(logits if fresh is None else tokens.joined(logits, fresh))
+
+    return joined
+
+
+class _InHead:
+    """The hooks of one forward."""
+
+    def __init__(self, module: nn.Module, labels: Tensor, targets: int, program: Program) -> None:
+        self.module, self.labels, self.targets, self.program = module, labels, targets, program
+        self.rows: Tensor | None = None
+        self.loss: Tensor | None = None
+
+    def before(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        if self.rows is not None or args[0].shape[:2] != self.labels.shape:
+            raise RuntimeError(
+                f"the head of a {type(self.module).__name__} is called in another way than it was before"
+            )
+        self.rows = args[0]
+        return (args[0][:1, :1].detach(),)
+
+    def inside(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        assert self.rows is not None  # the hook before has run
+        places, classes = (t.to(self.rows.device, non_blocking=True) for t in targets_of(self.labels, self.targets))
+        rows = self.rows.flatten(0, 1).index_select(0, places)
+        fresh, tokens = _fresh(self.module, rows)
+        self.loss = head_cross_entropy(rows, fresh, classes, _known_head(head, rows), _finish(self.program, tokens))
+
+    def after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if self.loss is None:
+            raise RuntimeError(f"the head of a {type(model).__name__} is not called as it was before")
+        output["loss"] = self.loss
+        return output
+
+
+def _known_head(head: nn.Module, rows: Tensor) -> Head:
+    found = head_of(head, rows.dtype)
+    if found is None:
+        raise RuntimeError(f"the head, a {type(head).__name__}, is another one than before")
+    return found
+
+
+class _Seen:
+    """The hooks of the forward that proves it: what the model did, and what would be done in its place."""
+
+    def __init__(self, module: nn.Module, shape: torch.Size) -> None:
+        self.module, self.shape = module, shape
+        self.recorder = Recorder()
+        self.rows: Tensor | None = None
+        self.mine: tuple[Tensor, Tensor | None, NewTokens | None] | None = None
+        self.logits: Tensor | None = None
+        self.reason: str | None = None
+
+    def before(self, head: nn.Module, args: tuple[Any, ...]) -> None:
+        self.rows = args[0] if len(args) == 1 and isinstance(args[0], Tensor) else None
+
+    def inside(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.rows is None or self.rows.shape[:-1] != self.shape:
+            self.reason = "its head is given something else than a row a token"
+        elif torch.is_autocast_enabled(self.rows.device.type):
+            self.reason = "autocast chooses the type of its logits"
+        else:
+            rows = self.rows.flatten(0, 1)
+            kind = head_of(head, rows.dtype)
+            if kind is None:
+                self.reason = f"its head is a {type(head).__name__}"
+            else:
+                self.mine = (kind.logits(rows.to(kind.dtype)), *_fresh(self.module, rows))
+
+    def called(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.recorder.begin(output)
+
+    def after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.recorder.end()
+        self.logits = output.get("logits") if isinstance(output, Mapping) else None
+
+    def verdict(self) -> tuple[str | None, Program | None]:
+        if self.reason is not None:
+            return self.reason, None
+        program = None if self.logits is None else self.recorder.program(self.logits)
+        if self.mine is None or program is None:
+            unknown = self.recorder.unknown
+            return "its logits are not its head's" + (f" alone ({unknown})" if unknown else ""), None
+        logits, fresh, tokens = self.mine
+        finish = _finish(program, tokens)
+        mine = logits if finish is None else finish(logits, fresh)
+        agrees = self.logits is not None and close(mine, self.logits.flatten(0, 1))
+        return (None, program) if agrees else ("its head gives something else than its weight says", None)
+
+
+def _prove(model: nn.Module | Engine, head: nn.Module, ids: Tensor) -> tuple[str | None, Program | None]:
+    module, ids = _module(model), ids[:1, :TOKENS]
+    seen, training = _Seen(module, ids.shape), module.training
+    last = head.register_forward_hook(seen.called)
+    module.eval()
+    try:
+        with torch.no_grad(), _hooks(module, seen.before, seen.inside, seen.after), seen.recorder:
+            model(input_ids=ids, use_cache=False)
+    finally:
+        last.remove()
+        module.train(training)
+    return seen.verdict()
+
+
+@contextmanager
+def _hooks(module: nn.Module, before: Any, inside: Any, after: Any) -> Iterator[None]:
+    """Around the head and the model, next to their own forward: within what others hang there."""
+    head = output_embeddings(module)
+    assert head is not None  # there is none to prove anything of
+    handles = [
+        head.register_forward_pre_hook(before, prepend=True),
+        head.register_forward_hook(inside, prepend=True),
+        module.register_forward_hook(after, prepend=True),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
