@@ -34,7 +34,7 @@ TOKENS = 4  # of the run that proves it
 @dataclass(frozen=True)
 class Proof:
     """reason: why the loss cannot be made inside the head, None where it can; program: what the model does with the head's
-    result; hooks: what hung on the head's forward when that was seen."""
+    result; hooks: what hung on its and the model's forward then."""
 
     reason: str | None
     program: Program = field(default_factory=Program)
@@ -53,7 +53,7 @@ def proof_of(model: nn.Module | Engine, ids: Tensor) -> Proof:
     """
     module = _module(model)
     head = output_embeddings(module)
-    hooks = () if head is None else hook_names(head)
+    hooks = () if head is None else (*hook_names(head), *hook_names(module))
     known = _PROOFS.get(module)
     if known is None or known.hooks != hooks:
         reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids)
@@ -170,7 +170,8 @@ class _Seen:
         self.recorder.end()
         self.logits = output.get("logits") if isinstance(output, Mapping) else None
 
-    def verdict(self) -> tuple[str | None, Program | None]:
+    def verdict(self, output: Any) -> tuple[str | None, Program | None]:
+        """output: what the caller of the model has got, behind all hooks."""
         if self.reason is not None:
             return self.reason, None
         program = None if self.logits is None else self.recorder.program(self.logits)
@@ -180,7 +181,7 @@ class _Seen:
         logits, fresh, tokens = self.mine
         finish = _finish(program, tokens)
         mine = logits if finish is None else finish(logits, fresh)
-        agrees = self.logits is not None and close(mine, self.logits.flatten(0, 1))
+        agrees = close(mine, output["logits"].flatten(0, 1))
         return (None, program) if agrees else ("its head gives something else than its weight says", None)
 
 
@@ -191,11 +192,11 @@ def _prove(model: nn.Module | Engine, head: nn.Module, ids: Tensor) -> tuple[str
     module.eval()
     try:
         with torch.no_grad(), _hooks(module, seen.before, seen.inside, seen.after), seen.recorder:
-            model(input_ids=ids, use_cache=False)
+            output = model(input_ids=ids, use_cache=False)
     finally:
         last.remove()
         module.train(training)
-    return seen.verdict()
+    return seen.verdict(output)
 
 
 @contextmanager

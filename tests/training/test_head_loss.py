@@ -209,6 +209,20 @@ def test_a_hook_that_comes_and_goes_is_noticed() -> None:
     assert_is_transformers(model, batch_of())
 
 
+def test_a_hook_on_the_model_that_changes_its_logits_is_noticed() -> None:
+    model = adapted(family("LlamaForCausalLM"))
+    assert whole_logits_because(model, batch_of(), CPU) is None
+
+    def shut(module: nn.Module, args: Any, output: Any) -> Any:
+        output["logits"] = masking(module, args, output["logits"])
+        return output
+
+    handle = model.register_forward_hook(shut)
+    assert "something else" in str(whole_logits_because(model, batch_of(), CPU))
+    handle.remove()
+    assert whole_logits_because(model, batch_of(), CPU) is None
+
+
 def test_a_model_whose_logits_are_changed_in_place_keeps_them_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Chameleon does with the ids of its images."""
     model = family("LlamaForCausalLM")
