@@ -243,6 +243,28 @@ def test_a_model_whose_logits_are_changed_in_place_keeps_them_whole(monkeypatch:
     assert_is_transformers(model, batch)
 
 
+def test_a_model_that_does_another_thing_later_has_a_loss_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which skips the step: as the loop does with every such loss."""
+    model = family("LlamaForCausalLM")
+    plain, factor = type(model).forward, [1.0]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = plain(self, *args, **kwargs)
+        output["logits"] = output["logits"] * factor[0]
+        return output
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    adapted(model)
+    batch = batch_of()
+    del batch.inputs["attention_mask"]
+    assert micro_batch_loss(model, batch, CPU).isfinite()
+    factor[0] = 1.5
+    loss = micro_batch_loss(model, batch, CPU)
+    assert loss.isnan()
+    loss.backward()
+    assert any(p.grad is not None and p.grad.isnan().any() for p in trainable_parameters(model)), "which ZeRO looks at"
+
+
 def test_nothing_stays_on_the_model_and_others_get_their_logits() -> None:
     model = adapted(family("LlamaForCausalLM"))
     head = output_embeddings(model)
