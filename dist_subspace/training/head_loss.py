@@ -128,8 +128,8 @@ class _InHead:
         self.passed = output.detach().clone()
 
     def after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """The one token's logits are what the program makes of its row, or the loss and its gradients are no numbers, and the step
-        is skipped: a model may do in training what it did not do when it was proved. Nobody waits for the answer."""
+        """The one token's logits are what the program makes of its row, or loss and gradients are no numbers, and the step is
+        skipped: a model may do in training what it did not do when it was proved. Nobody waits for the answer."""
         if self.loss is None or self.passed is None:
             raise RuntimeError(f"the head of a {type(model).__name__} is not called as it was before")
         as_before = (self.program(self.passed) == output["logits"].detach()).all()
