@@ -11,6 +11,7 @@ model does with the head's result (`recorded.py`), and compares. Where it is not
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ TOKENS = 4  # of the run that proves it
 @dataclass(frozen=True)
 class Proof:
     """reason: why the loss cannot be made inside the head, None where it can; program: what the model does with the head's
-    result; hooks: what hung on the head's forward when that was seen."""
+    result; hooks: what hung on its and the model's forward then."""
 
     reason: str | None
     program: Program = field(default_factory=Program)
@@ -53,7 +54,7 @@ def proof_of(model: nn.Module | Engine, ids: Tensor) -> Proof:
     """
     module = _module(model)
     head = output_embeddings(module)
-    hooks = () if head is None else hook_names(head)
+    hooks = () if head is None else (*hook_names(head), *hook_names(module))
     known = _PROOFS.get(module)
     if known is None or known.hooks != hooks:
         reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids)
@@ -72,7 +73,7 @@ def loss_in_head(
     """
     module = _module(model)
     made = _InHead(module, labels, targets, program)
-    with _hooks(module, made.before, made.inside, made.after):
+    with _hooks(module, made.before, made.inside, made.called, made.after):
         loss: Tensor = run()["loss"]
     return loss
 
@@ -106,6 +107,7 @@ class _InHead:
         self.module, self.labels, self.targets, self.program = module, labels, targets, program
         self.rows: Tensor | None = None
         self.loss: Tensor | None = None
+        self.passed: Tensor | None = None
 
     def before(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         if self.rows is not None or args[0].shape[:2] != self.labels.shape:
@@ -122,10 +124,16 @@ class _InHead:
         fresh, tokens = _fresh(self.module, rows)
         self.loss = head_cross_entropy(rows, fresh, classes, _known_head(head, rows), _finish(self.program, tokens))
 
+    def called(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        self.passed = output.detach().clone()
+
     def after(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        if self.loss is None:
+        """The one token's logits are what the program makes of its row, or loss and gradients are no numbers, and the step is
+        skipped: a model may do in training what it did not do when it was proved. Nobody waits for the answer."""
+        if self.loss is None or self.passed is None:
             raise RuntimeError(f"the head of a {type(model).__name__} is not called as it was before")
-        output["loss"] = self.loss
+        as_before = (self.program(self.passed) == output["logits"].detach()).all()
+        output["loss"] = self.loss * torch.where(as_before, self.loss.new_ones(()), math.nan)
         return output
 
 
@@ -170,7 +178,8 @@ class _Seen:
         self.recorder.end()
         self.logits = output.get("logits") if isinstance(output, Mapping) else None
 
-    def verdict(self) -> tuple[str | None, Program | None]:
+    def verdict(self, output: Any) -> tuple[str | None, Program | None]:
+        """output: what the caller of the model has got, behind all hooks."""
         if self.reason is not None:
             return self.reason, None
         program = None if self.logits is None else self.recorder.program(self.logits)
@@ -180,32 +189,31 @@ class _Seen:
         logits, fresh, tokens = self.mine
         finish = _finish(program, tokens)
         mine = logits if finish is None else finish(logits, fresh)
-        agrees = self.logits is not None and close(mine, self.logits.flatten(0, 1))
+        agrees = close(mine, output["logits"].flatten(0, 1))
         return (None, program) if agrees else ("its head gives something else than its weight says", None)
 
 
 def _prove(model: nn.Module | Engine, head: nn.Module, ids: Tensor) -> tuple[str | None, Program | None]:
     module, ids = _module(model), ids[:1, :TOKENS]
     seen, training = _Seen(module, ids.shape), module.training
-    last = head.register_forward_hook(seen.called)
     module.eval()
     try:
-        with torch.no_grad(), _hooks(module, seen.before, seen.inside, seen.after), seen.recorder:
-            model(input_ids=ids, use_cache=False)
+        with torch.no_grad(), _hooks(module, seen.before, seen.inside, seen.called, seen.after), seen.recorder:
+            output = model(input_ids=ids, use_cache=False)
     finally:
-        last.remove()
         module.train(training)
-    return seen.verdict()
+    return seen.verdict(output)
 
 
 @contextmanager
-def _hooks(module: nn.Module, before: Any, inside: Any, after: Any) -> Iterator[None]:
-    """Around the head and the model, next to their own forward: within what others hang there."""
+def _hooks(module: nn.Module, before: Any, inside: Any, called: Any, after: Any) -> Iterator[None]:
+    """Around the head and the model, next to their own forward: within what others hang there, but for `called`."""
     head = output_embeddings(module)
     assert head is not None  # there is none to prove anything of
     handles = [
         head.register_forward_pre_hook(before, prepend=True),
         head.register_forward_hook(inside, prepend=True),
+        head.register_forward_hook(called),
         module.register_forward_hook(after, prepend=True),
     ]
     try:

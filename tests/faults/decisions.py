@@ -26,16 +26,22 @@ class OwnForCausalLM(LlamaForCausalLM):
     trained = 0
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, **kwargs):
-        found = super().forward(input_ids, attention_mask, position_ids, **kwargs)
         self.trained += self.training
         how = os.environ.get("OWN_FAULT") if self.training and self.trained == 2 else None
+        if how == "infinite gradient":
+            hook = self.model.norm.register_forward_hook(_broken)
+        found = super().forward(input_ids, attention_mask, position_ids, **kwargs)
         if how == "raise":
             raise RuntimeError("this model's own fault")
         if how == "nan":
             found.logits = found.logits * float("nan")
         if how == "infinite gradient":
-            found.logits.register_hook(lambda gradient: gradient * float("inf"))
+            hook.remove()
         return found
+
+
+def _broken(norm, args, output):
+    output.register_hook(lambda gradient: gradient * float("inf"))
 '''
 
 

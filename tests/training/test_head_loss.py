@@ -209,6 +209,20 @@ def test_a_hook_that_comes_and_goes_is_noticed() -> None:
     assert_is_transformers(model, batch_of())
 
 
+def test_a_hook_on_the_model_that_changes_its_logits_is_noticed() -> None:
+    model = adapted(family("LlamaForCausalLM"))
+    assert whole_logits_because(model, batch_of(), CPU) is None
+
+    def shut(module: nn.Module, args: Any, output: Any) -> Any:
+        output["logits"] = masking(module, args, output["logits"])
+        return output
+
+    handle = model.register_forward_hook(shut)
+    assert "something else" in str(whole_logits_because(model, batch_of(), CPU))
+    handle.remove()
+    assert whole_logits_because(model, batch_of(), CPU) is None
+
+
 def test_a_model_whose_logits_are_changed_in_place_keeps_them_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Chameleon does with the ids of its images."""
     model = family("LlamaForCausalLM")
@@ -227,6 +241,28 @@ def test_a_model_whose_logits_are_changed_in_place_keeps_them_whole(monkeypatch:
     del batch.inputs["attention_mask"]
     assert "__setitem__" in str(whole_logits_because(model, batch, CPU))
     assert_is_transformers(model, batch)
+
+
+def test_a_model_that_does_another_thing_later_has_a_loss_that_is_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which skips the step: as the loop does with every such loss."""
+    model = family("LlamaForCausalLM")
+    plain, factor = type(model).forward, [1.0]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = plain(self, *args, **kwargs)
+        output["logits"] = output["logits"] * factor[0]
+        return output
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    adapted(model)
+    batch = batch_of()
+    del batch.inputs["attention_mask"]
+    assert micro_batch_loss(model, batch, CPU).isfinite()
+    factor[0] = 1.5
+    loss = micro_batch_loss(model, batch, CPU)
+    assert loss.isnan()
+    loss.backward()
+    assert any(p.grad is not None and p.grad.isnan().any() for p in trainable_parameters(model)), "which ZeRO looks at"
 
 
 def test_nothing_stays_on_the_model_and_others_get_their_logits() -> None:

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.module import register_module_forward_hook
-from transformers import LlamaForCausalLM
+from transformers import LlamaModel
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, read_status
 from dist_subspace.run_folder.trainer_state import read_trainer_state
-from dist_subspace.subspace import attachment, named_trainables
+from dist_subspace.subspace import named_trainables
 from tests.tiny_run import make_model, make_tokenizer
 from tests.training.engines import config_of, stock
 from tests.whole_runs import run_here
@@ -59,10 +59,10 @@ def gradient_broken_in(step: int) -> Iterator[None]:
 
     def look(module: nn.Module, inputs: object, output: Any) -> None:
         nonlocal calls
-        if isinstance(module, LlamaForCausalLM) and attachment(module) is not None and module.training:
+        if isinstance(module, LlamaModel) and module.training:
             calls += 1
             if calls == 2 * step:
-                output.logits.register_hook(lambda gradient: gradient * math.inf)
+                output.last_hidden_state.register_hook(lambda gradient: gradient * math.inf)
 
     hook = register_module_forward_hook(look)
     try:
@@ -131,8 +131,8 @@ def test_a_loss_that_is_no_number_is_no_matter_of_the_fp16_scale(
     config["training"] |= {"on_nonfinite": "stop", "max_steps": 2}
 
     def no_number(module: nn.Module, inputs: object, output: Any) -> None:
-        if isinstance(module, LlamaForCausalLM) and attachment(module) is not None and module.training:
-            output.logits.data.fill_(math.nan)
+        if isinstance(module, LlamaModel) and module.training:
+            output.last_hidden_state.data.fill_(math.nan)
 
     hook = register_module_forward_hook(no_number)
     try:

@@ -74,6 +74,14 @@ MUTANTS = [
         tests=[f"{_MODEL}test_a_hook_that_comes_and_goes_is_noticed"],
     ),
     Mutant(
+        name="another-forward-than-the-proved-one",
+        file="dist_subspace/training/head_loss.py",
+        text="torch.where(as_before, self.loss.new_ones(()), math.nan)",
+        becomes="1.0",
+        promise="A model that does another thing with its logits than it did has no loss.",
+        tests=[f"{_MODEL}test_a_model_that_does_another_thing_later_has_a_loss_that_is_no_number"],
+    ),
+    Mutant(
         name="all-rows-through-the-head",
         file="dist_subspace/training/head_loss.py",
         text="return (args[0][:1, :1].detach(),)",
