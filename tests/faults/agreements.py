@@ -147,6 +147,7 @@ CALLS = [
     Row("interchange/peft/export export_peft on_main(_export_folder)", "export_folder", _OPENING, 0, "json"),
     Row("interchange/peft/export _export_model on_main(_choose)", "export", f"{_I}.peft.export:_choose", 0, "usage"),
     Row("interchange/peft/export _export_model on_main(_write_form)", "export", f"{_I}.peft.export:_write", 0),
+    Row("interchange/peft/export _export_model on_main(_write_experts)", "export_experts", f"{_I}.peft.export:_write", 0),
     Row("interchange/peft/export _export_model _on_whole(name)", "export", f"{_I}.peft.export:_form_of", 0),
     Row("interchange/peft/export _export_model _on_whole(n)", "export", f"{_I}.peft.forms:lora_of", 0),
 ]  # fmt: skip
@@ -181,6 +182,9 @@ NO_ROW = {
     "training/whereabouts whereabouts gather_objects": "it follows an agreement at once",
     "placement/shared_folders seen_by_ranks gather_objects": "it follows an agreement at once",
     "checkpoint/elsewhere refuse_newer_elsewhere gather_objects": "it follows an agreement at once",
+    "placement/nodes ranks_per_node gather_objects": "it follows an agreement at once",
+    "placement/nodes ranks_per_node agreed('counting the ranks of each node')": "it reads what the launcher's reader has read "
+    "before, and no file: in tests/placement/test_nodes.py ranks say nothing, and are refused by all",
     "training/prepared_data _compared gather_objects": "it follows an agreement at once",
     "training/prepared_data prepare_data refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "loading/load download refuse_unlike": "it follows an agreement at once: tests/loading/test_hub.py",

@@ -17,6 +17,7 @@ from dist_subspace.placement.collectives import barrier, gather_objects, world
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
 from tests.faults.agreements import Row
 from tests.faults.injection import installed
+from tests.tiny_models import tiny_model
 
 _DEEPSPEED = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
 
@@ -55,6 +56,7 @@ def _calls(home: Path) -> dict[str, Callable[[], Any]]:
         "save_adapter": lambda: dsub.save_adapter(trained, home / f"out-{next(numbers)}"),
         "merge": lambda: dsub.merge(trained, home / f"out-{next(numbers)}", report=None),
         "export": lambda: dsub.export_peft(trained, home / f"out-{next(numbers)}", "lora", report=None),
+        "export_experts": lambda: dsub.export_peft(_on_experts(), home / f"out-{next(numbers)}", report=None),
         "export_folder": lambda: dsub.export_peft(home / "saved", home / f"out-{next(numbers)}", report=None),
     }
 
@@ -66,6 +68,11 @@ def _loaded(home: Path) -> Any:
 def _attached(home: Path) -> Any:
     """Split over the ranks, and with frozen factors that its adapter is not complete without."""
     return dsub.attach(_loaded(home), dsub.SubspaceConfig(method="pissa", rank=2, target_modules=["q_proj"]))
+
+
+def _on_experts() -> Any:
+    mixture = tiny_model("MixtralForCausalLM", config_name="MixtralConfig", num_local_experts=4, num_experts_per_tok=2)
+    return dsub.attach(mixture, dsub.SubspaceConfig(rank=2, target_parameters=["experts.down_proj"]))
 
 
 def _copy_of_the_base(home: Path) -> None:
