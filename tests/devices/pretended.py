@@ -26,6 +26,16 @@ class _Backend(backend_registration._DummyBackendModule):
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 
+    # Where random numbers are drawn on the CPU, torch puts the state of every device back afterwards.
+
+    @staticmethod
+    def get_rng_state(device: Any = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    @staticmethod
+    def set_rng_state(state: Tensor, device: Any = None) -> None:
+        pass
+
 
 @functools.cache
 def device() -> torch.device:

@@ -68,16 +68,13 @@ def test_two_healthy_ranks_print_one_table_and_both_leave_with_0() -> None:
     assert group["all_reduce"]["bandwidth"] > 0 and group["all_gather"]["latency"] > 0
 
 
-def test_a_rank_that_never_starts_is_named_and_the_others_leave_with_1() -> None:
-    first, second = start_ranks(3, [0, 1], "--patience", "30")
-    said = [process.communicate(timeout=TIMEOUT) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [1, 1], said
-    assert (
-        "  1. rank 2: rank 2 of 3 did not answer in 30 seconds" in said[0][0]
-        and "--patience waits longer" in said[0][0]
-    )
-    assert "all-reduce, gloo, 2 ranks" in said[0][0], "the others are examined all the same"
-    assert said[1][0] == ""
+def test_a_rank_that_never_starts_is_named_and_the_other_is_examined_and_leaves_with_1() -> None:
+    """Of three hosts two leave so: tests/cluster/test_doctor.py."""
+    (first,) = start_ranks(2, [0], "--patience", "5")
+    out, errors = first.communicate(timeout=TIMEOUT)
+    assert first.returncode == 1, out + errors
+    assert "  1. rank 1: rank 1 of 2 did not answer in 5 seconds" in out and "--patience waits longer" in out
+    assert "all-reduce, gloo, 1 rank" in out
 
 
 def test_packages_that_are_missing_are_findings_of_the_doctor_itself(tmp_path: Path) -> None:
