@@ -58,7 +58,8 @@ def watched() -> Iterator[Watched]:
     found = Watched()
 
     def of_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not found.engines:  # asked how it counts positions, and the like
+        probe = kwargs.keys() <= {"input_ids", "use_cache"}  # a few tokens, to see what it makes of its head's result
+        if not found.engines or probe:  # asked how it counts positions, and the like
             return
         kept = {k: v.detach().clone() if isinstance(v, Tensor) else v for k, v in kwargs.items()}
         held = sum(parameter.numel() for parameter in module.parameters())
