@@ -25,7 +25,13 @@ def environment(**changes: str) -> dict[str, str]:
         "LOCAL_WORLD_SIZE",
     )  # an earlier test may have entered a group of one
     kept = {name: value for name, value in os.environ.items() if name not in launchers}
-    fixed = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+    fixed = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "COLUMNS": "200",
+    }  # lines are not broken at the width of whoever runs the tests
     return kept | fixed | changes
 
 
