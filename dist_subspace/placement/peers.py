@@ -28,6 +28,7 @@ _BEAT = 2.0  # seconds between two signs of life
 _PER_RANK = 0.02  # seconds more between two looks at them, for each rank: all ask one store
 _STOP_LOOK = 0.5  # seconds between two looks for a stop that another rank was told
 _LEAVING = 15.0  # seconds that a rank has to leave by itself once another one has said why the run ends
+_LOOK_AROUND = 0.1  # seconds between two looks for where the others are
 _BROKEN = 10.0  # seconds of silence that name the rank whose connections have broken just now
 
 
@@ -48,7 +49,7 @@ class Peers:
         self._reported: set[int] = set()
         self._listening = threading.Lock()
         self._beaten = self._looked = self._listened = 0.0
-        self._said = False
+        self._said = self._asks = False
         self.store_is_lost = False  # it has ended with the process that had it, or is out of reach
         self.told: int | None = None  # the exit status of a rank that has said why the run ends
         self._told_at = 0.0
@@ -66,7 +67,8 @@ class Peers:
         try:
             if now - self._beaten > min(_BEAT, self.silent_after / 8):
                 self._beaten = now
-                self._set(f"beat/{self.rank}", f"{now} {where_main_thread_is()}")
+                asked = not self._asks and self._has("where")
+                self._set(f"beat/{self.rank}", f"{now} {where_main_thread_is() if asked else ''}")
             if self._stop.reason is not None and not self._said:
                 self._said = True
                 self._set(f"heard/{self.rank}", "1")
@@ -140,7 +142,19 @@ class Peers:
         return self._silences[peer.rank].seconds if peer.rank in self._silences else 0.0
 
     def elsewhere(self) -> dict[Peer, str]:
-        """The ranks that live and are in no collective, and where their main thread was at the last sign of life."""
+        """Waits for a sign of life or two: the ranks that live and are in no collective, and where their main thread is.
+
+        Asked for when a collective has run out of time, and never before: Python gives the frames of a running thread
+        (`sys._current_frames`) at the cost that torch's functions in that thread may fail.
+        """
+        self._asks = True
+        every = min(_BEAT, self.silent_after / 8) + _PER_RANK * self._size
+        deadline = time.monotonic() + 3 * every
+        with suppress(RuntimeError):
+            self._set("where", "1")
+            while time.monotonic() < deadline and not all(self._places.get(rank) for rank in self.known):
+                self._listen()
+                time.sleep(_LOOK_AROUND)
         known = ((self.known[rank], place) for rank, place in sorted(self._places.items()) if rank in self.known)
         return {peer: place for peer, place in known if place and not place.startswith(WAITS)}
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from dist_subspace.placement.heartbeat import Heartbeat, Loss, silent_after
 from dist_subspace.placement.peer import Peer
 from dist_subspace.placement.peers import Peers
-from dist_subspace.stopping import listening
+from dist_subspace.stopping import Stop, listening
 from tests.forked import forked
 from tests.ranks import free_port
 
@@ -129,3 +130,26 @@ def test_who_was_paused_itself_blames_nobody_and_knows_it(store: Any) -> None:
         os.kill(process.pid, signal.SIGCONT)
         status, (said, paused) = ended(process, pipe)
         assert (status, said) == (0, "left in order") and 4.0 < paused < 30.0
+
+
+def test_where_a_main_thread_is_is_told_when_it_is_asked_for_and_not_before() -> None:
+    """Python gives the frames of a running thread at a cost: torch's functions fail there now and then."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    asked, asks = Peers(store, 0, 2, Stop()), Peers(store, 1, 2, Stop())
+    asked.look()
+    assert store.get(f"{asked.prefix}/beat/0").decode().split()[1:] == []
+    asks.look()
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(0.05):
+            asked.look()
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        found = asks.elsewhere()
+    finally:
+        over.set()
+        beating.join()
+    assert [peer.rank for peer in found] == [0] and "peers.py" in next(iter(found.values()))

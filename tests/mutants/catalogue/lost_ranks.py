@@ -106,4 +106,12 @@ MUTANTS = [
         promise="Agents that count restarts differently do not keep the ranks apart.",
         tests=["tests/placement/test_store.py::test_attempts_are_told_apart_where_the_store_is_kept"],
     ),
+    Mutant(
+        name="frames-of-the-main-thread-at-every-beat",
+        file="dist_subspace/placement/peers.py",
+        text='asked = not self._asks and self._has("where")',
+        becomes="asked = True",
+        promise="A sign of life does not disturb what the main thread computes.",
+        tests=["tests/placement/test_heartbeat.py"],
+    ),
 ]
