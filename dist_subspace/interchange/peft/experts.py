@@ -22,7 +22,6 @@ from dist_subspace.subspace.core.peft_words import PREFIX, Entries
 
 PAIR = ("lora_A.weight", "lora_B.weight")
 STACKS = "stacks"  # our entry that names them
-NAMES = ("lora", "rslora")
 
 
 def experts_entries(described: Entries, info: MethodInfo) -> dict[str, Any]:
@@ -34,7 +33,7 @@ def experts_entries(described: Entries, info: MethodInfo) -> dict[str, Any]:
     ours = described[OWN]
     config = SubspaceConfig.of_dict(ours)
     instead = "accepted for it: merge, or save_adapter, whose folder load_adapter reads"
-    if info.name not in NAMES:
+    if info.peft_type != "LORA":
         raise UsageError(f"method {info.name} on experts has no exact form in PEFT; {instead}")
     if config.rank_pattern or config.alpha_pattern:
         raise UsageError(
