@@ -2,8 +2,9 @@
 # One run on the hosts of a hostfile, over ssh:  launch/deepspeed.sh CONFIG [key=value ...]  on one of them.
 #
 # Change, here or in the environment: HOSTFILE (see launch/hostfile.example), PORT (another one for each run on the same hosts),
-# INTERFACE (see launch/carried.sh), HOST_TIMEOUT (seconds after which a host that no longer answers is given up). Every host has this folder and the Python environment at the same path, and lets this user
-# in by ssh without a password. With pdsh the hosts are started by DeepSpeed itself, without it by plain ssh.
+# INTERFACE (see launch/carried.sh), HOST_TIMEOUT (seconds after which a host that no longer answers is given up). Every host has
+# this folder and the Python environment at the same path, and lets this user in by ssh without a password. With pdsh the hosts are
+# started by DeepSpeed itself, without it by plain ssh.
 set -euo pipefail
 HOSTFILE="$(realpath "${HOSTFILE:-$(dirname "${BASH_SOURCE[0]}")/hostfile}")" PORT="${PORT:-29500}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

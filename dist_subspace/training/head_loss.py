@@ -45,19 +45,19 @@ class Proof:
 _PROOFS: WeakKeyDictionary[nn.Module, Proof] = WeakKeyDictionary()
 
 
-def proof_of(model: nn.Module | Engine, ids: Tensor) -> Proof:
+def proof_of(model: nn.Module | Engine, ids: Tensor, device: torch.device) -> Proof:
     """Collective where parameters are split, alike on every rank: what is known of the model, found out on a first call and
     again when other hooks hang on its head.
 
     Arguments:
-        ids: `(b, t)` tokens that the model knows, on its device.
+        ids: `(b, t)` tokens that the model knows; a few go to its device, where something is to be found out.
     """
     module = _module(model)
     head = output_embeddings(module)
     hooks = () if head is None else (*hook_names(head), *hook_names(module))
     known = _PROOFS.get(module)
     if known is None or known.hooks != hooks:
-        reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids)
+        reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids, device)
         known = _PROOFS[module] = Proof(reason, program or Program(), hooks)
     return known
 
@@ -193,8 +193,10 @@ class _Seen:
         return (None, program) if agrees else ("its head gives something else than its weight says", None)
 
 
-def _prove(model: nn.Module | Engine, head: nn.Module, ids: Tensor) -> tuple[str | None, Program | None]:
-    module, ids = _module(model), ids[:1, :TOKENS]
+def _prove(
+    model: nn.Module | Engine, head: nn.Module, ids: Tensor, device: torch.device
+) -> tuple[str | None, Program | None]:
+    module, ids = _module(model), ids[:1, :TOKENS].to(device)
     seen, training = _Seen(module, ids.shape), module.training
     module.eval()
     try:

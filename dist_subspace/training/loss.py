@@ -21,7 +21,7 @@ def micro_batch_loss(model: nn.Module | Engine, batch: MicroBatch, device: torch
     """Collective where parameters are split: cross-entropy summed over the micro-batch's targets, in float32; `model` may be the
     engine around it. A language model's is made inside its head where that is right (`whole_logits_because`)."""
     if batch.labels.dim() == 2:
-        proof = proof_of(model, to_device(batch.inputs["input_ids"], device))
+        proof = proof_of(model, batch.inputs["input_ids"], device)
         if proof.reason is None:
             run = functools.partial(_output, model, batch, device)
             return loss_in_head(model, run, batch.labels, batch.targets, proof.program)
@@ -33,7 +33,7 @@ def whole_logits_because(model: nn.Module | Engine, batch: MicroBatch, device: t
     made inside the head, and for classes."""
     if batch.labels.dim() != 2:
         return None
-    return proof_of(model, to_device(batch.inputs["input_ids"], device)).reason
+    return proof_of(model, batch.inputs["input_ids"], device).reason
 
 
 def forward(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
