@@ -54,6 +54,17 @@ def deterministic_seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def environment_kept() -> Iterator[None]:
+    """A test leaves the environment as it was: accelerate and a run in this process write LOCAL_WORLD_SIZE and RANK there, which
+    the processes of a later test would take for their launcher's."""
+    before = dict(os.environ)
+    yield
+    if dict(os.environ) != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real models and data: DIST_SUBSPACE_DATA, or shared/data beside the repository."""

@@ -143,6 +143,12 @@ def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
     return {**os.environ, **{name: str(value) for name, value in ours.items()}}
 
 
+def outside_ranks() -> dict[str, str]:
+    """The environment without what a launcher, or a run in this process, has said of ranks."""
+    said = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: value for name, value in os.environ.items() if name not in said}
+
+
 def free_port() -> int:
     """Outside the range that the system takes ports for connections from: those of other tests come and go meanwhile."""
     while True:

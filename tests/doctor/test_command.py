@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,19 +11,12 @@ import pytest
 
 from dist_subspace.doctor import arguments, examination
 from dist_subspace.doctor.examination import guarded
-from tests.ranks import ROOT, free_port
+from tests.ranks import ROOT, free_port, outside_ranks
 
 TIMEOUT = 240
 
 
 def environment(**changes: str) -> dict[str, str]:
-    launchers = (
-        "RANK",
-        "WORLD_SIZE",
-        "LOCAL_RANK",
-        "LOCAL_WORLD_SIZE",
-    )  # an earlier test may have entered a group of one
-    kept = {name: value for name, value in os.environ.items() if name not in launchers}
     fixed = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
@@ -32,7 +24,7 @@ def environment(**changes: str) -> dict[str, str]:
         "DS_ACCELERATOR": "cpu",
         "COLUMNS": "200",
     }  # lines are not broken at the width of whoever runs the tests
-    return kept | fixed | changes
+    return outside_ranks() | fixed | changes
 
 
 def run(command: list[str], **changes: str) -> subprocess.CompletedProcess[str]:

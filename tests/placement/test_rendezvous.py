@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
-from tests.ranks import ROOT, free_port
+from tests.ranks import ROOT, free_port, outside_ranks
 
 MEET = """
 import os, sys
@@ -34,7 +33,7 @@ def meet(
     *ranks: str, size: int, packages: dict[int, str] | None = None, patience: float = 60.0
 ) -> list[tuple[int, str, str]]:
     """Exit status and output of each process; `packages`: what a process, by its place among them, has instead of "a"."""
-    common = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    common = outside_ranks() | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
     common |= {"MASTER_PORT": str(free_port()), "PATIENCE": str(patience), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
