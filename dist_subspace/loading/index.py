@@ -246,9 +246,9 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str, tuple[int, int]
     """Shape, type, first byte and bytes of each tensor. safetensors checks the file, and does not say where its values begin: a
     file is the header's length in 8 bytes, the header in JSON, and the values."""
     try:
-        with safe_open(file, framework="pt", device="cpu") as handle:
+        # The plain opening first: safetensors says of a file that it may not read that it is not there.
+        with file.open("rb") as raw, safe_open(file, framework="pt", device="cpu") as handle:
             slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
-        with file.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
             listed = json.loads(raw.read(length))
         offsets = {key: listed[key]["data_offsets"] for key in slices}
