@@ -129,7 +129,7 @@ MUTANTS = [
         text="if ranks == 1 or share < WORTH:",
         becomes="if ranks == 1 or share > WORTH:",
         promise="What every rank reads whole is said, where it is much.",
-        tests=[f"{OWN_PARTS}::test_what_transformers_makes_of_other_tensors_is_read_whole_and_said"],
+        tests=[f"{OWN_PARTS}::test_what_transformers_makes_in_another_way_is_read_whole_and_said"],
     ),
     Mutant(
         name="progress-counts-tied-tensors-twice",
