@@ -156,7 +156,10 @@ def check_quantised(session: Session, storage: str) -> Tensor:
         right = reference.run(dequantised, session.given)
         ours = reference.run(model, session.given)
     session.distances[storage] = reference.relative(ours[0], right[0])
-    session.dense += [line for line in words.lines if storage in line and line not in session.dense]
+    if not session.dense:
+        session.dense = [
+            line for line in words.lines if f"not in {storage}" in line or f"not held in {storage}" in line
+        ]
     close(f"{storage} logits", ours[0], right[0], 3 * LOGITS)
     close(f"{storage} loss", ours[1], right[1], 3 * LOGITS)
     session.notes.append(f"{storage}: {len(packed)} packed, {len(stacks)} of them stacks of experts")
@@ -195,7 +198,7 @@ def check_unpacked(session: Session, storage: str, packed: Container[str], words
         if matrix and name.startswith(blocks(session.right)):
             sizes[owner if own == "weight" else name] = parameter.numel()
     loose = {name: size for name, size in sizes.items() if name not in packed and f"{name}.weight" not in packed}
-    if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention("nf4", "int8", "quantis"):
+    if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention(storage, "quantis"):
         most = max(loose, key=lambda name: loose[name])
         share = f"{sum(loose.values())} of {sum(sizes.values())} weights of the blocks"
         raise Wrong(f"{storage}: {share} are not packed ({most}), and nothing is said")

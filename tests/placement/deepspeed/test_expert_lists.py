@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import dist_subspace as dsub
+from dist_subspace.errors import UsageError
 from dist_subspace.families.experts import callers_of_experts
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.leaf_blocks import unmark_leaf_blocks
@@ -101,7 +102,7 @@ def trained(folder: str, storage: str, stage: int, way: str) -> dict[str, Any]:
         ("nf4", 3, "leaves"),
         ("nf4", 3, "no leaves"),
         ("int8", 3, "frozen experts"),
-        ("nf4", 2, "leaves"),
+        ("nf4", 2, "frozen experts"),
         ("fp32", 0, "leaves"),
     ],
 )
@@ -118,6 +119,20 @@ def test_ranks_whose_tokens_go_to_different_listed_experts_train_what_one_rank_t
     for facts in ranks:
         for name, tensor in alone["adapter"].items():
             torch.testing.assert_close(facts["adapter"][name], tensor, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_stages_that_add_up_gradients_as_they_come_are_refused_for_adapters_on_listed_experts(
+    folder: str, stage: int
+) -> None:
+    said = run_on_ranks(2, refused, folder, stage, timeout=60)
+    assert len(set(said)) == 1 and f"ZeRO stage {stage}" in said[0] and "zero3" in said[0] and "\n" not in said[0]
+
+
+def refused(folder: str, stage: int) -> str:
+    with pytest.raises(UsageError) as raised:
+        trained(folder, "nf4", stage, "leaves")
+    return str(raised.value)
 
 
 def test_what_calls_listed_experts_is_found() -> None:
