@@ -33,7 +33,7 @@ from dist_subspace.placement.for_loading import (
     read_placement,
     splitter_of,
 )
-from dist_subspace.storage import options_for, storage_info
+from dist_subspace.storage import AT_ONCE, FrozenStack, options_for, storage_info
 
 ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -51,6 +51,7 @@ def load_frozen(
     storage_options: Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    experts_at_once: int = AT_ONCE,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -73,6 +74,7 @@ def load_frozen(
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
+        experts_at_once: how many matrices of a mixture's experts are dequantised at once, at most.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (bytes of the checkpoint that have been read, bytes in all).
@@ -82,6 +84,8 @@ def load_frozen(
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
+    if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
+        raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
@@ -116,6 +120,8 @@ def load_frozen(
         if splitter.splits:
             adopt_stacks(model)
     stream.finish()
+    for stack in (module for module in model.modules() if isinstance(module, FrozenStack)):
+        stack.at_once = experts_at_once
     give_back_freed()
     for sentence in (
         *stream.sources.notes,

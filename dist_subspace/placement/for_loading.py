@@ -12,6 +12,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
+from dist_subspace.placement.deepspeed.in_place import use_in_place
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
 from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
 from dist_subspace.placement.deepspeed.partitioner import Partitioner, remember_partitioner
@@ -83,3 +84,4 @@ def prepare_blocks(model: nn.Module, splitter: Splitter | None = None) -> None:
         remember_partitioner(model, splitter)
     mark_leaf_blocks(model)
     keep_ranks_together(model)
+    use_in_place(model)
