@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.held_weight import HeldWeight
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -46,6 +47,20 @@ class CheckpointIndex:
     spans: dict[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
     bytes_read: BytesRead = field(default_factory=BytesRead)
+
+    @property
+    def in_file(self) -> CheckpointIndex:
+        """The tensors as the files name them."""
+        return self
+
+    def held(self, key: str) -> HeldWeight | None:
+        """How the files hold the weight, where they hold it in several tensors."""
+        return None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What weights that are held so become."""
+        return torch.float32
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the checkpoint's own type, on the CPU."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.loading.as_held import CHUNK
+from dist_subspace.loading.held_weight import AsHeld
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.pages import zeros_in_pages
 from dist_subspace.placement.collectives import broadcast_object, summed_over_ranks
@@ -99,6 +101,16 @@ class OwnParts:
         if pieces.statistic is not None:
             self._waiting.append(_Waiting(operator, pieces, late, begin, own))
         return operator
+
+    def copied(self, as_held: AsHeld, pieces: PieceWise) -> dict[str, nn.Parameter]:
+        """The tensors of an operator that are bytes of the file as they are."""
+        held = {name: self._hold(spec) for name, spec in {**pieces.tensors, **pieces.late}.items()}
+        for name, tensor in held.items():
+            for start, stop in _joined([(part.start, part.stop) for part in tensor.parts if part.start < part.stop]):
+                for first in range(start, stop, CHUNK):
+                    read = as_held.tensors[name](self.reader.bytes, first, min(first + CHUNK, stop))
+                    tensor.write(read, first)
+        return {name: tensor.parameter for name, tensor in held.items()}
 
     def finish(self) -> None:
         """Collective: pack what needs the statistics of whole matrices."""

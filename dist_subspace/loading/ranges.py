@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.decoding import decoded
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.pages import zeros_in_pages
 
@@ -33,6 +35,7 @@ class RangeReader:
         self.index = index
         self._open: dict[Path, int] = {}
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffers: dict[str, Tensor] = {}  # of weights that several tensors hold, by what each of them is
 
     def __enter__(self) -> RangeReader:
         return self
@@ -47,6 +50,10 @@ class RangeReader:
     def entries(self, key: str, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
         """The entries from `start` to `stop` of a tensor as it lies in the file: where each chunk begins, and its values. Chunks
         but the last are multiples of `unit`."""
+        weight = self.index.held(key)
+        if weight is not None:
+            yield from decoded(weight, self.bytes, (start, stop), unit, self.index.dtype)
+            return
         item = FLOATS[self.index.types[key]].itemsize
         for first, end in _chunks(start, stop, unit):
             held = self._room((end - first) * item)
@@ -55,6 +62,11 @@ class RangeReader:
 
     def transposed_entries(self, key: str, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
         """The same of the transpose of a matrix `(rows, columns)`: its rows are columns of the file, whose rows are read."""
+        weight = self.index.held(key)
+        if weight is not None:
+            turned = replace(weight, turned=not weight.turned)
+            yield from decoded(turned, self.bytes, (start, stop), unit, self.index.dtype)
+            return
         rows, columns = self.index.shapes[key]
         dtype = FLOATS[self.index.types[key]]
         for first, end in _chunks(start, stop, unit):
@@ -65,6 +77,17 @@ class RangeReader:
                 self._fill(key, (row * columns + left) * dtype.itemsize, held[row * width : (row + 1) * width])
             flat = held.view(dtype).view(rows, right - left).t().reshape(-1)
             yield first, flat[first - left * rows : end - left * rows]
+
+    def bytes(self, key: str, start: int, stop: int) -> Tensor:
+        """Bytes `[start, stop)` of a tensor's values as they lie in the file, uint8 (`ReadBytes`)."""
+        ending = key.rpartition(".")[2]
+        held = self._buffers.get(ending, torch.empty(0, dtype=torch.uint8))
+        if held.numel() < stop - start:
+            del held
+            self._buffers.pop(ending, None)
+            held = self._buffers[ending] = zeros_in_pages(stop - start, torch.uint8)
+        self._fill(key, start, held[: stop - start])
+        return held[: stop - start]
 
     def _room(self, size: int) -> Tensor:
         if self._buffer.numel() < size:
@@ -78,7 +101,8 @@ class RangeReader:
         Raises:
             UsageError: the file has become shorter, or the system cannot read it.
         """
-        file, place = self.index.files[key], self.index.spans[key][0] + offset
+        index = self.index.in_file
+        file, place = index.files[key], index.spans[key][0] + offset
         view = memoryview(held.numpy())  # type: ignore[arg-type]
         done = 0
         try:

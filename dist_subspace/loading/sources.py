@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.decoded import DecodedIndex
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.transformers_internals import Conversion, key_plan, reported_keys, tie, tied_pairs
 from dist_subspace.loading.unused import examine
@@ -55,12 +56,20 @@ class Sources:
     def origin(self, model: PreTrainedModel, name: str) -> Origin | None:
         """Where a matrix can be read again; None for one that the checkpoint lacks."""
         if name in self.keys:
-            return Origin(str(self.index.files[self.keys[name]]), self.keys[name])
+            key = self.keys[name]
+            return self._decoded_origin(key) or Origin(str(self.index.files[key]), key)
         if name not in self.conversions:
             return None
         conversion, first_name = self.conversions[name], self._first_names.get(name, name)
         key, config, read = conversion.sources[0][1], model.config, self.index.read
         return ConvertedOrigin(str(self.index.files[key]), key, lambda: conversion.tensors(read, config)[first_name])
+
+    def _decoded_origin(self, key: str) -> Origin | None:
+        """Of a weight that the file holds in codes: the numbers that these stand for, in float32."""
+        index = self.index
+        if not isinstance(index, DecodedIndex) or key not in index.weights:
+            return None
+        return ConvertedOrigin(str(index.files[key]), key, lambda: index.decode(key, torch.float32))
 
     def share(self, name: str, others: Iterable[str]) -> None:
         """Give parameters that are tied to one that has a source the same source."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -27,6 +28,7 @@ from dist_subspace.families.heads import (
     is_inside_head,
     is_inside_pooler,
 )
+from dist_subspace.loading.as_held import Quantised, whole
 from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
@@ -76,6 +78,8 @@ class Stream:
         self.sources = find_sources(model, index, self._is_head)
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
+        self.quantised = Quantised(index, storage, options, dtype)
+        self.reader = RangeReader(index)
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
@@ -83,14 +87,15 @@ class Stream:
         if storage_info(storage).dtype is None:
             modules = dict(model.named_modules())
             packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
-            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
+            apart = self.apart | self.quantised.left(model, self.sources.keys_of)
+            apart = {name: why for name, why in apart.items() if not self._is_output_layer(name)}
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
 
     def run(self, device: torch.device, splitter: Splitter | None, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
         done: dict[nn.Parameter, nn.Parameter] = {}
-        with RangeReader(self.index) as reader:
+        with self.reader as reader:
             if splitter is not None and splitter.takes_parts:
                 self.own = OwnParts(reader, splitter)
             units = list(self._units())
@@ -210,10 +215,16 @@ class Stream:
         transposed = is_conv1d(module)
         in_pieces = storage_info(self.storage).in_pieces
         with self._watched(name, self.dtype) as watch:
+            key = self.sources.keys.get(name, "")
+            if key in self.quantised.taken:
+                made = partial(whole, self.reader, device=device) if self.own is None else self.own.copied
+                self.quantised.watch(self.reader, key, watch)
+                packed = self.quantised.operator(key, linear_shape(module), made, bias, origin)
+                packed.conv1d = transposed
+                return packed
             if in_pieces is not None and self._in_parts(name):
                 assert self.own is not None
                 pieces = in_pieces(linear_shape(module), transposed, **self.options)
-                key = self.sources.keys[name]
                 packed = self.own.linear(key, pieces, transposed, lambda v: watch(_quantisable(v)), bias, origin)
                 packed.conv1d = transposed
                 return packed
@@ -246,6 +257,8 @@ class Stream:
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
+        if self.quantised.leaves(self.sources.keys_of(full_name)):
+            return False
         return not own_type and not self._is_output_layer(name)
 
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device, splitter: Splitter | None) -> None:
