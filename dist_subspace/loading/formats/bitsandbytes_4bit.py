@@ -59,7 +59,7 @@ def find(files: Files, settings: Mapping[str, Any]) -> Found:
         weight, mark, quant_type = key.partition(STATE)
         if mark:
             found.weights[weight] = _weight(files, weight, key, quant_type)
-            found.dropped |= {key, f"{weight}.quant_map", f"{weight}.nested_quant_map"} & set(files)
+            found.dropped |= {k for k in (key, f"{weight}.quant_map", f"{weight}.nested_quant_map") if k in files}
     for key in files:
         weight = BESIDE.sub("", key)
         if weight != key and weight not in found.weights:

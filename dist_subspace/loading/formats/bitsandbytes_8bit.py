@@ -41,7 +41,7 @@ def find(files: Files, settings: Mapping[str, Any]) -> Found:
         if key.endswith(SCALE):
             stem = key.removesuffix(SCALE)
             found.weights[f"{stem}.weight"] = _weight(files, f"{stem}.weight", key)
-            found.dropped |= {f"{stem}{FORMAT}"} & set(files)
+            found.dropped |= {k for k in (f"{stem}{FORMAT}",) if k in files}
     for key in files:
         marked, codes = key.endswith(FORMAT), _is_codes(files, key)
         if (marked and key not in found.dropped) or (codes and key not in found.weights):

@@ -21,6 +21,7 @@ from dist_subspace.loading.formats.registry import Files, Found, method_of, read
 from dist_subspace.loading.held_weight import AsHeld, HeldWeight, ReadBytes
 
 CODES = ("F8_E4M3", "F8_E5M2")
+FLOATS = ("F32", "F16", "BF16")
 BLOCK = 128  # rows and columns of the storage's blocks
 # Of activations and of caches: they change no weight.
 OF_ACTIVATIONS = re.compile(r"(^|[._])(input_scale|activation_scale|input_zero_point|[kvq]_scale|output_scale)$")
@@ -82,6 +83,11 @@ def find(files: Files, settings: Mapping[str, Any]) -> Found:
             found.dropped.add(key)
         elif files.index.types[key] in CODES:
             found.weights[key] = _weight(files, key, blocks)
+        elif files.index.types[key] not in FLOATS and _scale_key(files, key) in files:
+            raise files.refusal(
+                f"hold {key} as {files.index.types[key]}, beside {_scale_key(files, key)}: not FP8 but fewer bits, which are not "
+                "read here; give the 16-bit model that it was made of"
+            )
     used = {part.key for weight in found.weights.values() for part in weight.parts} | found.dropped
     for key in files:
         if OF_WEIGHTS.search(key) and key not in used:
