@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dist_subspace.loading.held_weight import AsHeld, HeldWeight
+from dist_subspace.loading.held_weight import AsHeld, HeldBytes, HeldWeight
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.own_parts import Check, Look, OwnParts
 from dist_subspace.loading.ranges import RangeReader
-from dist_subspace.storage import FrozenLinear, Origin, PieceWise, is_linear, storage_info
+from dist_subspace.storage import FrozenLinear, PieceWise, is_linear, storage_info
 
-CHUNK = 1 << 22  # bytes that are read at a time
-# The parameters of an operator by name, from `as_held` and the storage's `pieces`.
-Made = Callable[..., Mapping[str, nn.Parameter]]
+
+@dataclass
+class Place:
+    """Where the tensors of an operator are made: in this rank's own parts, or whole (own: None)."""
+
+    own: OwnParts | None
+    reader: RangeReader
+    device: torch.device
+
+    def tensors(self, as_held: AsHeld, pieces: PieceWise, look: Look | None) -> dict[str, nn.Parameter]:
+        """As `OwnParts.copied`."""
+        if self.own is not None:
+            return self.own.copied(as_held, pieces, look)
+        if look is not None:
+            layout, check, end = look
+            for _, values in self.reader.entries(layout, 0, layout.numel, 1):
+                check(values)
+            end()
+        made = {}
+        for name, spec in {**pieces.tensors, **pieces.late}.items():
+            tensor = torch.empty(spec.numel, dtype=spec.dtype)
+            for first, values in self.reader.entries(HeldBytes(spec.numel, as_held.tensors[name]), 0, spec.numel, 1):
+                tensor[first : first + values.numel()] = values
+            made[name] = nn.Parameter(tensor.to(self.device).view(spec.shape), requires_grad=False)
+        return made
 
 
 class Quantised:
     """What a storage does with the weights of a checkpoint that are quantised already."""
 
     def __init__(self, index: CheckpointIndex, storage: str, options: Mapping[str, Any], dtype: torch.dtype) -> None:
-        self.folder, self.storage, self.options, self.dtype = index.folder, storage, options, dtype
+        self.index, self.storage, self.options, self.dtype = index, storage, options, dtype
         self.weights: dict[str, HeldWeight] = {
             key: weight for key in index for weight in [index.held(key)] if weight is not None
         }
@@ -42,21 +66,22 @@ class Quantised:
         return {name: reason for name in named if keys[name] and self.leaves(keys[name])}
 
     def operator(
-        self, key: str, shape: tuple[int, int], made: Made, bias: Tensor | None, origin: Origin | None
+        self, key: str, shape: tuple[int, int], place: Place, watch: Check, end: Callable[[], None], **rest: Any
     ) -> FrozenLinear:
-        """The operator, of logical shape `(d_out, d_in)`, around the bytes of a weight that is taken as it is."""
-        in_pieces = storage_info(self.storage).in_pieces
-        assert in_pieces is not None  # a storage that takes bytes says what it holds
-        pieces = in_pieces(shape, False, **self.taken[key].options)
-        operator = pieces.operator(made(as_held=self.taken[key], pieces=pieces), bias=bias, origin=origin)
-        operator.set_plain_values(self.taken[key].plain)
-        return operator
+        """The operator, of logical shape `(d_out, d_in)`, around the bytes of a weight that is taken as it is.
 
-    def watch(self, reader: RangeReader, key: str, watch: Callable[[Tensor], object]) -> None:
-        """Show the numbers that the bytes stand for, where the type of the computation may not hold them."""
-        if self.dtype == torch.float16:
-            for _, values in reader.entries(key, 0, self.weights[key].numel, 1):
-                watch(values)
+        Arguments:
+            watch: is shown the numbers that the bytes stand for where the type of the computation may not hold them; end: is
+                called after the last.
+            rest: what `PieceWise.operator` takes besides.
+        """
+        in_pieces, as_held = storage_info(self.storage).in_pieces, self.taken[key]
+        assert in_pieces is not None  # a storage that takes bytes says what it holds
+        pieces = in_pieces(shape, False, **as_held.options)
+        look = (self.index.layout(key), watch, end) if self.dtype == torch.float16 else None
+        operator = pieces.operator(place.tensors(as_held, pieces, look), **rest)
+        operator.set_plain_values(as_held.plain)
+        return operator
 
     def notes(self, alone: Collection[str]) -> list[str]:
         """What becomes of the quantised weights, one sentence for each format.
@@ -71,7 +96,7 @@ class Quantised:
         return [self._note(kind, taken, better, keys) for (kind, taken, better), keys in groups.items()]
 
     def _note(self, kind: str, taken: bool, better: str | None, keys: list[str]) -> str:
-        held = f"{self.folder} holds {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''} in {kind}"
+        held = f"{self.index.folder} holds {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''} in {kind}"
         if taken:
             differ = self._other_options(keys)
             return f"{held}, and so does {self.storage}: their bytes are kept as they are{differ}"
@@ -92,18 +117,6 @@ class Quantised:
             return ""
         have = "are" if True in held else "are not"
         return f", and their statistics {have} quantised too, although model.double_quant is {str(asked).lower()}"
-
-
-def whole(reader: RangeReader, as_held: AsHeld, pieces: PieceWise, device: torch.device) -> dict[str, nn.Parameter]:
-    """`Made`: whole tensors."""
-    made = {}
-    for name, spec in {**pieces.tensors, **pieces.late}.items():
-        tensor = torch.empty(spec.numel, dtype=spec.dtype)
-        for first in range(0, spec.numel, CHUNK):
-            end = min(first + CHUNK, spec.numel)
-            tensor[first:end] = as_held.tensors[name](reader.bytes, first, end)
-        made[name] = nn.Parameter(tensor.to(device).view(spec.shape), requires_grad=False)
-    return made
 
 
 def _size(size: float) -> str:

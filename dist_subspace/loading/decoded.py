@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from dist_subspace.loading.formats import find_weights
 from dist_subspace.loading.held_weight import HeldWeight
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.transformers_internals import key_plan
 from dist_subspace.storage import is_conv1d
@@ -37,10 +38,6 @@ class DecodedIndex(CheckpointIndex):
     def in_file(self) -> CheckpointIndex:
         return self.raw
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.kind
-
     def held(self, key: str) -> HeldWeight | None:
         return self.weights.get(key)
 
@@ -49,12 +46,18 @@ class DecodedIndex(CheckpointIndex):
 
     def decode(self, key: str, dtype: torch.dtype) -> Tensor:
         """A quantised weight as the model holds it, in a type of floats."""
-        weight = self.weights[key]
-        whole = torch.empty(weight.numel, dtype=dtype)
-        with RangeReader(replace(self, kind=dtype)) as reader:
-            for first, values in reader.entries(key, 0, weight.numel, 1):
-                whole[first : first + values.numel()] = values
-        return whole.view(weight.model_shape)
+        layout = self.layout(key)
+        whole = torch.empty(layout.numel, dtype=dtype)
+        with RangeReader(self) as reader:
+            reader.fill(layout, 0, layout.numel, whole)
+        return whole.view(layout.shape)
+
+    def layout(self, key: str) -> Layout:
+        weight = self.weights.get(key)
+        if weight is None:
+            return super().layout(key)
+        layout = Layout.of(key, weight.shape)
+        return layout.transpose(-2, -1) if weight.turned else layout
 
     def same(self, one: str, other: str, dtype: torch.dtype) -> bool:
         if not {one, other} & self.weights.keys():

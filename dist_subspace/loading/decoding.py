@@ -1,8 +1,8 @@
-"""Weights that a file holds in codes, as runs of the floats that they stand for."""
+"""Weights that a file holds in codes, as the floats that they stand for: any rectangle, in the order of the file or not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,33 +12,54 @@ from dist_subspace.loading.held_weight import HeldWeight, ReadBytes
 CHUNK = 1 << 20  # entries that are decoded at a time: several copies of them are in memory
 
 
-def decoded(
-    weight: HeldWeight, read: ReadBytes, interval: tuple[int, int], unit: int, dtype: torch.dtype
-) -> Iterator[tuple[int, Tensor]]:
-    """The flat entries of an interval of the weight as the model holds it: where each chunk begins, and its values. Chunks but
-    the last are multiples of `unit`. Of a weight that the file holds the other way round, whole matrices are decoded."""
-    if not weight.turned:
-        yield from _in_order(weight, read, interval, unit, dtype)
-        return
-    rows, columns = weight.shape[-2:]
-    size = rows * columns
-    for first in range(interval[0] // size * size, interval[1], size):
-        matrix = torch.empty(columns, rows, dtype=dtype)
-        for start, values in _in_order(weight, read, (first, first + size), columns, dtype):
-            strip = values.view(-1, columns)
-            row = (start - first) // columns
-            matrix[:, row : row + len(strip)] = strip.t()
-        low, high = max(interval[0], first), min(interval[1], first + size)
-        yield low, matrix.view(-1)[low - first : high - first]
+class Decoder:
+    """Decodes what is asked for. What is asked for in another order than the file's is taken from whole matrices, which stay
+    until others are asked for: the next piece is of the same."""
+
+    def __init__(self, read: ReadBytes) -> None:
+        self._read = read
+        self._key: tuple[str, int, int] | None = None
+        self._matrices = torch.empty(0)
+
+    def fill(
+        self, weight: HeldWeight, place: int, sizes: Sequence[int], strides: Sequence[int], target: Tensor
+    ) -> None:
+        """Values of a rectangle.
+
+        Arguments:
+            place: the flat entry of the weight, in the order of the file, that is the rectangle's first.
+            sizes, strides: of the rectangle, in entries of the weight.
+            target: of the shape `sizes`, in any type of floats.
+        """
+        if target.is_contiguous() and _is_one_run(sizes, strides):
+            self._decode(weight, place, target.view(-1))
+            return
+        last = place + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+        matrix = weight.shape[-2] * weight.shape[-1]
+        first, stop = place // matrix * matrix, (last // matrix + 1) * matrix
+        key = (weight.parts[0].key, first, stop)
+        if self._key != key or self._matrices.dtype != target.dtype:
+            self._key, self._matrices = None, torch.empty(0)  # the old ones go before the new ones come
+            self._matrices = torch.empty(stop - first, dtype=target.dtype)
+            self._decode(weight, first, self._matrices)
+            self._key = key
+        target.copy_(self._matrices.as_strided(tuple(sizes), tuple(strides), place - first))
+
+    def _decode(self, weight: HeldWeight, start: int, target: Tensor) -> None:
+        """Flat entries from `start` on."""
+        stop = start + target.numel()
+        for first in range(start, stop, CHUNK):
+            end = min(first + CHUNK, stop)
+            low = first // weight.unit * weight.unit
+            high = min(-(-end // weight.unit) * weight.unit, weight.numel)
+            target[first - start : end - start] = weight.values(self._read, low, high)[first - low : end - low]
 
 
-def _in_order(
-    weight: HeldWeight, read: ReadBytes, interval: tuple[int, int], unit: int, dtype: torch.dtype
-) -> Iterator[tuple[int, Tensor]]:
-    """The same in the order of the file."""
-    step = max(1, CHUNK // unit) * unit
-    for first in range(*interval, step):
-        end = min(first + step, interval[1])
-        low = first // weight.unit * weight.unit
-        high = min(-(-end // weight.unit) * weight.unit, weight.numel)
-        yield first, weight.values(read, low, high)[first - low : end - low].to(dtype)
+def _is_one_run(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the entries lie one behind the other."""
+    run = 1
+    for size, stride in reversed(list(zip(sizes, strides, strict=True))):
+        if size > 1 and stride != run:
+            return False
+        run *= size
+    return True

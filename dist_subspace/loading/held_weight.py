@@ -62,6 +62,22 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class HeldBytes:
+    """A tensor of a storage's operator, flat: where its int8 entries are read. It is asked for as a `Layout` is."""
+
+    numel: int
+    source: Source
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.numel,)
+
+    @property
+    def is_turned(self) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
 class AsHeld:
     """How a storage takes a weight's bytes: the options of its `in_pieces`, what each tensor of its operator is read from, and
     the operator's plain values."""

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from bitsandbytes import functional as reference
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from dist_subspace.loading import decoding
-from dist_subspace.loading.decoding import decoded
-from dist_subspace.loading.formats import find_weights
-from dist_subspace.loading.index import open_checkpoint
+from dist_subspace.loading import decoding, ranges
+from dist_subspace.loading.decoded import decoded_index
+from dist_subspace.loading.index import CheckpointIndex, open_checkpoint
 from dist_subspace.loading.ranges import RangeReader
 from tests.quantised_folders import factors, fp8_blocks
 
@@ -56,39 +54,55 @@ FORMATS = {
     "fp8": ("fp8", lambda: fp8((16, 8)), {"weight_block_size": [16, 8]}),
     "mxfp4": ("mxfp4", mxfp4, {}),
 }
-# Small enough that two blocks of four of absmax lie in a weight.
 CHUNKS = (7, 64, 1 << 20)
 
 
 @pytest.fixture(params=FORMATS)
-def weight(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[object, RangeReader, Tensor]]:
+def weight(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[CheckpointIndex, Tensor]:
     method, make, settings = FORMATS[request.param]
     tensors, whole = make()
     (tmp_path / "config.json").write_text(json.dumps({}))
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    index = open_checkpoint(tmp_path)
-    with RangeReader(index) as reader:
-        found = find_weights(index, {"quant_method": method, **settings}, reader.bytes)
-        yield found.weights["w.weight"], reader, whole
+    plain = nn.Linear(1, 1)  # that has no Conv1D is all that is asked of the model
+    settings = {"quant_method": method, **settings}
+    return decoded_index(open_checkpoint(tmp_path), settings, plain, torch.float32), whole  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_any_run_is_that_of_the_whole(
-    weight: tuple[object, RangeReader, Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
+    weight: tuple[CheckpointIndex, Tensor], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
     monkeypatch.setattr(decoding, "CHUNK", chunk)
-    held, reader, whole = weight
-    for turned, flat in ((False, whole), (True, whole.mT.contiguous())):
-        one = replace(held, turned=held.turned != turned)  # type: ignore[type-var, attr-defined]
-        assert one.model_shape == tuple(flat.shape)
-        for dtype in (torch.float32, torch.bfloat16):
-            end = flat.numel()
+    monkeypatch.setattr(ranges, "CHUNK", 3 * chunk)
+    index, whole = weight
+    layout = index.layout("w.weight")
+    assert index.shapes["w.weight"] == layout.shape == tuple(whole.shape)
+    for one, flat in (
+        (layout, whole),
+        (layout.transpose(-2, -1), whole.mT),
+        (layout.narrow(-1, 1, 3), whole[..., 1:4]),
+    ):
+        flat, end = flat.reshape(-1), flat.numel()
+        with RangeReader(index) as reader:
             for start, stop, unit in ((0, end, 1), (3, end - 5, 7), (64, 128, 64), (5, 5, 1), (end - 1, end, 11)):
                 seen = start
-                for first, values in decoded(one, reader.bytes, (start, stop), unit, dtype):
-                    assert first == seen and values.dtype == dtype
-                    assert torch.equal(values, flat.view(-1)[first : first + values.numel()].to(dtype))
+                for first, values in reader.entries(one, start, stop, unit):
+                    assert first == seen and values.dtype == torch.float32
+                    assert torch.equal(values, flat[first : first + values.numel()])
                     seen += values.numel()
                 assert seen == stop
+
+
+def test_a_matrix_in_another_order_is_read_once(
+    weight: tuple[CheckpointIndex, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Piece by piece, whichever order is asked for."""
+    monkeypatch.setattr(ranges, "CHUNK", 64)
+    index, whole = weight
+    for layout in (index.layout("w.weight"), index.layout("w.weight").transpose(-2, -1)):
+        index.bytes_read.total = 0
+        with RangeReader(index) as reader:
+            assert sum(values.numel() for _, values in reader.entries(layout, 0, whole.numel(), 1)) == whole.numel()
+        if layout.is_turned:
+            assert index.bytes_read.total == index.size("w.weight")
+    assert torch.equal(index.read("w.weight"), whole)

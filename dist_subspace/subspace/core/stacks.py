@@ -65,6 +65,7 @@ class StackedPart(SubspacePart):
 
         def changed(operator: Any, rows: Tensor) -> Tensor:
             part = self._part(operator.number, {name: pieces[operator.number] for name, pieces in slices.items()})
+            part.base = operator  # which may have the products of all experts at once
             return part.transformed(rows)
 
         return self.base(x, counts, changed)
