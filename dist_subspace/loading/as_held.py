@@ -11,6 +11,8 @@ from torch import nn
 
 from dist_subspace.loading.held_weight import AsHeld, HeldBytes, HeldWeight
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.joined_bytes import joined
+from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.own_parts import Check, Look, OwnParts
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.storage import FrozenLinear, PieceWise, is_linear, storage_info
@@ -50,6 +52,7 @@ class Quantised:
         self.weights: dict[str, HeldWeight] = {
             key: weight for key in index for weight in [index.held(key)] if weight is not None
         }
+        self.joined: set[str] = set()  # of stacks that are taken as they are
         held = {key: weight.as_held(storage) for key, weight in self.weights.items()}
         self.taken: dict[str, AsHeld] = {key: how for key, how in held.items() if how is not None}
 
@@ -83,6 +86,17 @@ class Quantised:
         operator.set_plain_values(as_held.plain)
         return operator
 
+    def stack(self, layout: Layout, pieces: PieceWise) -> AsHeld | None:
+        """How the storage takes the bytes of a stack of experts `(experts, d_out, d_in)`, each packed by these pieces."""
+        if (
+            self.dtype == torch.float16 or not self.weights
+        ):  # numbers that it may not hold are looked at while they are packed
+            return None
+        as_held = joined(layout, self.index.held, self.storage, pieces)
+        if as_held is not None:
+            self.joined.update(layout.keys)
+        return as_held
+
     def notes(self, alone: Collection[str]) -> list[str]:
         """What becomes of the quantised weights, one sentence for each format.
 
@@ -91,7 +105,7 @@ class Quantised:
         """
         groups: dict[tuple[str, bool, str | None], list[str]] = {}
         for key, weight in self.weights.items():
-            taken = key in self.taken and key in alone
+            taken = key in self.joined or (key in self.taken and key in alone)
             groups.setdefault((weight.kind, taken, weight.storage if key in alone else None), []).append(key)
         return [self._note(kind, taken, better, keys) for (kind, taken, better), keys in groups.items()]
 
@@ -112,7 +126,7 @@ class Quantised:
     def _other_options(self, keys: Iterable[str]) -> str:
         """Where the file's bytes are not those that the storage's options ask for."""
         asked = self.options.get("double_quant")
-        held = {self.taken[key].options.get("double_quant", asked) for key in keys}
+        held = {self.taken[key].options.get("double_quant", asked) for key in keys if key in self.taken} or {asked}
         if held == {asked}:
             return ""
         have = "are" if True in held else "are not"

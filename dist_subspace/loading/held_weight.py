@@ -124,3 +124,7 @@ class HeldWeight:
     def as_held(self, storage: str) -> AsHeld | None:
         """How the storage takes the bytes; None where it would not hold the same numbers."""
         return None
+
+    def rows_as_held(self, storage: str, first: int, rows: int) -> AsHeld | None:
+        """The same of some rows of one of its matrices, `first` counted over all matrices."""
+        return None

@@ -136,10 +136,15 @@ class OwnParts:
         check: Check,
         end: Callable[[], None],
         origin: Origin | None,
+        as_held: AsHeld | None = None,
     ) -> FrozenStack:
-        """The same of matrices `(experts, d_out, d_in)`, each of which is packed by itself."""
+        """The same of matrices `(experts, d_out, d_in)`, each of which is packed by itself, or (as_held) held so by the file."""
         experts = layout.shape[0]
-        parameters, waiting = self._matrices(layout, pieces, experts, transposed, check, end)
+        waiting = None
+        if as_held is not None:
+            parameters = self.copied(as_held, pieces, count=experts)
+        else:
+            parameters, waiting = self._matrices(layout, pieces, experts, transposed, check, end)
         empty = {name: nn.Parameter(p.new_empty(0), requires_grad=False) for name, p in parameters.items()}
         one = pieces.operator(empty, bias=None, origin=None)
         stack = FrozenStack(one, parameters, [one.plain_values()] * experts, transposed=transposed, origin=origin)
@@ -147,22 +152,24 @@ class OwnParts:
             waiting.set_values = lambda values: setattr(stack, "plain", tuple(values))
         return stack
 
-    def copied(self, as_held: AsHeld, pieces: PieceWise, look: Look | None = None) -> dict[str, nn.Parameter]:
-        """The tensors of an operator that are bytes of the file as they are, which `run` fills.
+    def copied(
+        self, as_held: AsHeld, pieces: PieceWise, look: Look | None = None, count: int | None = None
+    ) -> dict[str, nn.Parameter]:
+        """The tensors of an operator, or of a stack of `count`, that are bytes of the file as they are, which `run` fills.
 
         Arguments:
             look: where the numbers lie that the bytes stand for, what is shown those of this rank, and what is called then.
         """
         parameters: dict[str, nn.Parameter] = {}
         for name, spec in {**pieces.tensors, **pieces.late}.items():
-            held = self._hold(spec)
+            held = self._hold(spec, count)
             if look is not None and not parameters:  # the codes come first
                 layout, check, end = look
                 numel = pieces.shape[0] * pieces.shape[1]
                 intervals = [(low * pieces.unit, min(high * pieces.unit, numel)) for low, high in held.units()]
                 self.jobs.append(_Job(layout, 0, intervals, 1, _looking(check), end))
             own = [(held.part.start, held.part.stop)] if held.part.start < held.part.stop else []
-            source = HeldBytes(spec.numel, as_held.tensors[name])
+            source = HeldBytes(spec.numel * (count or 1), as_held.tensors[name])
             self.jobs.append(_Job(source, 0, own, 1, _writing(held), lambda: None))
             parameters[name] = held.parameter
         return parameters

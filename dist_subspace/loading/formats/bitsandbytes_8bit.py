@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.loading.formats.registry import Files, Found, reads
-from dist_subspace.loading.held_weight import AsHeld, HeldWeight, ReadBytes
+from dist_subspace.loading.held_weight import AsHeld, HeldWeight, ReadBytes, Source, Stored
 from dist_subspace.storage.bnb import dequantize_8bit
 
 SCALE, FORMAT = ".SCB", ".weight_format"
@@ -30,8 +30,18 @@ class EightBitWeight(HeldWeight):
         return dequantize_8bit(rows, scale.entries(read, start // self.unit, stop // self.unit)).view(-1)
 
     def as_held(self, storage: str) -> AsHeld | None:
+        return self.rows_as_held(storage, 0, self.shape[0])
+
+    def rows_as_held(self, storage: str, first: int, rows: int) -> AsHeld | None:
+        if storage != self.storage:
+            return None
         codes, scale = self.parts
-        return AsHeld({}, {"codes": codes.as_bytes, "scale": scale.as_bytes}) if storage == self.storage else None
+        begins = {"codes": (codes, first * self.unit), "scale": (scale, first * 4)}
+        return AsHeld({}, {name: _from(part, begin) for name, (part, begin) in begins.items()})
+
+
+def _from(part: Stored, begin: int) -> Source:
+    return lambda read, start, stop: part.as_bytes(read, begin + start, begin + stop)
 
 
 @reads("bitsandbytes")

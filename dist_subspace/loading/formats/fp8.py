@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,19 +50,31 @@ class Fp8Weight(HeldWeight):
         return numbers.mul_(scale if across == 1 else _spread(scale, wide, columns)).view(-1)
 
     def as_held(self, storage: str) -> AsHeld | None:
-        (high, wide), (rows, columns) = self.block, self.shape[-2:]
-        one_scale_a_block = (high % BLOCK == 0 or high >= rows) and (wide % BLOCK == 0 or wide >= columns)
-        plain = self.parts[0].dtype == torch.float8_e4m3fn and len(self.shape) == 2 and not self.turned
-        if storage != "fp8" or not one_scale_a_block or not plain:
-            return None
-        return AsHeld({}, {"codes": self.parts[0].as_bytes, "scale": self._scale_bytes})
+        return self.rows_as_held(storage, 0, self.shape[0]) if len(self.shape) == 2 else None
 
-    def _scale_bytes(self, read: ReadBytes, start: int, stop: int) -> Tensor:
-        """Bytes of the float32 scales of the storage's blocks, row by row of blocks."""
-        (high, wide), across = self.block, math.ceil(self.shape[1] / BLOCK)
+    def rows_as_held(self, storage: str, first: int, rows: int) -> AsHeld | None:
+        (high, wide), (height, columns) = self.block, self.shape[-2:]
+        one_scale_a_block = (high % BLOCK == 0 or high >= height) and (wide % BLOCK == 0 or wide >= columns)
+        whole_blocks = first % height % BLOCK == 0 and first % height + rows <= height
+        plain = self.parts[0].dtype == torch.float8_e4m3fn and not self.turned
+        if storage != "fp8" or not one_scale_a_block or not whole_blocks or not plain:
+            return None
+        begin = first * columns
+
+        def codes(read: ReadBytes, start: int, stop: int) -> Tensor:
+            return self.parts[0].as_bytes(read, begin + start, begin + stop)
+
+        return AsHeld({}, {"codes": codes, "scale": partial(self._scale_bytes, first)})
+
+    def _scale_bytes(self, first: int, read: ReadBytes, start: int, stop: int) -> Tensor:
+        """Bytes of the float32 scales of the storage's blocks, row by row of blocks, from the row `first` of the weight on."""
+        (high, wide), across = self.block, math.ceil(self.shape[-1] / BLOCK)
         number = torch.arange(start // 4, -(-stop // 4))
-        row, column = number // across * BLOCK // high, number % across * BLOCK // wide
-        scales = _factors(self.parts[1].entries(read, 0, self.parts[1].numel))[row * self.grid[1] + column]
+        row = number // across * BLOCK + first % self.shape[-2]
+        at = first // self.shape[-2] * self.grid[0] + row // high
+        low, top = int(at[0]) * self.grid[1], (int(at[-1]) + 1) * self.grid[1]
+        column = number % across * BLOCK // wide
+        scales = _factors(self.parts[1].entries(read, low, top))[at * self.grid[1] + column - low]
         return scales.view(torch.int8)[start % 4 :][: stop - start]
 
 

@@ -7,7 +7,9 @@ from tests.mutants.mutant import Mutant
 FORMATS = "tests/loading/formats"
 FOUR, EIGHT = f"{FORMATS}/test_bitsandbytes_4bit.py", f"{FORMATS}/test_bitsandbytes_8bit.py"
 FP8, MXFP4 = f"{FORMATS}/test_fp8.py", f"{FORMATS}/test_mxfp4.py"
-AS_HELD, DECODED, DECODING = (f"tests/loading/test_{name}.py" for name in ("as_held", "decoded", "decoding"))
+AS_HELD, DECODED, DECODING, JOINED = (
+    f"tests/loading/test_{name}.py" for name in ("as_held", "decoded", "decoding", "joined_bytes")
+)
 
 MUTANTS = [
     Mutant(
@@ -89,6 +91,22 @@ MUTANTS = [
         becomes="            own = [(0, spec.numel)]\n",
         promise="A rank reads its own part alone of what a file holds quantised.",
         tests=[f"{FP8}::test_a_rank_reads_its_own_bytes[2]"],
+    ),
+    Mutant(
+        name="experts-joined-within-a-block",
+        file="dist_subspace/loading/joined_bytes.py",
+        text="(entries % pieces.unit and not last)",
+        becomes="False",
+        promise="Experts' bytes are joined only where each gives whole rows of blocks.",
+        tests=[f"{JOINED}::test_experts_that_end_within_a_block_are_packed_anew"],
+    ),
+    Mutant(
+        name="scales-of-the-first-expert",
+        file="dist_subspace/loading/formats/fp8.py",
+        text="        at = first // self.shape[-2] * self.grid[0] + row // high\n",
+        becomes="        at = row // high\n",
+        promise="Rows of a stack that is one tensor have their own expert's scales.",
+        tests=[f"{JOINED}::test_any_run_of_a_stack_that_is_one_tensor"],
     ),
     Mutant(
         name="stale-quantization-config",
