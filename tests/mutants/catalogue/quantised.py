@@ -63,8 +63,8 @@ MUTANTS = [
     Mutant(
         name="scale-of-a-row-as-that-of-a-block",
         file="dist_subspace/loading/formats/fp8.py",
-        text="one_scale_a_block = (high % BLOCK == 0 or high >= rows) and",
-        becomes="one_scale_a_block = (high % BLOCK == 0 or rows >= high) and",
+        text="one_scale_a_block = (high % BLOCK == 0 or high >= height) and",
+        becomes="one_scale_a_block = (high % BLOCK == 0 or height >= high) and",
         promise="The storage fp8 takes bytes alone whose scales it can hold.",
         tests=[f"{FP8}::test_the_storage_fp8_keeps_codes_where_it_has_such_scales[compressed rows]"],
     ),
