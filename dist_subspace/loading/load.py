@@ -15,7 +15,9 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.decoded import decoded_index
 from dist_subspace.loading.experts_internals import adopt_stacks
+from dist_subspace.loading.formats import check_read, quantisation_of, take_quantisation
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
@@ -100,7 +102,7 @@ def load_frozen(
         config = model_config(folder, trust_remote_code, **config_changes)
         if not _is_folder(path):
             config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
-        index = open_checkpoint(folder)
+        index, quantisation = open_checkpoint(folder), take_quantisation(config)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
@@ -108,6 +110,7 @@ def load_frozen(
         model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
+        index = decoded_index(index, quantisation, model, kind)
         plan = key_plan(model, index)
         pairs = twins(model, plan)
     splitter = splitter_of(stage_config, device)
@@ -125,6 +128,7 @@ def load_frozen(
     give_back_freed()
     for sentence in (
         *stream.sources.notes,
+        *stream.quantised.notes(set(stream.sources.keys.values())),
         *(read_by_every_rank(stream.read_whole, stream.share_read_whole()) if stage_config is not None else ()),
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
@@ -237,7 +241,7 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
     """The configuration of a local model folder, with changes.
 
     Raises:
-        UsageError: for a folder without one, one that transformers does not understand, or quantised weights.
+        UsageError: for a folder without one, one that transformers does not understand, or weights in a format that is not read.
     """
     if (folder / ADAPTER).exists():
         raise UsageError(
@@ -261,11 +265,9 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             f"{name} is no argument of load_frozen and no entry of a {config.model_type} configuration; accepted: the arguments "
             "of load_frozen, and entries of the model's config.json"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UsageError(
-            f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "
-            "give the 16-bit model"
-        )
+    quantisation = quantisation_of(config)
+    if quantisation is not None:
+        check_read(folder, quantisation)
     return config
 
 

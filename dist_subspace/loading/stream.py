@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.experts import stacks_of
+from dist_subspace.loading.as_held import Place, Quantised
 from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
@@ -69,6 +70,7 @@ class Stream:
         self.sources = find_sources(model, index, plan, partial(may_lack, model))
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
+        self.quantised = Quantised(index, storage, options, dtype)
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
@@ -76,7 +78,8 @@ class Stream:
         if storage_info(storage).dtype is None:
             modules = dict(model.named_modules())
             packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
-            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
+            apart = self.apart | self.quantised.left(model, self.sources.keys_of)
+            apart = {name: why for name, why in apart.items() if not self._is_output_layer(name)}
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
 
@@ -87,6 +90,7 @@ class Stream:
         sizes = self._sizes(units)
         count = _counting(sum(sizes), progress)
         with RangeReader(self.index) as reader:
+            self.reader = reader
             if splitter.takes_parts:
                 self.own = OwnParts(reader, splitter)
             try:
@@ -204,6 +208,11 @@ class Stream:
         transposed = is_conv1d(module)
         in_pieces, layout = storage_info(self.storage).in_pieces, self._layout(name)
         watch, end = self._watch(name, self.dtype)
+        if self.sources.keys.get(name) in self.quantised.taken:
+            place, key = Place(self.own, self.reader, device), self.sources.keys[name]
+            packed = self.quantised.operator(key, linear_shape(module), place, watch, end, bias=bias, origin=origin)
+            packed.conv1d = transposed
+            return packed
         if in_pieces is not None and layout is not None:
             assert self.own is not None
             pieces = in_pieces(linear_shape(module), transposed, **self.options)
@@ -242,6 +251,8 @@ class Stream:
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
+        if self.quantised.leaves(self.sources.keys_of(full_name)):
+            return False
         return not own_type and not self._is_output_layer(name)
 
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device) -> None:
@@ -265,7 +276,8 @@ class Stream:
             _, *sides = matrices.shape
             shape = (sides[1], sides[0]) if transposed else (sides[0], sides[1])
             pieces = in_pieces(shape, transposed, **self.options)
-            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin)
+            as_held = self.quantised.stack(layout.transpose(-2, -1) if transposed else layout, pieces)
+            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin, as_held)
             one = stack.kind[0]
             if isinstance(one, PackedLinear):
                 one.name, one.compute_dtype = name, self.dtype
