@@ -7,7 +7,8 @@ a sharding engine has gathered them anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,22 @@ from torch import Tensor
 from dist_subspace.torch_internals import TensorFunction, cpu_multiplies, reshaped
 from dist_subspace.torch_internals import grouped_mm as grouped_mm
 from dist_subspace.torch_internals import has_grouped_kernel as has_grouped_kernel
+
+
+@dataclass(frozen=True)
+class RowPiece:
+    """Some rows of a matrix.
+
+    rows: `(k, in)`; runs: of rows that follow one another in the matrix, (place of the first in `rows`, its number in the
+    matrix, how many). Rows outside the runs are none of the matrix's.
+    """
+
+    rows: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+
+
+# Gives every row of a matrix once, a piece at a time; collective where the pieces come from several ranks.
+RowSource = Callable[[], Iterator[RowPiece]]
 
 
 class LinearMap(Protocol):
