@@ -23,7 +23,7 @@ from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
 from dist_subspace.notices import say
-from dist_subspace.pages import give_back_freed
+from dist_subspace.pages import give_back_freed, give_back_large_at_once
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     join_ranks,
@@ -110,6 +110,8 @@ def load_frozen(
         stream = Stream(model, index, storage, options, kind, seed)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     splitter = splitter_of(stage_config, device)
+    if splitter.splits and splitter.device.type == "cpu":
+        give_back_large_at_once()
     with together("reading the model's weights"):
         stream.run(splitter, progress)
         if splitter.splits:
