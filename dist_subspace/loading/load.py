@@ -21,7 +21,8 @@ from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
-from dist_subspace.loading.transformers_internals import build_skeleton
+from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
+from dist_subspace.loading.twins import compare, twins
 from dist_subspace.notices import say
 from dist_subspace.pages import give_back_freed, give_back_large_at_once
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
@@ -107,11 +108,15 @@ def load_frozen(
         model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
-        stream = Stream(model, index, storage, options, kind, seed)
-        _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
+        plan = key_plan(model, index)
+        pairs = twins(model, plan)
     splitter = splitter_of(stage_config, device)
     if splitter.splits and splitter.device.type == "cpu":
         give_back_large_at_once()
+    compare(pairs, index, splitter, together)
+    with together("planning the load"):
+        stream = Stream(model, index, plan, storage, options, kind, seed)
+        _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     with together("reading the model's weights"):
         stream.run(splitter, progress)
         if splitter.splits:
