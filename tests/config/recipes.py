@@ -33,7 +33,7 @@ from tests.config.shapes import SHAPES
 GIB = 2**30
 # What a token leaves of a block for backward, in 16-bit numbers of the hidden and of the inner width: at most.
 OF_HIDDEN, OF_INNER = 14, 5
-OF_ROUTED = 2  # of the hidden width, for each expert that the token goes to
+OF_ROUTED = 3  # of the hidden width, for each expert that the token goes to
 OUTSIDE = GIB  # of CUDA's context, NCCL's buffers and the allocator's gaps
 
 
