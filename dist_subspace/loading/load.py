@@ -18,6 +18,7 @@ from dist_subspace.loading.experts_internals import adopt_stacks
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
+from dist_subspace.loading.packed_head import head_options
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton
@@ -48,6 +49,7 @@ def load_frozen(
     dtype: str | torch.dtype | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
+    head_storage: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     device: str | torch.device | None = None,
@@ -71,6 +73,7 @@ def load_frozen(
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
+        head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (bytes of the checkpoint that have been read, bytes in all).
@@ -80,6 +83,8 @@ def load_frozen(
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
+    of_head = head_options(head_storage, storage, double_quant, storage_options, kind)
+    head = None if head_storage is None or of_head is None else (head_storage, of_head)
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
@@ -102,7 +107,7 @@ def load_frozen(
         model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
-        stream = Stream(model, index, storage, options, kind, seed)
+        stream = Stream(model, index, storage, options, kind, seed, head)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     splitter = splitter_of(stage_config)
     target = splitter.device if splitter else torch.device(device or device_of(stage_config))

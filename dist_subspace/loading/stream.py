@@ -31,6 +31,7 @@ from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.own_parts import OwnParts
+from dist_subspace.loading.packed_head import packed_head
 from dist_subspace.loading.ranges import FLOATS, RangeReader
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed
@@ -68,7 +69,9 @@ class Stream:
         options: Mapping[str, Any],
         dtype: torch.dtype,
         seed: int,
+        head: tuple[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        """head: the storage of a language model's head, and its options; None for the type of the computation."""
         self.model, self.index = model, index
         self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
@@ -76,6 +79,7 @@ class Stream:
         self.sources = find_sources(model, index, self._is_head)
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
+        self.head = None if head is None else (packed_head(model, head[0], self.apart), *head)
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
@@ -208,17 +212,24 @@ class Stream:
     ) -> FrozenLinear:
         """The weight of a linear layer in the storage, from this rank's part of the file where that is enough."""
         transposed = is_conv1d(module)
-        in_pieces = storage_info(self.storage).in_pieces
+        storage, options = self._held_in(name)
+        in_pieces = storage_info(storage).in_pieces
         with self._watched(name, self.dtype) as watch:
             if in_pieces is not None and self._in_parts(name):
                 assert self.own is not None
-                pieces = in_pieces(linear_shape(module), transposed, **self.options)
+                pieces = in_pieces(linear_shape(module), transposed, **options)
                 key = self.sources.keys[name]
                 packed = self.own.linear(key, pieces, transposed, lambda v: watch(_quantisable(v)), bias, origin)
                 packed.conv1d = transposed
                 return packed
             full = watch(_quantisable(self._read_float(name)))
-        return pack(full.to(device), self.storage, transposed=transposed, bias=bias, origin=origin, **self.options)
+        return pack(full.to(device), storage, transposed=transposed, bias=bias, origin=origin, **options)
+
+    def _held_in(self, name: str) -> tuple[str, Mapping[str, Any]]:
+        """The storage of a weight that is packed, and its options."""
+        if self.head is not None and name == f"{self.head[0]}.weight":
+            return self.head[1:]
+        return self.storage, self.options
 
     def _in_parts(self, name: str) -> bool:
         """Whether this rank's part of the parameter is one of a tensor of the file."""
@@ -246,7 +257,8 @@ class Stream:
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
-        return not own_type and not self._is_output_layer(name)
+        has_own_storage = self.head is not None and name == self.head[0]
+        return not own_type and (has_own_storage or not self._is_output_layer(name))
 
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device, splitter: Splitter | None) -> None:
         """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
