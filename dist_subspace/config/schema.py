@@ -190,6 +190,9 @@ class TrainingSection(Section):
     gradient_checkpointing_kwargs: CheckpointingArguments = Field(
         default=CheckpointingArguments(), description="Which form of gradient checkpointing."
     )
+    activation_offload: bool = Field(
+        default=False, description="Keep what backward will read in the computer's memory, off the GPU."
+    )
     on_nonfinite: names.OnNonfinite = Field(
         default="skip", description="What to do with a step whose loss or gradient is not finite."
     )

@@ -27,6 +27,7 @@ from dist_subspace.module_places import hook_names
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import NewTokens, attachment
+from dist_subspace.training.activation_offload import kept_here
 from dist_subspace.training.cross_entropy import Finish, Head, head_cross_entropy, targets_of
 from dist_subspace.training.cross_entropy_in_pieces import FreshLogits, Probe, cross_entropy_in_pieces
 from dist_subspace.training.head_kinds import InPieces, head_of
@@ -141,7 +142,7 @@ class _InHead:
         own = None if fresh is None or tokens is None else FreshLogits(fresh, torch.tensor(tokens.known))
         probe = Probe(row.flatten(0, 1), row.new_empty(1, kind.classes, dtype=kind.dtype))
         each = self.program if self.program.steps else None
-        with _without_autocast(rows):
+        with _without_autocast(rows), kept_here():
             self.loss = cross_entropy_in_pieces(rows, own, classes, kind, each, probe)
         self.answered = kind.layer
         kind.layer.product = lambda x: probe.logits  # type: ignore[method-assign]
@@ -154,7 +155,7 @@ class _InHead:
         kind = _known_head(head, rows)
         assert not isinstance(kind, InPieces)  # whose loss is there
         classes = classes.to(rows.device, non_blocking=True)
-        with _without_autocast(rows):
+        with _without_autocast(rows), kept_here():
             self.loss = head_cross_entropy(rows, fresh, classes, kind, _finish(self.program, tokens))
 
     def _targets(self) -> tuple[Tensor, Tensor]:
