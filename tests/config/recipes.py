@@ -282,7 +282,8 @@ class Recipe:
         block = block_activations(shape, tokens)
         inputs = 2 * tokens * shape.hidden_size
         layers = shape.num_hidden_layers
-        activations = layers * inputs + block if training.gradient_checkpointing else layers * block
+        kept = layers * inputs if training.gradient_checkpointing else (layers - 1) * block
+        activations = block + (2 * inputs if training.activation_offload else kept)  # one goes, one comes
         logits = logits_memory(tokens * shape.vocab_size) if self.config.model.task == "causal-lm" else 0
         gathered = 2 * sizes.block + sizes.head if self.stage == 3 else 0
         unpacked = 2 * sizes.matrix if storage_info(self.config.model.storage).dtype is None else 0
