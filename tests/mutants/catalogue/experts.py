@@ -85,7 +85,7 @@ MUTANTS = [
     Mutant(
         name="experts-vectors-decayed",
         file="dist_subspace/subspace/groups.py",
-        text='of_experts = isinstance(model.get_submodule(name.rpartition(".")[0]), StackedPart)',
+        text="of_experts = isinstance(part, StackedPart) and not part.shared",
         becomes="of_experts = False",
         promise="Vectors of experts have no weight decay, as vectors have none.",
         tests=[f"{_OF_PARTS}::test_vectors_of_experts_have_no_weight_decay"],
