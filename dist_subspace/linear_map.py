@@ -7,13 +7,30 @@ a sharding engine has gathered them anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dist_subspace.torch_internals import TensorFunction, cpu_multiplies, reshaped
+
+
+@dataclass(frozen=True)
+class RowPiece:
+    """Some rows of a matrix.
+
+    rows: `(k, in)`; runs: of rows that follow one another in the matrix, (place of the first in `rows`, its number in the
+    matrix, how many). Rows outside the runs are none of the matrix's.
+    """
+
+    rows: Tensor
+    runs: tuple[tuple[int, int, int], ...]
+
+
+# Gives every row of a matrix once, a piece at a time; collective where the pieces come from several ranks.
+RowSource = Callable[[], Iterator[RowPiece]]
 
 
 class LinearMap(Protocol):

@@ -21,7 +21,10 @@ from tests.ranks import ROOT
 KEEPERS = {
     "deepspeed": tuple(
         f"placement/deepspeed/{name}.py"
-        for name in ("shards", "secondary", "partitioner", "leaf_blocks", "persistent", "fragments", "embeddings")
+        for name in (
+            *("shards", "secondary", "partitioner", "leaf_blocks", "persistent", "fragments", "embeddings"),
+            *("split_rows", "apart"),
+        )
     ),
     "bitsandbytes": ("storage/bnb.py",),
     "transformers": (

@@ -34,23 +34,28 @@ _OPERATORS = {
     "broadcast_": ("broadcast", 0, 1),
     "reduce_": ("reduce", 0, 1),
     "gather_": ("to one", 1, 1),
+    "alltoall_base_": ("exchange", 1, 1),  # the payload is what this rank has for all
 }
 _SILENT = {"barrier", "monitored_barrier_"}
 
 
 @dataclass(frozen=True)
 class Message:
-    """One collective. payload: bytes of the whole; ranks: that take part; times: a ring carries it."""
+    """One collective. payload: bytes of the whole; ranks: that take part; times: a ring carries it; own: bytes of an exchange
+    that this rank keeps."""
 
     kind: str
     payload: int
     dtype: torch.dtype
     ranks: tuple[int, ...]
     times: int
+    own: int = 0
 
     @property
     def sent(self) -> int:
-        """Bytes that each rank sends."""
+        """Bytes that each rank sends; of an exchange, where each has its own payload, what this one sends."""
+        if self.kind == "exchange":
+            return self.payload - self.own
         return self.times * self.payload * (len(self.ranks) - 1) // len(self.ranks)
 
     def crosses(self, ranks_per_node: int) -> bool:
@@ -85,7 +90,13 @@ class _Recording(TorchDispatchMode):
         ranks = tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(group)))
         payload = sum(t.numel() * t.element_size() for t in tensors)
         payload *= len(ranks) if kind == "to one" else 1
-        self.messages.append(Message(kind, payload, tensors[0].dtype, ranks, times))
+        own = _kept_of_an_exchange(args, ranks) if kind == "exchange" else 0
+        self.messages.append(Message(kind, payload, tensors[0].dtype, ranks, times, own))
+
+
+def _kept_of_an_exchange(args: tuple[Any, ...], ranks: tuple[int, ...]) -> int:
+    given, sizes = args[1], args[4]
+    return int(sizes[ranks.index(dist.get_rank())] * given[:1].numel() * given.element_size())
 
 
 def _tensors(argument: Any) -> Iterator[Tensor]:

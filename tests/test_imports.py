@@ -50,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
             "class_source",
             "launcher_processes",
             "launchers",
+            "linear_map",
             "stopping",
             "torch_internals",
         )
@@ -72,7 +73,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals"},
+    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals", "linear_map"},
     "api": BELOW_TRAINING,
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},

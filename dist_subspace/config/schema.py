@@ -35,6 +35,9 @@ class ModelSection(Section):
     new_tokens: NameList = Field(
         default=(), description="Tokens that the tokenizer gets; their embedding and head rows are trained too."
     )
+    experts_at_once: Count = Field(
+        default=8, description="How many matrices of a mixture's experts are dequantised at once, at most."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Let the model's folder bring Python code, which is then run."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,14 +26,13 @@ from dist_subspace.notices import say
 from dist_subspace.pages import give_back_freed
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
-    device_of,
     join_ranks,
     outside_zero_init,
     prepare_blocks,
     read_placement,
     splitter_of,
 )
-from dist_subspace.storage import options_for, storage_info
+from dist_subspace.storage import AT_ONCE, FrozenStack, options_for, storage_info
 
 ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -50,6 +50,7 @@ def load_frozen(
     storage_options: Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    experts_at_once: int = AT_ONCE,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -57,8 +58,9 @@ def load_frozen(
 ) -> nn.Module:
     """A transformers model whose large linear weights are frozen in `storage`; collective where `deepspeed` is given.
 
-    Each tensor is read, quantised and placed before the next is read; at ZeRO stage 3 a rank keeps its shard only, and every
-    parameter comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`. What is worth reading about the load (tensors
+    A thread reads the file in the order of the model, and what has been read is quantised and placed at once. The ranks of a
+    node read a part each, so that the checkpoint is read once; at ZeRO stage 3 a rank keeps its shard only, and every parameter
+    comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`. What is worth reading about the load (tensors
     that the model has no place for, weights that stay in 16 bits) is a warning of class `Notice`, on rank 0.
 
     Arguments:
@@ -71,6 +73,7 @@ def load_frozen(
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
+        experts_at_once: how many matrices of a mixture's experts are dequantised at once, at most.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (bytes of the checkpoint that have been read, bytes in all).
@@ -80,19 +83,21 @@ def load_frozen(
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
+    if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
+        raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
         join_ranks()
         download(path)
-    elif not Path(path).expanduser().is_dir():
+    elif not _is_folder(path):
         fetch(_hub_name(path, "model.path"), "model.path")
     together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
         stage_config = read_placement(deepspeed)
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
-        if not Path(path).expanduser().is_dir():
+        if not _is_folder(path):
             config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
         index = open_checkpoint(folder)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
@@ -104,17 +109,18 @@ def load_frozen(
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
         stream = Stream(model, index, storage, options, kind, seed)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
-    splitter = splitter_of(stage_config)
-    target = splitter.device if splitter else torch.device(device or device_of(stage_config))
+    splitter = splitter_of(stage_config, device)
     with together("reading the model's weights"):
-        stream.run(target, splitter, progress)
-        if splitter is not None:
+        stream.run(splitter, progress)
+        if splitter.splits:
             adopt_stacks(model)
     stream.finish()
+    for stack in (module for module in model.modules() if isinstance(module, FrozenStack)):
+        stack.at_once = experts_at_once
     give_back_freed()
     for sentence in (
         *stream.sources.notes,
-        *read_by_every_rank(stream.read_whole, stream.share_read_whole()),
+        *(read_by_every_rank(stream.read_whole, stream.share_read_whole()) if stage_config is not None else ()),
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
     ):
@@ -166,11 +172,23 @@ def _named(dtype: torch.dtype) -> str:
 
 def resolve_folder(path: str | Path) -> Path:
     """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node."""
-    local = Path(path).expanduser()
-    if local.is_dir():
+    if _is_folder(path):
+        local = Path(path).expanduser()
+        try:
+            os.listdir(local)
+        except OSError as error:
+            raise UsageError(f"model.path is {str(path)!r}, which cannot be read here ({error.strerror})") from error
         return local
     name = _hub_name(path, "model.path")
     return cached(name) or fetch(name, "model.path")
+
+
+def _is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder here, or what this user may not look into."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except PermissionError:
+        return True
 
 
 def local_folder(name: str | Path | None) -> Path | None:
@@ -189,7 +207,7 @@ def download(path: str | Path, field: str = "model.path", files: tuple[str, ...]
     Raises:
         UsageError: the hub does not give it to a node, or gives two nodes different commits of it.
     """
-    is_here = Path(path).expanduser().is_dir()
+    is_here = _is_folder(path)
     if not any_rank(not is_here and is_hub_name(str(path))):
         return
     commits: dict[str, str] = {}

@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.layout import Layout
+from dist_subspace.loading.ranges import FLOATS
+from dist_subspace.loading.traced import Traced, traced
 from dist_subspace.loading.transformers_internals import Conversion, key_plan, reported_keys, tie, tied_pairs
 from dist_subspace.loading.unused import examine
 from dist_subspace.storage import Origin
@@ -32,12 +35,14 @@ class ConvertedOrigin(Origin):
 
 @dataclass
 class Sources:
-    """keys: parameter or buffer -> the key that holds it as it is, tied ones the same. conversions: parameter -> what makes it.
-    absent: parameters that the checkpoint lacks, and may lack. notes: what is worth saying, one sentence each."""
+    """keys: parameter or buffer -> the key that holds it as it is, tied ones the same. conversions: parameter -> what makes it;
+    layouts: of those that are only put together of pieces of the file, where these lie. absent: parameters that the checkpoint
+    lacks, and may lack. notes: what is worth saying, one sentence each."""
 
     index: CheckpointIndex
     keys: dict[str, str]
     conversions: dict[str, Conversion]
+    layouts: dict[str, Layout]
     absent: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _waiting: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -51,6 +56,15 @@ class Sources:
         if name in self.keys:
             return (self.keys[name],)
         return tuple(key for _, key in self.conversions[name].sources) if name in self.conversions else ()
+
+    def layout(self, name: str) -> Layout | None:
+        """Where the values of a parameter lie, if parts of it can be read: each entry is one of the file, all of one type."""
+        if name in self.keys:
+            found: Layout | None = Layout.of(self.keys[name], self.index.shapes[self.keys[name]])
+        else:
+            found = self.layouts.get(self._first_names.get(name, name))
+        types = set() if found is None else {self.index.types[key] for key in found.keys}
+        return found if len(types) == 1 and types <= FLOATS.keys() else None
 
     def origin(self, model: PreTrainedModel, name: str) -> Origin | None:
         """Where a matrix can be read again; None for one that the checkpoint lacks."""
@@ -93,14 +107,18 @@ def find_sources(model: PreTrainedModel, index: CheckpointIndex, may_lack: Calla
     notes = [*index.notes, *examine(model, index, plan.unused)]
     keys = {name: _agreeing_key(index, name, candidates) for name, candidates in plan.direct.items()}
     conversions: dict[str, Conversion] = {}
+    layouts: dict[str, Layout] = {}
     shapes = {name: index.shapes[key] for name, key in keys.items()}
     for conversion in plan.conversions:
-        for name, tensor in _dry_run(model, index, conversion).items():
+        tensors = _followed(model, index, conversion) or _dry_run(model, index, conversion)
+        for name, tensor in tensors.items():
             if name in keys:
                 raise _contradiction(index, name, keys[name], conversion.sources[0][1])
             conversions[name], shapes[name] = conversion, tuple(tensor.shape)
+            if isinstance(tensor, Traced) and tensor.layout_in_file.is_in_runs:
+                layouts[name] = tensor.layout_in_file
     _check_shapes(model, index, keys, conversions, shapes)
-    sources = Sources(index, keys, conversions, notes=notes)
+    sources = Sources(index, keys, conversions, layouts, notes=notes)
     _tie(model, sources)
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     missing = [name for name in parameters if not sources.has(name)]
@@ -124,6 +142,20 @@ def _contradiction(index: CheckpointIndex, name: str, one: str, other: str) -> U
         f"model.path is {str(index.folder)!r}, which holds {one} and {other} with different values, and both are the model's "
         f"{name}; remove the one that is not meant"
     )
+
+
+def _followed(model: PreTrainedModel, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
+    """What a conversion makes, with where the values come from; empty where it does more than put tensors together."""
+    if len({index.types[key] for _, key in conversion.sources}) > 1:
+        return {}  # their joint is of another type
+
+    def trace(key: str) -> Tensor:
+        return traced(key, index.shapes[key], FLOATS.get(index.types[key], torch.float32))
+
+    try:
+        return conversion.tensors(trace, model.config, model)
+    except Exception:  # also whatever an operation makes of tensors that do not fit, which `_dry_run` says
+        return {}
 
 
 def _dry_run(model: PreTrainedModel, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
+from dist_subspace.placement.deepspeed.in_place import use_in_place
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
 from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
 from dist_subspace.placement.deepspeed.partitioner import Partitioner, remember_partitioner
@@ -19,6 +20,7 @@ from dist_subspace.placement.deepspeed.partitioner import outside_zero_init as o
 from dist_subspace.placement.deepspeed.process_group import agreed_device, ensure_process_group
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.protocol import Splitter
+from dist_subspace.placement.replicas import Replicas
 
 Given = Mapping[str, Any] | str | Path  # a DeepSpeed configuration, or its JSON's path
 
@@ -51,16 +53,18 @@ def read_placement(given: Given | None) -> dict[str, Any] | None:
     return config
 
 
-def splitter_of(config: Mapping[str, Any] | None) -> Splitter | None:
-    """What splits parameters as they are read; None where they stay whole (no configuration, ZeRO stages 0 to 2)."""
-    return Partitioner(dict(config)) if config is not None and zero_stage(config) == 3 else None
+def splitter_of(config: Mapping[str, Any] | None, device: torch.device | str | None = None) -> Splitter:
+    """What takes parameters as they are read: split over the ranks at ZeRO stage 3, else whole on each; for this process alone
+    where there is no configuration. Collective where there is one.
 
-
-def device_of(config: Mapping[str, Any] | None) -> torch.device:
-    """Where whole parameters go."""
-    if config is not None:
-        return agreed_device()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Arguments:
+        device: where whole parameters go; unset: the accelerator, else the CPU.
+    """
+    if config is None:
+        return Replicas(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), alone=True)
+    if zero_stage(config) == 3:
+        return Partitioner(dict(config))
+    return Replicas(torch.device(device or agreed_device()), alone=False)
 
 
 def casting_section(config: Mapping[str, Any] | None) -> tuple[str, int] | None:
@@ -80,3 +84,4 @@ def prepare_blocks(model: nn.Module, splitter: Splitter | None = None) -> None:
         remember_partitioner(model, splitter)
     mark_leaf_blocks(model)
     keep_ranks_together(model)
+    use_in_place(model)

@@ -78,14 +78,19 @@ def quantize_absmax(absmax: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     return codes, state.absmax.float()
 
 
+def plain_absmax(packed: Packed4bit) -> Tensor:
+    """float32, one a block."""
+    if packed.nested is None:
+        return packed.absmax
+    state2 = bnb_functional.QuantState(
+        absmax=packed.nested, code=_dynamic_map(packed.absmax.device), blocksize=NESTED_BLOCKSIZE, dtype=torch.float32
+    )
+    return bnb_functional.dequantize_blockwise(packed.absmax, state2) + packed.offset
+
+
 def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
     """The matrix `(d_out, d_in)`. The bytes are one run of blocks that crosses rows, and are decoded as one."""
-    absmax = packed.absmax
-    if packed.nested is not None:
-        state2 = bnb_functional.QuantState(
-            absmax=packed.nested, code=_dynamic_map(absmax.device), blocksize=NESTED_BLOCKSIZE, dtype=torch.float32
-        )
-        absmax = bnb_functional.dequantize_blockwise(absmax, state2) + packed.offset
+    absmax = plain_absmax(packed)
     rows, columns = packed.shape
     numel = rows * columns
     state = bnb_functional.QuantState(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.linear_map import RowPiece, product_type
 from dist_subspace.storage.linear_layers import is_conv1d, linear_shape
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.pieces import FlatTensor, PieceWise
@@ -40,6 +41,40 @@ class DenseLinear(FrozenLinear):
     @property
     def is_float(self) -> bool:
         return True
+
+    @property
+    def takes_row_pieces(self) -> bool:
+        return not self.transposed
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        if not self.is_in_pieces:
+            yield from super().row_pieces(dtype)
+            return
+        assert self.row_source is not None  # is_in_pieces says so
+        for piece in self.row_source():
+            yield RowPiece(piece.rows.to(dtype), piece.runs)
+
+    def product(self, x: Tensor) -> Tensor:
+        if not self.is_in_pieces:
+            return super().product(x)
+        wide = product_type(x)
+        y, rows = x.new_empty(len(x), self.out_features), x.to(wide)
+        for piece in self.row_pieces(wide):
+            part = rows @ piece.rows.t()
+            for place, first, count in piece.runs:
+                y[:, first : first + count] = part[:, place : place + count]
+        return y
+
+    def transposed_product(self, g: Tensor) -> Tensor:
+        """The pieces' parts are summed in float32 (float64 where products are), whatever type they have."""
+        if not self.is_in_pieces:
+            return super().transposed_product(g)
+        wide = product_type(g)
+        sums = g.new_zeros(len(g), self.in_features, dtype=torch.promote_types(wide, torch.float32))
+        for piece in self.row_pieces(wide):
+            for place, first, count in piece.runs:
+                sums += g[:, first : first + count].to(wide) @ piece.rows[place : place + count]
+        return sums.to(g.dtype)
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         held = matrix.to(self.weight.dtype)

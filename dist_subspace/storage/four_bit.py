@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.linear_map import RowPiece
 from dist_subspace.options import flag
 from dist_subspace.storage.bnb import (
     NESTED_BLOCKSIZE,
@@ -17,6 +19,7 @@ from dist_subspace.storage.bnb import (
     absmax_offset,
     dequantize_4bit,
     is_4bit,
+    plain_absmax,
     quantize_4bit,
     quantize_4bit_blocks,
     quantize_absmax,
@@ -64,8 +67,20 @@ class FourBitLinear(PackedLinear):
         )
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        narrow = torch.float32 if dtype == torch.float64 else dtype  # bitsandbytes decodes into 16 and 32 bits
-        return dequantize_4bit(self.packed(), narrow).to(dtype)
+        return _decoded(self.packed(), dtype)
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        packed, width = self.packed(), self.in_features
+        packed = replace(packed, absmax=plain_absmax(packed), nested=None)
+        for rows in self.row_slices(self.blocksize // math.gcd(width, self.blocksize)):
+            first, end = rows.start * width, rows.stop * width
+            part = replace(
+                packed,
+                codes=packed.codes[first // 2 : -(-end // 2)],
+                absmax=packed.absmax[first // self.blocksize : -(-end // self.blocksize)],
+                shape=(rows.stop - rows.start, width),
+            )
+            yield RowPiece(_decoded(part, dtype), ((0, rows.start, part.shape[0]),))
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         packed = quantize_4bit(matrix, self.storage, double_quant=self.double_quant, blocksize=self.blocksize)
@@ -76,6 +91,11 @@ class FourBitLinear(PackedLinear):
 
     def plain_values(self) -> dict[str, float]:
         return {"offset": self.offset}
+
+
+def _decoded(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
+    narrow = torch.float32 if dtype == torch.float64 else dtype  # bitsandbytes decodes into 16 and 32 bits
+    return dequantize_4bit(packed, narrow).to(dtype)
 
 
 def _holding(packed: Packed4bit, *, bias: Tensor | None, origin: Origin | None) -> FourBitLinear:

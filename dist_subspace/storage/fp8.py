@@ -7,11 +7,12 @@ their files call `weight_scale_inv`) being the block's largest magnitude over 44
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.linear_map import RowPiece
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.pieces import FlatTensor, PieceWise
@@ -36,13 +37,21 @@ class Fp8Linear(PackedLinear):
         super().__init__(shape[1], shape[0], tensors, bias=bias, origin=origin)
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
-        codes, matrix = self.codes.view(KIND), torch.empty(self.shape, dtype=dtype, device=self.codes.device)
+        return self._decoded(slice(0, self.out_features), dtype)
+
+    def _decoded(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        """Rows that begin with a block's first."""
+        codes = self.codes[rows].view(KIND)
+        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))[rows.start // BLOCK :]
+        matrix = torch.empty(codes.shape, dtype=dtype, device=codes.device)
         # A row of blocks at a time: the float32 product is a temporary.
-        for number, own in enumerate(scale):
-            rows = slice(number * BLOCK, (number + 1) * BLOCK)
-            matrix[rows] = codes[rows].float() * own.repeat_interleave(BLOCK)[: self.in_features]
+        for own, part, held in zip(scale, matrix.split(BLOCK), codes.split(BLOCK)):
+            part.copy_(held.float() * own.repeat_interleave(BLOCK)[: self.in_features])
         return matrix
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        for rows in self.row_slices(BLOCK):
+            yield RowPiece(self._decoded(rows, dtype), ((0, rows.start, rows.stop - rows.start),))
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         return pack(matrix, transposed=False, bias=None, origin=None)

@@ -5,11 +5,12 @@ The activations are never quantised: an outlier in one token would change the ot
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.linear_map import RowPiece
 from dist_subspace.storage.bnb import Packed8bit, is_8bit, quantize_8bit, read_8bit
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
@@ -35,6 +36,12 @@ class Int8Linear(PackedLinear):
 
     def decode(self, dtype: torch.dtype) -> Tensor:
         return (self.codes.float() * self._row_scale()[:, None]).to(dtype)
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        scale = self._row_scale()[:, None]
+        for rows in self.row_slices():
+            piece = (self.codes[rows].float() * scale[rows]).to(dtype)
+            yield RowPiece(piece, ((0, rows.start, len(piece)),))
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         return _holding(quantize_8bit(matrix), bias=None, origin=None)

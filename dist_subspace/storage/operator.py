@@ -8,17 +8,19 @@ anew. A saved view would keep every layer's gathered bytes alive from forward to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.linear_map import Gate, product_type, through, through_gate
+from dist_subspace.linear_map import Gate, RowPiece, RowSource, product_type, through, through_gate
 
 # Entries of a matrix that are edited at a time; in smaller pieces the calls would cost more than the work.
 TILE = 1 << 18
+# Entries of a packed matrix that are decoded at a time, where that is asked for: 64 MiB in 16 bits.
+DECODED = 1 << 25
 # Pieces of a matrix that has more than so many of them: fewer calls, and a piece is still little beside the matrix.
 TILES = 32
 
@@ -49,6 +51,9 @@ class FrozenLinear(nn.Module):
     # The parameter that holds the matrix; the others hold what its codes mean.
     matrix_name: str
     bias: nn.Parameter | None
+    # Where the matrix is whole on no rank, and used all the same: its rows, and its bias. Both are collective.
+    row_source: RowSource | None = None
+    bias_source: Callable[[], Tensor | None] | None = None
     # Whether the layer was a Conv1D, whose checkpoint holds `(in_features, out_features)`; whatever the bytes' own layout.
     conv1d: bool = False
 
@@ -97,7 +102,29 @@ class FrozenLinear(nn.Module):
         for name, value in values.items():
             setattr(self, name, value)
 
+    @property
+    def takes_row_pieces(self) -> bool:
+        """Whether it can work with rows of its parameter that it is handed (`row_source`)."""
+        return False
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        """The matrix in the given type, every row once, a piece at a time; collective where there is a `row_source`. A storage
+        that decodes a few rows by themselves holds no more than these."""
+        matrix = self.decode(dtype)
+        yield RowPiece(matrix, ((0, 0, len(matrix)),))
+
     # What everyone uses.
+
+    @property
+    def is_in_pieces(self) -> bool:
+        """Whether its rows come from elsewhere now: a matrix that is here after all is used as it is."""
+        return self.row_source is not None and not self.get_parameter(self.matrix_name).numel()
+
+    def whole_bias(self) -> Tensor | None:
+        """Collective where there is a `bias_source`."""
+        if self.bias_source is not None and self.bias is not None and not self.bias.numel():
+            return self.bias_source()
+        return self.bias
 
     def weights_in(self, name: str) -> int:
         """How many numbers of the layer the parameter called `name` stands for: packed bytes count as the weights that they
@@ -145,6 +172,11 @@ class FrozenLinear(nn.Module):
         grad = inner.to(given_type)
         return ((g @ matrix).to(given_type), grad, grads) if apart else (grad, None, grads)
 
+    def row_slices(self, together: int = 1) -> Iterator[slice]:
+        """The rows in slices of about `DECODED` entries, each but the last of a multiple of `together` rows."""
+        step = max(1, DECODED // (self.in_features * together)) * together
+        return (slice(first, min(first + step, self.out_features)) for first in range(0, self.out_features, step))
+
     def _tiles(self) -> Iterator[slice]:
         """The rows in pieces of about `TILE` entries, or in `TILES` pieces if those are larger."""
         step = max(1, TILE // self.in_features, self.out_features // TILES)
@@ -163,7 +195,8 @@ class FrozenLinear(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         y = through(self, x) if gate is None else through_gate(self, x, gate, branch)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        bias = self.whole_bias()
+        return y if bias is None else y + bias.to(y.dtype)
 
     @torch.no_grad()
     def dense(self, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_subspace.linear_map import RowPiece
 from dist_subspace.placement.tensors import is_partitioned
-from dist_subspace.storage import FrozenLinear
+from dist_subspace.storage import FrozenLinear, PackedLinear
 from dist_subspace.subspace.beside.trained_copy import TrainedCopy, TrainedLinear
 from dist_subspace.training.cross_entropy import Head
 
@@ -59,14 +61,39 @@ class Stored:
         return self.layer.transposed_product(g)
 
 
-def head_of(module: nn.Module | None, dtype: torch.dtype) -> Head | None:
+@dataclass(frozen=True)
+class InPieces:
+    """A frozen operator that is whole nowhere, or whose matrix would be, decoded: its rows come a few at a time."""
+
+    layer: FrozenLinear
+    dtype: torch.dtype
+
+    @property
+    def classes(self) -> int:
+        return self.layer.out_features
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        return self.layer.row_pieces(dtype)
+
+    def whole_bias(self) -> Tensor | None:
+        return self.layer.whole_bias()
+
+    def logits(self, x: Tensor) -> Tensor:
+        """As a `Head` has them; collective where the rows come from several ranks."""
+        y, bias = self.layer.product(x), self.whole_bias()
+        return y if bias is None else y.add_(bias.detach().to(y.dtype))
+
+
+def head_of(module: nn.Module | None, dtype: torch.dtype) -> Head | InPieces | None:
     """The head that the module is, for rows of type `dtype`; None where a loss cannot be made inside it. Local: called while the
-    module runs, when what it holds is whole.
+    module runs, when what it holds is whole, or known to come in pieces.
 
     A head with a method on it is none: its layers are calls of modules, which a sharding engine counts.
     """
     if isinstance(module, TrainedCopy):
         return _trained(module)
+    if isinstance(module, PackedLinear) or (isinstance(module, FrozenLinear) and module.is_in_pieces):
+        return InPieces(module, dtype)
     if isinstance(module, FrozenLinear):
         return Stored(module, dtype)
     if type(module) is nn.Linear and module.weight.dtype == dtype:

@@ -1,9 +1,10 @@
 """The loss of a language model, made inside its head: the matrix of tokens x vocabulary never exists.
 
-Three hooks hang on the model for one forward. The first, before the head, keeps the rows that the head is given and lets one of
+Hooks hang on the model for one forward. The first, before the head, keeps the rows that the head is given and lets one of
 them through, so that the model's own forward runs as ever on the logits of one token. The second, when the head has run and its
 weight is still whole (a sharding engine gathers it in hooks around the head, once), makes the loss and its gradient of all
-rows, piece by piece. The third gives the loss out as the model's, through the engine's own hooks.
+rows, piece by piece. The last gives the loss out as the model's, through the engine's own hooks. Where the head's own rows come
+in pieces, the loss is made before the head runs, and that one token's logits with it: so the rows come once.
 
 Whether a model's loss is what its head's rows say is not known from its name: `prove` runs a few tokens once, records what the
 model does with the head's result (`recorded.py`), and compares. Where it is not, the caller makes the loss of whole logits.
@@ -26,7 +27,8 @@ from dist_subspace.module_places import hook_names
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.subspace import NewTokens, attachment
 from dist_subspace.training.cross_entropy import Finish, Head, head_cross_entropy, targets_of
-from dist_subspace.training.head_kinds import head_of
+from dist_subspace.training.cross_entropy_in_pieces import FreshLogits, Probe, cross_entropy_in_pieces
+from dist_subspace.training.head_kinds import InPieces, head_of
 from dist_subspace.training.recorded import Program, Recorder, close
 
 TOKENS = 4  # of the run that proves it
@@ -73,7 +75,7 @@ def loss_in_head(
     """
     module = _module(model)
     made = _InHead(module, labels, targets, program)
-    with _hooks(module, made.before, made.inside, made.called, made.after):
+    with _hooks(module, made.before, made.ready, made.inside, made.called, made.after), made.put_back():
         loss: Tensor = run()["loss"]
     return loss
 
@@ -108,6 +110,7 @@ class _InHead:
         self.rows: Tensor | None = None
         self.loss: Tensor | None = None
         self.passed: Tensor | None = None
+        self.answered: Any = None
 
     def before(self, head: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         if self.rows is not None or args[0].shape[:2] != self.labels.shape:
@@ -117,12 +120,44 @@ class _InHead:
         self.rows = args[0]
         return (args[0][:1, :1].detach(),)
 
-    def inside(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        assert self.rows is not None  # the hook before has run
-        places, classes = (t.to(self.rows.device, non_blocking=True) for t in targets_of(self.labels, self.targets))
-        rows = self.rows.flatten(0, 1).index_select(0, places)
+    def ready(self, head: nn.Module, args: tuple[Any, ...]) -> None:
+        """The last before the head's forward."""
+        kind, row = _known_head(head, args[0]), args[0]
+        if not isinstance(kind, InPieces):
+            return
+        rows, classes = self._targets()
         fresh, tokens = _fresh(self.module, rows)
-        self.loss = head_cross_entropy(rows, fresh, classes, _known_head(head, rows), _finish(self.program, tokens))
+        own = None if fresh is None or tokens is None else FreshLogits(fresh, torch.tensor(tokens.known))
+        probe = Probe(row.flatten(0, 1), row.new_empty(1, kind.classes, dtype=kind.dtype))
+        each = self.program if self.program.steps else None
+        self.loss = cross_entropy_in_pieces(rows, own, classes, kind, each, probe)
+        self.answered = kind.layer
+        kind.layer.product = lambda x: probe.logits  # type: ignore[method-assign]
+
+    def inside(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if self.loss is not None:
+            return
+        rows, classes = self._targets()
+        fresh, tokens = _fresh(self.module, rows)
+        kind = _known_head(head, rows)
+        assert not isinstance(kind, InPieces)  # whose loss is there
+        classes = classes.to(rows.device, non_blocking=True)
+        self.loss = head_cross_entropy(rows, fresh, classes, kind, _finish(self.program, tokens))
+
+    def _targets(self) -> tuple[Tensor, Tensor]:
+        """The rows that predict a target, and the targets, which lie on the CPU."""
+        assert self.rows is not None  # the hook before has run
+        places, classes = targets_of(self.labels, self.targets)
+        return self.rows.flatten(0, 1).index_select(0, places.to(self.rows.device, non_blocking=True)), classes
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Behind the forward, however it ends, the head makes its products itself."""
+        try:
+            yield
+        finally:
+            if self.answered is not None:
+                del self.answered.product  # type: ignore[method-assign]
 
     def called(self, head: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         self.passed = output.detach().clone()
@@ -137,7 +172,7 @@ class _InHead:
         return output
 
 
-def _known_head(head: nn.Module, rows: Tensor) -> Head:
+def _known_head(head: nn.Module, rows: Tensor) -> Head | InPieces:
     found = head_of(head, rows.dtype)
     if found is None:
         raise RuntimeError(f"the head, a {type(head).__name__}, is another one than before")
@@ -200,7 +235,7 @@ def _prove(
     seen, training = _Seen(module, ids.shape), module.training
     module.eval()
     try:
-        with torch.no_grad(), _hooks(module, seen.before, seen.inside, seen.called, seen.after), seen.recorder:
+        with torch.no_grad(), _hooks(module, seen.before, None, seen.inside, seen.called, seen.after), seen.recorder:
             output = model(input_ids=ids, use_cache=False)
     finally:
         module.train(training)
@@ -208,12 +243,14 @@ def _prove(
 
 
 @contextmanager
-def _hooks(module: nn.Module, before: Any, inside: Any, called: Any, after: Any) -> Iterator[None]:
-    """Around the head and the model, next to their own forward: within what others hang there, but for `called`."""
+def _hooks(module: nn.Module, before: Any, ready: Any | None, inside: Any, called: Any, after: Any) -> Iterator[None]:
+    """Around the head and the model. What others hang there acts outside of `before` and `inside`, and within `ready` and
+    `called`."""
     head = output_embeddings(module)
     assert head is not None  # there is none to prove anything of
     handles = [
         head.register_forward_pre_hook(before, prepend=True),
+        *([] if ready is None else [head.register_forward_pre_hook(ready)]),
         head.register_forward_hook(inside, prepend=True),
         head.register_forward_hook(called),
         module.register_forward_hook(after, prepend=True),

@@ -27,7 +27,8 @@ ROWS = 4096  # of a table, summed at a time in float32
 class NewTokens(TrainedBeside):
     """The rows of new tokens, float32, equal on every rank; whole for whoever calls this module, which hooks on the tables do.
 
-    ids: `(m,)` ascending. base_vocabulary, vocabulary: tokens of the base, and of the model with the new ones.
+    ids: `(m,)` ascending; known: the same numbers on the host.
+    base_vocabulary, vocabulary: tokens of the base, and of the model with the new ones.
     tables: the base's tensors that are larger in a model with the new tokens, by name, and which rows they get.
     """
 
@@ -43,7 +44,8 @@ class NewTokens(TrainedBeside):
         self.inside = sum(i < self.base_vocabulary for i in ids)
         self.vocabulary = self.base_vocabulary + len(ids) - self.inside
         device = table.weight.device
-        self.register_buffer("ids", torch.tensor(sorted(ids), device=device), persistent=False)
+        self.known = tuple(sorted(ids))
+        self.register_buffer("ids", torch.tensor(self.known, device=device), persistent=False)
         self.embedding = nn.Parameter(_mean_row(table, gathered).to(device).repeat(len(ids), 1))
         self.tied = head is not None and any(p is table.weight for p in head.parameters())
         own_head = head is not None and not self.tied

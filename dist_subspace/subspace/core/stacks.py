@@ -83,6 +83,7 @@ class StackedPart(FoldsIntoBase):
         def changed(operator: Any, rows: Tensor) -> Tensor:
             number = operator.number
             part = self._part(number, {n: self.get_parameter(n) if p is None else p[number] for n, p in slices.items()})
+            part.base = operator  # which may have the products of all experts at once
             return part.transformed(rows) if self.enabled else part.untransformed(rows)
 
         return self.base(x, counts, changed)  # type: ignore[no-any-return]

@@ -115,8 +115,8 @@ MUTANTS = [
     ),
     Mutant(
         name="heads-of-several-layers-packed",
-        file="dist_subspace/loading/stream.py",
-        text="        if is_inside_classification_head(name):\n            return True\n",
+        file="dist_subspace/loading/stays_dense.py",
+        text="    if is_inside_classification_head(name):\n        return True\n",
         becomes="",
         promise="A stored head of several layers is as dense as one of a single layer.",
         tests=[
