@@ -72,6 +72,10 @@ class SubspaceSection(Section):
         default=(),
         description="Name endings of stacks of experts that are targets (experts.gate_up_proj); alone: the only ones.",
     )
+    expert_parameters: names.ExpertParameters = Field(
+        default="own",
+        description="Whether each expert of such a stack has parameters of its own, or all share one set.",
+    )
     constraint: names.Constraint | None = Field(
         default=None, description="Matrix pattern constraint; null: the method's own."
     )
