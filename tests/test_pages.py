@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from dist_subspace.pages import SMALL, give_back_freed, zeros_in_pages
+from tests.ranks import ROOT
 
 
 def resident() -> int:
@@ -47,3 +51,32 @@ def test_a_forked_process_has_memory_of_its_own() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert not tensor.any()
+
+
+COME_AND_GO = """
+import torch
+from tests.benchmarks.load import anonymous
+from dist_subspace.pages import take_large_from_system
+take_large_from_system()
+del_first = torch.ones(1 << 23); del del_first  # 32 MiB, up to which glibc now takes from its heap
+before, kept = anonymous(), []
+for _ in range(12):
+    large = torch.ones(1 << 22)
+    kept.append(torch.ones(1 << 14))
+    other = torch.ones(1 << 22)
+    del large, other
+    kept.append(torch.ones(1 << 14))
+print((anonymous() - before) >> 20)
+"""
+
+
+def test_what_is_large_goes_back_to_the_system_at_once() -> None:
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("needs glibc")
+    kept = {}
+    for who, environment in (("ours", {}), ("the user's", {"MALLOC_MMAP_THRESHOLD_": str(1 << 25)})):
+        command = [sys.executable, "-c", COME_AND_GO]
+        own = {"PYTHONPATH": str(ROOT), **environment}
+        done = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=240)
+        kept[who] = int(done.stdout)
+    assert kept["ours"] < 4 and kept["the user's"] > 8, kept
