@@ -23,7 +23,8 @@ from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
-from dist_subspace.loading.transformers_internals import build_skeleton
+from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
+from dist_subspace.loading.twins import compare, twins
 from dist_subspace.notices import say
 from dist_subspace.pages import give_back_freed
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
@@ -110,9 +111,13 @@ def load_frozen(
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
         index = decoded_index(index, quantisation, model, kind)
-        stream = Stream(model, index, storage, options, kind, seed)
-        _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
+        plan = key_plan(model, index)
+        pairs = twins(model, plan)
     splitter = splitter_of(stage_config, device)
+    compare(pairs, index, splitter, together)
+    with together("planning the load"):
+        stream = Stream(model, index, plan, storage, options, kind, seed)
+        _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     with together("reading the model's weights"):
         stream.run(splitter, progress)
         if splitter.splits:

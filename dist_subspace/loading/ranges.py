@@ -19,7 +19,7 @@ from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Box, Layout, Shape, rectangles
 from dist_subspace.pages import zeros_in_pages
 
-CHUNK = 1 << 21  # entries that are read at a time
+CHUNK = 1 << 20  # entries that are read at a time
 # What can be read in parts, by safetensors' names.
 FLOATS = {
     "F64": torch.float64,

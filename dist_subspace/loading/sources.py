@@ -19,7 +19,7 @@ from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import FLOATS
 from dist_subspace.loading.traced import Traced, traced
-from dist_subspace.loading.transformers_internals import Conversion, key_plan, reported_keys, tie, tied_pairs
+from dist_subspace.loading.transformers_internals import Conversion, KeyPlan, reported_keys, tie, tied_pairs
 from dist_subspace.loading.unused import examine
 from dist_subspace.storage import Origin
 
@@ -106,13 +106,17 @@ class Sources:
         return tensor
 
 
-def find_sources(model: PreTrainedModel, index: CheckpointIndex, may_lack: Callable[[str], bool]) -> Sources:
+def find_sources(
+    model: PreTrainedModel, index: CheckpointIndex, plan: KeyPlan, may_lack: Callable[[str], bool]
+) -> Sources:
     """Plan the load of an empty model, and tie its parameters as the checkpoint asks for.
+
+    Arguments:
+        plan: what transformers makes of the checkpoint's keys (`key_plan`).
 
     Raises:
         UsageError: tensors that are missing, of another shape, or that stand for something the model does not compute.
     """
-    plan = key_plan(model, index)
     notes = [*index.notes, *examine(model, index, plan.unused)]
     keys = {name: _agreeing_key(index, name, candidates) for name, candidates in plan.direct.items()}
     conversions: dict[str, Conversion] = {}

@@ -27,7 +27,7 @@ from dist_subspace.loading.own_parts import OwnParts
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed, is_output, may_lack
-from dist_subspace.loading.transformers_internals import initialise, kept_type
+from dist_subspace.loading.transformers_internals import KeyPlan, initialise, kept_type
 from dist_subspace.module_places import buffers_of, replace_everywhere
 from dist_subspace.notices import say
 from dist_subspace.placement.protocol import Splitter
@@ -57,6 +57,7 @@ class Stream:
         self,
         model: PreTrainedModel,
         index: CheckpointIndex,
+        plan: KeyPlan,
         storage: str,
         options: Mapping[str, Any],
         dtype: torch.dtype,
@@ -66,7 +67,7 @@ class Stream:
         self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
         self.operators: dict[nn.Module, nn.Module] = {}  # by the linear layer in whose place each one stands
-        self.sources = find_sources(model, index, partial(may_lack, model))
+        self.sources = find_sources(model, index, plan, partial(may_lack, model))
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
         self.quantised = Quantised(index, storage, options, dtype)

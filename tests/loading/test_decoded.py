@@ -115,7 +115,7 @@ def test_an_adapter_finds_its_quantised_base_again(folder: Path, tmp_path: Path)
     dsub.save_adapter(model, tmp_path / "adapter")
     again = load_adapted(tmp_path / "adapter")
     assert operators(again, "fp8").keys() == operators(model, "fp8").keys() and len(operators(model, "fp8")) == 7
-    torch.testing.assert_close(logits(again), logits(model), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
 
 
 def test_the_original_is_what_the_codes_stand_for(folder: Path, tmp_path: Path) -> None:
