@@ -19,7 +19,9 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dist_subspace.config import Config, load_config
 from dist_subspace.families.blocks import blocks
 from dist_subspace.families.heads import classification_heads, is_head_layer
+from dist_subspace.placement.deepspeed.in_place import PIECE
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
+from dist_subspace.placement.engines import GATHERED, IN_PIECES, LOOKED_UP, use_of
 from dist_subspace.storage import FrozenLinear, adopt_all, options_for, storage_info
 from dist_subspace.subspace import attach_method, attached, methods, trainable_parameters
 from dist_subspace.subspace.blocks.svd import OVERSAMPLING, PUBLISHED_ROUNDS
@@ -66,7 +68,8 @@ class Sizes:
     """Of a model with its method on it.
 
     frozen: bytes of the frozen parameters, in all; copied: of buffers, which every rank has; trained: parameters.
-    block: bytes of the largest block; head: of the head or the embeddings, the larger; matrix: weights of the largest operator.
+    block: bytes of the largest block; head: of the head or the embeddings, the larger, as far as they are gathered at a time;
+    in_pieces: whether the head comes in pieces; matrix: weights of the largest operator.
     sites: the adapted matrices, as (d_out, d_in); rank: of the method, where it has one.
     """
 
@@ -78,6 +81,7 @@ class Sizes:
     matrix: int
     sites: tuple[tuple[int, int], ...]
     rank: int | None
+    in_pieces: bool = False
 
 
 def sizes_of(model: nn.Module, config: Config) -> Sizes:
@@ -85,6 +89,7 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     storage, dtype = storage_info(config.model.storage), torch.bfloat16
     options = options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
     adopt_all(model)
+    model.requires_grad_(False)
     head = model.get_output_embeddings()  # type: ignore[operator]
     held: dict[nn.Parameter, int] = {p: p.numel() * dtype.itemsize for p in model.parameters()}
     operators = {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear) and m is not head}
@@ -92,9 +97,18 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
         if not is_head_layer(name) and not name.startswith(tuple(classification_heads(model))):
             weight = max(operator.parameters(), key=lambda p: p.numel())
             held[weight] = storage.bytes_held(operator.out_features, operator.in_features, **options)
+    if config.model.head_storage is not None:
+        kind = config.model.head_storage
+        own = options if kind == config.model.storage else options_for(kind, config.model.double_quant)
+        held[head.weight] = storage_info(kind).bytes_held(head.out_features, head.in_features, **own)
     largest = max(sum(held[p] for p in block.parameters()) for block in blocks(model))
     tables = [m for m in (head, model.get_input_embeddings()) if m is not None]  # type: ignore[operator]
-    whole = max(sum(held[p] for p in table.parameters()) for table in tables)
+    uses = {table: use_of(table, table is head) for table in tables}
+    if config.model.head_storage is not None:
+        uses[head] = GATHERED
+    at_once = {GATHERED: None, LOOKED_UP: 0, IN_PIECES: 2 * PIECE}
+    parts = {table: at_once[use] for table, use in uses.items()}
+    whole = max(sum(held[p] for p in t.parameters()) if part is None else part for t, part in parts.items())
     matrix = max(m.in_features * m.out_features for m in operators.values())
     buffers = set(model.buffers())
     put_method(model, config)
@@ -104,7 +118,10 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     on = attached(model)
     sites = [model.get_submodule(name) for name in on.layers]
     shapes = tuple((site.out_features, site.in_features) for site in sites)
-    return Sizes(sum(held.values()) + factors, copied, trained, largest, whole, matrix, shapes, on.settings.rank)
+    in_pieces = uses.get(head) == IN_PIECES
+    return Sizes(
+        sum(held.values()) + factors, copied, trained, largest, whole, matrix, shapes, on.settings.rank, in_pieces
+    )
 
 
 def put_method(model: nn.Module, config: Config) -> None:
@@ -274,6 +291,10 @@ class Recipe:
         activations = block + (2 * inputs if training.activation_offload else kept)  # one goes, one comes
         logits = logits_memory(tokens * shape.vocab_size) if self.config.model.task == "causal-lm" else 0
         gathered = 2 * sizes.block + sizes.head if self.stage == 3 else 0
+        if (
+            self.stage == 3 and sizes.in_pieces
+        ):  # what each token sums of the pieces, and its label's row (float32, 16 bits)
+            gathered += 8 * tokens * shape.hidden_size
         unpacked = 2 * sizes.matrix if storage_info(self.config.model.storage).dtype is None else 0
         gradients = 8 * sizes.trained  # and a bucket of them
         on_card = held.weights + held.node_weights + held.adapter
