@@ -148,6 +148,7 @@ def load_adapted(
         storage=kind,
         double_quant=bool(base.get("double_quant")),
         storage_options=base.get("storage_options") if storage in (None, base.get("storage")) else None,
+        head_storage=base.get("head_storage") if storage in (None, base.get("storage")) else None,
         task=base.get("task") or "causal-lm",
         dtype=None if storage_info(kind).dtype else base.get("dtype"),
         **labels,

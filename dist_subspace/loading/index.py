@@ -17,11 +17,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.held_weight import HeldWeight
+from dist_subspace.loading.layout import Layout
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PIECE = 1 << 22  # elements that are compared at a time
+# Two tensors of a checkpoint, and the type in which they are compared.
+Pair = tuple[str, str, torch.dtype]
 
 
 @dataclass
@@ -36,7 +40,8 @@ class CheckpointIndex:
     """The tensors of a checkpoint: key -> file, key -> shape, key -> type as safetensors names it ("BF16"), key -> the first
     byte of its values in the file, and how many bytes they are.
 
-    notes: what is worth saying about the folder, one sentence each. bytes_read: counted wherever values are read.
+    notes: what is worth saying about the folder, one sentence each. bytes_read: counted wherever values are read. compared: what
+    is known of `same` already.
     """
 
     folder: Path
@@ -46,6 +51,20 @@ class CheckpointIndex:
     spans: dict[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
     bytes_read: BytesRead = field(default_factory=BytesRead)
+    compared: dict[Pair, bool] = field(default_factory=dict)
+
+    @property
+    def in_file(self) -> CheckpointIndex:
+        """The tensors as the files name them."""
+        return self
+
+    def held(self, key: str) -> HeldWeight | None:
+        """How the files hold the weight, where they hold it in several tensors."""
+        return None
+
+    def layout(self, key: str) -> Layout:
+        """Where the entries of a tensor lie, counted in the order of the file."""
+        return Layout.of(key, self.shapes[key])
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the checkpoint's own type, on the CPU."""
@@ -58,24 +77,29 @@ class CheckpointIndex:
         """Bytes of a tensor's values."""
         return self.spans[key][1]
 
-    def same(self, one: str, other: str, dtype: torch.dtype) -> bool:
-        """Whether two tensors hold the same values in the given type; read a few rows at a time."""
-        shape = self.shapes[one]
+    def same(self, one: str, other: str, dtype: torch.dtype, part: tuple[int, int] = (0, 1)) -> bool:
+        """Whether two tensors hold the same values in the given type; read a few rows at a time.
+
+        Arguments:
+            part: a number and a count: the part of that number of so many alone is compared.
+        """
+        if (one, other, dtype) in self.compared:
+            return self.compared[one, other, dtype]
+        shape, (number, count) = self.shapes[one], part
         if shape != self.shapes[other]:
             return False
         if not shape:
             return torch.equal(self.read(one).to(dtype), self.read(other).to(dtype))
-        self.bytes_read.total += self.size(one) + self.size(other)
+        first, last = shape[0] * number // count, shape[0] * (number + 1) // count
+        self.bytes_read.total += (self.size(one) + self.size(other)) * (last - first) // max(1, shape[0])
         rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
         with (
-            safe_open(self.files[one], framework="pt", device="cpu") as first,
-            safe_open(self.files[other], framework="pt", device="cpu") as second,
+            safe_open(self.files[one], framework="pt", device="cpu") as one_file,
+            safe_open(self.files[other], framework="pt", device="cpu") as other_file,
         ):
-            left, right = first.get_slice(one), second.get_slice(other)
-            return all(
-                torch.equal(left[start : start + rows].to(dtype), right[start : start + rows].to(dtype))
-                for start in range(0, shape[0], rows)
-            )
+            left, right = one_file.get_slice(one), other_file.get_slice(other)
+            ranges = [slice(start, min(start + rows, last)) for start in range(first, last, rows)]
+            return all(torch.equal(left[here].to(dtype), right[here].to(dtype)) for here in ranges)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)

@@ -22,6 +22,7 @@ from dist_subspace.run_folder.records import Evaluation
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups
+from dist_subspace.training.activation_offload import activation_offload
 from dist_subspace.training.announce import announced
 from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper
@@ -61,7 +62,8 @@ class Trainer:
             f"starting {engine_title(self.config.deepspeed.preset, self.config.deepspeed.config)}", observer.notice
         ):
             self.engine = self._make_engine()
-        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
+        keep = activation_offload(self.config.training.activation_offload, plan.device, observer.notice)
+        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size, keep)
         self.schedule = schedule_of(self.config.training, plan.total_steps, self.engine.rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()

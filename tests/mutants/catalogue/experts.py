@@ -52,7 +52,7 @@ MUTANTS = [
     Mutant(
         name="experts-index-of-none-counts",
         file=_INTERNALS,
-        text="weights.masked_fill(ids >= experts.num_experts, 0.0)",
+        text="weights.masked_fill(ids >= number, 0.0)",
         becomes="weights",
         promise="An index beyond the experts is none of them.",
         tests=[f"{_OF_INTERNALS}::test_biases_norms_and_indices_of_no_expert[True]"],

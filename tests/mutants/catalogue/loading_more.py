@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         name="duplicates-compared-at-their-beginning",
         file="dist_subspace/loading/index.py",
-        text="for start in range(0, shape[0], rows)",
-        becomes="for start in range(0, min(rows, shape[0]), rows)",
+        text="for start in range(first, last, rows)",
+        becomes="for start in range(first, min(first + rows, last), rows)",
         promise="Two tensors for one parameter are the same only if every row is.",
         tests=[f"{LOAD_TESTS}/test_index.py::test_two_tensors_are_the_same_only_if_every_row_is"],
     ),
