@@ -21,12 +21,13 @@ from dist_subspace.loading.formats import check_read, quantisation_of, take_quan
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
+from dist_subspace.loading.packed_head import head_options
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
 from dist_subspace.loading.twins import compare, twins
 from dist_subspace.notices import say
-from dist_subspace.pages import give_back_freed
+from dist_subspace.pages import give_back_freed, take_large_from_system
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     join_ranks,
@@ -51,6 +52,7 @@ def load_frozen(
     dtype: str | torch.dtype | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
+    head_storage: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     experts_at_once: int = AT_ONCE,
@@ -76,6 +78,7 @@ def load_frozen(
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
+        head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
         experts_at_once: how many matrices of a mixture's experts are dequantised at once, at most.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
@@ -88,6 +91,8 @@ def load_frozen(
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
     if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
         raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
+    of_head = head_options(head_storage, storage, double_quant, storage_options, kind)
+    head = None if head_storage is None or of_head is None else (head_storage, of_head)
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
@@ -114,9 +119,11 @@ def load_frozen(
         plan = key_plan(model, index)
         pairs = twins(model, plan)
     splitter = splitter_of(stage_config, device)
+    if splitter.splits:
+        take_large_from_system()  # whole weights come and go with every layer
     compare(pairs, index, splitter, together)
     with together("planning the load"):
-        stream = Stream(model, index, plan, storage, options, kind, seed)
+        stream = Stream(model, index, plan, storage, options, kind, seed, head)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     with together("reading the model's weights"):
         stream.run(splitter, progress)

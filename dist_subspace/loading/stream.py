@@ -24,6 +24,7 @@ from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.own_parts import OwnParts
+from dist_subspace.loading.packed_head import packed_head
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed, is_output, may_lack
@@ -62,7 +63,9 @@ class Stream:
         options: Mapping[str, Any],
         dtype: torch.dtype,
         seed: int,
+        head: tuple[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        """head: the storage of a language model's head, and its options; None for the type of the computation."""
         self.model, self.index = model, index
         self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
@@ -71,6 +74,7 @@ class Stream:
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
         self.quantised = Quantised(index, storage, options, dtype)
+        self.head = None if head is None else (packed_head(model, head[0], self.apart), *head)
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
@@ -206,22 +210,34 @@ class Stream:
     ) -> FrozenLinear:
         """The weight of a linear layer in the storage, from this rank's part of the file where that is enough."""
         transposed = is_conv1d(module)
-        in_pieces, layout = storage_info(self.storage).in_pieces, self._layout(name)
+        storage, options = self._held_in(name)
+        in_pieces, layout = storage_info(storage).in_pieces, self._layout(name)
         watch, end = self._watch(name, self.dtype)
-        if self.sources.keys.get(name) in self.quantised.taken:
+        if self._is_taken(name):
             place, key = Place(self.own, self.reader, device), self.sources.keys[name]
             packed = self.quantised.operator(key, linear_shape(module), place, watch, end, bias=bias, origin=origin)
             packed.conv1d = transposed
             return packed
         if in_pieces is not None and layout is not None:
             assert self.own is not None
-            pieces = in_pieces(linear_shape(module), transposed, **self.options)
+            pieces = in_pieces(linear_shape(module), transposed, **options)
             packed = self.own.linear(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, bias, origin)
             packed.conv1d = transposed
             return packed
         full = watch(_quantisable(self._read_float(name)))
         end()
-        return pack(full.to(device), self.storage, transposed=transposed, bias=bias, origin=origin, **self.options)
+        return pack(full.to(device), storage, transposed=transposed, bias=bias, origin=origin, **options)
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether the file's own codes are those of the weight's storage."""
+        of_head = self.head is not None and name == f"{self.head[0]}.weight"
+        return not of_head and self.sources.keys.get(name) in self.quantised.taken
+
+    def _held_in(self, name: str) -> tuple[str, Mapping[str, Any]]:
+        """The storage of a weight that is packed, and its options."""
+        if self.head is not None and name == f"{self.head[0]}.weight":
+            return self.head[1:]
+        return self.storage, self.options
 
     def _layout(self, name: str) -> Layout | None:
         """Where this rank's part of the parameter lies in the file; None where it is read whole."""
@@ -253,7 +269,8 @@ class Stream:
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
         if self.quantised.leaves(self.sources.keys_of(full_name)):
             return False
-        return not own_type and not self._is_output_layer(name)
+        has_own_storage = self.head is not None and name == self.head[0]
+        return not own_type and (has_own_storage or not self._is_output_layer(name))
 
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device) -> None:
         """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
