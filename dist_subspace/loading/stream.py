@@ -91,7 +91,7 @@ class Stream:
         """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
         self.splitter = splitter
         units = list(self._units())
-        sizes = self._sizes(units)
+        sizes = self.sources.sizes(units)
         count = _counting(sum(sizes), progress)
         with RangeReader(self.index) as reader:
             self.reader = reader
@@ -137,22 +137,7 @@ class Stream:
 
     def share_read_whole(self) -> float:
         """Of the checkpoint's bytes, how many every rank has read although it could do with a part."""
-        keys = {key for name in self.read_whole for key in self.sources.keys_of(name)}
-        return sum(map(self.index.size, keys)) / max(1, sum(map(self.index.size, self.index)))
-
-    def _sizes(self, units: list[tuple[str, nn.Module]]) -> list[int]:
-        """Bytes of the checkpoint that each module is read from; those of a tied parameter, or of several modules, once."""
-        counted: set[str] = set()
-        sizes = []
-        for name, module in units:
-            keys = {
-                key
-                for attribute, _ in module.named_parameters(recurse=False)
-                for key in self.sources.keys_of(f"{name}.{attribute}" if name else attribute)
-            }
-            sizes.append(sum(self.index.size(key) for key in keys - counted))
-            counted |= keys
-        return sizes
+        return self.sources.share(self.read_whole)
 
     def fresh_modules(self) -> tuple[str, ...]:
         """The modules whose parameters the checkpoint lacks, and may lack."""
@@ -213,8 +198,9 @@ class Stream:
         storage, options = self._held_in(name)
         in_pieces, layout = storage_info(storage).in_pieces, self._layout(name)
         watch, end = self._watch(name, self.dtype)
-        if self._is_taken(name):
-            place, key = Place(self.own, self.reader, device), self.sources.keys[name]
+        key = self.sources.keys.get(name, "")
+        if storage == self.storage and key in self.quantised.taken:
+            place = Place(self.own, self.reader, device)
             packed = self.quantised.operator(key, linear_shape(module), place, watch, end, bias=bias, origin=origin)
             packed.conv1d = transposed
             return packed
@@ -227,11 +213,6 @@ class Stream:
         full = watch(_quantisable(self._read_float(name)))
         end()
         return pack(full.to(device), storage, transposed=transposed, bias=bias, origin=origin, **options)
-
-    def _is_taken(self, name: str) -> bool:
-        """Whether the file's own codes are those of the weight's storage."""
-        of_head = self.head is not None and name == f"{self.head[0]}.weight"
-        return not of_head and self.sources.keys.get(name) in self.quantised.taken
 
     def _held_in(self, name: str) -> tuple[str, Mapping[str, Any]]:
         """The storage of a weight that is packed, and its options."""
@@ -267,10 +248,10 @@ class Stream:
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
-        if self.quantised.leaves(self.sources.keys_of(full_name)):
-            return False
-        has_own_storage = self.head is not None and name == self.head[0]
-        return not own_type and (has_own_storage or not self._is_output_layer(name))
+        if self.head is not None and name == self.head[0]:
+            return not own_type
+        left = self.quantised.leaves(self.sources.keys_of(full_name))
+        return not own_type and not left and not self._is_output_layer(name)
 
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device) -> None:
         """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
