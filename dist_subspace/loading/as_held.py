@@ -52,7 +52,7 @@ class Quantised:
         self.weights: dict[str, HeldWeight] = {
             key: weight for key in index for weight in [index.held(key)] if weight is not None
         }
-        self.joined: set[str] = set()  # of stacks that are taken as they are
+        self.kept: set[str] = set()  # what operators and stacks were made of
         held = {key: weight.as_held(storage) for key, weight in self.weights.items()}
         self.taken: dict[str, AsHeld] = {key: how for key, how in held.items() if how is not None}
 
@@ -84,6 +84,7 @@ class Quantised:
         look = (self.index.layout(key), watch, end) if self.dtype == torch.float16 else None
         operator = pieces.operator(place.tensors(as_held, pieces, look), **rest)
         operator.set_plain_values(as_held.plain)
+        self.kept.add(key)
         return operator
 
     def stack(self, layout: Layout, pieces: PieceWise) -> AsHeld | None:
@@ -94,7 +95,7 @@ class Quantised:
             return None
         as_held = joined(layout, self.index.held, self.storage, pieces)
         if as_held is not None:
-            self.joined.update(layout.keys)
+            self.kept.update(layout.keys)
         return as_held
 
     def notes(self, alone: Collection[str]) -> list[str]:
@@ -105,8 +106,7 @@ class Quantised:
         """
         groups: dict[tuple[str, bool, str | None], list[str]] = {}
         for key, weight in self.weights.items():
-            taken = key in self.joined or (key in self.taken and key in alone)
-            groups.setdefault((weight.kind, taken, weight.storage if key in alone else None), []).append(key)
+            groups.setdefault((weight.kind, key in self.kept, weight.storage if key in alone else None), []).append(key)
         return [self._note(kind, taken, better, keys) for (kind, taken, better), keys in groups.items()]
 
     def _note(self, kind: str, taken: bool, better: str | None, keys: list[str]) -> str:

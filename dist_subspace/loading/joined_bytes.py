@@ -46,13 +46,13 @@ def joined(layout: Layout, held: Callable[[str], HeldWeight | None], storage: st
         if weight is None or weight.shape[-1] != d_in or pieces.late:
             return None
         how = weight.rows_as_held(storage, rows.first, rows.rows)
-        entries = rows.rows * d_in  # a unit is a row, or a row of blocks
-        if how is None or how.plain or (entries % pieces.unit and not last) or rows.row * d_in % pieces.unit:
+        begun, within = divmod(rows.row * d_in, pieces.unit)  # a unit is a row, or a row of blocks
+        if how is None or how.plain or within:
             return None
         taken.append(how)
         for name, spec in pieces.tensors.items():
-            begun = rows.row * d_in // pieces.unit * spec.per_unit
-            sizes[name].append(spec.numel - begun if last else entries // pieces.unit * spec.per_unit)
+            before, many = begun * spec.per_unit, rows.rows * d_in // pieces.unit * spec.per_unit
+            sizes[name].append(spec.numel - before if last else many)
     if not taken:
         return None
     sources = {name: _Joined([one.tensors[name] for one in taken], sizes[name]).read for name in sizes}

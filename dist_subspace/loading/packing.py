@@ -51,8 +51,7 @@ class Packing:
 
     def takes_codes(self, name: str) -> bool:
         """Whether the file's own codes are those of the weight's storage."""
-        of_head = self.head is not None and name == f"{self.head}.weight"
-        return not of_head and self.sources.keys.get(name) in self.quantised.taken
+        return self.held_in(name)[0] == self.held[0] and self.sources.keys.get(name) in self.quantised.taken
 
     def packs(self, name: str, module: nn.Module) -> bool:
         """Whether a storage holds the module's weight: it is a linear layer that is read from the file, no head, or one with a
@@ -60,10 +59,9 @@ class Packing:
         full_name = f"{name}.weight"
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
-        if self.quantised.leaves(self.sources.keys_of(full_name)):
-            return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
-        return not own_type and (name == self.head or not self._is_output(name))
+        left = self.quantised.leaves(self.sources.keys_of(full_name)) or self._is_output(name)
+        return not own_type and (name == self.head or not left)
 
     def stacks(self, name: str, module: nn.Module) -> dict[str, bool]:
         """The module's stacks of experts that the storage holds, by attribute, and whether they are transposed: those of the

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
@@ -58,6 +58,25 @@ class Sources:
             return (self.keys[name],)
         return tuple(key for _, key in self.conversions[name].sources) if name in self.conversions else ()
 
+    def sizes(self, modules: Iterable[tuple[str, nn.Module]]) -> list[int]:
+        """Bytes of the checkpoint that each module is read from; those of a tied parameter, or of several modules, once."""
+        counted: set[str] = set()
+        sizes = []
+        for name, module in modules:
+            keys = {
+                key
+                for attribute, _ in module.named_parameters(recurse=False)
+                for key in self.keys_of(f"{name}.{attribute}" if name else attribute)
+            }
+            sizes.append(sum(self.index.size(key) for key in keys - counted))
+            counted |= keys
+        return sizes
+
+    def share(self, names: Iterable[str]) -> float:
+        """What part of the checkpoint's bytes these parameters are read from."""
+        keys = {key for name in names for key in self.keys_of(name)}
+        return sum(map(self.index.size, keys)) / max(1, sum(map(self.index.size, self.index)))
+
     def layout(self, name: str) -> Layout | None:
         """Where the values of a parameter lie, if parts of it can be read: each entry is one of the file, all of one type."""
         if name in self.keys:
@@ -85,7 +104,7 @@ class Sources:
             return None
         return ConvertedOrigin(str(index.files[key]), key, lambda: index.decode(key, torch.float32))
 
-    def share(self, name: str, others: Iterable[str]) -> None:
+    def share_source(self, name: str, others: Iterable[str]) -> None:
         """Give parameters that are tied to one that has a source the same source."""
         for other in others:
             if not self.has(other):
@@ -226,7 +245,7 @@ def _tie(model: PreTrainedModel, sources: Sources) -> None:
     for names in groups.values():
         first = next((name for name in names if sources.has(name)), None)
         if first is not None:
-            sources.share(first, names)
+            sources.share_source(first, names)
 
 
 def _lacks(index: CheckpointIndex, lost: list[str], unused: Iterable[str], model: PreTrainedModel) -> str:

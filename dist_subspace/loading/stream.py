@@ -80,7 +80,7 @@ class Stream:
         """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
         self.splitter = splitter
         units = list(self._units())
-        sizes = self._sizes(units)
+        sizes = self.sources.sizes(units)
         count = _counting(sum(sizes), progress)
         with RangeReader(self.index) as reader:
             self.reader = reader
@@ -126,22 +126,7 @@ class Stream:
 
     def share_read_whole(self) -> float:
         """Of the checkpoint's bytes, how many every rank has read although it could do with a part."""
-        keys = {key for name in self.read_whole for key in self.sources.keys_of(name)}
-        return sum(map(self.index.size, keys)) / max(1, sum(map(self.index.size, self.index)))
-
-    def _sizes(self, units: list[tuple[str, nn.Module]]) -> list[int]:
-        """Bytes of the checkpoint that each module is read from; those of a tied parameter, or of several modules, once."""
-        counted: set[str] = set()
-        sizes = []
-        for name, module in units:
-            keys = {
-                key
-                for attribute, _ in module.named_parameters(recurse=False)
-                for key in self.sources.keys_of(f"{name}.{attribute}" if name else attribute)
-            }
-            sizes.append(sum(self.index.size(key) for key in keys - counted))
-            counted |= keys
-        return sizes
+        return self.sources.share(self.read_whole)
 
     def fresh_modules(self) -> tuple[str, ...]:
         """The modules whose parameters the checkpoint lacks, and may lack."""

@@ -57,7 +57,9 @@ def test_one_storage_takes_the_bytes_and_leaves_the_rest(index: CheckpointIndex,
     ],
 )
 def test_one_sentence_says_what_becomes_of_them(index: CheckpointIndex, storage: str, said: str) -> None:
-    (sentence,) = Quantised(index, storage, {}, torch.bfloat16).notes(set(index))
+    quantised = Quantised(index, storage, {}, torch.bfloat16)
+    quantised.kept.update(quantised.taken)
+    (sentence,) = quantised.notes(set(index))
     assert sentence.startswith(str(index.folder)) and said in sentence, sentence
     (joined,) = Quantised(index, storage, {}, torch.bfloat16).notes(())
     assert "kept as they are" not in joined and "keeps them as they are" not in joined, joined

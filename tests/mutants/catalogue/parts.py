@@ -133,7 +133,7 @@ MUTANTS = [
     ),
     Mutant(
         name="progress-counts-tied-tensors-twice",
-        file="dist_subspace/loading/stream.py",
+        file="dist_subspace/loading/sources.py",
         text="for key in keys - counted))",
         becomes="for key in keys))",
         promise="The bar of a load counts every byte once.",

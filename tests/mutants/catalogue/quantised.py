@@ -95,8 +95,8 @@ MUTANTS = [
     Mutant(
         name="experts-joined-within-a-block",
         file="dist_subspace/loading/joined_bytes.py",
-        text="(entries % pieces.unit and not last)",
-        becomes="False",
+        text="how is None or how.plain or within:",
+        becomes="how is None or how.plain:",
         promise="Experts' bytes are joined only where each gives whole rows of blocks.",
         tests=[f"{JOINED}::test_experts_that_end_within_a_block_are_packed_anew"],
     ),
