@@ -113,7 +113,7 @@ def attach_adapter(model: nn.Module, adapter: LoadedAdapter, **attach_options: A
         UsageError: the adapter does not fit the model, which is untouched then.
     """
     with agreed("comparing the adapter with the model"):
-        adapter = adapter.named_by(model)
+        adapter = adapter.named_by(model).laid_out_for(model)
         adapter.check(model)
     check_copies(model, adapter.copies)
     factors, trained = split_factors(adapter.tensors)
@@ -148,6 +148,7 @@ def load_adapted(
         storage=kind,
         double_quant=bool(base.get("double_quant")),
         storage_options=base.get("storage_options") if storage in (None, base.get("storage")) else None,
+        head_storage=base.get("head_storage") if storage in (None, base.get("storage")) else None,
         task=base.get("task") or "causal-lm",
         dtype=None if storage_info(kind).dtype else base.get("dtype"),
         **labels,

@@ -39,6 +39,11 @@ def version(tensor: Tensor) -> int:
     return tensor._version
 
 
+def viewed(tensor: Tensor) -> Tensor | None:
+    """The tensor that this one is a view of; None for one of its own (`_base`)."""
+    return tensor._base
+
+
 def in_backward() -> bool:
     """Whether this thread is within a backward of autograd (`_current_graph_task_id`), where reentrant activation checkpointing
     runs a forward again."""

@@ -15,13 +15,13 @@ from tests.tiny_models import tiny_config
 POSITIONS = 128
 
 
-def make_model(folder: Path, seed: int = 0, layers: int = 2, width: int = 32) -> Path:
+def make_model(folder: Path, seed: int = 0, layers: int = 2, width: int = 32, tied: bool = False) -> Path:
     """A LLaMA of width 32 with two key heads (k_proj is 16 x 32), bytes for tokens, saved as transformers saves it."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     sizes = {"hidden_size": width, "intermediate_size": 52, "num_hidden_layers": layers}
     marks = {"vocab_size": len(tokenizer), "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}
-    own = {"max_position_embeddings": POSITIONS, "tie_word_embeddings": False}
+    own = {"max_position_embeddings": POSITIONS, "tie_word_embeddings": tied}
     config = tiny_config("LlamaConfig", **sizes, **marks, **own)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -23,6 +23,9 @@ class ModelSection(Section):
     storage: Text = Field(default="nf4", description="How the large linear weights are held.")
     storage_options: dict[str, Any] = Field(default={}, description="The storage's own further options.")
     double_quant: bool = Field(default=True, description="The option double_quant of the storages that have it.")
+    head_storage: Text | None = Field(
+        default=None, description="How a language model's head is held; null: in the type of the computation."
+    )
     dtype: DtypeName | None = Field(
         default=None, description="Type of all else and of the computation; null: a float storage's own, else bfloat16."
     )
@@ -68,6 +71,10 @@ class SubspaceSection(Section):
     target_parameters: NameList = Field(
         default=(),
         description="Name endings of stacks of experts that are targets (experts.gate_up_proj); alone: the only ones.",
+    )
+    expert_parameters: names.ExpertParameters = Field(
+        default="own",
+        description="Whether each expert of such a stack has parameters of its own, or all share one set.",
     )
     constraint: names.Constraint | None = Field(
         default=None, description="Matrix pattern constraint; null: the method's own."
@@ -189,6 +196,9 @@ class TrainingSection(Section):
     gradient_checkpointing: bool = Field(default=True, description="Compute activations again in backward.")
     gradient_checkpointing_kwargs: CheckpointingArguments = Field(
         default=CheckpointingArguments(), description="Which form of gradient checkpointing."
+    )
+    activation_offload: bool = Field(
+        default=False, description="Keep what backward will read in the computer's memory, off the GPU."
     )
     on_nonfinite: names.OnNonfinite = Field(
         default="skip", description="What to do with a step whose loss or gradient is not finite."

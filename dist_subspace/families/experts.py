@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -11,8 +11,9 @@ from torch import nn
 MIXTURE_WORDS = ("expert", "moe")
 # The list of experts that are modules of their own.
 EXPERT_LIST = ".experts."
-# A router that is a module of several layers: `mlp.gate` (Zaya, HunYuan), `router` (DBRX, JetMoe, AFMoE).
-ROUTERS = ("gate", "router")
+# What decides which experts a token goes to: a module with a matrix of its own (`mlp.gate`, `feed_forward.router`), or one of
+# several layers (Zaya, HunYuan, DBRX, JetMoe, AFMoE).
+ROUTERS = ("gate", "router", "router_gate")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def is_expert_matrix(name: str, module: nn.Module, dimensions: int) -> bool:
     """
     spoken = f"{name} {type(module).__name__}".lower()
     return (dimensions == 3 and any(word in spoken for word in MIXTURE_WORDS)) or EXPERT_LIST in name
+
+
+def routers_among(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Of the names of a model's modules or parameters those of routers and what is inside them; none where it has no experts."""
+    mixture = any(w in f"{n} {type(m).__name__}".lower() for n, m in model.named_modules() for w in MIXTURE_WORDS)
+    return [n for n in names if any(part in ROUTERS for part in n.split("."))] if mixture else []
 
 
 def is_inside_router(name: str) -> bool:

@@ -10,12 +10,14 @@ from torch import nn
 
 from dist_subspace.families.classes import task_of_class
 from dist_subspace.families.configuration import text_config
+from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.families.names import ends_with
 from dist_subspace.interchange.base_model import base_name
-from dist_subspace.interchange.description import FORMAT, OWN
+from dist_subspace.interchange.description import FORMAT, OWN, STACKS, TURNED
+from dist_subspace.interchange.fitting import taken_as_turned
 from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
-from dist_subspace.storage import FrozenLinear, FrozenStack
+from dist_subspace.storage import FrozenLinear, FrozenStack, PackedLinear
 from dist_subspace.subspace import Attachment, Settings, StackedPart, SubspaceLinear, attached, file_options_of
 
 # Our name of a task -> PEFT's task_type.
@@ -66,7 +68,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "layers": list(parts),
         "shapes": shapes,
         "biased": biased,
-        **_stacks(parts),
+        **_stacks(model, parts),
         "conv1d": _transposed(parts),
         "base": _base(model),
         **_own_class(model, [*parts, *attachment.saved_modules]),
@@ -93,10 +95,13 @@ def _shape(part: nn.Module) -> list[int] | None:
     return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
 
 
-def _stacks(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """`[experts, d_out, d_in]` of the stacks of experts, where there are any."""
-    stacks = {n: [p.experts, *p.base.expert_shape] for n, p in parts.items() if isinstance(p, StackedPart)}
-    return {"stacks": stacks} if stacks else {}
+def _stacks(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """`[experts, d_out, d_in]` of the stacks of experts, where there are any, and those whose layout PEFT takes for the other."""
+    held = {name: part.base for name, part in parts.items() if isinstance(part, StackedPart)}
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in held}
+    turned = [name for name, stack in held.items() if taken_as_turned(owners[name], stack.transposed)]
+    stacks = {name: [stack.experts, *stack.expert_shape] for name, stack in held.items()}
+    return ({STACKS: stacks} if stacks else {}) | ({TURNED: turned} if turned else {})
 
 
 def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Iterable[str]) -> Settings:
@@ -122,7 +127,9 @@ def _own_alphas(parts: Mapping[str, nn.Module], usual: float) -> dict[str, float
 
 def _base(model: nn.Module) -> dict[str, Any]:
     """How the base was held while the adapter was trained beside it: what a merge of the folder alone loads again."""
-    operators = [module for module in model.modules() if isinstance(module, FrozenLinear | FrozenStack)]
+    head = output_embeddings(model)
+    head = getattr(head, "base", getattr(head, "original", head))  # below a method, or beside a copy that is trained
+    operators = [m for m in model.modules() if isinstance(m, FrozenLinear | FrozenStack) and m is not head]
     held = next((m for m in operators if not m.is_float), operators[0] if operators else None)
     task = task_of_class(type(model).__name__)
     if task == "seq2seq-lm" and not _has_encoder(model):
@@ -132,6 +139,7 @@ def _base(model: nn.Module) -> dict[str, Any]:
         "storage": getattr(held, "storage", None),
         "double_quant": options.pop("double_quant", False),
         **({"storage_options": options} if options else {}),
+        **({"head_storage": head.storage} if isinstance(head, PackedLinear) else {}),
         "dtype": str(getattr(model, "dtype", torch.float32)).removeprefix("torch."),
         "task": task,
         **(_labels(model) if "classification" in task else {}),

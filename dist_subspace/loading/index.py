@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.held_weight import HeldWeight
+from dist_subspace.loading.layout import Layout
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,6 +52,19 @@ class CheckpointIndex:
     notes: tuple[str, ...] = ()
     bytes_read: BytesRead = field(default_factory=BytesRead)
     compared: dict[Pair, bool] = field(default_factory=dict)
+
+    @property
+    def in_file(self) -> CheckpointIndex:
+        """The tensors as the files name them."""
+        return self
+
+    def held(self, key: str) -> HeldWeight | None:
+        """How the files hold the weight, where they hold it in several tensors."""
+        return None
+
+    def layout(self, key: str) -> Layout:
+        """Where the entries of a tensor lie, counted in the order of the file."""
+        return Layout.of(key, self.shapes[key])
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the checkpoint's own type, on the CPU."""

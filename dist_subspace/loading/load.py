@@ -15,16 +15,19 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.decoded import decoded_index
 from dist_subspace.loading.experts_internals import adopt_stacks
+from dist_subspace.loading.formats import check_read, quantisation_of, take_quantisation
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
+from dist_subspace.loading.packed_head import head_options
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
 from dist_subspace.loading.twins import compare, twins
 from dist_subspace.notices import say
-from dist_subspace.pages import give_back_freed, take_large_from_system
+from dist_subspace.pages import give_back_freed, give_back_large_at_once
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     join_ranks,
@@ -49,6 +52,7 @@ def load_frozen(
     dtype: str | torch.dtype | None = None,
     *,
     storage_options: Mapping[str, Any] | None = None,
+    head_storage: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     experts_at_once: int = AT_ONCE,
@@ -74,6 +78,7 @@ def load_frozen(
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
+        head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
         experts_at_once: how many matrices of a mixture's experts are dequantised at once, at most.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
@@ -86,6 +91,8 @@ def load_frozen(
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
     if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
         raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
+    of_head = head_options(head_storage, storage, double_quant, storage_options, kind)
+    head = None if head_storage is None or of_head is None else (head_storage, of_head)
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
@@ -100,7 +107,7 @@ def load_frozen(
         config = model_config(folder, trust_remote_code, **config_changes)
         if not _is_folder(path):
             config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
-        index = open_checkpoint(folder)
+        index, quantisation = open_checkpoint(folder), take_quantisation(config)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
@@ -108,14 +115,15 @@ def load_frozen(
         model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
+        index = decoded_index(index, quantisation, model, kind)
         plan = key_plan(model, index)
         pairs = twins(model, plan)
     splitter = splitter_of(stage_config, device)
-    if splitter.splits:
-        take_large_from_system()  # whole weights come and go with every layer
+    if splitter.splits and splitter.device.type == "cpu":
+        give_back_large_at_once()
     compare(pairs, index, splitter, together)
     with together("planning the load"):
-        stream = Stream(model, index, plan, storage, options, kind, seed)
+        stream = Stream(model, index, plan, storage, options, kind, seed, head)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
     with together("reading the model's weights"):
         stream.run(splitter, progress)
@@ -127,6 +135,7 @@ def load_frozen(
     give_back_freed()
     for sentence in (
         *stream.sources.notes,
+        *stream.quantised.notes(set(stream.sources.keys.values())),
         *(read_by_every_rank(stream.read_whole, stream.share_read_whole()) if stage_config is not None else ()),
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
@@ -239,7 +248,7 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
     """The configuration of a local model folder, with changes.
 
     Raises:
-        UsageError: for a folder without one, one that transformers does not understand, or quantised weights.
+        UsageError: for a folder without one, one that transformers does not understand, or weights in a format that is not read.
     """
     if (folder / ADAPTER).exists():
         raise UsageError(
@@ -263,11 +272,9 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             f"{name} is no argument of load_frozen and no entry of a {config.model_type} configuration; accepted: the arguments "
             "of load_frozen, and entries of the model's config.json"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UsageError(
-            f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "
-            "give the 16-bit model"
-        )
+    quantisation = quantisation_of(config)
+    if quantisation is not None:
+        check_read(folder, quantisation)
     return config
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.loading.held_weight import AsHeld, HeldBytes
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import RangeReader, chunks
 from dist_subspace.loading.read_ahead import ReadAhead, Wanted
@@ -26,6 +27,7 @@ Interval = tuple[int, int]
 # Is handed each piece of a weight before it is packed; says what the storage gets.
 Check = Callable[[Tensor], Tensor]
 Values = Sequence[Mapping[str, float]]
+Look = tuple[Layout, Check, Callable[[], None]]
 
 
 @dataclass
@@ -58,7 +60,7 @@ class _Job:
     piece. end: is called when all has been taken. size: bytes of the checkpoint that this stands for.
     """
 
-    layout: Layout
+    layout: Layout | HeldBytes
     base: int
     intervals: list[Interval]
     unit: int
@@ -134,16 +136,43 @@ class OwnParts:
         check: Check,
         end: Callable[[], None],
         origin: Origin | None,
+        as_held: AsHeld | None = None,
     ) -> FrozenStack:
-        """The same of matrices `(experts, d_out, d_in)`, each of which is packed by itself."""
+        """The same of matrices `(experts, d_out, d_in)`, each of which is packed by itself, or (as_held) held so by the file."""
         experts = layout.shape[0]
-        parameters, waiting = self._matrices(layout, pieces, experts, transposed, check, end)
+        waiting = None
+        if as_held is not None:
+            parameters = self.copied(as_held, pieces, count=experts)
+        else:
+            parameters, waiting = self._matrices(layout, pieces, experts, transposed, check, end)
         empty = {name: nn.Parameter(p.new_empty(0), requires_grad=False) for name, p in parameters.items()}
         one = pieces.operator(empty, bias=None, origin=None)
         stack = FrozenStack(one, parameters, [one.plain_values()] * experts, transposed=transposed, origin=origin)
         if waiting is not None:
             waiting.set_values = lambda values: setattr(stack, "plain", tuple(values))
         return stack
+
+    def copied(
+        self, as_held: AsHeld, pieces: PieceWise, look: Look | None = None, count: int | None = None
+    ) -> dict[str, nn.Parameter]:
+        """The tensors of an operator, or of a stack of `count`, that are bytes of the file as they are, which `run` fills.
+
+        Arguments:
+            look: where the numbers lie that the bytes stand for, what is shown those of this rank, and what is called then.
+        """
+        parameters: dict[str, nn.Parameter] = {}
+        for name, spec in {**pieces.tensors, **pieces.late}.items():
+            held = self._hold(spec, count)
+            if look is not None and not parameters:  # the codes come first
+                layout, check, end = look
+                numel = pieces.shape[0] * pieces.shape[1]
+                intervals = [(low * pieces.unit, min(high * pieces.unit, numel)) for low, high in held.units()]
+                self.jobs.append(_Job(layout, 0, intervals, 1, _looking(check), end))
+            own = [(held.part.start, held.part.stop)] if held.part.start < held.part.stop else []
+            source = HeldBytes(spec.numel * (count or 1), as_held.tensors[name])
+            self.jobs.append(_Job(source, 0, own, 1, _writing(held), lambda: None))
+            parameters[name] = held.parameter
+        return parameters
 
     def run(self, progress: Callable[[int], None]) -> None:
         """Read what was planned, and fill it.
@@ -256,6 +285,20 @@ def _packing(
             if waiting is not None and pieces.statistic is not None:
                 place = number * pieces.statistic.numel + unit * pieces.statistic.per_unit
                 _write_own(waiting.own, waiting.begin, packed[pieces.STATISTIC], place)
+
+    return take
+
+
+def _looking(check: Check) -> Callable[[int, Tensor], None]:
+    def take(_: int, values: Tensor) -> None:
+        check(values)
+
+    return take
+
+
+def _writing(held: HeldTensor) -> Callable[[int, Tensor], None]:
+    def take(first: int, values: Tensor) -> None:
+        held.write(values, first)
 
     return take
 

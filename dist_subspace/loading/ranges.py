@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.decoding import Decoder
+from dist_subspace.loading.held_weight import HeldBytes
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Box, Layout, Shape, rectangles
 from dist_subspace.pages import zeros_in_pages
@@ -36,6 +38,8 @@ class RangeReader:
         self.index = index
         self._open: dict[Path, int] = {}
         self._buffer, self._turned = Buffer(), Buffer()
+        self._parts: dict[str, Buffer] = {}  # of weights that several tensors hold, by what each of them is
+        self._decoder = Decoder(self.bytes)
 
     def __enter__(self) -> RangeReader:
         return self
@@ -47,11 +51,13 @@ class RangeReader:
             os.close(descriptor)
         self._open.clear()
 
-    def dtype(self, layout: Layout) -> torch.dtype:
+    def dtype(self, layout: Layout | HeldBytes) -> torch.dtype:
         """The type in the file, which is one for all that a tensor is put together of."""
+        if isinstance(layout, HeldBytes):
+            return torch.int8
         return FLOATS[self.index.types[layout.boxes[0].key]]
 
-    def entries(self, layout: Layout, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
+    def entries(self, layout: Layout | HeldBytes, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
         """The entries from `start` to `stop`: where each chunk begins, and its values, which lie in one buffer until the next is
         asked for. Chunks but the last are multiples of `unit`."""
         dtype = self.dtype(layout)
@@ -60,12 +66,15 @@ class RangeReader:
             self.fill(layout, first, end, values)
             yield first, values
 
-    def fill(self, layout: Layout, start: int, stop: int, values: Tensor) -> None:
+    def fill(self, layout: Layout | HeldBytes, start: int, stop: int, values: Tensor) -> None:
         """Read the flat entries from `start` to `stop` into `values`, which is of the file's type and has so many.
 
         Raises:
             UsageError: a file has become shorter, or the system cannot read it.
         """
+        if isinstance(layout, HeldBytes):
+            values.copy_(layout.source(self.bytes, start, stop))
+            return
         for place, corner, sizes in rectangles(layout.shape, start, stop):
             part = values[place - start : place - start + prod(sizes)].view(sizes)
             ends = tuple(at + size for at, size in zip(corner, sizes, strict=True))
@@ -79,9 +88,13 @@ class RangeReader:
     def _read(self, box: Box, low: Shape, high: Shape, target: Tensor) -> None:
         """A rectangle of a box, run by run, in the order of the file; turned where that is another one."""
         sizes = [end - at for at, end in zip(low, high, strict=True)]
+        place = box.offset + sum(map(lambda at, begin, stride: (at - begin) * stride, low, box.start, box.strides))
+        weight = self.index.held(box.key)
+        if weight is not None:
+            self._decoder.fill(weight, place, sizes, box.strides, target)
+            return
         dims = [dim for dim, size in enumerate(sizes) if size > 1]
         order = sorted(dims, key=lambda dim: -box.strides[dim])
-        place = box.offset + sum(map(lambda at, begin, stride: (at - begin) * stride, low, box.start, box.strides))
         outer, run = list(order), 1
         while outer and box.strides[outer[-1]] == run:
             run *= sizes[outer.pop()]
@@ -97,9 +110,16 @@ class RangeReader:
             turned = memory.view([sizes[dim] for dim in order]).permute([order.index(dim) for dim in dims])
             target[tuple(0 if size == 1 else slice(None) for size in sizes)].copy_(turned)
 
+    def bytes(self, key: str, start: int, stop: int) -> Tensor:
+        """Bytes `[start, stop)` of the values of a tensor of the file, uint8 (`ReadBytes`)."""
+        held = self._parts.setdefault(key.rpartition(".")[2], Buffer()).room(stop - start, torch.uint8)
+        self._bytes(key, start, memoryview(held.numpy()))  # type: ignore[arg-type]
+        return held
+
     def _bytes(self, key: str, offset: int, view: memoryview) -> None:
         """Read the bytes of a tensor of the file from `offset` on."""
-        file, place = self.index.files[key], self.index.spans[key][0] + offset
+        index = self.index.in_file
+        file, place = index.files[key], index.spans[key][0] + offset
         done = 0
         try:
             descriptor = self._descriptor(file)
@@ -134,7 +154,7 @@ class Buffer:
         return self._bytes[:size].view(dtype)
 
 
-def chunks(layout: Layout, start: int, stop: int, unit: int) -> Iterator[tuple[int, int]]:
+def chunks(layout: Layout | HeldBytes, start: int, stop: int, unit: int) -> Iterator[tuple[int, int]]:
     """The entries from `start` to `stop` in pieces that are multiples of `unit`, but for the last. Those of a turned tensor end
     with its rows: they are columns of the file, and a part of one is read entry by entry."""
     row = lcm(unit, layout.shape[-1]) if layout.is_turned else unit

@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from dist_subspace.loading.held_weight import HeldBytes
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import Buffer, RangeReader
 
@@ -25,7 +26,7 @@ class Wanted(Generic[T]):
     """The flat entries from `start` to `stop` of a tensor; what_for: handed back with them."""
 
     what_for: T
-    layout: Layout
+    layout: Layout | HeldBytes
     start: int
     stop: int
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.decoded import DecodedIndex
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import FLOATS
@@ -60,7 +61,7 @@ class Sources:
     def layout(self, name: str) -> Layout | None:
         """Where the values of a parameter lie, if parts of it can be read: each entry is one of the file, all of one type."""
         if name in self.keys:
-            found: Layout | None = Layout.of(self.keys[name], self.index.shapes[self.keys[name]])
+            found: Layout | None = self.index.layout(self.keys[name])
         else:
             found = self.layouts.get(self._first_names.get(name, name))
         types = set() if found is None else {self.index.types[key] for key in found.keys}
@@ -69,12 +70,20 @@ class Sources:
     def origin(self, model: PreTrainedModel, name: str) -> Origin | None:
         """Where a matrix can be read again; None for one that the checkpoint lacks."""
         if name in self.keys:
-            return Origin(str(self.index.files[self.keys[name]]), self.keys[name])
+            key = self.keys[name]
+            return self._decoded_origin(key) or Origin(str(self.index.files[key]), key)
         if name not in self.conversions:
             return None
         conversion, first_name = self.conversions[name], self._first_names.get(name, name)
         key, config, read = conversion.sources[0][1], model.config, self.index.read
         return ConvertedOrigin(str(self.index.files[key]), key, lambda: conversion.tensors(read, config)[first_name])
+
+    def _decoded_origin(self, key: str) -> Origin | None:
+        """Of a weight that the file holds in codes: the numbers that these stand for, in float32."""
+        index = self.index
+        if not isinstance(index, DecodedIndex) or key not in index.weights:
+            return None
+        return ConvertedOrigin(str(index.files[key]), key, lambda: index.decode(key, torch.float32))
 
     def share(self, name: str, others: Iterable[str]) -> None:
         """Give parameters that are tied to one that has a source the same source."""
@@ -154,7 +163,9 @@ def _followed(model: PreTrainedModel, index: CheckpointIndex, conversion: Conver
         return {}  # their joint is of another type
 
     def trace(key: str) -> Tensor:
-        return traced(key, index.shapes[key], FLOATS.get(index.types[key], torch.float32))
+        tensor = traced(key, index.shapes[key], FLOATS.get(index.types[key], torch.float32))
+        tensor.layout_in_file = index.layout(key)
+        return tensor
 
     try:
         return conversion.tensors(trace, model.config, model)

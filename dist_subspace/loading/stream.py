@@ -18,11 +18,13 @@ from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.experts import stacks_of
+from dist_subspace.loading.as_held import Place, Quantised
 from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.own_parts import OwnParts
+from dist_subspace.loading.packed_head import packed_head
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.sources import find_sources
 from dist_subspace.loading.stays_dense import check_packed, is_output, may_lack
@@ -61,7 +63,9 @@ class Stream:
         options: Mapping[str, Any],
         dtype: torch.dtype,
         seed: int,
+        head: tuple[str, Mapping[str, Any]] | None = None,
     ) -> None:
+        """head: the storage of a language model's head, and its options; None for the type of the computation."""
         self.model, self.index = model, index
         self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
@@ -69,6 +73,8 @@ class Stream:
         self.sources = find_sources(model, index, plan, partial(may_lack, model))
         self.kept_type = kept_type(model, dtype)
         self.apart = left_alone(model)
+        self.quantised = Quantised(index, storage, options, dtype)
+        self.head = None if head is None else (packed_head(model, head[0], self.apart), *head)
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
@@ -76,7 +82,8 @@ class Stream:
         if storage_info(storage).dtype is None:
             modules = dict(model.named_modules())
             packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
-            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
+            apart = self.apart | self.quantised.left(model, self.sources.keys_of)
+            apart = {name: why for name, why in apart.items() if not self._is_output_layer(name)}
             for sentence in check_packed(model, storage, dtype, packed, apart):
                 say(sentence)
 
@@ -87,6 +94,7 @@ class Stream:
         sizes = self._sizes(units)
         count = _counting(sum(sizes), progress)
         with RangeReader(self.index) as reader:
+            self.reader = reader
             if splitter.takes_parts:
                 self.own = OwnParts(reader, splitter)
             try:
@@ -202,17 +210,34 @@ class Stream:
     ) -> FrozenLinear:
         """The weight of a linear layer in the storage, from this rank's part of the file where that is enough."""
         transposed = is_conv1d(module)
-        in_pieces, layout = storage_info(self.storage).in_pieces, self._layout(name)
+        storage, options = self._held_in(name)
+        in_pieces, layout = storage_info(storage).in_pieces, self._layout(name)
         watch, end = self._watch(name, self.dtype)
+        if self._is_taken(name):
+            place, key = Place(self.own, self.reader, device), self.sources.keys[name]
+            packed = self.quantised.operator(key, linear_shape(module), place, watch, end, bias=bias, origin=origin)
+            packed.conv1d = transposed
+            return packed
         if in_pieces is not None and layout is not None:
             assert self.own is not None
-            pieces = in_pieces(linear_shape(module), transposed, **self.options)
+            pieces = in_pieces(linear_shape(module), transposed, **options)
             packed = self.own.linear(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, bias, origin)
             packed.conv1d = transposed
             return packed
         full = watch(_quantisable(self._read_float(name)))
         end()
-        return pack(full.to(device), self.storage, transposed=transposed, bias=bias, origin=origin, **self.options)
+        return pack(full.to(device), storage, transposed=transposed, bias=bias, origin=origin, **options)
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether the file's own codes are those of the weight's storage."""
+        of_head = self.head is not None and name == f"{self.head[0]}.weight"
+        return not of_head and self.sources.keys.get(name) in self.quantised.taken
+
+    def _held_in(self, name: str) -> tuple[str, Mapping[str, Any]]:
+        """The storage of a weight that is packed, and its options."""
+        if self.head is not None and name == f"{self.head[0]}.weight":
+            return self.head[1:]
+        return self.storage, self.options
 
     def _layout(self, name: str) -> Layout | None:
         """Where this rank's part of the parameter lies in the file; None where it is read whole."""
@@ -242,7 +267,10 @@ class Stream:
         if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
             return False
         own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
-        return not own_type and not self._is_output_layer(name)
+        if self.quantised.leaves(self.sources.keys_of(full_name)):
+            return False
+        has_own_storage = self.head is not None and name == self.head[0]
+        return not own_type and (has_own_storage or not self._is_output_layer(name))
 
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device) -> None:
         """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
@@ -265,7 +293,8 @@ class Stream:
             _, *sides = matrices.shape
             shape = (sides[1], sides[0]) if transposed else (sides[0], sides[1])
             pieces = in_pieces(shape, transposed, **self.options)
-            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin)
+            as_held = self.quantised.stack(layout.transpose(-2, -1) if transposed else layout, pieces)
+            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin, as_held)
             one = stack.kind[0]
             if isinstance(one, PackedLinear):
                 one.name, one.compute_dtype = name, self.dtype

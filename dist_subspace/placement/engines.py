@@ -17,6 +17,11 @@ from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
+from dist_subspace.placement.deepspeed.in_place import GATHERED as GATHERED
+from dist_subspace.placement.deepspeed.in_place import IN_PIECES as IN_PIECES
+from dist_subspace.placement.deepspeed.in_place import LOOKED_UP as LOOKED_UP
+from dist_subspace.placement.deepspeed.in_place import pieces_of as pieces_of
+from dist_subspace.placement.deepspeed.in_place import use_of as use_of
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed
 from dist_subspace.placement.deepspeed.json_file import zero_stage as stage_of
 from dist_subspace.placement.deepspeed.leaf_blocks import largest_block_numel

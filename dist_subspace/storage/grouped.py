@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dist_subspace.linear_map import product_type
-from dist_subspace.torch_internals import grouped_mm, has_grouped_kernel
+from dist_subspace.linear_map import grouped_mm, has_grouped_kernel, product_type
 
 AT_ONCE = 8  # matrices that are decoded at once
 ALIGNED = 16  # bytes

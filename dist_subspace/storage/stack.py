@@ -9,7 +9,7 @@ given tokens: expert by expert, one matrix decoded at a time, or, where the devi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -87,6 +87,26 @@ class FrozenStack(nn.Module):
         operator = with_tensors(self.kind[0], {**views, "bias": None})
         operator.set_plain_values(self.plain[number])
         return operator
+
+    def plain_values(self) -> tuple[Mapping[str, float], ...]:
+        """Each expert's."""
+        return self.plain
+
+    def set_plain_values(self, values: Sequence[Mapping[str, float]]) -> None:
+        """The inverse of `plain_values`."""
+        self.plain = tuple(values)
+
+    def repacked(self, matrices: Iterable[Tensor]) -> FrozenStack:
+        """Other matrices `(d_out, d_in)`, one for each expert, in this stack's storage and layout: a new stack. One at a time is
+        asked for and packed; the parameters of this one are whole."""
+        tensors = {name: torch.empty_like(parameter) for name, parameter in self.named_parameters(recurse=False)}
+        plain = []
+        for number, matrix in enumerate(matrices):
+            packed = self.expert(number).repacked(matrix)
+            for name, tensor in tensors.items():
+                tensor[number] = packed.get_parameter(name)
+            plain.append(packed.plain_values())
+        return FrozenStack(self.kind[0], tensors, plain, transposed=self.transposed, origin=self.origin)
 
     def operator(self, number: int) -> ExpertOperator:
         """The same as an operator that reads the parameters anew whenever it is called: what a method is put on."""
@@ -213,6 +233,7 @@ class ExpertOperator:
         self.stack, self.number = stack, number
         self.out_features, self.in_features = stack.expert_shape
         self.training, self.together = stack.training, together
+        self.is_float, self.origin = stack.is_float, stack.origin
 
     def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor:
         if gate is None and self.together is not None and self.together.is_asked(self.number, x):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 
 from dist_subspace.placement.collectives import sum_over_ranks
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.subspace import Accumulation, attachment
+from dist_subspace.training.activation_offload import Keep
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.loss import micro_batch_loss
 from dist_subspace.training.randomness import seed_micro_batch
@@ -22,8 +24,11 @@ class Stepper:
     with weight zero: every rank makes the same calls of the same modules in the same order.
     """
 
-    def __init__(self, engine: Engine, device: torch.device, seed: int, world_size: int) -> None:
-        self.engine, self.device = engine, device
+    def __init__(
+        self, engine: Engine, device: torch.device, seed: int, world_size: int, keep: Keep = nullcontext
+    ) -> None:
+        """keep: what a forward runs in that a backward follows."""
+        self.engine, self.device, self.keep = engine, device, keep
         attached = attachment(engine.module)
         self.accumulation = attached.accumulation if attached is not None else Accumulation()
         self.seed, self.world_size = seed, world_size
@@ -78,7 +83,8 @@ class Stepper:
     def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> torch.Tensor:
         """The micro-batch's summed loss, still on its device."""
         seed_micro_batch(self.seed, micro.number)
-        loss = micro_batch_loss(self.engine, micro, self.device)
+        with self.keep():
+            loss = micro_batch_loss(self.engine, micro, self.device)
         weight = self.world_size / max(1, targets) if counts else 0.0
         # An infinite loss may have finite gradients, which ZeRO's optimizers would apply: then they are NaN.
         factor = weight + 0.0 * loss.detach() if counts else 0.0

@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.module_places import hook_names
 from dist_subspace.placement.protocol import Engine
+from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import NewTokens, attachment
+from dist_subspace.training.activation_offload import kept_here
 from dist_subspace.training.cross_entropy import Finish, Head, head_cross_entropy, targets_of
 from dist_subspace.training.cross_entropy_in_pieces import FreshLogits, Probe, cross_entropy_in_pieces
 from dist_subspace.training.head_kinds import InPieces, head_of
@@ -37,11 +39,11 @@ TOKENS = 4  # of the run that proves it
 @dataclass(frozen=True)
 class Proof:
     """reason: why the loss cannot be made inside the head, None where it can; program: what the model does with the head's
-    result; hooks: what hung on its and the model's forward then."""
+    result; hooks: what hung on its and the model's forward then, and in which autocast that was."""
 
     reason: str | None
     program: Program = field(default_factory=Program)
-    hooks: tuple[int, ...] = ()
+    hooks: tuple[Any, ...] = ()
 
 
 _PROOFS: WeakKeyDictionary[nn.Module, Proof] = WeakKeyDictionary()
@@ -56,7 +58,7 @@ def proof_of(model: nn.Module | Engine, ids: Tensor, device: torch.device) -> Pr
     """
     module = _module(model)
     head = output_embeddings(module)
-    hooks = () if head is None else (*hook_names(head), *hook_names(module))
+    hooks = () if head is None else (*hook_names(head), *hook_names(module), *_autocast(device))
     known = _PROOFS.get(module)
     if known is None or known.hooks != hooks:
         reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids, device)
@@ -83,6 +85,16 @@ def loss_in_head(
 def _module(model: nn.Module | Engine) -> nn.Module:
     module: Any = getattr(model, "module", model)
     return module  # type: ignore[no-any-return]
+
+
+def _autocast(device: torch.device) -> tuple[Any, ...]:
+    """The caller's; an engine's own is found out when it runs."""
+    return (torch.get_autocast_dtype(device.type),) if torch.is_autocast_enabled(device.type) else ()
+
+
+def _without_autocast(rows: Tensor) -> Any:
+    """What is made here is in the types that it says."""
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 def _fresh(module: nn.Module, rows: Tensor) -> tuple[Tensor | None, NewTokens | None]:
@@ -130,7 +142,8 @@ class _InHead:
         own = None if fresh is None or tokens is None else FreshLogits(fresh, torch.tensor(tokens.known))
         probe = Probe(row.flatten(0, 1), row.new_empty(1, kind.classes, dtype=kind.dtype))
         each = self.program if self.program.steps else None
-        self.loss = cross_entropy_in_pieces(rows, own, classes, kind, each, probe)
+        with _without_autocast(rows), kept_here():
+            self.loss = cross_entropy_in_pieces(rows, own, classes, kind, each, probe)
         self.answered = kind.layer
         kind.layer.product = lambda x: probe.logits  # type: ignore[method-assign]
 
@@ -142,7 +155,8 @@ class _InHead:
         kind = _known_head(head, rows)
         assert not isinstance(kind, InPieces)  # whose loss is there
         classes = classes.to(rows.device, non_blocking=True)
-        self.loss = head_cross_entropy(rows, fresh, classes, kind, _finish(self.program, tokens))
+        with _without_autocast(rows), kept_here():
+            self.loss = head_cross_entropy(rows, fresh, classes, kind, _finish(self.program, tokens))
 
     def _targets(self) -> tuple[Tensor, Tensor]:
         """The rows that predict a target, and the targets, which lie on the CPU."""
@@ -173,10 +187,18 @@ class _InHead:
 
 
 def _known_head(head: nn.Module, rows: Tensor) -> Head | InPieces:
-    found = head_of(head, rows.dtype)
+    found = _head_in(head, rows)
     if found is None:
         raise RuntimeError(f"the head, a {type(head).__name__}, is another one than before")
     return found
+
+
+def _head_in(head: nn.Module, rows: Tensor) -> Head | InPieces | None:
+    """In an autocast a frozen operator takes its type, and other heads are none."""
+    dtypes = _autocast(rows.device)
+    if dtypes and not isinstance(head, FrozenLinear):
+        return None
+    return head_of(head, dtypes[0] if dtypes else rows.dtype)
 
 
 class _Seen:
@@ -196,15 +218,16 @@ class _Seen:
     def inside(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self.rows is None or self.rows.shape[:-1] != self.shape:
             self.reason = "its head is given something else than a row a token"
-        elif torch.is_autocast_enabled(self.rows.device.type):
-            self.reason = "autocast chooses the type of its logits"
         else:
             rows = self.rows.flatten(0, 1)
-            kind = head_of(head, rows.dtype)
+            kind = _head_in(head, rows)
             if kind is None:
-                self.reason = f"its head is a {type(head).__name__}"
+                autocast = ", in whose place autocast makes logits of another type" if _autocast(rows.device) else ""
+                self.reason = f"its head is a {type(head).__name__}{autocast}"
             else:
-                self.mine = (kind.logits(rows.to(kind.dtype)), *_fresh(self.module, rows))
+                fresh = _fresh(self.module, rows)
+                with _without_autocast(rows):
+                    self.mine = (kind.logits(rows.to(kind.dtype)), *fresh)
 
     def called(self, head: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self.recorder.begin(output)

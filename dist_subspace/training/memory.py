@@ -25,11 +25,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def advice(micro_batch: int, max_length: int, vocabulary: int, hidden: int, layers: int, checkpointing: bool) -> str:
+def advice(
+    micro_batch: int,
+    max_length: int,
+    vocabulary: int,
+    hidden: int,
+    layers: int,
+    checkpointing: bool,
+    offloads: bool = True,
+) -> str:
     """One sentence on what to lower, and about how much it would save on each rank.
 
     Counted: the logits (`logits_memory`), and the 16-bit activations that are kept for backward (one a block under
     checkpointing, about 16 without).
+
+    Arguments:
+        offloads: activations are kept in the computer's memory, or lie there anyway.
     """
 
     def taken(tokens: int) -> int:
@@ -46,6 +57,8 @@ def advice(micro_batch: int, max_length: int, vocabulary: int, hidden: int, laye
         parts.append(f"data.max_length={max_length // 2} saves about {_gib(taken(tokens) - taken(max_length // 2))}")
     if not checkpointing:
         parts.append(f"training.gradient_checkpointing=true saves about {_gib(kept * tokens * 15 / 16)}")
+    elif not offloads:
+        parts.append(f"training.activation_offload=true saves about {_gib(kept * tokens)}")
     parts.append("model.storage=nf4 or deepspeed.preset=zero3 shrink the frozen weights a rank keeps")
     return "out of memory: " + "; ".join(parts)
 

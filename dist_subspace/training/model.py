@@ -50,6 +50,7 @@ def _loaded(plan: Plan, observer: Observer) -> nn.Module:
             storage=config.model.storage,
             double_quant=config.model.double_quant,
             storage_options=config.model.storage_options,
+            head_storage=config.model.head_storage,
             deepspeed=engine_config(plan, model=None),
             task=config.model.task,
             dtype=plan.dtype,

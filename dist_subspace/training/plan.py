@@ -19,6 +19,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.loading.hub import TOKENIZER_FILES
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
+from dist_subspace.loading.packed_head import head_options
 from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import agreed, on_main, refuse_unlike, world
@@ -151,6 +152,8 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
         resolve(subspace_config(config))
     dtype = resolve_dtype(config.model.storage, config.model.dtype)
     options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
+    held = config.model
+    head_options(held.head_storage, held.storage, held.double_quant, held.storage_options, dtype)
     check_optimizer(config.training.optim, device)
     check_installed(config.run.report_to)
     check_hardware(dtype, device)

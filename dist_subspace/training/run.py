@@ -234,4 +234,5 @@ def _memory_advice(plan: Plan) -> str:
         int(model.hidden_size),
         int(model.num_hidden_layers),
         training.gradient_checkpointing,
+        training.activation_offload or plan.device.type == "cpu",
     )

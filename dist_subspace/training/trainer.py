@@ -22,6 +22,7 @@ from dist_subspace.run_folder.records import Evaluation
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups
+from dist_subspace.training.activation_offload import activation_offload
 from dist_subspace.training.announce import announced
 from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper
@@ -34,6 +35,7 @@ from dist_subspace.training.optimizers import make_optimizer
 from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.progress import Progress, best_in_run
+from dist_subspace.training.router_loss import about_routers
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import adam_settings, padding
 
@@ -60,7 +62,8 @@ class Trainer:
             f"starting {engine_title(self.config.deepspeed.preset, self.config.deepspeed.config)}", observer.notice
         ):
             self.engine = self._make_engine()
-        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size)
+        keep = activation_offload(self.config.training.activation_offload, plan.device, observer.notice)
+        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size, keep)
         self.schedule = schedule_of(self.config.training, plan.total_steps, self.engine.rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
@@ -115,6 +118,9 @@ class Trainer:
         reason = whole_logits_because(self.engine, self.plan.batches.batch(0).filler, self.plan.device)
         if reason is not None:
             self.observer.notice(f"the loss is made of whole logits, tokens x vocabulary: {reason}")
+        routers = about_routers(self.model)
+        if routers is not None:
+            self.observer.notice(routers)
 
     def _resume(self) -> None:
         if self.plan.checkpoint is None:

@@ -33,7 +33,7 @@ from tests.config.shapes import SHAPES
 GIB = 2**30
 # What a token leaves of a block for backward, in 16-bit numbers of the hidden and of the inner width: at most.
 OF_HIDDEN, OF_INNER = 14, 5
-OF_ROUTED = 2  # of the hidden width, for each expert that the token goes to
+OF_ROUTED = 3  # of the hidden width, for each expert that the token goes to
 OUTSIDE = GIB  # of CUDA's context, NCCL's buffers and the allocator's gaps
 
 
@@ -282,7 +282,8 @@ class Recipe:
         block = block_activations(shape, tokens)
         inputs = 2 * tokens * shape.hidden_size
         layers = shape.num_hidden_layers
-        activations = layers * inputs + block if training.gradient_checkpointing else layers * block
+        kept = layers * inputs if training.gradient_checkpointing else (layers - 1) * block
+        activations = block + (2 * inputs if training.activation_offload else kept)  # one goes, one comes
         logits = logits_memory(tokens * shape.vocab_size) if self.config.model.task == "causal-lm" else 0
         gathered = 2 * sizes.block + sizes.head if self.stage == 3 else 0
         unpacked = 2 * sizes.matrix if storage_info(self.config.model.storage).dtype is None else 0

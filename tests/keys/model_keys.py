@@ -109,6 +109,20 @@ def storage_options(bench: Bench) -> None:
         begin(bench, given | {"model.storage_options": {"block": 32}})
 
 
+def head_storage(bench: Bench) -> None:
+    """The head's matrix is what bitsandbytes makes of it, whatever holds the layers; a head that is the embedding is refused."""
+    weight = bench.base_model().lm_head.weight.data
+    for kind, given in (("nf4", "int8"), ("int8", "bf16"), (None, "nf4")):
+        changes = {"model.storage": given, "model.double_quant": False, "model.head_storage": kind}
+        head = begin(bench, changes).model.lm_head
+        assert head.storage == (kind or "bf16")
+        expected = weight.bfloat16().float() if kind is None else _held(weight, kind, nested=False)
+        torch.testing.assert_close(head.dense(torch.float32), expected, rtol=0, atol=0)
+    tied = str(make_model(bench.folder / "tied", tied=True))
+    with pytest.raises(UsageError, match=r"model\.head_storage is 'nf4', but lm_head .* is its embedding"):
+        _ = begin(bench, {"model.path": tied, "model.head_storage": "nf4"}).model
+
+
 def _holds(bench: Bench, changes: dict[str, Any], kind: str, nested: bool) -> nn.Module:
     model = begin(bench, {"subspace.init_from": UNSET, "subspace.rank": 2, **changes}).model
     dtype = {"fp32": torch.float32, "fp16": torch.float16}.get(kind, torch.bfloat16)
@@ -280,6 +294,7 @@ KEYS = [
     Key("model.storage", EACH, "the values of the linear layers", f"{_BNB}, torch's casts", storage),
     Key("model.double_quant", (True, False), "statistics in a byte", _BNB, double_quant),
     Key("model.storage_options", ("double_quant",), "the bytes of the linear layers", _BNB, storage_options),
+    Key("model.head_storage", ("nf4", "int8", None), "the values of the head", _BNB, head_storage),
     Key("model.dtype", ("float32", "bfloat16", "float16"), "all else, and the computation", _TRANSFORMERS, dtype),
     Key("model.attn_implementation", ("eager",), "the attention", f"{_TRANSFORMERS}: attentions", attn_implementation),
     Key("model.tokenizer", ("another folder",), "the ids", "AutoTokenizer of both folders", tokenizer),

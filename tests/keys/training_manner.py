@@ -44,6 +44,12 @@ def use_reentrant(bench: Bench) -> None:
     _checkpointed(bench, False, True, **changes)
 
 
+def activation_offload(bench: Bench) -> None:
+    """On a CPU a sentence, and the trajectory stays; tests/gpu/test_activation_offload.py is about a GPU."""
+    outcome = _checkpointed(bench, True, True, training__gradient_checkpointing=True, training__activation_offload=True)
+    assert "activations lie in the computer's memory already" in outcome.said
+
+
 def full_determinism(bench: Bench) -> None:
     """As transformers' own function sets torch; without the key nothing is set."""
     names, cudnn = ("CUBLAS_WORKSPACE_CONFIG", "CUDA_LAUNCH_BLOCKING"), torch.backends.cudnn
@@ -143,6 +149,13 @@ KEYS = [
         "the first pass has no graph; the trajectory stays",
         "calls of the layers, seen by torch's hooks",
         use_reentrant,
+    ),
+    Key(
+        "training.activation_offload",
+        (True,),
+        "on a GPU activations are kept off it; on a CPU a sentence says that they are; the trajectory stays",
+        "PEFT's model in a plain loop",
+        activation_offload,
     ),
     Key(
         "training.full_determinism",

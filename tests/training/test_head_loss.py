@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
 from dist_subspace import SubspaceConfig, attach, disabled, load_frozen
@@ -185,6 +186,28 @@ def test_the_base_alone_is_measured_where_the_adapter_is_switched_off() -> None:
     assert_is_transformers(model, batch_of())
 
 
+@pytest.mark.parametrize("name", ["LlamaForCausalLM", "Gemma2ForCausalLM"])
+@pytest.mark.parametrize("config", [{}, {"new_tokens": [5, VOCABULARY]}], ids=str)
+def test_in_an_autocast_it_is_transformers_loss_of_logits_in_that_type(name: str, config: dict[str, Any]) -> None:
+    model = adapted(family(name), **config)
+    outside = float(micro_batch_loss(model, batch_of(), CPU).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert whole_logits_because(model, batch_of(), CPU) is None
+        assert_is_transformers(model, batch_of(), 1e-2)
+        inside = float(micro_batch_loss(model, batch_of(), CPU).detach())
+        assert inside != outside
+    assert float(micro_batch_loss(model, batch_of(), CPU).detach()) == outside
+
+
+def test_in_an_autocast_a_head_that_is_trained_keeps_its_logits_whole() -> None:
+    model = adapted(family("LlamaForCausalLM"), modules_to_save=["lm_head"])
+    assert whole_logits_because(model, batch_of(), CPU) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in str(whole_logits_because(model, batch_of(), CPU))
+        assert_is_transformers(model, batch_of(), 1e-2)
+    assert whole_logits_because(model, batch_of(), CPU) is None
+
+
 # Where the head's rows do not say the loss.
 
 
@@ -357,6 +380,44 @@ def test_under_zero_3_it_trains_as_transformers_loss_does(config: dict[str, Any]
         assert (one["why"] is None) == (not config.keys() & {"target_modules", "modules_to_save"})
         for name, expected in other["values"].items():
             torch.testing.assert_close(one["values"][name], expected, rtol=1e-4, atol=1e-6)
+
+
+def in_stock_engine(folder: str, stage: int, section: dict[str, Any], storage: str) -> tuple[Any, ...]:
+    """The losses of a micro-batch by the head and by the engine's own forward, the adapter's gradients of both, and why not."""
+    dtype = "bfloat16" if "bf16" in section else "float32"
+    config = {**tiny.ds_config(stage, trainable_numel=1 << 20), **section}
+    model = load_frozen(folder, storage=storage, dtype=dtype, deepspeed=config)
+    adapted_model = attach(model, SubspaceConfig(method="lora", rank=3)).train()
+    engine = tiny.make_engine(adapted_model, config)
+    ids = tiny.own_batch(0, 0, 1)
+    batch, found = MicroBatch(0, {"input_ids": ids}, ids, ids[:, 1:].numel(), len(ids), ids.numel()), []
+    for plain in (False, True):
+        loss = (
+            engine(input_ids=ids, labels=ids, use_cache=False).loss
+            if plain
+            else micro_batch_loss(engine, batch, CPU) / batch.targets
+        )
+        engine.backward(loss)
+        found += [float(loss.detach()), {n: safe_get_full_grad(p) for n, p in named_trainables(adapted_model).items()}]
+        engine.optimizer.zero_grad()
+        engine.zero_grad()
+    why = whole_logits_because(engine, batch, CPU)
+    engine.destroy()
+    return (*found, why)
+
+
+@pytest.mark.parametrize(
+    "section", [{"bf16": {"enabled": True}}, {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}]
+)
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_in_an_engine_of_16_bits_it_is_that_engines_loss(section: dict[str, Any], stage: int, llama: str) -> None:
+    storage = "bf16" if "bf16" in section else "nf4"
+    ((loss, gradients, expected, others, why),) = run_on_ranks(1, in_stock_engine, llama, stage, section, storage)
+    assert why is None
+    assert loss == pytest.approx(expected, rel=1e-2)
+    assert others and None not in others.values()
+    for name, gradient in others.items():
+        assert float((gradients[name] - gradient).norm()) <= 3e-2 * float(gradient.norm()) + 1e-6, name
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -48,6 +48,9 @@ def test_the_advice_is_what_the_logits_and_the_kept_activations_take() -> None:
     assert f"training.gradient_checkpointing=true saves about {15 * one_a_block / gib:.2f} GiB" in said
     said = advice(1, 2048, 128_256, 4096, 32, True)
     assert f"data.max_length=1024 saves about {one_a_block / 4 / 2 / gib:.2f} GiB;" in said
+    assert "activation_offload" not in said, "on a CPU they lie there anyway"
+    told = advice(1, 2048, 128_256, 4096, 32, True, offloads=False)
+    assert f"training.activation_offload=true saves about {one_a_block / 4 / gib:.2f} GiB;" in told
     assert "gradient_checkpointing" not in said and said.endswith("shrink the frozen weights a rank keeps")
     small = 6 * 64 * 4096 + 2 * 64 * 64 * 2
     assert f"saves about {small / 2**20:.0f} MiB" in advice(2, 64, 4096, 64, 2, True), "logits that are taken at once"

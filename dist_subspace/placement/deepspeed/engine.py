@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import optimizer_state
 from dist_subspace.placement.deepspeed.embeddings import spare_frozen_embeddings
+from dist_subspace.placement.deepspeed.in_place import take_apart
 from dist_subspace.placement.deepspeed.loss_scale import (
     global_norm,
     loss_scale,
@@ -42,6 +43,7 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
         group["lr"] = rate
     keep_trainables_whole(engine)
     spare_frozen_embeddings(engine.module)
+    take_apart(engine.module)
     optimizer_state.find_masters(engine)
     return engine
 

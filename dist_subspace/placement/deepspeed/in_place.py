@@ -23,13 +23,16 @@ from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.linear_map import RowPiece
 from dist_subspace.placement.deepspeed.apart import is_gathered_when_called, marked_whole, set_apart, show_shards
 from dist_subspace.placement.deepspeed.shards import full_shape, gathered, is_partitioned
-from dist_subspace.placement.deepspeed.split_rows import SplitRows, look_up, row_pieces, split_rows
+from dist_subspace.placement.deepspeed.split_rows import SplitRows, in_pieces, look_up, row_pieces, split_rows
 
 # Bytes of a table below which one message that gathers it is quicker than three that look rows up.
 LOOKED_UP_FROM = 1 << 24
 # Bytes of a head below which it is gathered whole, and of its pieces, of which there are two at a time.
 IN_PIECES_FROM = 1 << 28
 PIECE = 1 << 26
+
+# How a split weight is used: whole, by a rank's own tokens, or a piece at a time.
+GATHERED, LOOKED_UP, IN_PIECES = "gathered", "looked up", "in pieces"
 
 
 def use_in_place(model: nn.Module) -> None:
@@ -52,30 +55,38 @@ def take_apart(model: nn.Module) -> None:
     for module in model.modules():
         if not (isinstance(module, nn.Embedding) or module is head) or not is_gathered_when_called(module):
             continue
-        if module is head and head_bytes(module) >= IN_PIECES_FROM:
+        if not _can_be_split_rows(module):
+            continue
+        use = use_of(module, module is head)
+        if use == IN_PIECES:
             _head_in_pieces(module)
-        elif isinstance(module, nn.Embedding) and _is_looked_up(module):
+        elif use == LOOKED_UP and isinstance(module, nn.Embedding):
             set_apart(module)
             # A partial and no closure: a deep copy of the model gets one of its own.
             module.forward = functools.partial(_embedded, module)  # type: ignore[method-assign]
 
 
-def head_bytes(head: nn.Module) -> int:
-    """Bytes of a head that can be used in pieces, where it is split; else 0."""
-    own = list(head.parameters())
-    weight = own[0] if own and getattr(head, "takes_row_pieces", False) else None
-    if weight is None or any(p.requires_grad or not is_partitioned(p) for p in own) or "forward" in head.__dict__:
-        return 0
-    return math.prod(full_shape(weight)) * weight.element_size() if split_rows(weight) is not None else 0
+def use_of(module: nn.Module, is_head: bool) -> str:
+    """Local: how the module's weight is used where ZeRO-3 splits it, by its kind and size alone, on the device meta too."""
+    own = list(module.parameters())
+    if not own or any(p.requires_grad for p in own):
+        return GATHERED
+    size = math.prod(whole_shape(own[0])) * own[0].element_size()
+    if is_head and getattr(module, "takes_row_pieces", False):
+        return IN_PIECES if size >= IN_PIECES_FROM else GATHERED
+    looks_up = isinstance(module, nn.Embedding) and len(own) == 1 and module.max_norm is None
+    return LOOKED_UP if looks_up and size >= LOOKED_UP_FROM else GATHERED
 
 
-def _is_looked_up(table: nn.Embedding) -> bool:
-    own = list(table.parameters())
-    if len(own) != 1 or own[0].requires_grad or table.max_norm is not None or split_rows(own[0]) is None:
+def whole_shape(parameter: Tensor) -> tuple[int, ...]:
+    return full_shape(parameter) if is_partitioned(parameter) else tuple(parameter.shape)
+
+
+def _can_be_split_rows(module: nn.Module) -> bool:
+    own = list(module.parameters())
+    if not own or not all(map(is_partitioned, own)) or split_rows(own[0]) is None:
         return False
-    if "forward" in table.__dict__ and getattr(table.forward, "func", None) is not _embedded:
-        return False
-    return math.prod(full_shape(own[0])) * own[0].element_size() >= LOOKED_UP_FROM
+    return "forward" not in module.__dict__ or getattr(module.forward, "func", None) is _embedded
 
 
 def _embedded(table: nn.Embedding, *args: Any, **kwargs: Any) -> Any:
@@ -136,3 +147,8 @@ def _bias(head: Any) -> Tensor | None:
         return None
     with gathered([head.bias]) if is_partitioned(head.bias) else nullcontext():
         return head.bias.detach().clone()  # type: ignore[no-any-return]
+
+
+def pieces_of(rows: int, width: int, itemsize: int, ranks: int, shard: int) -> tuple[int, int]:
+    """How many pieces a head `(rows, width)` comes in, and rows of each rank in one; shard: entries that a rank holds."""
+    return in_pieces(math.ceil(min(shard, rows * width) / width), ranks, width * itemsize, PIECE)

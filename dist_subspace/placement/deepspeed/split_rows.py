@@ -6,6 +6,7 @@ function relies on is in its docstring; tests/placement/deepspeed/test_split_row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -145,8 +146,8 @@ def _bytes(rows: Tensor) -> Tensor:
 def row_pieces(split: SplitRows, device: torch.device, size: int) -> Iterator[RowPiece]:
     """Collective: every row of the matrix once, in pieces of about `size` bytes on the device, from all ranks alike; the next one
     comes while a piece is used."""
-    each = max(1, size // (split.ranks * split.width * split.shard.element_size()))
-    number = -(-max(len(split.begun(rank)) for rank in range(split.ranks)) // each)
+    most = max(len(split.begun(rank)) for rank in range(split.ranks))
+    number, each = in_pieces(most, split.ranks, split.width * split.shard.element_size(), size)
     tail = _tail(split, device)
     coming = _piece(split, device, 0, each, tail)
     for piece in range(number):
@@ -156,6 +157,16 @@ def row_pieces(split: SplitRows, device: torch.device, size: int) -> Iterator[Ro
         if work is not None:
             work.wait()
         yield RowPiece(rows.view(-1, split.width), _runs(split, piece, each))
+
+
+def in_pieces(rows: int, ranks: int, row_bytes: int, size: int) -> tuple[int, int]:
+    """How many pieces of at most about `size` bytes, all alike, and how many rows of each rank are in one.
+
+    Arguments:
+        rows: of the rank that has the most.
+    """
+    number = math.ceil(rows / max(1, size // (ranks * row_bytes)))
+    return number, math.ceil(rows / number)
 
 
 def _runs(split: SplitRows, piece: int, each: int) -> tuple[tuple[int, int, int], ...]:

@@ -46,8 +46,8 @@ def zero_thresholds(stage: int, trainable_numel: int, block_numel: int) -> dict[
             "stage3_prefetch_bucket_size": block_numel,
             # The block that computes and the one that comes; the default (1e9) would keep a whole 1B model in 4 bits gathered.
             "stage3_max_live_parameters": 2 * block_numel,
-            # What is used again at once is kept: the head between its forward and its backward (2 GiB at 70 billion parameters,
-            # sent once and not twice), and the last block where little lies behind it (`placement/traffic.py` counts with it).
+            # What is used again at once is kept, in loops that make a loss of whole logits: the head between its forward and its
+            # backward, and the last block where little lies behind it. In ours the head is needed once.
             "stage3_max_reuse_distance": block_numel,
         }
     return sizes

@@ -196,7 +196,11 @@ def _vocabulary(model: Any) -> int:
 def _mean_row(module: Any, gathered: Gathered) -> Tensor:
     """Collective where the module is split: `(d,)` float32, the mean over the rows of an embedding or a head."""
     with gathered(list(module.parameters())), torch.no_grad():
-        weight = getattr(module, "weight", None) if getattr(module, "is_float", True) else None
+        if not getattr(module, "is_float", True):  # decoded a few rows at a time
+            pieces = [p.rows.sum(0, dtype=torch.float64) for p in module.row_pieces(torch.float32)]
+            mean: Tensor = torch.stack(pieces).sum(0) / module.out_features
+            return mean.float()
+        weight = getattr(module, "weight", None)
         if weight is None or getattr(module, "transposed", False):
             weight = module.dense(torch.float32)
         sums = [part.float().sum(0, dtype=torch.float64) for part in weight.split(ROWS)]
@@ -206,13 +210,16 @@ def _mean_row(module: Any, gathered: Gathered) -> Tensor:
 def _tables(model: Any) -> dict[str, str]:
     """The base's tensors that have a row for each token, by every name that they have."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    packed = not getattr(head, "is_float", True)  # under whatever name: as a plain model calls it
     kinds = {
         id(getattr(head, "bias", None)): "bias",
-        id(getattr(head, "weight", None)): "head",
+        id(None if packed else getattr(head, "weight", None)): "head",
         id(table.weight): "embedding",
     }
     named = model.named_parameters(remove_duplicate=False)
-    return {name: kinds[id(parameter)] for name, parameter in named if id(parameter) in kinds}
+    tables = {name: kinds[id(parameter)] for name, parameter in named if id(parameter) in kinds}
+    heads = [name for name, module in model.named_modules(remove_duplicate=False) if packed and module is head]
+    return tables | {f"{name}.weight": "head" for name in heads}
 
 
 def _with_vocabulary_size(model: Any) -> list[Any]:

@@ -43,7 +43,7 @@ MUTANTS = [
         text="        own = [slice(rows.start - start, rows.stop - start) for _, rows in some]\n",
         becomes="        own = [slice(rows.start, rows.stop) for _, rows in some]\n",
         promise="Every group of experts is multiplied with its own rows.",
-        tests=[f"{_OF_GROUPS}::test_groups_give_what_each_expert_gives_alone[whole 16 bytes-torch.float32-False-nf4]"],
+        tests=[f"{_OF_GROUPS}::test_groups_give_what_each_expert_gives_alone[whole 16 bytes-torch.float32-False-int8]"],
     ),
     Mutant(
         name="stack-gives-other-rows-the-product-of-its-own",
@@ -78,5 +78,15 @@ MUTANTS = [
         becomes="",
         promise="model.experts_at_once reaches the stacks.",
         tests=["tests/keys/test_model.py::test_a_key_changes_the_run_as_the_reference_says[model.experts_at_once]"],
+    ),
+    Mutant(
+        name="pages-freed-memory-stays-in-the-heap",
+        file="dist_subspace/pages.py",
+        text="        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE)\n",
+        becomes="        ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 1 << 25)\n",
+        promise="Weights that ZeRO-3 gathers on a CPU and lets go are given back to the system.",
+        tests=[
+            "tests/test_pages.py::test_what_was_gathered_and_let_go_between_small_tensors_that_stay_is_given_back",
+        ],
     ),
 ]

@@ -13,7 +13,7 @@ MUTANTS = [
         text="    spare_frozen_embeddings(engine.module)\n",
         becomes="",
         promise="A frozen embedding is gathered for forward alone, with activation checkpointing too.",
-        tests=[f"{_TESTS}::test_a_head_that_is_larger_than_a_block_is_gathered_once_and_the_last_block_twice"],
+        tests=[f"{_TESTS}::test_a_head_that_is_larger_than_a_block_is_gathered_once"],
     ),
     Mutant(
         name="trained-embedding-not-gathered-in-backward",
@@ -29,7 +29,7 @@ MUTANTS = [
         text="Sent(weights, weights if near > ranks_per_node else 0)",
         becomes="Sent(weights, weights)",
         promise="By the formula too, second shards keep packed bytes inside a node.",
-        tests=[f"{_TESTS}::test_what_lies_within_a_blocks_elements_of_its_next_use_is_kept"],
+        tests=[f"{_TESTS}::test_blocks_and_norms_are_sent_for_forward_and_for_backward_embedding_and_head_once"],
     ),
     Mutant(
         name="gradients-once-a-step-at-stage-2",
@@ -42,10 +42,10 @@ MUTANTS = [
     Mutant(
         name="nothing-kept-for-its-backward",
         file="dist_subspace/placement/traffic.py",
-        text="if other == number and between < reuse:",
-        becomes="if False:",
-        promise="The formula knows what is kept from forward to backward.",
-        tests=[f"{_TESTS}::test_what_lies_within_a_blocks_elements_of_its_next_use_is_kept"],
+        text="reversed(units) if unit.in_backward)",
+        becomes="reversed(units))",
+        promise="The formula knows what is sent for forward alone.",
+        tests=[f"{_TESTS}::test_blocks_and_norms_are_sent_for_forward_and_for_backward_embedding_and_head_once"],
     ),
     Mutant(
         name="shards-without-padding",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +13,18 @@ from torch import Tensor, nn
 from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.placement.collectives import world
-from dist_subspace.placement.deepspeed import in_place
 from dist_subspace.placement.deepspeed.apart import is_gathered_when_called
 from dist_subspace.placement.tensors import gathered
 from dist_subspace.subspace import named_trainables, trainable_parameters
-from dist_subspace.training import cross_entropy
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.loss import micro_batch_loss, whole_logits_because
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
 from tests.sent_bytes import recorded
+from tests.tables_in_place import from_the_first_byte
 from tests.tiny_models import tiny_inputs, tiny_model
 
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def from_the_first_byte(piece: int = 600) -> Iterator[None]:
-    """Tables and heads of any size are large."""
-    before = (in_place.LOOKED_UP_FROM, in_place.IN_PIECES_FROM, in_place.PIECE, cross_entropy.PIECE)
-    in_place.LOOKED_UP_FROM, in_place.IN_PIECES_FROM, in_place.PIECE, cross_entropy.PIECE = 0, 0, piece, 40
-    try:
-        yield
-    finally:
-        in_place.LOOKED_UP_FROM, in_place.IN_PIECES_FROM, in_place.PIECE, cross_entropy.PIECE = before
 
 
 class Largest:
