@@ -8,7 +8,7 @@ storage that does not pack by pieces, a placement that wants the whole.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Layout
-from dist_subspace.loading.own_parts import OwnParts
+from dist_subspace.loading.own_parts import OwnParts, counting
 from dist_subspace.loading.packed_head import packed_head
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.sources import find_sources
@@ -90,9 +90,9 @@ class Stream:
     def run(self, splitter: Splitter, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
         self.splitter = splitter
-        units = list(self._units())
+        units = [pair for pair in self.model.named_modules() if any(True for _ in pair[1].parameters(recurse=False))]
         sizes = self._sizes(units)
-        count = _counting(sum(sizes), progress)
+        count = counting(sum(sizes), progress)
         with RangeReader(self.index) as reader:
             self.reader = reader
             if splitter.takes_parts:
@@ -159,11 +159,6 @@ class Stream:
         return tuple(
             dict.fromkeys(name.rpartition(".")[0] for name in self.sources.absent if may_lack(self.model, name))
         )
-
-    def _units(self) -> Iterator[tuple[str, nn.Module]]:
-        for name, module in list(self.model.named_modules()):
-            if any(True for _ in module.parameters(recurse=False)):
-                yield name, module
 
     def _load(
         self,
@@ -402,16 +397,3 @@ class Stream:
 
 def _quantisable(values: torch.Tensor) -> torch.Tensor:
     return values if values.dtype in QUANTISABLE else values.float()
-
-
-def _counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
-    """What is told of more bytes, and tells how many there are in all."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if more and progress is not None:
-            progress(done, total)
-
-    return count
