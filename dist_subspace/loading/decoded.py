@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from dist_subspace.loading.formats import find_weights
 from dist_subspace.loading.held_weight import HeldWeight
-from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.index import PIECE, CheckpointIndex
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.transformers_internals import key_plan
@@ -60,12 +60,22 @@ class DecodedIndex(CheckpointIndex):
         return layout.transpose(-2, -1) if weight.turned else layout
 
     def same(self, one: str, other: str, dtype: torch.dtype, part: tuple[int, int] = (0, 1)) -> bool:
-        """Quantised weights are compared whole, whatever the part."""
         if (one, other, dtype) in self.compared or not {one, other} & self.weights.keys():
             return super().same(one, other, dtype, part)
-        return self.shapes[one] == self.shapes[other] and torch.equal(
-            self.read(one).to(dtype), self.read(other).to(dtype)
-        )
+        layouts = self.layout(one), self.layout(other)
+        if layouts[0].shape != layouts[1].shape:
+            return False
+        numel, (number, count) = layouts[0].numel, part
+        last = numel * (number + 1) // count
+        with RangeReader(self) as reader:
+            for first in range(numel * number // count, last, PIECE):
+                end = min(first + PIECE, last)
+                values = [torch.empty(end - first, dtype=reader.dtype(layout)) for layout in layouts]
+                for layout, held in zip(layouts, values, strict=True):
+                    reader.fill(layout, first, end, held)
+                if not torch.equal(values[0].to(dtype), values[1].to(dtype)):
+                    return False
+        return True
 
 
 def decoded_index(

@@ -27,7 +27,7 @@ from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
 from dist_subspace.loading.twins import compare, twins
 from dist_subspace.notices import say
-from dist_subspace.pages import give_back_freed, give_back_large_at_once
+from dist_subspace.pages import give_back_freed, take_large_from_system
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     join_ranks,
@@ -119,8 +119,8 @@ def load_frozen(
         plan = key_plan(model, index)
         pairs = twins(model, plan)
     splitter = splitter_of(stage_config, device)
-    if splitter.splits and splitter.device.type == "cpu":
-        give_back_large_at_once()
+    if splitter.splits:
+        take_large_from_system()  # whole weights come and go with every layer
     compare(pairs, index, splitter, together)
     with together("planning the load"):
         stream = Stream(model, index, plan, storage, options, kind, seed, head)

@@ -323,16 +323,3 @@ def _joined(intervals: Sequence[Interval]) -> list[Interval]:
         else:
             joined.append((start, stop))
     return joined
-
-
-def counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
-    """What is told of more bytes, and tells how many there are in all."""
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        if more and progress is not None:
-            progress(done, total)
-
-    return count

@@ -21,7 +21,9 @@ from dist_subspace.config import Config, load_config
 from dist_subspace.families.blocks import blocks
 from dist_subspace.families.heads import classification_heads, is_head_layer
 from dist_subspace.loading.experts_internals import adopt_stacks
+from dist_subspace.placement.deepspeed.in_place import PIECE
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
+from dist_subspace.placement.engines import GATHERED, IN_PIECES, LOOKED_UP, use_of
 from dist_subspace.storage import FrozenLinear, FrozenStack, adopt_all, options_for, storage_info
 from dist_subspace.subspace import StackedPart, attach_method, attached, methods, trainable_parameters
 from dist_subspace.subspace.blocks.svd import OVERSAMPLING, PUBLISHED_ROUNDS
@@ -69,8 +71,9 @@ class Sizes:
     """Of a model with its method on it.
 
     frozen: bytes of the frozen parameters, in all; copied: of buffers, which every rank has; trained: parameters.
-    block: bytes of the largest block; head: of the head or the embeddings, the larger; matrix: weights of the largest operator,
-    or of so many experts as are dequantised at once.
+    block: bytes of the largest block; head: of the head or the embeddings, the larger, as far as they are gathered at a time;
+    in_pieces: whether the head comes in pieces; matrix: weights of the largest operator, or of so many experts as are
+    dequantised at once.
     sites: the adapted matrices, as (d_out, d_in); rank: of the method, where it has one.
     """
 
@@ -82,6 +85,7 @@ class Sizes:
     matrix: int
     sites: tuple[tuple[int, int], ...]
     rank: int | None
+    in_pieces: bool = False
 
 
 def sizes_of(model: nn.Module, config: Config) -> Sizes:
@@ -90,6 +94,7 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     options = options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
     adopt_all(model)
     adopt_stacks(model)
+    model.requires_grad_(False)
     head = model.get_output_embeddings()  # type: ignore[operator]
     held: dict[nn.Parameter, int] = {p: p.numel() * dtype.itemsize for p in model.parameters()}
     operators = {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear) and m is not head}
@@ -100,9 +105,18 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     stacks = [module for module in model.modules() if isinstance(module, FrozenStack)]
     for stack in stacks:
         held[next(stack.parameters())] = stack.experts * storage.bytes_held(*stack.expert_shape, **options)
+    if config.model.head_storage is not None:
+        kind = config.model.head_storage
+        own = options if kind == config.model.storage else options_for(kind, config.model.double_quant)
+        held[head.weight] = storage_info(kind).bytes_held(head.out_features, head.in_features, **own)
     largest = max(sum(held[p] for p in block.parameters()) for block in blocks(model))
     tables = [m for m in (head, model.get_input_embeddings()) if m is not None]  # type: ignore[operator]
-    whole = max(sum(held[p] for p in table.parameters()) for table in tables)
+    uses = {table: use_of(table, table is head) for table in tables}
+    if config.model.head_storage is not None:
+        uses[head] = GATHERED
+    at_once = {GATHERED: None, LOOKED_UP: 0, IN_PIECES: 2 * PIECE}
+    parts = {table: at_once[use] for table, use in uses.items()}
+    whole = max(sum(held[p] for p in t.parameters()) if part is None else part for t, part in parts.items())
     matrix = max(m.in_features * m.out_features for m in operators.values())
     matrix = max([matrix, *(config.model.experts_at_once * math.prod(stack.expert_shape) for stack in stacks)])
     buffers = set(model.buffers())
@@ -113,7 +127,10 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     on = attached(model)
     sites = [site for site in map(model.get_submodule, on.layers) if not isinstance(site, StackedPart)]
     shapes = tuple((site.out_features, site.in_features) for site in sites)
-    return Sizes(sum(held.values()) + factors, copied, trained, largest, whole, matrix, shapes, on.settings.rank)
+    in_pieces = uses.get(head) == IN_PIECES
+    return Sizes(
+        sum(held.values()) + factors, copied, trained, largest, whole, matrix, shapes, on.settings.rank, in_pieces
+    )
 
 
 def put_method(model: nn.Module, config: Config) -> None:
@@ -286,6 +303,10 @@ class Recipe:
         activations = block + (2 * inputs if training.activation_offload else kept)  # one goes, one comes
         logits = logits_memory(tokens * shape.vocab_size) if self.config.model.task == "causal-lm" else 0
         gathered = 2 * sizes.block + sizes.head if self.stage == 3 else 0
+        if (
+            self.stage == 3 and sizes.in_pieces
+        ):  # what each token sums of the pieces, and its label's row (float32, 16 bits)
+            gathered += 8 * tokens * shape.hidden_size
         unpacked = 2 * sizes.matrix if storage_info(self.config.model.storage).dtype is None else 0
         gradients = 8 * sizes.trained  # and a bucket of them
         on_card = held.weights + held.node_weights + held.adapter

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from dist_subspace import load_frozen
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.as_held import Quantised
+from dist_subspace.loading.as_held import Place, Quantised
 from dist_subspace.loading.decoded import decoded_index
 from dist_subspace.loading.index import CheckpointIndex, open_checkpoint
+from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.storage import storages
 from tests.quantised_folders import changed, fp8_blocks, matrices, operators, rewritten, save_plain
 from tests.tiny_models import tiny_model
@@ -60,6 +61,18 @@ def test_one_sentence_says_what_becomes_of_them(index: CheckpointIndex, storage:
     assert sentence.startswith(str(index.folder)) and said in sentence, sentence
     (joined,) = Quantised(index, storage, {}, torch.bfloat16).notes(())
     assert "kept as they are" not in joined and "keeps them as they are" not in joined, joined
+
+
+def test_bytes_are_read_whole_where_nothing_is_read_in_parts(index: CheckpointIndex) -> None:
+    """As a placement asks that cuts tensors itself."""
+    quantised = Quantised(index, "fp8", {}, torch.bfloat16)
+    with RangeReader(index) as reader:
+        place = Place(None, reader, torch.device("cpu"))
+        operator = quantised.operator(KEY, (320, 192), place, lambda v: v, lambda: None, bias=None, origin=None)
+        codes = reader.bytes(KEY, 0, 320 * 192).view(torch.int8).view(320, 192)
+        assert torch.equal(operator.get_parameter("codes"), codes)
+        assert torch.equal(operator.get_parameter("scale"), reader.bytes(f"{KEY}_scale_inv", 0, 24).view(torch.int8))
+    assert torch.equal(operator.dense(torch.bfloat16), index.read(KEY))
 
 
 def test_what_the_maker_left_in_floats_stays_so_in_the_same_storage_alone(folder: Path) -> None:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import dist_subspace as dsub
+from dist_subspace.api import load_adapted
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.decoded import decoded_index
@@ -104,6 +105,17 @@ def test_a_merged_model_is_plain(folder: Path, tmp_path: Path, storage: str) -> 
     merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
     expected = logits(model).float()
     torch.testing.assert_close(logits(merged), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_an_adapter_finds_its_quantised_base_again(folder: Path, tmp_path: Path) -> None:
+    model = dsub.attach(dsub.load_frozen(folder, "fp8", dtype="float32"), dsub.SubspaceConfig(method="ssl"))
+    with torch.no_grad():
+        for parameter in dsub.trainable_parameters(model):
+            parameter.normal_(std=0.05)
+    dsub.save_adapter(model, tmp_path / "adapter")
+    again = load_adapted(tmp_path / "adapter")
+    assert operators(again, "fp8").keys() == operators(model, "fp8").keys() and len(operators(model, "fp8")) == 7
+    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-5)
 
 
 def test_the_original_is_what_the_codes_stand_for(folder: Path, tmp_path: Path) -> None:

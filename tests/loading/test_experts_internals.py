@@ -142,6 +142,37 @@ def test_a_merge_writes_the_stacks_of_the_chosen_base_as_the_family_holds_them(
     assert all(torch.equal(original.get_parameter(name), plain.get_parameter(name)) for name in held)
 
 
+@pytest.mark.parametrize("residual", ["stacked", "fold"])
+def test_a_residual_of_experts_is_merged_onto_either_base(
+    residual: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders["transposed, interleaved, with biases"]
+    options = {"svd": "exact", "residual": residual}
+    model = dsub.load_frozen(folder, storage="nf4", dtype="float32")
+    before = {name: dense(stack) for name, stack in stacks(model).items()}
+    dsub.attach(model, dsub.SubspaceConfig(method="pissa", rank=2, alpha=2, target_parameters=BOTH, options=options))
+    with torch.no_grad():
+        for parameter in dsub.trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        ours = model(**tiny_inputs(model)).logits
+    plain = read(folder)
+    for base in ("dequantised", "original"):
+        report = dsub.merge(model, tmp_path / base, base=base, report=None)
+        merged = read(tmp_path / base)
+        for name in before:
+            part = model.get_submodule(name)
+            update = (part.lora_B @ part.lora_A - part.lora_B0 @ part.lora_A0).detach().transpose(1, 2)
+            held = dense(part.base) + (part.lora_B0 @ part.lora_A0).detach().transpose(1, 2) * (residual == "fold")
+            right = (plain.get_parameter(name).detach() if base == "original" else held) + update
+            torch.testing.assert_close(merged.get_parameter(name).detach(), right, rtol=1e-4, atol=1e-5)
+            own = plain.get_parameter(name).detach()
+            off = torch.dist(held, own) / own.norm()
+            assert report.drift[name] == pytest.approx(float(off), rel=1e-3)
+    with torch.no_grad():
+        merged = read(tmp_path / "dequantised")
+        torch.testing.assert_close(merged(**tiny_inputs(merged)).logits, ours, rtol=1e-4, atol=1e-4)
+
+
 def test_an_adapter_beside_packed_experts_is_saved_with_their_storage_and_loaded_again(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
