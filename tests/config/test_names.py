@@ -18,6 +18,7 @@ from dist_subspace.families.classes import AUTO_CLASSES
 from dist_subspace.loading.load import DTYPES
 from dist_subspace.placement.engines import ALL_PRESETS
 from dist_subspace.subspace.core.constraints import CONSTRAINTS
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS
 from dist_subspace.training.data.formats import FORMATS
 from dist_subspace.training.optimizers import ON_ANY_DEVICE, ON_CUDA
 from dist_subspace.training.trackers import KINDS
@@ -32,6 +33,7 @@ EQUAL: list[tuple[str, Iterable[str]]] = [
     ("Constraint", CONSTRAINTS),
     ("Reporter", KINDS),
     ("Dtype", DTYPES),
+    ("ExpertParameters", EXPERT_PARAMETERS),
 ]
 PARTS: list[tuple[str, Iterable[str]]] = [("Task", AUTO_CLASSES), ("Scheduler", [kind.value for kind in SchedulerType])]
 TWO_WORDS = {"OnNonfinite", "Truncation"}  # the code that follows them compares with one of the two

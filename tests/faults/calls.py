@@ -72,7 +72,8 @@ def _attached(home: Path) -> Any:
 
 def _on_experts() -> Any:
     mixture = tiny_model("MixtralForCausalLM", config_name="MixtralConfig", num_local_experts=4, num_experts_per_tok=2)
-    return dsub.attach(mixture, dsub.SubspaceConfig(rank=2, target_parameters=["experts.down_proj"]))
+    names = ["experts.down_proj"]
+    return dsub.attach(mixture, dsub.SubspaceConfig(rank=2, target_parameters=names, expert_parameters="shared"))
 
 
 def _copy_of_the_base(home: Path) -> None:

@@ -120,7 +120,9 @@ def _export_model(model: nn.Module, described: Entries, wish: _Wish) -> ExportRe
     parts: dict[str, Any] = {name: model.get_submodule(name) for name in names}
     if STACKS in described[OWN]:
         direct = is_direct(attached(model).config)
-        pairs = {} if direct else {n: _on_whole(n, part, lambda _, own: pair_of(own)) for n, part in parts.items()}
+        pairs: dict[str, tuple[Tensor, Tensor] | None] = {}
+        for layer, part in () if direct else parts.items():
+            pairs[layer] = _on_whole(layer, part, _pair)
         return on_main(_write_experts, described, info, native, pairs, wish)
     forms: dict[str, Forms | None] | None = None
     if not _is_direct(described, wish.form):
@@ -163,6 +165,10 @@ def _write_experts(
         errors={},
         notes=("vLLM reads no target_parameters: this folder is for PEFT",),
     )
+
+
+def _pair(name: str, part: SubspacePart) -> tuple[Tensor, Tensor] | None:
+    return pair_of(part)
 
 
 def _form_of(name: str, part: SubspacePart, rank: int | None) -> Forms | None:
