@@ -17,20 +17,18 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
-from dist_subspace.families.experts import stacks_of
-from dist_subspace.loading.as_held import Place, Quantised
+from dist_subspace.loading.as_held import Place
 from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.own_parts import OwnParts
-from dist_subspace.loading.packed_head import packed_head
+from dist_subspace.loading.packing import Packing
 from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.sources import find_sources
-from dist_subspace.loading.stays_dense import check_packed, is_output, may_lack
-from dist_subspace.loading.transformers_internals import KeyPlan, initialise, kept_type
+from dist_subspace.loading.stays_dense import may_lack
+from dist_subspace.loading.transformers_internals import KeyPlan, initialise
 from dist_subspace.module_places import buffers_of, replace_everywhere
-from dist_subspace.notices import say
 from dist_subspace.placement.protocol import Splitter
 from dist_subspace.storage import (
     FrozenLinear,
@@ -40,7 +38,6 @@ from dist_subspace.storage import (
     adopt,
     is_conv1d,
     is_linear,
-    left_alone,
     linear_shape,
     pack,
     pack_stack,
@@ -71,21 +68,13 @@ class Stream:
         self.dtype, self.seed = dtype, seed
         self.operators: dict[nn.Module, nn.Module] = {}  # by the linear layer in whose place each one stands
         self.sources = find_sources(model, index, plan, partial(may_lack, model))
-        self.kept_type = kept_type(model, dtype)
-        self.apart = left_alone(model)
-        self.quantised = Quantised(index, storage, options, dtype)
-        self.head = None if head is None else (packed_head(model, head[0], self.apart), *head)
+        self.packing = Packing(model, index, self.sources, (storage, options), dtype, head)
+        self.kept_type, self.quantised = self.packing.kept_type, self.packing.quantised
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
         self._number = 0
-        if storage_info(storage).dtype is None:
-            modules = dict(model.named_modules())
-            packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
-            apart = self.apart | self.quantised.left(model, self.sources.keys_of)
-            apart = {name: why for name, why in apart.items() if not self._is_output_layer(name)}
-            for sentence in check_packed(model, storage, dtype, packed, apart):
-                say(sentence)
+        self.packing.say_what_stays()
 
     def run(self, splitter: Splitter, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
@@ -157,7 +146,7 @@ class Stream:
         device: torch.device,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
-        if is_linear(module) and name not in self.apart:
+        if is_linear(module) and name not in self.packing.apart:
             loaded: nn.Module = self._load_linear(name, module, device, done)
             replace(self.model, name, loaded)
             self.operators[module] = loaded
@@ -176,7 +165,7 @@ class Stream:
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
         origin = self.sources.origin(self.model, full_name)
-        if not self._packs(name, module):
+        if not self.packing.packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._adopted(module, origin)
@@ -195,12 +184,11 @@ class Stream:
     ) -> FrozenLinear:
         """The weight of a linear layer in the storage, from this rank's part of the file where that is enough."""
         transposed = is_conv1d(module)
-        storage, options = self._held_in(name)
+        storage, options = self.packing.held_in(name)
         in_pieces, layout = storage_info(storage).in_pieces, self._layout(name)
         watch, end = self._watch(name, self.dtype)
-        key = self.sources.keys.get(name, "")
-        if storage == self.storage and key in self.quantised.taken:
-            place = Place(self.own, self.reader, device)
+        if self.packing.takes_codes(name):
+            place, key = Place(self.own, self.reader, device), self.sources.keys[name]
             packed = self.quantised.operator(key, linear_shape(module), place, watch, end, bias=bias, origin=origin)
             packed.conv1d = transposed
             return packed
@@ -213,12 +201,6 @@ class Stream:
         full = watch(_quantisable(self._read_float(name)))
         end()
         return pack(full.to(device), storage, transposed=transposed, bias=bias, origin=origin, **options)
-
-    def _held_in(self, name: str) -> tuple[str, Mapping[str, Any]]:
-        """The storage of a weight that is packed, and its options."""
-        if self.head is not None and name == f"{self.head[0]}.weight":
-            return self.head[1:]
-        return self.storage, self.options
 
     def _layout(self, name: str) -> Layout | None:
         """Where this rank's part of the parameter lies in the file; None where it is read whole."""
@@ -241,21 +223,9 @@ class Stream:
 
         return watch, end
 
-    def _packs(self, name: str, module: nn.Module) -> bool:
-        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
-        of its own (a router made in float32)."""
-        full_name = f"{name}.weight"
-        if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
-            return False
-        own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
-        if self.head is not None and name == self.head[0]:
-            return not own_type
-        left = self.quantised.leaves(self.sources.keys_of(full_name))
-        return not own_type and not left and not self._is_output_layer(name)
-
     def _load_stacks(self, name: str, module: nn.Module, device: torch.device) -> None:
         """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
-        stacks = self._packed_stacks(name, module)
+        stacks = self.packing.stacks(name, module)
         for attribute, transposed in stacks.items():
             stack = self._stack(f"{name}.{attribute}", getattr(module, attribute), transposed, device)
             delattr(module, attribute)  # a module cannot take a parameter's place
@@ -292,26 +262,6 @@ class Stream:
             device=device,
             **self.options,
         )
-
-    def _packed_stacks(self, name: str, module: nn.Module) -> dict[str, bool]:
-        """The module's stacks of experts that the storage holds, by attribute, and whether they are transposed: those of the
-        type of the computation, in a storage that is no float type."""
-        stacks = stacks_of(module) if storage_info(self.storage).dtype is None else None
-        if stacks is None:
-            return {}
-        held = {attribute: getattr(module, attribute) for attribute in stacks.names}
-        return {
-            attribute: stacks.transposed
-            for attribute, matrices in held.items()
-            if self._packs_parameter(f"{name}.{attribute}", matrices)
-        }
-
-    def _packs_parameter(self, name: str, matrices: nn.Parameter) -> bool:
-        own_type = self.kept_type(name) is not None or matrices.dtype != self.dtype
-        return self.sources.has(name) and not own_type and matrices.dim() == 3
-
-    def _is_output_layer(self, name: str) -> bool:
-        return is_output(self.model, name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
 
     @staticmethod
     def _adopted(module: nn.Module, origin: Origin | None) -> FrozenLinear:

@@ -37,7 +37,7 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def llama(vocabulary: int, length: int, tied: bool) -> nn.Module:
+def llama(vocabulary: int, length: int, tied: bool, layers: int = 6) -> nn.Module:
     from transformers import LlamaForCausalLM
 
     from tests.tiny_models import tiny_config
@@ -49,7 +49,7 @@ def llama(vocabulary: int, length: int, tied: bool) -> nn.Module:
         vocab_size=vocabulary,
         hidden_size=1024,
         intermediate_size=2816,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=16,
         num_key_value_heads=16,
         max_position_embeddings=length,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from dist_subspace import SubspaceConfig, attach
 from dist_subspace.subspace import trainable_parameters
@@ -16,20 +16,18 @@ from dist_subspace.training.activation_offload import Offload
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.loss import micro_batch_loss
 from tests.gpu.device import DEVICE
+from tests.tiny_models import tiny_config
 
-HIDDEN, LAYERS, ROWS, LENGTH = 1024, 12, 4, 1024
+HIDDEN, LAYERS, ROWS, LENGTH, VOCABULARY = 1024, 12, 4, 1024, 4096
 INPUT = ROWS * LENGTH * HIDDEN * 2  # bytes of a block's input
 
 
 def model_of(checkpointing: bool) -> Any:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=4096,
-        hidden_size=HIDDEN,
-        intermediate_size=2048,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=16,
-        max_position_embeddings=LENGTH,
+    sizes = {"hidden_size": HIDDEN, "intermediate_size": 2048, "num_hidden_layers": LAYERS, "num_attention_heads": 16}
+    config = tiny_config(
+        "LlamaConfig",
+        **{**sizes, "num_key_value_heads": 16, "vocab_size": VOCABULARY, "max_position_embeddings": LENGTH},
         tie_word_embeddings=False,
     )
     model: Any = LlamaForCausalLM(config).to(DEVICE, torch.bfloat16)
@@ -41,7 +39,7 @@ def model_of(checkpointing: bool) -> Any:
 
 
 def steps(model: Any, keep: Any) -> tuple[list[float], list[Tensor], int]:
-    ids = torch.randint(3, 4096, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(3, VOCABULARY, (ROWS, LENGTH), generator=torch.Generator().manual_seed(1))
     batch = MicroBatch(0, {"input_ids": ids}, ids, ROWS * (LENGTH - 1), ROWS, ids.numel())
     losses = []
     for step in range(3):

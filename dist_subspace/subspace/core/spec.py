@@ -104,4 +104,5 @@ class Settings:
     dropout: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     constraint: Constraint | None = None
-    expert_parameters: str = OWN
+    # Not in the text that a checkpoint's fingerprint is made of: the configuration has it there, where it is not the default.
+    expert_parameters: str = field(default=OWN, repr=False)

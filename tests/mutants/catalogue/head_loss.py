@@ -60,8 +60,8 @@ MUTANTS = [
     Mutant(
         name="cap-behind-the-head-forgotten",
         file="dist_subspace/training/head_loss.py",
-        text="_known_head(head, rows), _finish(self.program, tokens)",
-        becomes="_known_head(head, rows), _finish(Program(), tokens)",
+        text="classes, kind, _finish(self.program, tokens)",
+        becomes="classes, kind, _finish(Program(), tokens)",
         promise="What a model does with its head's result is a part of the loss.",
         tests=[f"{_MODEL}test_it_is_transformers_loss_with_its_gradients[Gemma2ForCausalLM-dtype0]"],
     ),

@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         name="double-quantisations-mean-not-added",
         file="dist_subspace/storage/bnb.py",
-        text="dequantize_blockwise(absmax, state2) + packed.offset",
-        becomes="dequantize_blockwise(absmax, state2)",
+        text="dequantize_blockwise(packed.absmax, state2) + packed.offset",
+        becomes="dequantize_blockwise(packed.absmax, state2)",
         promise="The mean taken out of absmax is put back.",
         tests=["tests/storage/test_bnb.py::test_4bit_bytes_decode_to_what_bitsandbytes_decodes[nf4-(33, 31)]"],
     ),

@@ -290,8 +290,8 @@ _STEP = [
     Mutant(
         name="dropout-without-the-seed",
         file="dist_subspace/training/trainer.py",
-        text="self.config.training.seed, world().size)",
-        becomes="0, world().size)",
+        text="self.config.training.seed, world().size, keep)",
+        becomes="0, world().size, keep)",
         promise="training.seed chooses what dropout drops.",
         tests=key_tests("training.seed"),
     ),
