@@ -22,7 +22,7 @@ def test_a_method_on_a_familys_experts_computes_trains_and_merges_as_the_formula
 ) -> None:
     make(family, tmp_path)
     row = check(family, method, tmp_path, "nf4" if method in ("dora", "pissa") else "fp32")
-    assert row.verdict == ("refused" if family in UNKNOWN else "right"), str(row)
+    assert row.verdict == "right" or (family in UNKNOWN and row.verdict == "refused"), str(row)
 
 
 @pytest.mark.slow

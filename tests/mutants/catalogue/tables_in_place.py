@@ -75,9 +75,9 @@ MUTANTS = [
     ),
     Mutant(
         name="heads-storage-ignored",
-        file="dist_subspace/loading/stream.py",
-        text="(has_own_storage or not self._is_output_layer(name))",
-        becomes="(not self._is_output_layer(name))",
+        file="dist_subspace/loading/packing.py",
+        text="(name == self.head or not left)",
+        becomes="not left",
         promise="model.head_storage packs the head.",
         tests=[f"{_HEAD}test_its_options_are_those_of_the_models_storage_where_both_are_one"],
     ),
