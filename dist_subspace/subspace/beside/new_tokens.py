@@ -198,7 +198,8 @@ def _mean_row(module: Any, gathered: Gathered) -> Tensor:
     with gathered(list(module.parameters())), torch.no_grad():
         if not getattr(module, "is_float", True):  # decoded a few rows at a time
             pieces = [p.rows.sum(0, dtype=torch.float64) for p in module.row_pieces(torch.float32)]
-            return (torch.stack(pieces).sum(0) / module.out_features).float()
+            mean: Tensor = torch.stack(pieces).sum(0) / module.out_features
+            return mean.float()
         weight = getattr(module, "weight", None)
         if weight is None or getattr(module, "transposed", False):
             weight = module.dense(torch.float32)
