@@ -113,7 +113,7 @@ def attach_adapter(model: nn.Module, adapter: LoadedAdapter, **attach_options: A
         UsageError: the adapter does not fit the model, which is untouched then.
     """
     with agreed("comparing the adapter with the model"):
-        adapter = adapter.named_by(model)
+        adapter = adapter.named_by(model).laid_out_for(model)
         adapter.check(model)
     check_copies(model, adapter.copies)
     factors, trained = split_factors(adapter.tensors)

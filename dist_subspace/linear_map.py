@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from dist_subspace.torch_internals import TensorFunction, cpu_multiplies, reshaped
+from dist_subspace.torch_internals import grouped_mm as grouped_mm
+from dist_subspace.torch_internals import has_grouped_kernel as has_grouped_kernel
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,12 @@ def saved_buffers_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in kept.items() if buffer is not None}
 
 
-def with_tensors(module: M, tensors: Mapping[str, Tensor | None]) -> M:
-    """A module of the same class and settings that has these tensors in the place of its parameters; any tensors, views among
-    them. Cheap: nothing is copied, and what else the module has is shared."""
+def with_tensors(module: M, tensors: Mapping[str, Tensor | None], buffers: Mapping[str, Tensor] | None = None) -> M:
+    """A module of the same class and settings that has these tensors in the place of its parameters, and of the buffers that are
+    given; any tensors, views among them. Cheap: nothing is copied, and what else the module has is shared."""
     other = copy.copy(module)
     other.__dict__["_parameters"] = dict(tensors)
+    other.__dict__["_buffers"] = {**module._buffers, **(buffers or {})}
     return other
 
 

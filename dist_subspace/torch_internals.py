@@ -68,6 +68,23 @@ def set_collective_timeout(timeout: timedelta) -> None:
             distributed_c10d._set_pg_timeout(timeout, group)
 
 
+def grouped_mm(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """`x_g M_g` for the rows x_g of each group, which end at `ends` (int32), and `M (groups, in, out)`; strides of whole 16
+    bytes. `torch.nn.functional` has it from 2.10 on; the function that it calls (`torch._grouped_mm`) is older."""
+    product = getattr(torch.nn.functional, "grouped_mm", None) or torch._grouped_mm
+    made: Tensor = product(rows, matrices, offs=ends)
+    return made
+
+
+@functools.cache
+def has_grouped_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the device multiplies groups of rows in one kernel: CUDA from compute capability 8.0 on, in bfloat16. In other
+    types torch loops, as it does on a CPU."""
+    if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(torch, "_grouped_mm"):
+        return False
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @functools.cache
 def cpu_multiplies(dtype: torch.dtype) -> bool:
     """Whether this CPU has matrix products in `dtype`; torch takes a plain loop where it has none."""

@@ -56,13 +56,15 @@ def deterministic_seeds() -> None:
 
 @pytest.fixture(autouse=True)
 def environment_kept() -> Iterator[None]:
-    """A test leaves the environment as it was: accelerate and a run in this process write LOCAL_WORLD_SIZE and RANK there, which
-    the processes of a later test would take for their launcher's."""
+    """A test leaves the environment as it was: accelerate writes LOCAL_WORLD_SIZE there, which the processes of a later test
+    would take for their launcher's. This process's place in its group of one stays as long as the group: DeepSpeed asks for it.
+    """
     before = dict(os.environ)
     yield
-    if dict(os.environ) != before:
-        os.environ.clear()
-        os.environ.update(before)
+    of_group = {"RANK", "WORLD_SIZE", "LOCAL_RANK"} if torch.distributed.is_initialized() else set()
+    for name in os.environ.keys() - before.keys() - of_group:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if name not in of_group})
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.ranks import ROOT, START_TIMEOUT, free_port, rank_environment
 
@@ -32,7 +33,9 @@ Call = tuple[Any, ...]  # a function of a module, and its arguments
 IMPORTED = ("tests.faults.imported",)
 SCRIPT = ROOT / "launch" / "train.py"
 LIMIT = 60.0  # seconds after which ranks are taken to wait for ever; a whole run takes two
+Ran = TypeVar("Ran")
 _warm: list[Any] = []
+_starting = threading.Lock()
 # One thread, and a place for the code of users' models, which is imported from there.
 _OF_THE_SERVER = {"OPENBLAS_NUM_THREADS": "1", "HF_MODULES_CACHE": tempfile.mkdtemp(prefix="dist_subspace-modules-")}
 atexit.register(shutil.rmtree, _OF_THE_SERVER["HF_MODULES_CACHE"], ignore_errors=True)
@@ -68,9 +71,16 @@ def run_script(
     return run_ranks([(_script, (before or {}).get(rank), list(arguments)) for rank in range(ranks)], folder, limit)
 
 
+def side_by_side(*runs: Callable[[], Ran]) -> list[Ran]:
+    """What each returns: runs that wait most of their time wait together."""
+    with ThreadPoolExecutor(len(runs)) as threads:
+        return [run.result() for run in [threads.submit(run) for run in runs]]
+
+
 def run_ranks(calls: Sequence[Call], folder: Path, limit: float = LIMIT) -> list[Ended]:
     """Each rank makes its call, of a function of a module, in `folder`."""
-    context, port = _context(), free_port()
+    with _starting:
+        context, port = _context(), free_port()
     logs = [folder / f".output-{port}-{rank}" for rank in range(len(calls))]
     processes = [
         context.Process(target=_rank, args=(rank, len(calls), port, str(logs[rank]), str(folder), call))

@@ -56,8 +56,14 @@ def test_trainer_trains_the_adapter_and_nothing_else(kind: str, folder: Path, tm
     assert losses[-1] < losses[0] - 0.05
 
 
-@pytest.mark.parametrize("method", sorted(dsub.methods()))
-@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize(
+    ("method", "reentrant"),
+    [
+        pytest.param(method, number % 2 == odd, marks=[pytest.mark.slow] if odd else [])
+        for number, method in enumerate(sorted(dsub.methods()))
+        for odd in (0, 1)
+    ],
+)
 def test_trainer_trains_every_method_with_checkpointing(
     method: str, reentrant: bool, folder: Path, tmp_path: Path
 ) -> None:

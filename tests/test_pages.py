@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from dist_subspace.pages import SMALL, give_back_freed, zeros_in_pages
+from dist_subspace.pages import SMALL, give_back_freed, take_large_from_system, zeros_in_pages
 
 
 def resident() -> int:
@@ -47,3 +49,35 @@ def test_a_forked_process_has_memory_of_its_own() -> None:
         os._exit(0)
     os.waitpid(child, 0)
     assert not tensor.any()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_was_gathered_and_let_go_between_small_tensors_that_stay_is_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert in_a_fork(kept_of_gathered, False) > 40 << 20, "glibc by itself keeps it"
+    assert in_a_fork(kept_of_gathered, True) < 8 << 20
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(1 << 25))
+    assert in_a_fork(kept_of_gathered, True) > 40 << 20, "a user has decided otherwise"
+
+
+def kept_of_gathered(large_at_once: bool) -> int:
+    """Bytes that stay of 64 MiB in blocks of 8, each freed with a small tensor behind it that stays."""
+    torch.ones(30 << 20, dtype=torch.uint8)  # its end raises what glibc maps by itself
+    if large_at_once:
+        take_large_from_system()
+    before = resident()
+    blocks = [(torch.ones(8 << 20, dtype=torch.uint8), torch.ones(64)) for _ in range(8)]
+    small = [kept for _, kept in blocks]
+    del blocks
+    return resident() - before if small else 0
+
+
+def in_a_fork(act: Callable[[bool], int], given: bool) -> int:
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(theirs, str(act(given)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(ours, 100))

@@ -41,6 +41,7 @@ WITHOUT_OWN_TESTS = {
     "interchange/tensor_names.py": "tests/interchange/test_adapter.py: the names in a file",
     "interchange/peft/trained_in_full.py": "tests/interchange/peft/test_importing.py: modules_to_save",
     "interchange/peft/written_forms.py": "tests/interchange/peft/test_export.py: every method's form",
+    "loading/held_weight.py": "tests/loading/formats: every format is one",
     "loading/notices.py": "tests/loading/test_types.py: what is kept in float32",
     "loading/own_class.py": "tests/interchange/test_for_class.py: vision and language models",
     **dict.fromkeys(("loading/sources.py", "loading/stream.py"), "tests/loading: whatever is loaded goes through it"),

@@ -12,6 +12,7 @@ Preset = Literal[
     "none", "zero0", "zero1", "zero2", "zero3", "zero3-hpz", "zero2-offload", "zero3-offload", "zero3-nvme"
 ]
 Constraint = Literal["none", "mpc_o", "mpc_d", "mpc_n"]
+ExpertParameters = Literal["own", "shared"]
 Reporter = Literal["tensorboard", "wandb", "mlflow"]
 OnNonfinite = Literal["skip", "stop"]
 Difference = Literal["model", "method", "data"]

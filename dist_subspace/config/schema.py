@@ -38,6 +38,9 @@ class ModelSection(Section):
     new_tokens: NameList = Field(
         default=(), description="Tokens that the tokenizer gets; their embedding and head rows are trained too."
     )
+    experts_at_once: Count = Field(
+        default=8, description="How many matrices of a mixture's experts are dequantised at once, at most."
+    )
     trust_remote_code: bool = Field(
         default=False, description="Let the model's folder bring Python code, which is then run."
     )
@@ -68,6 +71,10 @@ class SubspaceSection(Section):
     target_parameters: NameList = Field(
         default=(),
         description="Name endings of stacks of experts that are targets (experts.gate_up_proj); alone: the only ones.",
+    )
+    expert_parameters: names.ExpertParameters = Field(
+        default="own",
+        description="Whether each expert of such a stack has parameters of its own, or all share one set.",
     )
     constraint: names.Constraint | None = Field(
         default=None, description="Matrix pattern constraint; null: the method's own."

@@ -17,6 +17,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 OWN_CONFIG = "dist_subspace.json"
 OWN = "dist_subspace"
+STACKS = "stacks"  # our entry with the shapes of stacks of experts
+TURNED = "stacks_turned_in_peft"  # our entry with those whose layout PEFT takes for the other one
 FORMAT = 1
 
 # PEFT looks a `peft_type` up in a table, and its error, and so transformers', is a KeyError that shows what was looked up.

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.configuration import config_of, text_config
+from dist_subspace.families.experts import stacks_of
 from dist_subspace.families.names import ends_with
 from dist_subspace.module_places import parameters_of
-from dist_subspace.storage import is_linear, linear_shape
+from dist_subspace.placement.tensors import full_shape
+from dist_subspace.storage import FrozenStack, is_linear, linear_shape
 from dist_subspace.subspace import Operator, SubspaceConfig, method_class
 from dist_subspace.subspace.core.peft_words import PREFIX
 from dist_subspace.subspace.virtual_tokens.part import EMBEDDINGS, VirtualTokens
@@ -100,6 +102,38 @@ def check_layers(model: nn.Module, shapes: Mapping[str, Sequence[int | None]]) -
                 f"the adapter is for a {name} of {wanted}, but this model's is {here[0]} x {here[1]}: it belongs to "
                 "another base model"
             )
+
+
+def stack_in(model: nn.Module, name: str) -> tuple[bool, tuple[int, int, int]]:
+    """Of a stack of experts whether PEFT takes its layout for the other one, and `(experts, d_out, d_in)`, packed or not.
+
+    Raises:
+        UsageError: the model has no stack of that name.
+    """
+    owner_name, _, own = name.rpartition(".")
+    owner = dict(model.named_modules()).get(owner_name)
+    stacks = None if owner is None else stacks_of(owner)
+    if owner is None or stacks is None or own not in stacks.names:
+        raise UsageError(
+            f"the adapter is for the experts {name}, which this model ({type(model).__name__}) has not as one stack: it belongs "
+            "to another base model"
+        )
+    held = getattr(owner, own)
+    if isinstance(held, FrozenStack):
+        shape = (held.experts, *held.expert_shape)
+    else:
+        experts, first, second = full_shape(held)
+        shape = (experts, second, first) if stacks.transposed else (experts, first, second)
+    return taken_as_turned(owner, stacks.transposed), shape
+
+
+def taken_as_turned(owner: nn.Module, transposed: bool) -> bool:
+    """Whether PEFT takes a stack's layout for the other one.
+
+    Arguments:
+        owner: the module that has it; transposed: whether it is `(experts, d_in, d_out)`.
+    """
+    return transposed and not getattr(owner, "is_transposed", False)
 
 
 def _shape_of(module: nn.Module | None) -> tuple[int, int] | None:

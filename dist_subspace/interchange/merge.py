@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,12 @@ from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenize
 from dist_subspace.interchange.weights import Planned, WeightsWriter
 from dist_subspace.loading.load import DTYPES, local_folder
 from dist_subspace.loading.transformers_internals import (
+    SplitStack,
     expected_parameters,
     expected_ties,
     misread,
     say_untied,
+    split_stacks,
     written_keys,
 )
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
@@ -117,13 +120,14 @@ def merge(
     all_here("merge", patience)
     with agreed("planning the merge"):
         target, drift, kind = Path(folder), Drift(base), _dtype(dtype, model)
-        config, entries, plan = _plain_model(model, drift, kind)
+        config, written = _plain_model(model, drift, kind)
+        plan = [planned for entry in written for planned in entry.planned]
     hidden = hidden_folder(target)
     writer = WeightsWriter(hidden, plan, max_shard_bytes)
     try:  # before the folder is made: a signal may come at any moment
         on_main(begin_folder, target, sum(tensor.bytes for tensor in plan))
-        for number, (entry, planned) in enumerate(zip(entries, plan, strict=True)):
-            _write(writer, entry, planned, None if progress is None else partial(progress, number + 1, len(plan)))
+        for done, entry in zip(accumulate(len(entry.planned) for entry in written), written, strict=True):
+            _write(writer, entry, None if progress is None else partial(progress, done, len(plan)))
         on_main(_finish, writer, hidden, target, config, model, tokenizer)
     except BaseException:
         _give_up(writer)
@@ -134,17 +138,37 @@ def merge(
     return made
 
 
-def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[Entry], list[Planned]]:
-    """The configuration of the plain model, what is written of it, each tensor once, and under which keys.
+@dataclass(frozen=True)
+class _Written:
+    """An entry, and the tensors that it is in the file: one, or where `split` makes them of it, each expert's."""
+
+    entry: Entry
+    planned: tuple[Planned, ...]
+    split: SplitStack | None = None
+
+
+def _plain_model(model: nn.Module, drift: Drift, dtype: torch.dtype) -> tuple[Any, list[_Written]]:
+    """The configuration of the plain model, and what is written of it, each tensor once.
 
     Raises:
-        UsageError: as `plain_entries`, `_plain_config` and `_keys`.
+        UsageError: as `plain_entries`, `_plain_config` and `_refuse_misread`.
     """
     tied = plain_entries(model, drift, dtype)
     config, zeros, ties = _plain_config(model, tied, dtype)
     entries = [*each_once(tied, ties), *zeros]
-    keys = _keys(model, config, [entry.name for entry in entries])
-    return config, entries, [Planned(keys[entry.name], entry.shape, entry.dtype) for entry in entries]
+    keys = written_keys(model, [entry.name for entry in entries])
+    splits = split_stacks(model, config, {entry.name: entry.shape for entry in entries if not entry.as_one})
+    written = []
+    for entry in entries:
+        split = splits.get(entry.name)
+        if split is None:
+            written.append(_Written(entry, (Planned(keys[entry.name], entry.shape, entry.dtype),)))
+        else:
+            shapes = {key: tuple(t.shape) for key, t in split(torch.empty(entry.shape, device="meta")).items()}
+            planned = tuple(Planned(key, shape, entry.dtype) for key, shape in shapes.items())
+            written.append(_Written(entry, planned, split))
+    _refuse_misread(model, config, written)
+    return config, written
 
 
 def _give_up(writer: WeightsWriter) -> None:
@@ -180,19 +204,23 @@ def _dtype(dtype: str | torch.dtype | None, model: nn.Module) -> torch.dtype:
     return DTYPES[name]
 
 
-def _write(writer: WeightsWriter, entry: Entry, planned: Planned, written: Callable[[], None] | None) -> None:
+def _write(writer: WeightsWriter, entry: _Written, written: Callable[[], None] | None) -> None:
     """Collective: what the entry needs is gathered to rank 0, which makes and writes it, and then calls `written`."""
+    first = entry.planned[0].key
 
     def write() -> None:
-        made = entry.make()
+        made = entry.entry.make()
+        tensors = {first: made} if entry.split is None else entry.split(made)
+        del made
         try:
-            writer.write(planned.key, made)
+            for key in [planned.key for planned in entry.planned]:
+                writer.write(key, tensors.pop(key))
         except OSError as error:
             raise storage_error(writer.folder, error) from error
         if written is not None:
             written()
 
-    whole_on_main(entry.needs, f"writing {planned.key}", write)
+    whole_on_main(entry.entry.needs, f"writing {first}", write)
 
 
 def _plain_config(
@@ -230,20 +258,15 @@ def _plain_config(
     return config, zeros, ties
 
 
-def _keys(model: nn.Module, config: Any, names: Sequence[str]) -> dict[str, str]:
-    """Parameter -> the key that it is written under, and read back from.
-
-    Raises:
-        UsageError: transformers would make something else of a key.
-    """
-    keys = written_keys(model, names)
-    wrong = misread(model, config, keys)
+def _refuse_misread(model: nn.Module, config: Any, written: Sequence[_Written]) -> None:
+    """Raises UsageError where transformers would make something else of a key."""
+    keys = {each.entry.name: [planned.key for planned in each.planned] for each in written}
+    wrong = misread(model, config, keys, [each.entry.name for each in written if each.split is not None])
     if wrong:
         raise UsageError(
             f"{type(model).__name__} cannot be merged: transformers would not read {wrong[0]} back as it is written "
-            f"({keys[wrong[0]]}); accepted for it: save_adapter, and load_adapter on the base"
+            f"({keys[wrong[0]][0]}); accepted for it: save_adapter, and load_adapter on the base"
         )
-    return keys
 
 
 def _zeros(name: str, like: nn.Parameter, dtype: torch.dtype) -> Entry:

@@ -13,7 +13,8 @@ from dist_subspace.families.configuration import text_config
 from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.families.names import ends_with
 from dist_subspace.interchange.base_model import base_name
-from dist_subspace.interchange.description import FORMAT, OWN
+from dist_subspace.interchange.description import FORMAT, OWN, STACKS, TURNED
+from dist_subspace.interchange.fitting import taken_as_turned
 from dist_subspace.interchange.model_card import PEFT_TASKS
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear, FrozenStack, PackedLinear
@@ -67,7 +68,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         "layers": list(parts),
         "shapes": shapes,
         "biased": biased,
-        **_stacks(parts),
+        **_stacks(model, parts),
         "conv1d": _transposed(parts),
         "base": _base(model),
         **_own_class(model, [*parts, *attachment.saved_modules]),
@@ -94,10 +95,13 @@ def _shape(part: nn.Module) -> list[int] | None:
     return [part.out_features, part.in_features] if isinstance(part, SubspaceLinear) else None
 
 
-def _stacks(parts: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """`[experts, d_out, d_in]` of the stacks of experts, where there are any."""
-    stacks = {n: [p.experts, *p.base.expert_shape] for n, p in parts.items() if isinstance(p, StackedPart)}
-    return {"stacks": stacks} if stacks else {}
+def _stacks(model: nn.Module, parts: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """`[experts, d_out, d_in]` of the stacks of experts, where there are any, and those whose layout PEFT takes for the other."""
+    held = {name: part.base for name, part in parts.items() if isinstance(part, StackedPart)}
+    owners = {name: model.get_submodule(name.rpartition(".")[0]) for name in held}
+    turned = [name for name, stack in held.items() if taken_as_turned(owners[name], stack.transposed)]
+    stacks = {name: [stack.experts, *stack.expert_shape] for name, stack in held.items()}
+    return ({STACKS: stacks} if stacks else {}) | ({TURNED: turned} if turned else {})
 
 
 def _usual(attachment: Attachment, parts: Mapping[str, nn.Module], patterns: Iterable[str]) -> Settings:

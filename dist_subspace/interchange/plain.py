@@ -16,7 +16,7 @@ from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.loading.original import original_of, original_stack
 from dist_subspace.module_places import parameters_of, saved_buffers_of
 from dist_subspace.placement.tensors import full_shape
-from dist_subspace.storage import FrozenLinear, FrozenStack
+from dist_subspace.storage import FrozenLinear, FrozenStack, Origin
 from dist_subspace.subspace import (
     AddsBias,
     FoldsIntoBase,
@@ -51,6 +51,9 @@ class Entry:
     make: Callable[[], Tensor]
     identity: tuple[object, ...]
     added: bool = False
+    as_one: bool = (
+        False  # a stack of experts that its checkpoint holds as one tensor, whatever its family's files usually hold
+    )
 
 
 @dataclass
@@ -63,43 +66,53 @@ class Drift:
 
     def merged(self, name: str, operator: FrozenLinear, part: SubspaceLinear | None) -> Tensor:
         """The merged matrix on the chosen base, float32 `(d_out, d_in)`. The two are compared where the weight is quantised."""
-        onto_held = _unchanged if part is None else part.merged
-        onto_original = part.merged_onto_original if isinstance(part, FoldsIntoBase) else onto_held
-        if operator.is_float and self.base == "original":
-            return onto_original(original_of(operator))
-        held = operator.dense(torch.float32)
-        if operator.is_float:
-            return onto_held(held)
-        if operator.origin is None:
+        known = operator.origin is not None or operator.is_float
+        merged, distance, norm = self._onto_base(operator, part, (lambda: original_of(operator)) if known else None)
+        if not known:
             self.unknown.append(name)
-            return onto_held(held)
-        original = original_of(operator)
-        norm = float(original.norm())
-        if rebases(part):  # its bytes hold a residual: only what is merged can be compared
-            held, original = onto_held(held), onto_original(original)
-            onto_held = onto_original = _unchanged
-        self.distances[name] = (float(torch.dist(held, original)), norm)
-        return onto_original(original) if self.base == "original" else onto_held(held)
+        elif not operator.is_float:
+            self.distances[name] = (distance, norm)
+        return merged
 
-    def merged_stack(self, name: str, stack: FrozenStack, merged: Callable[[int, Tensor], Tensor]) -> Tensor:
+    def merged_stack(self, name: str, stack: FrozenStack, part: StackedPart | None) -> Tensor:
         """A stack of experts on the chosen base, float32 on the CPU, in its checkpoint's layout; made expert by expert."""
-        original = original_stack(stack) if stack.origin is not None else None
+        originals = original_stack(stack) if stack.origin is not None else None
         d_out, d_in = stack.expert_shape
         made = torch.empty((stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in))
         distances, norms = torch.zeros(2, stack.experts).unbind()
         for number in range(stack.experts):
-            held = stack.expert(number).dense(torch.float32).cpu()
-            if original is not None:
-                own = original[number].float()
-                distances[number], norms[number] = torch.dist(held, own), own.norm()
-                held = own if self.base == "original" else held
-            onto = merged(number, held).cpu()
+            own = None if originals is None else originals[number].float
+            expert = None if part is None else part.expert(number)
+            onto, distances[number], norms[number] = self._onto_base(stack.expert(number), expert, own)
             made[number] = onto.t() if stack.transposed else onto
-        if original is None and not stack.is_float:
+        if originals is None and not stack.is_float:
             self.unknown.append(name)
         elif not stack.is_float:
             self.distances[name] = (float(distances.norm()), float(norms.norm()))
         return made
+
+    def _onto_base(
+        self, operator: FrozenLinear, part: SubspaceLinear | None, original: Callable[[], Tensor] | None
+    ) -> tuple[Tensor, float, float]:
+        """The merged matrix on the chosen base, and `‖Ŵ - W‖` and `‖W‖`: zeros where the two need not, or cannot, be compared.
+
+        Arguments:
+            original: gives the checkpoint's own, float32 `(d_out, d_in)`; None where it is not to be had.
+        """
+        onto_held = _unchanged if part is None else part.merged
+        onto_original = part.merged_onto_original if isinstance(part, FoldsIntoBase) else onto_held
+        if original is not None and operator.is_float and self.base == "original":
+            return onto_original(original()), 0.0, 0.0
+        held = operator.dense(torch.float32)
+        if original is None or operator.is_float:
+            return onto_held(held), 0.0, 0.0
+        own = original().to(held.device)
+        norm = float(own.norm())
+        if rebases(part):  # its bytes hold a residual: only what is merged can be compared
+            held, own = onto_held(held), onto_original(own)
+            onto_held = onto_original = _unchanged
+        distance = float(torch.dist(held, own))
+        return onto_original(own) if self.base == "original" else onto_held(held), distance, norm
 
     def by_layer(self) -> dict[str, float]:
         """`‖Ŵ - W‖ / ‖W‖` (Frobenius)."""
@@ -114,10 +127,6 @@ class Drift:
 
 
 def _unchanged(weight: Tensor) -> Tensor:
-    return weight
-
-
-def _as_held(number: int, weight: Tensor) -> Tensor:
     return weight
 
 
@@ -277,14 +286,16 @@ def _stack(name: str, stack: FrozenStack, drift: Drift, part: StackedPart | None
     held = tuple(stack.parameters())
     d_out, d_in = stack.expert_shape
     shape = (stack.experts, d_in, d_out) if stack.transposed else (stack.experts, d_out, d_in)
-    trained = () if part is None else tuple(part.trainables().values())
+    own = () if part is None else tuple(part.parameters())
 
     def make() -> Tensor:
         if part is None and stack.is_float:
             return held[0].data
-        return drift.merged_stack(name, stack, _as_held if part is None else part.merged)
+        return drift.merged_stack(name, stack, part)
 
-    return Entry(name, shape, torch.float32, (*held, *trained), make, (id(held[0]), None if part is None else id(part)))
+    needs = tuple(dict.fromkeys((*held, *own)))
+    identity, as_one = (id(held[0]), None if part is None else id(part)), type(stack.origin) is Origin
+    return Entry(name, shape, torch.float32, needs, make, identity, as_one=as_one)
 
 
 def _wrapped(name: str, part: MergesIntoNorm) -> Iterator[Entry]:

@@ -2,7 +2,7 @@
 
 Read against transformers 5.23.0 (`integrations/moe.py`: `ALL_EXPERTS_FUNCTIONS`, `use_experts_implementation`, which gives a
 class `_apply_gate` and looks the function up by `config._experts_implementation`; `modeling_llama4.py`, `modeling_jetmoe.py`,
-`modeling_step3p7.py`); tests/loading/test_experts_internals.py fails when what is used here moves.
+`modeling_longcat_flash.py`, `modeling_step3p7.py`); tests/loading/test_experts_internals.py fails when what is used here moves.
 
 A stack is called as a module, once a forward and on every rank, whichever experts the rank's tokens go to: a sharding engine
 gathers it there, and ranks whose tokens go to different experts make the same calls.
@@ -75,17 +75,42 @@ def routed(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weigh
     Arguments:
         hidden_states: `(tokens, hidden)`. top_k_index, top_k_weights: `(tokens, k)`; an index beyond the experts is none.
     """
+    gate = experts._apply_gate if getattr(experts, "has_gate", True) else experts.act_fn
+    return _routed(experts, hidden_states, top_k_index, top_k_weights, experts.num_experts, gate)
+
+
+def or_passed(experts: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The same for LongCat-Flash, whose experts beyond the routed ones are identities, without weights."""
+    routed_experts = experts.num_routed_experts
+
+    def gate(both: Tensor) -> Tensor:
+        gated, up = both.chunk(2, dim=-1)
+        activated: Tensor = experts.act_fn(gated)
+        return activated * up
+
+    y = _routed(experts, hidden_states, top_k_index, top_k_weights, routed_experts, gate)
+    passed = top_k_weights.masked_fill(top_k_index < routed_experts, 0.0).sum(dim=1, keepdim=True)
+    return y + (hidden_states * passed).to(y.dtype)
+
+
+def _routed(
+    experts: Any,
+    hidden_states: Tensor,
+    top_k_index: Tensor,
+    top_k_weights: Tensor,
+    number: int,
+    gate: Callable[[Tensor], Tensor],
+) -> Tensor:
     stacks = stacks_of(experts)
     assert stacks is not None and stacks.leaving is not None
     tokens, k = top_k_index.shape
     ids, order = torch.sort(top_k_index.reshape(-1), stable=True)
-    counts = torch.bincount(ids, minlength=experts.num_experts)[: experts.num_experts].tolist()
+    counts = torch.bincount(ids, minlength=number)[:number].tolist()
     weights = top_k_weights.reshape(-1)[order]
     if sum(counts) < ids.numel():
-        weights = weights.masked_fill(ids >= experts.num_experts, 0.0)
-        ids = ids.clamp(max=experts.num_experts - 1)
-    y = _product(experts, stacks.entering, hidden_states[order // k], counts, ids)
-    y = experts._apply_gate(y) if getattr(experts, "has_gate", True) else experts.act_fn(y)
+        weights = weights.masked_fill(ids >= number, 0.0)
+        ids = ids.clamp(max=number - 1)
+    y = gate(_product(experts, stacks.entering, hidden_states[order // k], counts, ids))
     y = _product(experts, stacks.leaving, y, counts, ids)
     if getattr(experts, "has_post_expert_norm", False):
         y = experts.post_expert_norm(y)
@@ -127,6 +152,7 @@ def _product(experts: nn.Module, name: str, x: Tensor, counts: Sequence[int], id
 
 _OWN_FORWARDS: dict[str, Callable[..., Tensor]] = {
     "routed_apart": routed,
+    "or_passed": or_passed,
     "every_token": every_token,
     "sorted": sorted_tokens,
 }

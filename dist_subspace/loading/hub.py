@@ -13,15 +13,19 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.index import weight_files, weight_names
 from dist_subspace.notices import say
 
 T = TypeVar("T")
 
-MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+WEIGHTS = "*.safetensors"
+# Of a model's files: those that transformers reads, among the weights those of `index.weight_names`.
+MODEL_FILES = ("*.json", WEIGHTS, "*.model", "*.txt", "*.jinja", "*.py")
 # Everything that a tokenizer of transformers may consist of.
 TOKENIZER_FILES = (
     "*.json",
@@ -36,6 +40,7 @@ TOKENIZER_FILES = (
     "*.py",
 )
 
+_INSIDE = "*/*"  # whatever lies in a folder of a repository
 WAITS = (1.0, 3.0, 9.0)  # seconds between tries; the hub may name a longer time
 LONGEST_WAIT = 120.0  # seconds that the hub may ask for
 ANSWER = 10.0  # seconds in which the hub answers a question
@@ -64,15 +69,20 @@ def cached(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path | None:
     """The copy of a repository on this machine, whole as far as these files go; None where there is none. No hub is asked."""
     from huggingface_hub import snapshot_download
 
+    small = [pattern for pattern in files if pattern != WEIGHTS]
     try:
-        return Path(snapshot_download(name, allow_patterns=list(files), local_files_only=True))
-    except Exception:  # whatever the hub's library calls "not here"
+        folder = Path(snapshot_download(name, allow_patterns=small, ignore_patterns=[_INSIDE], local_files_only=True))
+        if WEIGHTS in files:
+            weight_files(folder)
+    except Exception:  # whatever the hub's library calls "not here", and an index whose files are not
         return None
+    return folder
 
 
 def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
-    """The files of a repository as the hub has them now, in this machine's cache. Where the hub cannot be asked, a whole copy
-    that is there already is taken, and said (`Notice`).
+    """The files of a repository as the hub has them now, in this machine's cache: what its folders hold (other formats, the
+    makers' own) is left there, and weights that transformers would not read. Where the hub cannot be asked, a whole copy that is
+    there already is taken, and said (`Notice`).
 
     Arguments:
         field: the key of the configuration that names the repository.
@@ -85,10 +95,14 @@ def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
     copy = cached(name, files)
 
     def ask() -> Path:
-        commit = HfApi().model_info(name, timeout=ANSWER).sha  # of which no older copy answers, as one does below
-        folder = Path(snapshot_download(name, allow_patterns=list(files)))
-        if folder.name != commit:
-            raise ConnectionError(f"it changed from {commit} to {folder.name} while it was read")
+        info = HfApi().model_info(name, timeout=ANSWER)  # of which no older copy answers, as one does below
+        listed = [str(sibling.rfilename) for sibling in info.siblings or ()]
+        wanted = [file for file in listed if _is_small(file, files)]
+        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        if WEIGHTS in files and (weights := weight_names(folder, listed)):
+            folder = Path(snapshot_download(name, allow_patterns=[*wanted, *weights]))
+        if folder.name != info.sha:
+            raise ConnectionError(f"it changed from {info.sha} to {folder.name} while it was read")
         return folder
 
     try:
@@ -98,6 +112,14 @@ def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
             raise
         say(f"the copy of {name} in this machine's cache (commit {copy.name[:12]}) is taken: {error}")
         return copy
+
+
+def _is_small(file: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file of a repository is wanted, and no weights: those at its top, and templates of conversations, which
+    transformers looks for in a folder too."""
+    if "/" in file and not file.startswith("additional_chat_templates/"):
+        return False
+    return any(fnmatch(file, pattern) for pattern in patterns if pattern != WEIGHTS)
 
 
 def asked(ask: Callable[[], T], name: str, field: str, waits: tuple[float, ...] | None = None) -> T:

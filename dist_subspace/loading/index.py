@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,11 +17,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.held_weight import HeldWeight
+from dist_subspace.loading.layout import Layout
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PIECE = 1 << 22  # elements that are compared at a time
+# Two tensors of a checkpoint, and the type in which they are compared.
+Pair = tuple[str, str, torch.dtype]
 
 
 @dataclass
@@ -36,7 +40,8 @@ class CheckpointIndex:
     """The tensors of a checkpoint: key -> file, key -> shape, key -> type as safetensors names it ("BF16"), key -> the first
     byte of its values in the file, and how many bytes they are.
 
-    notes: what is worth saying about the folder, one sentence each. bytes_read: counted wherever values are read.
+    notes: what is worth saying about the folder, one sentence each. bytes_read: counted wherever values are read. compared: what
+    is known of `same` already.
     """
 
     folder: Path
@@ -46,6 +51,20 @@ class CheckpointIndex:
     spans: dict[str, tuple[int, int]]
     notes: tuple[str, ...] = ()
     bytes_read: BytesRead = field(default_factory=BytesRead)
+    compared: dict[Pair, bool] = field(default_factory=dict)
+
+    @property
+    def in_file(self) -> CheckpointIndex:
+        """The tensors as the files name them."""
+        return self
+
+    def held(self, key: str) -> HeldWeight | None:
+        """How the files hold the weight, where they hold it in several tensors."""
+        return None
+
+    def layout(self, key: str) -> Layout:
+        """Where the entries of a tensor lie, counted in the order of the file."""
+        return Layout.of(key, self.shapes[key])
 
     def read(self, key: str) -> Tensor:
         """One tensor, in the checkpoint's own type, on the CPU."""
@@ -58,24 +77,29 @@ class CheckpointIndex:
         """Bytes of a tensor's values."""
         return self.spans[key][1]
 
-    def same(self, one: str, other: str, dtype: torch.dtype) -> bool:
-        """Whether two tensors hold the same values in the given type; read a few rows at a time."""
-        shape = self.shapes[one]
+    def same(self, one: str, other: str, dtype: torch.dtype, part: tuple[int, int] = (0, 1)) -> bool:
+        """Whether two tensors hold the same values in the given type; read a few rows at a time.
+
+        Arguments:
+            part: a number and a count: the part of that number of so many alone is compared.
+        """
+        if (one, other, dtype) in self.compared:
+            return self.compared[one, other, dtype]
+        shape, (number, count) = self.shapes[one], part
         if shape != self.shapes[other]:
             return False
         if not shape:
             return torch.equal(self.read(one).to(dtype), self.read(other).to(dtype))
-        self.bytes_read.total += self.size(one) + self.size(other)
+        first, last = shape[0] * number // count, shape[0] * (number + 1) // count
+        self.bytes_read.total += (self.size(one) + self.size(other)) * (last - first) // max(1, shape[0])
         rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
         with (
-            safe_open(self.files[one], framework="pt", device="cpu") as first,
-            safe_open(self.files[other], framework="pt", device="cpu") as second,
+            safe_open(self.files[one], framework="pt", device="cpu") as one_file,
+            safe_open(self.files[other], framework="pt", device="cpu") as other_file,
         ):
-            left, right = first.get_slice(one), second.get_slice(other)
-            return all(
-                torch.equal(left[start : start + rows].to(dtype), right[start : start + rows].to(dtype))
-                for start in range(0, shape[0], rows)
-            )
+            left, right = one_file.get_slice(one), other_file.get_slice(other)
+            ranges = [slice(start, min(start + rows, last)) for start in range(first, last, rows)]
+            return all(torch.equal(left[here].to(dtype), right[here].to(dtype)) for here in ranges)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -129,18 +153,37 @@ def weight_files(folder: Path) -> list[Path]:
     raise UsageError(_no_weights(folder))
 
 
-def _named_by_config(folder: Path) -> Path | None:
-    """The weights' file or index that config.json names (`transformers_weights`); None where it names none."""
+def weight_names(folder: Path, listed: Collection[str]) -> list[str]:
+    """The files that `weight_files` finds once they are there, for a folder that has the small files of a repository alone.
+
+    Arguments:
+        listed: every file that the repository has.
+    """
+    named = _in_config(folder)
+    if named is None and SINGLE in listed:
+        return [SINGLE]
+    if named is not None and not named.endswith(".json"):
+        return [named]
+    index = folder / (named or INDEX)
+    return sorted(set(_names_of_index(index).values())) if index.is_file() else []
+
+
+def _in_config(folder: Path) -> str | None:
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("transformers_weights")
     except (OSError, ValueError, AttributeError):
         return None  # what is wrong with config.json is said where it is read
+    return None if name is None else str(name)
+
+
+def _named_by_config(folder: Path) -> Path | None:
+    """The weights' file or index that config.json names (`transformers_weights`); None where it names none."""
+    name = _in_config(folder)
     if name is None:
         return None
-    file = folder / str(name)
-    # By the names alone: a hub's files are links to elsewhere.
-    inside = Path(os.path.abspath(folder)) in Path(os.path.abspath(file)).parents
-    if not inside or not str(name).endswith((".safetensors", ".safetensors.index.json")) or not file.is_file():
+    file = folder / name
+    accepted = name.endswith((".safetensors", ".safetensors.index.json"))
+    if not _is_inside(folder, file) or not accepted or not file.is_file():
         raise UsageError(
             f"{folder / 'config.json'} says transformers_weights: {name!r}; accepted: a .safetensors file or a "
             ".safetensors.index.json in the folder"
@@ -152,19 +195,37 @@ def _files_of_index(index: Path) -> dict[str, Path]:
     """The file of each key of an index.
 
     Raises:
-        UsageError: for what is no index, and for a file that is not there.
+        UsageError: for what is no index, and for a file that is not there, or lies elsewhere.
     """
-    try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {str(key): index.parent / name for key, name in names.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{index} is no checkpoint index ({error!r}); expected JSON with a weight_map") from error
-    absent = sorted({file.name for file in files.values() if not file.exists()})
+    files = {key: index.parent / name for key, name in _names_of_index(index).items()}
+    outside = sorted({str(file) for file in files.values() if not _is_inside(index.parent, file)})
+    if outside:
+        raise UsageError(f"{index} names {outside[0]}, which is outside the folder; accepted: files of the folder")
+    absent = sorted({file for file in files.values() if not file.exists()})
     if absent:
+        broken = absent[
+            0
+        ].is_symlink()  # as a hub's files are, or those of a folder that was copied without what it links to
+        where = f" ({absent[0].name} is a link to {os.readlink(absent[0])}, where nothing is)" if broken else ""
         raise UsageError(
-            f"{index} names {', '.join(absent[:3])}, which {'are' if len(absent) > 1 else 'is'} not in the folder"
+            f"{index} names {', '.join(file.name for file in absent[:3])}, which {'are' if len(absent) > 1 else 'is'} not in "
+            f"the folder{where}"
         )
     return files
+
+
+def _names_of_index(index: Path) -> dict[str, str]:
+    try:
+        return {
+            str(key): str(name) for key, name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{index} is no checkpoint index ({error!r}); expected JSON with a weight_map") from error
+
+
+def _is_inside(folder: Path, file: Path) -> bool:
+    """By the names alone: a hub's files are links to elsewhere."""
+    return Path(os.path.abspath(folder)) in Path(os.path.abspath(file)).parents
 
 
 def _unread_index(path: Path, files: dict[str, Path]) -> tuple[str, ...]:
@@ -187,6 +248,8 @@ def _unread_index(path: Path, files: dict[str, Path]) -> tuple[str, ...]:
 
 
 def _no_weights(path: Path) -> str:
+    if (path / SINGLE).is_symlink():
+        return f"{path / SINGLE} is a link to {os.readlink(path / SINGLE)}, where nothing is; copy or download it again"
     others = sorted(file.name for file in path.glob("*.safetensors"))
     if others:
         return (
@@ -207,9 +270,9 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str, tuple[int, int]
     """Shape, type, first byte and bytes of each tensor. safetensors checks the file, and does not say where its values begin: a
     file is the header's length in 8 bytes, the header in JSON, and the values."""
     try:
-        with safe_open(file, framework="pt", device="cpu") as handle:
+        # The plain opening first: safetensors says of a file that it may not read that it is not there.
+        with file.open("rb") as raw, safe_open(file, framework="pt", device="cpu") as handle:
             slices = {key: handle.get_slice(key) for key in handle.keys()}  # noqa: SIM118
-        with file.open("rb") as raw:
             length = int.from_bytes(raw.read(8), "little")
             listed = json.loads(raw.read(length))
         offsets = {key: listed[key]["data_offsets"] for key in slices}
@@ -218,5 +281,10 @@ def _header(file: Path) -> dict[str, tuple[tuple[int, ...], str, tuple[int, int]
             for key, piece in slices.items()
             for first, end in [offsets[key]]
         }
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(
+            f"{file} cannot be read ({why}); accepted: a file that this user may read, on every host"
+        ) from error
+    except SafetensorError as error:
         raise UsageError(f"{file} is no whole safetensors file ({error}); copy or download it again") from error

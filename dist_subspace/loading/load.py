@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,26 +15,28 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.decoded import decoded_index
 from dist_subspace.loading.experts_internals import adopt_stacks
+from dist_subspace.loading.formats import check_read, quantisation_of, take_quantisation
 from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
 from dist_subspace.loading.packed_head import head_options
 from dist_subspace.loading.positions import Positions, positions_of
 from dist_subspace.loading.stream import Stream
-from dist_subspace.loading.transformers_internals import build_skeleton
+from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
+from dist_subspace.loading.twins import compare, twins
 from dist_subspace.notices import say
-from dist_subspace.pages import give_back_freed
+from dist_subspace.pages import give_back_freed, take_large_from_system
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
-    device_of,
     join_ranks,
     outside_zero_init,
     prepare_blocks,
     read_placement,
     splitter_of,
 )
-from dist_subspace.storage import options_for, storage_info
+from dist_subspace.storage import AT_ONCE, FrozenStack, options_for, storage_info
 
 ADAPTER = "adapter_config.json"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,6 +55,7 @@ def load_frozen(
     head_storage: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    experts_at_once: int = AT_ONCE,
     device: str | torch.device | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -59,8 +63,9 @@ def load_frozen(
 ) -> nn.Module:
     """A transformers model whose large linear weights are frozen in `storage`; collective where `deepspeed` is given.
 
-    Each tensor is read, quantised and placed before the next is read; at ZeRO stage 3 a rank keeps its shard only, and every
-    parameter comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`. What is worth reading about the load (tensors
+    A thread reads the file in the order of the model, and what has been read is quantised and placed at once. The ranks of a
+    node read a part each, so that the checkpoint is read once; at ZeRO stage 3 a rank keeps its shard only, and every parameter
+    comes back partitioned (`p.ds_tensor`) before `deepspeed.initialize`. What is worth reading about the load (tensors
     that the model has no place for, weights that stay in 16 bits) is a warning of class `Notice`, on rank 0.
 
     Arguments:
@@ -74,6 +79,7 @@ def load_frozen(
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
         head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
+        experts_at_once: how many matrices of a mixture's experts are dequantised at once, at most.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
         progress: called with (bytes of the checkpoint that have been read, bytes in all).
@@ -83,6 +89,8 @@ def load_frozen(
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
     kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
+    if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
+        raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
     of_head = head_options(head_storage, storage, double_quant, storage_options, kind)
     head = None if head_storage is None or of_head is None else (head_storage, of_head)
     if task not in AUTO_CLASSES:
@@ -90,16 +98,16 @@ def load_frozen(
     if deepspeed is not None:
         join_ranks()
         download(path)
-    elif not Path(path).expanduser().is_dir():
+    elif not _is_folder(path):
         fetch(_hub_name(path, "model.path"), "model.path")
     together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
         stage_config = read_placement(deepspeed)
         folder = resolve_folder(path)
         config = model_config(folder, trust_remote_code, **config_changes)
-        if not Path(path).expanduser().is_dir():
+        if not _is_folder(path):
             config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
-        index = open_checkpoint(folder)
+        index, quantisation = open_checkpoint(folder), take_quantisation(config)
         kwargs: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         kwargs |= {"trust_remote_code": True} if trust_remote_code else {}
         model = _skeleton(task, config, kind, kwargs)
@@ -107,19 +115,28 @@ def load_frozen(
         model.config.name_or_path = config.name_or_path
         if (folder / "generation_config.json").exists() and hasattr(model, "generation_config"):
             model.generation_config = transformers.GenerationConfig.from_pretrained(str(folder))
-        stream = Stream(model, index, storage, options, kind, seed, head)
+        index = decoded_index(index, quantisation, model, kind)
+        plan = key_plan(model, index)
+        pairs = twins(model, plan)
+    splitter = splitter_of(stage_config, device)
+    if splitter.splits:
+        take_large_from_system()  # whole weights come and go with every layer
+    compare(pairs, index, splitter, together)
+    with together("planning the load"):
+        stream = Stream(model, index, plan, storage, options, kind, seed, head)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
-    splitter = splitter_of(stage_config)
-    target = splitter.device if splitter else torch.device(device or device_of(stage_config))
     with together("reading the model's weights"):
-        stream.run(target, splitter, progress)
-        if splitter is not None:
+        stream.run(splitter, progress)
+        if splitter.splits:
             adopt_stacks(model)
     stream.finish()
+    for stack in (module for module in model.modules() if isinstance(module, FrozenStack)):
+        stack.at_once = experts_at_once
     give_back_freed()
     for sentence in (
         *stream.sources.notes,
-        *read_by_every_rank(stream.read_whole, stream.share_read_whole()),
+        *stream.quantised.notes(set(stream.sources.keys.values())),
+        *(read_by_every_rank(stream.read_whole, stream.share_read_whole()) if stage_config is not None else ()),
         *held_dense(model, storage, kind),
         *cast_by_the_engine(model, stage_config, kind),
     ):
@@ -171,11 +188,23 @@ def _named(dtype: torch.dtype) -> str:
 
 def resolve_folder(path: str | Path) -> Path:
     """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node."""
-    local = Path(path).expanduser()
-    if local.is_dir():
+    if _is_folder(path):
+        local = Path(path).expanduser()
+        try:
+            os.listdir(local)
+        except OSError as error:
+            raise UsageError(f"model.path is {str(path)!r}, which cannot be read here ({error.strerror})") from error
         return local
     name = _hub_name(path, "model.path")
     return cached(name) or fetch(name, "model.path")
+
+
+def _is_folder(path: str | Path) -> bool:
+    """Whether there is such a folder here, or what this user may not look into."""
+    try:
+        return Path(path).expanduser().is_dir()
+    except PermissionError:
+        return True
 
 
 def local_folder(name: str | Path | None) -> Path | None:
@@ -194,7 +223,7 @@ def download(path: str | Path, field: str = "model.path", files: tuple[str, ...]
     Raises:
         UsageError: the hub does not give it to a node, or gives two nodes different commits of it.
     """
-    is_here = Path(path).expanduser().is_dir()
+    is_here = _is_folder(path)
     if not any_rank(not is_here and is_hub_name(str(path))):
         return
     commits: dict[str, str] = {}
@@ -219,7 +248,7 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
     """The configuration of a local model folder, with changes.
 
     Raises:
-        UsageError: for a folder without one, one that transformers does not understand, or quantised weights.
+        UsageError: for a folder without one, one that transformers does not understand, or weights in a format that is not read.
     """
     if (folder / ADAPTER).exists():
         raise UsageError(
@@ -243,11 +272,9 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             f"{name} is no argument of load_frozen and no entry of a {config.model_type} configuration; accepted: the arguments "
             "of load_frozen, and entries of the model's config.json"
         )
-    if getattr(config, "quantization_config", None) is not None:
-        raise UsageError(
-            f"model.path is {str(folder)!r}, whose weights are quantised already; load it by transformers and attach, or "
-            "give the 16-bit model"
-        )
+    quantisation = quantisation_of(config)
+    if quantisation is not None:
+        check_read(folder, quantisation)
     return config
 
 

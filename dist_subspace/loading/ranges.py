@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import product
+from math import lcm, prod
 from pathlib import Path
 from types import TracebackType
 
@@ -11,10 +13,13 @@ import torch
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.decoding import Decoder
+from dist_subspace.loading.held_weight import HeldBytes
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.layout import Box, Layout, Shape, rectangles
 from dist_subspace.pages import zeros_in_pages
 
-CHUNK = 1 << 22  # entries that are in memory at a time
+CHUNK = 1 << 20  # entries that are read at a time
 # What can be read in parts, by safetensors' names.
 FLOATS = {
     "F64": torch.float64,
@@ -27,12 +32,14 @@ FLOATS = {
 
 
 class RangeReader:
-    """Reads flat entries of a checkpoint's tensors. What it yields lies in one buffer, until the next is asked for."""
+    """Reads flat entries of tensors that are tensors of a checkpoint, or are put together of them. For one thread at a time."""
 
     def __init__(self, index: CheckpointIndex) -> None:
         self.index = index
         self._open: dict[Path, int] = {}
-        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._buffer, self._turned = Buffer(), Buffer()
+        self._parts: dict[str, Buffer] = {}  # of weights that several tensors hold, by what each of them is
+        self._decoder = Decoder(self.bytes)
 
     def __enter__(self) -> RangeReader:
         return self
@@ -44,42 +51,75 @@ class RangeReader:
             os.close(descriptor)
         self._open.clear()
 
-    def entries(self, key: str, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
-        """The entries from `start` to `stop` of a tensor as it lies in the file: where each chunk begins, and its values. Chunks
-        but the last are multiples of `unit`."""
-        item = FLOATS[self.index.types[key]].itemsize
-        for first, end in _chunks(start, stop, unit):
-            held = self._room((end - first) * item)
-            self._fill(key, first * item, held)
-            yield first, held.view(FLOATS[self.index.types[key]])
+    def dtype(self, layout: Layout | HeldBytes) -> torch.dtype:
+        """The type in the file, which is one for all that a tensor is put together of."""
+        if isinstance(layout, HeldBytes):
+            return torch.int8
+        return FLOATS[self.index.types[layout.boxes[0].key]]
 
-    def transposed_entries(self, key: str, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
-        """The same of the transpose of a matrix `(rows, columns)`: its rows are columns of the file, whose rows are read."""
-        rows, columns = self.index.shapes[key]
-        dtype = FLOATS[self.index.types[key]]
-        for first, end in _chunks(start, stop, unit):
-            left, right = first // rows, -(-end // rows)
-            width = (right - left) * dtype.itemsize
-            held = self._room(rows * width)
-            for row in range(rows):
-                self._fill(key, (row * columns + left) * dtype.itemsize, held[row * width : (row + 1) * width])
-            flat = held.view(dtype).view(rows, right - left).t().reshape(-1)
-            yield first, flat[first - left * rows : end - left * rows]
+    def entries(self, layout: Layout | HeldBytes, start: int, stop: int, unit: int) -> Iterator[tuple[int, Tensor]]:
+        """The entries from `start` to `stop`: where each chunk begins, and its values, which lie in one buffer until the next is
+        asked for. Chunks but the last are multiples of `unit`."""
+        dtype = self.dtype(layout)
+        for first, end in chunks(layout, start, stop, unit):
+            values = self._buffer.room(end - first, dtype)
+            self.fill(layout, first, end, values)
+            yield first, values
 
-    def _room(self, size: int) -> Tensor:
-        if self._buffer.numel() < size:
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
-            self._buffer = zeros_in_pages(size, torch.uint8)
-        return self._buffer[:size]
-
-    def _fill(self, key: str, offset: int, held: Tensor) -> None:
-        """Read the bytes of a tensor from `offset` on.
+    def fill(self, layout: Layout | HeldBytes, start: int, stop: int, values: Tensor) -> None:
+        """Read the flat entries from `start` to `stop` into `values`, which is of the file's type and has so many.
 
         Raises:
-            UsageError: the file has become shorter, or the system cannot read it.
+            UsageError: a file has become shorter, or the system cannot read it.
         """
-        file, place = self.index.files[key], self.index.spans[key][0] + offset
-        view = memoryview(held.numpy())  # type: ignore[arg-type]
+        if isinstance(layout, HeldBytes):
+            values.copy_(layout.source(self.bytes, start, stop))
+            return
+        for place, corner, sizes in rectangles(layout.shape, start, stop):
+            part = values[place - start : place - start + prod(sizes)].view(sizes)
+            ends = tuple(at + size for at, size in zip(corner, sizes, strict=True))
+            for box in layout.boxes:
+                low = tuple(map(max, corner, box.start))
+                high = tuple(min(end, at + size) for end, at, size in zip(ends, box.start, box.shape, strict=True))
+                if all(one < other for one, other in zip(low, high, strict=True)):
+                    inside = tuple(slice(a - at, b - at) for a, b, at in zip(low, high, corner, strict=True))
+                    self._read(box, low, high, part[inside])
+
+    def _read(self, box: Box, low: Shape, high: Shape, target: Tensor) -> None:
+        """A rectangle of a box, run by run, in the order of the file; turned where that is another one."""
+        sizes = [end - at for at, end in zip(low, high, strict=True)]
+        place = box.offset + sum(map(lambda at, begin, stride: (at - begin) * stride, low, box.start, box.strides))
+        weight = self.index.held(box.key)
+        if weight is not None:
+            self._decoder.fill(weight, place, sizes, box.strides, target)
+            return
+        dims = [dim for dim, size in enumerate(sizes) if size > 1]
+        order = sorted(dims, key=lambda dim: -box.strides[dim])
+        outer, run = list(order), 1
+        while outer and box.strides[outer[-1]] == run:
+            run *= sizes[outer.pop()]
+        direct = order == dims and target.is_contiguous()
+        memory = target.reshape(-1) if direct else self._turned.room(prod(sizes), target.dtype)
+        item = target.dtype.itemsize
+        view = memoryview(memory.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        steps = product(*(range(sizes[dim]) for dim in outer))
+        for number, step in enumerate(steps):
+            at = place + sum(map(lambda dim, count: box.strides[dim] * count, outer, step))
+            self._bytes(box.key, at * item, view[number * run * item : (number + 1) * run * item])
+        if not direct:
+            turned = memory.view([sizes[dim] for dim in order]).permute([order.index(dim) for dim in dims])
+            target[tuple(0 if size == 1 else slice(None) for size in sizes)].copy_(turned)
+
+    def bytes(self, key: str, start: int, stop: int) -> Tensor:
+        """Bytes `[start, stop)` of the values of a tensor of the file, uint8 (`ReadBytes`)."""
+        held = self._parts.setdefault(key.rpartition(".")[2], Buffer()).room(stop - start, torch.uint8)
+        self._bytes(key, start, memoryview(held.numpy()))  # type: ignore[arg-type]
+        return held
+
+    def _bytes(self, key: str, offset: int, view: memoryview) -> None:
+        """Read the bytes of a tensor of the file from `offset` on."""
+        index = self.index.in_file
+        file, place = index.files[key], index.spans[key][0] + offset
         done = 0
         try:
             descriptor = self._descriptor(file)
@@ -98,6 +138,29 @@ class RangeReader:
         return self._open[file]
 
 
-def _chunks(start: int, stop: int, unit: int) -> Iterator[tuple[int, int]]:
-    step = max(1, CHUNK // unit) * unit
-    return ((first, min(first + step, stop)) for first in range(start, stop, step))
+class Buffer:
+    """Memory that is used again and again, as much as was asked for at most. pinned: where a GPU reads it by itself."""
+
+    def __init__(self, pinned: bool = False) -> None:
+        self.pinned = pinned
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def room(self, numel: int, dtype: torch.dtype) -> Tensor:
+        size = numel * dtype.itemsize
+        if self._bytes.numel() < size:
+            self._bytes = torch.empty(0, dtype=torch.uint8)  # the old one goes before the new one comes
+            pinned = torch.empty(size, dtype=torch.uint8, pin_memory=True) if self.pinned else None
+            self._bytes = zeros_in_pages(size, torch.uint8) if pinned is None else pinned
+        return self._bytes[:size].view(dtype)
+
+
+def chunks(layout: Layout | HeldBytes, start: int, stop: int, unit: int) -> Iterator[tuple[int, int]]:
+    """The entries from `start` to `stop` in pieces that are multiples of `unit`, but for the last. Those of a turned tensor end
+    with its rows: they are columns of the file, and a part of one is read entry by entry."""
+    row = lcm(unit, layout.shape[-1]) if layout.is_turned else unit
+    block = row if row <= CHUNK and start % unit == 0 else unit
+    step, first = max(1, CHUNK // block) * block, start
+    while first < stop:
+        end = min(stop, first + step - (first % block if block > unit else 0))
+        yield first, end
+        first = end

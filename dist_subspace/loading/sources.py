@@ -10,12 +10,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.decoded import DecodedIndex
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.transformers_internals import Conversion, key_plan, reported_keys, tie, tied_pairs
+from dist_subspace.loading.layout import Layout
+from dist_subspace.loading.ranges import FLOATS
+from dist_subspace.loading.traced import Traced, traced
+from dist_subspace.loading.transformers_internals import Conversion, KeyPlan, reported_keys, tie, tied_pairs
 from dist_subspace.loading.unused import examine
 from dist_subspace.storage import Origin
 
@@ -32,12 +36,14 @@ class ConvertedOrigin(Origin):
 
 @dataclass
 class Sources:
-    """keys: parameter or buffer -> the key that holds it as it is, tied ones the same. conversions: parameter -> what makes it.
-    absent: parameters that the checkpoint lacks, and may lack. notes: what is worth saying, one sentence each."""
+    """keys: parameter or buffer -> the key that holds it as it is, tied ones the same. conversions: parameter -> what makes it;
+    layouts: of those that are only put together of pieces of the file, where these lie. absent: parameters that the checkpoint
+    lacks, and may lack. notes: what is worth saying, one sentence each."""
 
     index: CheckpointIndex
     keys: dict[str, str]
     conversions: dict[str, Conversion]
+    layouts: dict[str, Layout]
     absent: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _waiting: dict[int, dict[str, Tensor]] = field(default_factory=dict)
@@ -52,17 +58,53 @@ class Sources:
             return (self.keys[name],)
         return tuple(key for _, key in self.conversions[name].sources) if name in self.conversions else ()
 
+    def sizes(self, modules: Iterable[tuple[str, nn.Module]]) -> list[int]:
+        """Bytes of the checkpoint that each module is read from; those of a tied parameter, or of several modules, once."""
+        counted: set[str] = set()
+        sizes = []
+        for name, module in modules:
+            keys = {
+                key
+                for attribute, _ in module.named_parameters(recurse=False)
+                for key in self.keys_of(f"{name}.{attribute}" if name else attribute)
+            }
+            sizes.append(sum(self.index.size(key) for key in keys - counted))
+            counted |= keys
+        return sizes
+
+    def share(self, names: Iterable[str]) -> float:
+        """What part of the checkpoint's bytes these parameters are read from."""
+        keys = {key for name in names for key in self.keys_of(name)}
+        return sum(map(self.index.size, keys)) / max(1, sum(map(self.index.size, self.index)))
+
+    def layout(self, name: str) -> Layout | None:
+        """Where the values of a parameter lie, if parts of it can be read: each entry is one of the file, all of one type."""
+        if name in self.keys:
+            found: Layout | None = self.index.layout(self.keys[name])
+        else:
+            found = self.layouts.get(self._first_names.get(name, name))
+        types = set() if found is None else {self.index.types[key] for key in found.keys}
+        return found if len(types) == 1 and types <= FLOATS.keys() else None
+
     def origin(self, model: PreTrainedModel, name: str) -> Origin | None:
         """Where a matrix can be read again; None for one that the checkpoint lacks."""
         if name in self.keys:
-            return Origin(str(self.index.files[self.keys[name]]), self.keys[name])
+            key = self.keys[name]
+            return self._decoded_origin(key) or Origin(str(self.index.files[key]), key)
         if name not in self.conversions:
             return None
         conversion, first_name = self.conversions[name], self._first_names.get(name, name)
         key, config, read = conversion.sources[0][1], model.config, self.index.read
         return ConvertedOrigin(str(self.index.files[key]), key, lambda: conversion.tensors(read, config)[first_name])
 
-    def share(self, name: str, others: Iterable[str]) -> None:
+    def _decoded_origin(self, key: str) -> Origin | None:
+        """Of a weight that the file holds in codes: the numbers that these stand for, in float32."""
+        index = self.index
+        if not isinstance(index, DecodedIndex) or key not in index.weights:
+            return None
+        return ConvertedOrigin(str(index.files[key]), key, lambda: index.decode(key, torch.float32))
+
+    def share_source(self, name: str, others: Iterable[str]) -> None:
         """Give parameters that are tied to one that has a source the same source."""
         for other in others:
             if not self.has(other):
@@ -83,24 +125,32 @@ class Sources:
         return tensor
 
 
-def find_sources(model: PreTrainedModel, index: CheckpointIndex, may_lack: Callable[[str], bool]) -> Sources:
+def find_sources(
+    model: PreTrainedModel, index: CheckpointIndex, plan: KeyPlan, may_lack: Callable[[str], bool]
+) -> Sources:
     """Plan the load of an empty model, and tie its parameters as the checkpoint asks for.
+
+    Arguments:
+        plan: what transformers makes of the checkpoint's keys (`key_plan`).
 
     Raises:
         UsageError: tensors that are missing, of another shape, or that stand for something the model does not compute.
     """
-    plan = key_plan(model, index)
     notes = [*index.notes, *examine(model, index, plan.unused)]
     keys = {name: _agreeing_key(index, name, candidates) for name, candidates in plan.direct.items()}
     conversions: dict[str, Conversion] = {}
+    layouts: dict[str, Layout] = {}
     shapes = {name: index.shapes[key] for name, key in keys.items()}
     for conversion in plan.conversions:
-        for name, tensor in _dry_run(model, index, conversion).items():
+        tensors = _followed(model, index, conversion) or _dry_run(model, index, conversion)
+        for name, tensor in tensors.items():
             if name in keys:
                 raise _contradiction(index, name, keys[name], conversion.sources[0][1])
             conversions[name], shapes[name] = conversion, tuple(tensor.shape)
+            if isinstance(tensor, Traced) and tensor.layout_in_file.is_in_runs:
+                layouts[name] = tensor.layout_in_file
     _check_shapes(model, index, keys, conversions, shapes)
-    sources = Sources(index, keys, conversions, notes=notes)
+    sources = Sources(index, keys, conversions, layouts, notes=notes)
     _tie(model, sources)
     parameters = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     missing = [name for name in parameters if not sources.has(name)]
@@ -124,6 +174,22 @@ def _contradiction(index: CheckpointIndex, name: str, one: str, other: str) -> U
         f"model.path is {str(index.folder)!r}, which holds {one} and {other} with different values, and both are the model's "
         f"{name}; remove the one that is not meant"
     )
+
+
+def _followed(model: PreTrainedModel, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
+    """What a conversion makes, with where the values come from; empty where it does more than put tensors together."""
+    if len({index.types[key] for _, key in conversion.sources}) > 1:
+        return {}  # their joint is of another type
+
+    def trace(key: str) -> Tensor:
+        tensor = traced(key, index.shapes[key], FLOATS.get(index.types[key], torch.float32))
+        tensor.layout_in_file = index.layout(key)
+        return tensor
+
+    try:
+        return conversion.tensors(trace, model.config, model)
+    except Exception:  # also whatever an operation makes of tensors that do not fit, which `_dry_run` says
+        return {}
 
 
 def _dry_run(model: PreTrainedModel, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
@@ -179,7 +245,7 @@ def _tie(model: PreTrainedModel, sources: Sources) -> None:
     for names in groups.values():
         first = next((name for name in names if sources.has(name)), None)
         if first is not None:
-            sources.share(first, names)
+            sources.share_source(first, names)
 
 
 def _lacks(index: CheckpointIndex, lost: list[str], unused: Iterable[str], model: PreTrainedModel) -> str:

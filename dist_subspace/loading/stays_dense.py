@@ -1,4 +1,5 @@
-"""Linear layers that a packed storage does not hold: said before a weight is read; refused where it would hold nothing at all."""
+"""What a packed storage does not hold: heads and what is tied to them, and layers that are said before a weight is read. A
+storage that would hold nothing at all is refused."""
 
 from __future__ import annotations
 
@@ -8,6 +9,14 @@ import torch
 from torch import nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.embeddings import input_embeddings, output_embeddings
+from dist_subspace.families.heads import (
+    base_prefix,
+    is_head_layer,
+    is_inside_classification_head,
+    is_inside_head,
+    is_inside_pooler,
+)
 from dist_subspace.notices import named
 
 
@@ -51,3 +60,23 @@ def _size(numel: int, dtype: torch.dtype) -> str:
             return f"{size:.0f} {unit}"
         size /= 1024
     return f"{size:.1f} GiB"
+
+
+def may_lack(model: nn.Module, name: str) -> bool:
+    """Whether a checkpoint may lack the parameter: a head for a new task is trained anew. A language model's output layer is no
+    such head: without it the model says nothing."""
+    if is_inside_pooler(name):
+        return True
+    if output_embeddings(model) is not None:
+        return False
+    prefix = base_prefix(model)
+    return is_inside_head(name) or (bool(prefix) and not name.startswith(f"{prefix}."))
+
+
+def is_output(model: nn.Module, name: str, weight: nn.Parameter) -> bool:
+    """Whether it is a head's weight, or one that is tied to an embedding: these stay in the type of the computation."""
+    if is_inside_classification_head(name):
+        return True
+    head, inputs = output_embeddings(model), input_embeddings(model)
+    tied = inputs is not None and getattr(inputs, "weight", None) is weight
+    return tied or is_head_layer(name) or (head is not None and getattr(head, "weight", None) is weight)

@@ -1,16 +1,15 @@
 """The load itself, from file to forward: every tensor of a checkpoint read once, held in its storage, put in its place.
 
-Where the placement takes parts, a rank reads and packs its own part of a tensor alone (`own_parts.py`). What cannot be read so
-is read whole on every rank: a tensor that transformers makes of others, a storage that does not pack by pieces, a placement
-that wants the whole.
+A rank reads and packs its own part of a tensor alone (`own_parts.py`), which is the whole where it loads alone. What cannot be
+read so is read whole by every rank: a tensor that transformers makes of others in another way than by putting them together, a
+storage that does not pack by pieces, a placement that wants the whole.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import accumulate
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,36 +17,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from dist_subspace.errors import UsageError
-from dist_subspace.families.embeddings import input_embeddings, output_embeddings
-from dist_subspace.families.experts import stacks_of
-from dist_subspace.families.heads import (
-    base_prefix,
-    is_head_layer,
-    is_inside_classification_head,
-    is_inside_head,
-    is_inside_pooler,
-)
+from dist_subspace.loading.as_held import Place
 from dist_subspace.loading.experts_internals import call_stacks
 from dist_subspace.loading.float16 import Float16Range, TooLarge, earliest
 from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.own_parts import OwnParts
-from dist_subspace.loading.packed_head import packed_head
-from dist_subspace.loading.ranges import FLOATS, RangeReader
+from dist_subspace.loading.packing import Packing
+from dist_subspace.loading.ranges import RangeReader
 from dist_subspace.loading.sources import find_sources
-from dist_subspace.loading.stays_dense import check_packed
-from dist_subspace.loading.transformers_internals import initialise, kept_type
+from dist_subspace.loading.stays_dense import may_lack
+from dist_subspace.loading.transformers_internals import KeyPlan, initialise
 from dist_subspace.module_places import buffers_of, replace_everywhere
-from dist_subspace.notices import say
-from dist_subspace.placement.collectives import gather_objects
 from dist_subspace.placement.protocol import Splitter
 from dist_subspace.storage import (
     FrozenLinear,
+    FrozenStack,
     Origin,
     PackedLinear,
     adopt,
     is_conv1d,
     is_linear,
-    left_alone,
     linear_shape,
     pack,
     pack_stack,
@@ -65,6 +55,7 @@ class Stream:
         self,
         model: PreTrainedModel,
         index: CheckpointIndex,
+        plan: KeyPlan,
         storage: str,
         options: Mapping[str, Any],
         dtype: torch.dtype,
@@ -76,114 +67,95 @@ class Stream:
         self.storage, self.options = storage, options
         self.dtype, self.seed = dtype, seed
         self.operators: dict[nn.Module, nn.Module] = {}  # by the linear layer in whose place each one stands
-        self.sources = find_sources(model, index, self._is_head)
-        self.kept_type = kept_type(model, dtype)
-        self.apart = left_alone(model)
-        self.head = None if head is None else (packed_head(model, head[0], self.apart), *head)
+        self.sources = find_sources(model, index, plan, partial(may_lack, model))
+        self.packing = Packing(model, index, self.sources, (storage, options), dtype, head)
+        self.kept_type, self.quantised = self.packing.kept_type, self.packing.quantised
         self.own: OwnParts | None = None
         self.too_large: TooLarge | None = None
         self.read_whole: list[str] = []  # by every rank, although they are split
         self._number = 0
-        if storage_info(storage).dtype is None:
-            modules = dict(model.named_modules())
-            packed = [n for n, m in modules.items() if self._packs(n, m) or self._packed_stacks(n, m)]
-            apart = {name: why for name, why in self.apart.items() if not self._is_output_layer(name)}
-            for sentence in check_packed(model, storage, dtype, packed, apart):
-                say(sentence)
+        self.packing.say_what_stays()
 
-    def run(self, device: torch.device, splitter: Splitter | None, progress: Callable[[int, int], None] | None) -> None:
+    def run(self, splitter: Splitter, progress: Callable[[int, int], None] | None) -> None:
         """Read, pack and place; without collectives, though every rank must come here, and to `finish` after it."""
-        done: dict[nn.Parameter, nn.Parameter] = {}
+        self.splitter = splitter
+        units = list(self._units())
+        sizes = self.sources.sizes(units)
+        count = _counting(sum(sizes), progress)
         with RangeReader(self.index) as reader:
-            if splitter is not None and splitter.takes_parts:
+            self.reader = reader
+            if splitter.takes_parts:
                 self.own = OwnParts(reader, splitter)
-            units = list(self._units())
-            sizes = self._sizes(units)
-            total = sum(sizes)
-            for (name, module), done_bytes in zip(units, accumulate(sizes), strict=True):
-                try:
-                    self._load(name, module, device, splitter, done)
-                except TooLarge as error:
-                    if self.own is None:
-                        raise
-                    self.too_large = error  # another rank may see a larger value of it, or none
-                    return
-                if progress is not None:
-                    progress(done_bytes, total)
+            try:
+                self._put_together(units, sizes, count)
+                if self.own is not None:
+                    self.own.run(count)
+            except TooLarge as error:
+                if self.own is None:
+                    raise
+                self.too_large = error  # another rank may see a larger value of it, or none
+                return
         replace_everywhere(self.model, self.operators)
         for name, buffer in list(self.model.named_buffers()):
-            self._set_buffer(name, buffer, device)
+            self._set_buffer(name, buffer, splitter.device)
+
+    def _put_together(self, units: list[tuple[str, nn.Module]], sizes: list[int], count: Callable[[int], None]) -> None:
+        """Make every operator and parameter; those that can be read in parts are empty yet."""
+        done: dict[nn.Parameter, nn.Parameter] = {}
+        for (name, module), size in zip(units, sizes, strict=True):
+            planned = 0 if self.own is None else len(self.own.jobs)
+            self._load(name, module, self.splitter.device, done)
+            jobs = [] if self.own is None else self.own.jobs[planned:]
+            entries = sum(job.layout.numel for job in jobs)
+            for job in jobs:
+                job.size = size * job.layout.numel // max(1, entries)
+            count(size - sum(job.size for job in jobs))
 
     def finish(self) -> None:
-        """Collective where weights were read in parts: what needs the parts of all ranks.
+        """Collective where several ranks load the model: what needs the parts of all.
 
         Raises:
             UsageError: on every rank, a value that float16 cannot hold in one rank's part.
         """
         if self.own is None:
             return
-        refused = earliest(gather_objects(self.too_large))
+        refused = earliest(self.splitter.of_all(self.too_large))
         if refused is not None:
             raise refused
         self.own.finish()
 
     def share_read_whole(self) -> float:
-        """Of the checkpoint's bytes, how many every rank has read although it keeps a part."""
-        keys = {key for name in self.read_whole for key in self.sources.keys_of(name)}
-        return sum(map(self.index.size, keys)) / max(1, sum(map(self.index.size, self.index)))
-
-    def _sizes(self, units: list[tuple[str, nn.Module]]) -> list[int]:
-        """Bytes of the checkpoint that each module is read from; those of a tied parameter, or of several modules, once."""
-        counted: set[str] = set()
-        sizes = []
-        for name, module in units:
-            keys = {
-                key
-                for attribute, _ in module.named_parameters(recurse=False)
-                for key in self.sources.keys_of(f"{name}.{attribute}" if name else attribute)
-            }
-            sizes.append(sum(self.index.size(key) for key in keys - counted))
-            counted |= keys
-        return sizes
+        """Of the checkpoint's bytes, how many every rank has read although it could do with a part."""
+        return self.sources.share(self.read_whole)
 
     def fresh_modules(self) -> tuple[str, ...]:
         """The modules whose parameters the checkpoint lacks, and may lack."""
-        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.sources.absent if self._is_head(name)))
+        return tuple(
+            dict.fromkeys(name.rpartition(".")[0] for name in self.sources.absent if may_lack(self.model, name))
+        )
 
     def _units(self) -> Iterator[tuple[str, nn.Module]]:
         for name, module in list(self.model.named_modules()):
             if any(True for _ in module.parameters(recurse=False)):
                 yield name, module
 
-    def _is_head(self, name: str) -> bool:
-        """Whether a checkpoint may lack the parameter: a head for a new task is trained anew. A language model's output
-        layer is no such head: without it the model says nothing."""
-        if is_inside_pooler(name):
-            return True
-        if output_embeddings(self.model) is not None:
-            return False
-        prefix = base_prefix(self.model)
-        return is_inside_head(name) or (bool(prefix) and not name.startswith(f"{prefix}."))
-
     def _load(
         self,
         name: str,
         module: nn.Module,
         device: torch.device,
-        splitter: Splitter | None,
         done: dict[nn.Parameter, nn.Parameter],
     ) -> None:
-        if is_linear(module) and name not in self.apart:
+        if is_linear(module) and name not in self.packing.apart:
             loaded: nn.Module = self._load_linear(name, module, device, done)
             replace(self.model, name, loaded)
             self.operators[module] = loaded
         else:
-            self._load_stacks(name, module, device, splitter)
+            self._load_stacks(name, module, device)
             self._load_parameters(name, module, device, done)
             loaded = module
-        if splitter is not None:
-            for parameter in loaded.parameters(recurse=False):
-                splitter.place(parameter)
+        for parameter in loaded.parameters(recurse=False):
+            self.splitter.place(parameter)
 
     def _load_linear(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
@@ -193,7 +165,7 @@ class Stream:
         ready = None if bias is None else self._parameter(f"{name}.bias", bias, device, done)
         full_name = f"{name}.weight"
         origin = self.sources.origin(self.model, full_name)
-        if not self._packs(name, module):
+        if not self.packing.packs(name, module):
             module.weight = self._parameter(full_name, weight, device, done)
             module.bias = ready  # type: ignore[assignment]
             return self._adopted(module, origin)
@@ -212,99 +184,84 @@ class Stream:
     ) -> FrozenLinear:
         """The weight of a linear layer in the storage, from this rank's part of the file where that is enough."""
         transposed = is_conv1d(module)
-        storage, options = self._held_in(name)
-        in_pieces = storage_info(storage).in_pieces
-        with self._watched(name, self.dtype) as watch:
-            if in_pieces is not None and self._in_parts(name):
-                assert self.own is not None
-                pieces = in_pieces(linear_shape(module), transposed, **options)
-                key = self.sources.keys[name]
-                packed = self.own.linear(key, pieces, transposed, lambda v: watch(_quantisable(v)), bias, origin)
-                packed.conv1d = transposed
-                return packed
-            full = watch(_quantisable(self._read_float(name)))
+        storage, options = self.packing.held_in(name)
+        in_pieces, layout = storage_info(storage).in_pieces, self._layout(name)
+        watch, end = self._watch(name, self.dtype)
+        if self.packing.takes_codes(name):
+            place, key = Place(self.own, self.reader, device), self.sources.keys[name]
+            packed = self.quantised.operator(key, linear_shape(module), place, watch, end, bias=bias, origin=origin)
+            packed.conv1d = transposed
+            return packed
+        if in_pieces is not None and layout is not None:
+            assert self.own is not None
+            pieces = in_pieces(linear_shape(module), transposed, **options)
+            packed = self.own.linear(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, bias, origin)
+            packed.conv1d = transposed
+            return packed
+        full = watch(_quantisable(self._read_float(name)))
+        end()
         return pack(full.to(device), storage, transposed=transposed, bias=bias, origin=origin, **options)
 
-    def _held_in(self, name: str) -> tuple[str, Mapping[str, Any]]:
-        """The storage of a weight that is packed, and its options."""
-        if self.head is not None and name == f"{self.head[0]}.weight":
-            return self.head[1:]
-        return self.storage, self.options
-
-    def _in_parts(self, name: str) -> bool:
-        """Whether this rank's part of the parameter is one of a tensor of the file."""
-        if self.own is None:
-            return False
-        if name in self.sources.keys:
-            return self.index.types[self.sources.keys[name]] in FLOATS
-        if self.sources.has(name):
+    def _layout(self, name: str) -> Layout | None:
+        """Where this rank's part of the parameter lies in the file; None where it is read whole."""
+        if self.own is None or not self.sources.has(name):
+            return None
+        layout = self.sources.layout(name)
+        if layout is None:
             self.read_whole.append(name)
-        return False
+        return layout
 
-    @contextmanager
-    def _watched(self, name: str, dtype: torch.dtype) -> Iterator[Float16Range]:
-        """Within the block values of a weight are shown to what is yielded; TooLarge after it if the type cannot hold one."""
+    def _watch(self, name: str, dtype: torch.dtype) -> tuple[Float16Range, Callable[[], None]]:
+        """What is shown the values of a weight, and what is called after the last: TooLarge if the type cannot hold one."""
         watch = Float16Range(dtype)
         self._number += 1
-        yield watch
-        if watch.overflows:
-            raise TooLarge(str(self.index.folder), name, watch.largest, self._number)
+        number = self._number
 
-    def _packs(self, name: str, module: nn.Module) -> bool:
-        """Whether the storage holds the module's weight: it is a linear layer that is read from the file, no head, and of no type
-        of its own (a router made in float32)."""
-        full_name = f"{name}.weight"
-        if not is_linear(module) or name in self.apart or not self.sources.has(full_name):
-            return False
-        own_type = self.kept_type(full_name) is not None or module.weight.dtype != self.dtype
-        has_own_storage = self.head is not None and name == self.head[0]
-        return not own_type and (has_own_storage or not self._is_output_layer(name))
+        def end() -> None:
+            if watch.overflows:
+                raise TooLarge(str(self.index.folder), name, watch.largest, number)
 
-    def _load_stacks(self, name: str, module: nn.Module, device: torch.device, splitter: Splitter | None) -> None:
+        return watch, end
+
+    def _load_stacks(self, name: str, module: nn.Module, device: torch.device) -> None:
         """Pack the stacks of a mixture's experts that the storage holds, and put each in its parameter's place."""
-        stacks = self._packed_stacks(name, module)
+        stacks = self.packing.stacks(name, module)
         for attribute, transposed in stacks.items():
-            full_name = f"{name}.{attribute}"
-            with self._watched(full_name, self.dtype) as watch:
-                full = watch(_quantisable(self._read_float(full_name)))
-            if self.own is not None:
-                self.read_whole.append(full_name)
-            stack = pack_stack(
-                full,
-                self.storage,
-                transposed=transposed,
-                origin=self.sources.origin(self.model, full_name),
-                name=full_name,
-                compute_dtype=self.dtype,
-                device=device,
-                **self.options,
-            )
+            stack = self._stack(f"{name}.{attribute}", getattr(module, attribute), transposed, device)
             delattr(module, attribute)  # a module cannot take a parameter's place
             setattr(module, attribute, stack)
-            for parameter in stack.parameters() if splitter is not None else ():
-                splitter.place(parameter)  # type: ignore[union-attr]
+            for parameter in stack.parameters():
+                self.splitter.place(parameter)
         if stacks:
             call_stacks(module)
 
-    def _packed_stacks(self, name: str, module: nn.Module) -> dict[str, bool]:
-        """The module's stacks of experts that the storage holds, by attribute, and whether they are transposed: those of the
-        type of the computation, in a storage that is no float type."""
-        stacks = stacks_of(module) if storage_info(self.storage).dtype is None else None
-        if stacks is None:
-            return {}
-        held = {attribute: getattr(module, attribute) for attribute in stacks.names}
-        return {
-            attribute: stacks.transposed
-            for attribute, matrices in held.items()
-            if self._packs_parameter(f"{name}.{attribute}", matrices)
-        }
-
-    def _packs_parameter(self, name: str, matrices: nn.Parameter) -> bool:
-        own_type = self.kept_type(name) is not None or matrices.dtype != self.dtype
-        return self.sources.has(name) and not own_type and matrices.dim() == 3
-
-    def _is_output_layer(self, name: str) -> bool:
-        return self._is_output(name, self.model.get_submodule(name).weight)  # type: ignore[arg-type]
+    def _stack(self, name: str, matrices: nn.Parameter, transposed: bool, device: torch.device) -> FrozenStack:
+        origin = self.sources.origin(self.model, name)
+        in_pieces, layout = storage_info(self.storage).in_pieces, self._layout(name)
+        watch, end = self._watch(name, self.dtype)
+        if in_pieces is not None and layout is not None:
+            assert self.own is not None
+            _, *sides = matrices.shape
+            shape = (sides[1], sides[0]) if transposed else (sides[0], sides[1])
+            pieces = in_pieces(shape, transposed, **self.options)
+            as_held = self.quantised.stack(layout.transpose(-2, -1) if transposed else layout, pieces)
+            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin, as_held)
+            one = stack.kind[0]
+            if isinstance(one, PackedLinear):
+                one.name, one.compute_dtype = name, self.dtype
+            return stack
+        full = watch(_quantisable(self._read_float(name)))
+        end()
+        return pack_stack(
+            full,
+            self.storage,
+            transposed=transposed,
+            origin=origin,
+            name=name,
+            compute_dtype=self.dtype,
+            device=device,
+            **self.options,
+        )
 
     @staticmethod
     def _adopted(module: nn.Module, origin: Origin | None) -> FrozenLinear:
@@ -312,15 +269,6 @@ class Stream:
         assert operator is not None  # only linear layers come here
         operator.origin = origin
         return operator
-
-    def _is_output(self, name: str, weight: nn.Parameter) -> bool:
-        """Whether it is a head's weight, or one that is tied to an embedding: these stay in the type of the computation."""
-        if is_inside_classification_head(name):
-            return True
-        head = output_embeddings(self.model)
-        inputs = input_embeddings(self.model)
-        tied = inputs is not None and getattr(inputs, "weight", None) is weight
-        return tied or is_head_layer(name) or (head is not None and getattr(head, "weight", None) is weight)
 
     def _load_parameters(
         self, name: str, module: nn.Module, device: torch.device, done: dict[nn.Parameter, nn.Parameter]
@@ -340,13 +288,15 @@ class Stream:
             old.requires_grad_(False)
             return old
         kind = self.kept_type(name) or old.dtype
-        with self._watched(name, kind) as watch:
-            if old.is_floating_point() and self._in_parts(name):
-                assert self.own is not None
-                parameter = self.own.parameter(self.sources.keys[name], tuple(old.shape), kind, watch)
-            else:
-                value = watch(self._whole(name, old))
-                parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
+        watch, end = self._watch(name, kind)
+        layout = self._layout(name) if old.is_floating_point() else None
+        if layout is not None:
+            assert self.own is not None
+            parameter = self.own.parameter(layout, tuple(old.shape), kind, watch, end)
+        else:
+            value = watch(self._whole(name, old))
+            end()
+            parameter = nn.Parameter(value.to(device=device, dtype=kind), requires_grad=False)
         # Keyed by the parameters themselves and not by their ids: an id is used again once its owner is gone.
         done[old] = parameter
         done[parameter] = parameter
@@ -383,3 +333,16 @@ class Stream:
 
 def _quantisable(values: torch.Tensor) -> torch.Tensor:
     return values if values.dtype in QUANTISABLE else values.float()
+
+
+def _counting(total: int, progress: Callable[[int, int], None] | None) -> Callable[[int], None]:
+    """What is told of more bytes, and tells how many there are in all."""
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        if more and progress is not None:
+            progress(done, total)
+
+    return count

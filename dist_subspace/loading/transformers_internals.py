@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,8 +22,11 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import (
     PrefixChange,
+    SplitModulelist,
     WeightConverter,
     WeightRenaming,
+    apply_converters,
+    apply_renamings,
     dot_natural_key,
     rename_source_key,
 )
@@ -207,7 +210,8 @@ def forget_quantization(model: nn.Module) -> None:
 
 def written_keys(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """The key under which transformers itself would save each parameter of the model: `key_plan` the other way round
-    (`reverse_transform`). Prefixes are left as the model has them, and tensors that it would split or join too."""
+    (`reverse_transform`). Prefixes are left as the model has them, and tensors that it would split or join too; experts are
+    for `split_stacks`."""
     transforms = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[arg-type]
     renamings = [t for t in transforms if isinstance(t, WeightRenaming) and not isinstance(t, PrefixChange)]
     backwards = [renaming.reverse_transform() for renaming in reversed(renamings)]
@@ -218,6 +222,53 @@ def written_keys(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
             key = renaming.rename_source_key(key)[0]
         keys[name] = key
     return keys
+
+
+@dataclass(frozen=True)
+class SplitStack:
+    """How a stack of experts is each expert's tensors in the family's files (`WeightConverter.convert`, backwards)."""
+
+    name: str  # the stack's in the model
+    target: str  # as transformers calls what is made, which it fills in
+    converter: Any
+    renamings: list[Any]
+    model: PreTrainedModel
+    config: PretrainedConfig
+
+    def __call__(self, tensor: Tensor) -> dict[str, Tensor]:
+        """The experts' tensors by key, in order. Of a meta tensor it makes such."""
+        converter = copy.deepcopy(self.converter)
+        converter.add_tensor(self.target, self.name, converter.source_patterns[0], tensor)
+        made = converter.convert(self.target, model=self.model, config=self.config)
+        return {apply_renamings(key, self.renamings): made[key] for key in sorted(made, key=dot_natural_key)}
+
+
+def split_stacks(
+    model: nn.Module, config: PretrainedConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, SplitStack]:
+    """The stacks of experts that transformers itself would save expert by expert (`SplitModulelist`), by name.
+
+    Arguments:
+        shapes: of the model's parameters.
+    """
+    stacked = [name for name, shape in shapes.items() if len(shape) == 3]
+    if not stacked:
+        return {}
+    transforms = get_model_conversion_mapping(model, add_legacy=False)  # type: ignore[arg-type]
+    backwards = [t.reverse_transform() for t in reversed(transforms) if not isinstance(t, PrefixChange)]
+    renamings = [t for t in backwards if isinstance(t, WeightRenaming)]
+    converters = [t for t in backwards if isinstance(t, WeightConverter)]
+    splitting = {
+        t.source_patterns[0]: t
+        for t in converters
+        if len(t.source_patterns) == 1 and any(isinstance(op, SplitModulelist) for op in t.operations)
+    }
+    matched = {name: apply_converters(name, converters) for name in stacked}
+    stacks = {name: (target, splitting[p]) for name, (target, p) in matched.items() if p in splitting}
+    if not stacks:
+        return {}
+    empty = _empty_like(model, config)
+    return {name: SplitStack(name, target, own, renamings, empty, config) for name, (target, own) in stacks.items()}
 
 
 def expected_parameters(model: nn.Module, config: PretrainedConfig) -> dict[str, nn.Parameter]:
@@ -248,8 +299,19 @@ def empty_model(model_class: Any, config: PretrainedConfig) -> PreTrainedModel:
     return model
 
 
-def misread(model: nn.Module, config: PretrainedConfig, keys: Mapping[str, str]) -> list[str]:
+def misread(
+    model: nn.Module, config: PretrainedConfig, keys: Mapping[str, Sequence[str]], split: Container[str]
+) -> list[str]:
     """Of parameters that are written under these keys those that transformers would not read back as themselves: a family whose
-    conversion takes the key for something else."""
-    plan = key_plan(_empty_like(model, config), keys.values())
-    return [name for name, key in keys.items() if plan.direct.get(name) != [key]]
+    conversion takes the key for something else.
+
+    Arguments:
+        split: the parameters that are written as several tensors, which must become one again.
+    """
+    plan = key_plan(_empty_like(model, config), [key for own in keys.values() for key in own])
+    joined = {conversion.name: {key for _, key in conversion.sources} for conversion in plan.conversions}
+
+    def read_back(name: str, own: Sequence[str]) -> bool:
+        return joined.get(name) == set(own) if name in split else plan.direct.get(name) == list(own)
+
+    return [name for name, own in keys.items() if not read_back(name, own)]

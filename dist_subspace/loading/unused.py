@@ -68,6 +68,8 @@ def examine(model: PreTrainedModel, index: CheckpointIndex, unused: Mapping[str,
     for kind, meaning in _REFUSED.items():
         if kind in refused:
             held = _first_few(refused[kind])
+            if kind == "quantised" and index.in_file is not index:
+                meaning = _NOT_NAMED
             raise UsageError(
                 f"model.path is {str(index.folder)!r}, which holds {held}: {meaning.format(name=type(model).__name__)}"
             )
@@ -93,6 +95,11 @@ _REFUSED = {
     "extra": "tensors of modules that have no such tensor by config.json, so that the model would compute something else; use "
     "the config.json that the weights were saved with",
 }
+
+_NOT_NAMED = (
+    "scales of quantised weights that are in another format than config.json's quantization_config says, and without them the "
+    "weights mean nothing; give the 16-bit model, or the config.json that the weights were saved with"
+)
 
 
 def _classify(

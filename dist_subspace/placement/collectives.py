@@ -144,7 +144,7 @@ def meet() -> None:
     """Collective: wait until every rank is here, for hours if need be: in no collective, whose timeout would end the run.
 
     Raises:
-        PeerFailed: a rank that is waited for is gone.
+        PeerFailed: a rank that is waited for is gone, or one has said why the run ends.
     """
     global _meetings, _store_is_lost
     if not is_distributed() or dist.get_world_size() == 1 or _store_is_lost:
@@ -158,6 +158,8 @@ def meet() -> None:
             store.delete_key(f"dist_subspace/meet/{_meetings - 1}")  # nobody waits there any more
             store.delete_key(f"dist_subspace/meet/{_meetings - 1}/all")
         while not store.check([f"{key}/all"]):
+            if _peers is not None and _peers.told is not None:
+                raise PeerFailed("another rank has said why the run ends")
             if _peers is not None and time.monotonic() - looked > _PEER_LOOKS:
                 looked = time.monotonic()
                 _refuse_gone(_peers.gone(), lambda: bool(store.check([f"{key}/all"])))

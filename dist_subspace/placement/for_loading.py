@@ -20,6 +20,7 @@ from dist_subspace.placement.deepspeed.partitioner import outside_zero_init as o
 from dist_subspace.placement.deepspeed.process_group import agreed_device, ensure_process_group
 from dist_subspace.placement.generation import keep_ranks_together
 from dist_subspace.placement.protocol import Splitter
+from dist_subspace.placement.replicas import Replicas
 
 Given = Mapping[str, Any] | str | Path  # a DeepSpeed configuration, or its JSON's path
 
@@ -52,16 +53,18 @@ def read_placement(given: Given | None) -> dict[str, Any] | None:
     return config
 
 
-def splitter_of(config: Mapping[str, Any] | None) -> Splitter | None:
-    """What splits parameters as they are read; None where they stay whole (no configuration, ZeRO stages 0 to 2)."""
-    return Partitioner(dict(config)) if config is not None and zero_stage(config) == 3 else None
+def splitter_of(config: Mapping[str, Any] | None, device: torch.device | str | None = None) -> Splitter:
+    """What takes parameters as they are read: split over the ranks at ZeRO stage 3, else whole on each; for this process alone
+    where there is no configuration. Collective where there is one.
 
-
-def device_of(config: Mapping[str, Any] | None) -> torch.device:
-    """Where whole parameters go."""
-    if config is not None:
-        return agreed_device()
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Arguments:
+        device: where whole parameters go; unset: the accelerator, else the CPU.
+    """
+    if config is None:
+        return Replicas(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), alone=True)
+    if zero_stage(config) == 3:
+        return Partitioner(dict(config))
+    return Replicas(torch.device(device or agreed_device()), alone=False)
 
 
 def casting_section(config: Mapping[str, Any] | None) -> tuple[str, int] | None:

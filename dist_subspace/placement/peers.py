@@ -109,7 +109,7 @@ class Peers:
             self._set("told", str(status))
             deadline = time.monotonic() + seconds
             others = [rank for rank in range(self._size) if rank != self.rank]
-            while time.monotonic() < deadline and not all(self._has(f"knows/{rank}") for rank in others):
+            while time.monotonic() < deadline and not all(self._has_heard(rank) for rank in others):
                 others = [rank for rank in others if rank not in {peer.rank for peer in self.gone()}]
                 time.sleep(0.05)
 
@@ -184,6 +184,10 @@ class Peers:
                 rank, sentence = json.loads(self._get("said"))
                 return "" if rank not in self.known or self.known[rank].is_here else str(sentence)
         return ""
+
+    def _has_heard(self, rank: int) -> bool:
+        """That rank knows why the run ends, or has left: its own collective broke, and it heard of it on its way out."""
+        return self._has(f"knows/{rank}") or self._has(f"bye/{rank}")
 
     def _keep_log(self, rank: int, text: str) -> None:
         if text:

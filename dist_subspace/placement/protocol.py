@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 class Bytes(Protocol):
@@ -148,28 +150,34 @@ class Part:
 
 
 class Splitter(Protocol):
-    """Splits the parameters of a model over the ranks as they are read."""
+    """Where the parameters of a model lie while it is loaded, and who reads which part of them."""
 
     @property
     def device(self) -> torch.device:
-        """Where whole parameters are made."""
+        """Where whole parameters are made, and parts packed."""
+
+    @property
+    def splits(self) -> bool:
+        """Whether a rank keeps a part only."""
 
     @property
     def takes_parts(self) -> bool:
         """Whether this rank's parts can be placed without the whole, alike on every rank."""
 
-    def parts(self, numel: int) -> Sequence[Part]:
-        """What this rank keeps of a parameter of so many entries."""
-
-    def zeros(self, length: int, dtype: torch.dtype) -> Tensor:
-        """Memory for a part, where parts lie."""
-
-    def place_parts(self, parameter: nn.Parameter, held: Sequence[Tensor]) -> None:
-        """Take the memory of the rank's parts, flat and of their lengths, as what it keeps of a parameter whose values are not
-        here (`placeholder`)."""
-
-    def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-        """A frozen parameter of a shape and type, for `place_parts`; it takes no memory."""
+    def hold(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[nn.Parameter, Part, Tensor]:
+        """A frozen parameter, the part of it that this rank reads, and zeros of that length, flat, to be filled."""
 
     def place(self, parameter: nn.Parameter) -> None:
-        """Keep this rank's part of a whole parameter, and let the rest go."""
+        """Keep what this rank keeps of a whole parameter, and let the rest go."""
+
+    def summed(self, tensor: Tensor) -> Tensor:
+        """Collective: the sum over the ranks that read parts of one whole together."""
+
+    def of_first(self, value: T) -> T:
+        """Collective: the first rank's value."""
+
+    def of_all(self, value: T) -> list[T]:
+        """Collective: the values of all ranks that load the model."""
+
+    def complete(self) -> None:
+        """Collective: what a rank keeps of the parameters of `hold` and has not read, it gets from those that have."""

@@ -18,17 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dist_subspace.atomic_files import PARTIAL, make_folder, storage_error, sync
-from dist_subspace.subspace import SubspaceLinear
+from dist_subspace.storage import FrozenStack
+from dist_subspace.subspace import SetupStatistic
 
 FORMAT = 1
 _IRRELEVANT = ("lr_ratio", "power", "reduction", "activation")  # options that no statistic depends on
 
 
-def key_of(name: str, part: SubspaceLinear, checksum: int, seed: int) -> str:
+def key_of(name: str, part: SetupStatistic, checksum: int, seed: int) -> str:
     """The file's name (hex) for one layer."""
     settings = part.settings
     options = {k: v for k, v in settings.options.items() if k not in _IRRELEVANT}
-    made_from: list[Any] = [FORMAT, name, checksum, part.in_features, part.out_features, seed]
+    d_out, d_in = part.base.expert_shape if isinstance(part.base, FrozenStack) else part.base.shape
+    made_from: list[Any] = [FORMAT, name, checksum, d_in, d_out, seed]
     made_from += [part.info.name, settings.rank, settings.alpha, options]
     return hashlib.sha256(json.dumps(made_from, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

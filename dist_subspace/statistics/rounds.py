@@ -4,44 +4,48 @@ on them while the others work on theirs. A rank holds one dense matrix at a time
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dist_subspace.loading.original import original_of
+from dist_subspace.loading.original import original_of, original_stack
 from dist_subspace.placement.collectives import agreed, world
 from dist_subspace.placement.tensors import gather_to, with_data
-from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import SubspaceLinear, Weight
+from dist_subspace.storage import FrozenLinear, FrozenStack
+from dist_subspace.subspace import Decomposes, Weight
 from dist_subspace.subspace.attach import seed_of
 
 T = TypeVar("T")
-P = TypeVar("P", bound=SubspaceLinear)
+P = TypeVar("P", bound=Decomposes)
 
 
 def in_rounds(
-    parts: Mapping[str, P], work: Callable[[str, P, Weight], T], seed: int
+    parts: Mapping[str, P], work: Callable[[str, P, Any], T], seed: int
 ) -> Iterator[tuple[str, int, T | None]]:
     """Collective: (name, the rank that worked, its result there and None elsewhere) for every part, in order.
 
-    `work` is local. If it raises on one rank, every rank raises.
+    `work` is local, and is given the part's name, the part, and its `Weight` (of a stack of experts: `ExpertWeights`). If it
+    raises on one rank, every rank raises.
     """
     names, size = list(parts), world().size
     for first in range(0, len(names), size):
         round_names = names[first : first + size]
-        whole_here = _gather_one_each([parts[name].base for name in round_names])  # type: ignore[misc]
+        whole_here = _gather_one_each([parts[name].base for name in round_names])
         result: T | None = None
         with agreed("a statistic of the frozen weights"), torch.no_grad():
             if whole_here is not None:
                 name = round_names[world().rank]
-                result = work(name, parts[name], _weight_of(parts[name].base, whole_here, seed_of(seed, name)))  # type: ignore[arg-type]
+                with _weight_of(parts[name].base, whole_here, seed, name) as weight:
+                    result = work(name, parts[name], weight)
         del whole_here
         for owner, name in enumerate(round_names):
             yield name, owner, result if owner == world().rank else None
 
 
-def _gather_one_each(bases: Sequence[FrozenLinear]) -> dict[nn.Parameter, Tensor] | None:
+def _gather_one_each(bases: Sequence[nn.Module]) -> dict[nn.Parameter, Tensor] | None:
     """Collective: each base's parameters whole on the rank of its number; what this rank got."""
     whole_here: dict[nn.Parameter, Tensor] | None = None
     for rank, base in enumerate(bases):
@@ -51,11 +55,37 @@ def _gather_one_each(bases: Sequence[FrozenLinear]) -> dict[nn.Parameter, Tensor
     return whole_here
 
 
-def _weight_of(base: FrozenLinear, whole_tensors: Mapping[nn.Parameter, Tensor], seed: int) -> Weight:
+@contextmanager
+def _weight_of(
+    base: FrozenLinear | FrozenStack, whole_tensors: Mapping[nn.Parameter, Tensor], seed: int, name: str
+) -> Iterator[Weight | ExpertWeights]:
+    if isinstance(base, FrozenStack):
+        with with_data(whole_tensors):
+            yield ExpertWeights(base, seed, name)
+        return
     with with_data(whole_tensors):
         matrix = base.dense(torch.float32)
-    quantised = None if base.is_float else lambda other: _through_storage(base, other)
-    return Weight(matrix, lambda: original_of(base), quantised, torch.Generator().manual_seed(seed))
+    yield _laid_open(base, matrix, lambda: original_of(base), seed_of(seed, name))
+
+
+class ExpertWeights:
+    """The weights of a stack's experts, whose parameters are whole as long as this is used: one is made dense when it is asked
+    for. An expert's random draws depend on its number and the stack's name alone."""
+
+    def __init__(self, stack: FrozenStack, seed: int, name: str) -> None:
+        self.stack, self.seed, self.name = stack, seed, name
+        self._originals = cache(lambda: original_stack(stack))
+
+    def __getitem__(self, number: int) -> Weight:
+        expert = self.stack.expert(number)
+        matrix = expert.dense(torch.float32)
+        seed = seed_of(self.seed, f"{self.name}.{number}")
+        return _laid_open(expert, matrix, lambda: self._originals()[number].to(matrix), seed)
+
+
+def _laid_open(operator: FrozenLinear, matrix: Tensor, original: Callable[[], Tensor], seed: int) -> Weight:
+    quantised = None if operator.is_float else lambda other: _through_storage(operator, other)
+    return Weight(matrix, original, quantised, torch.Generator().manual_seed(seed))
 
 
 def _through_storage(base: FrozenLinear, matrix: Tensor) -> Tensor:

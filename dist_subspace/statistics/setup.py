@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +16,11 @@ from dist_subspace.placement.collectives import broadcast_object, broadcast_tens
 from dist_subspace.placement.tensors import checksums, overwrite, split_like
 from dist_subspace.statistics.cache import FactorCache, key_of
 from dist_subspace.statistics.rounds import in_rounds
-from dist_subspace.storage import FrozenLinear
-from dist_subspace.subspace import FoldsIntoBase, SetupStatistic, Weight, attached, keeps_factors, rebases
+from dist_subspace.storage import FrozenLinear, FrozenStack
+from dist_subspace.subspace import FoldsIntoBase, SetupStatistic, attached, keeps_factors, rebases
 
 Factors = Mapping[str, Tensor]
+Frozen = FrozenLinear | FrozenStack
 Progress = Callable[[int, int], None]
 
 
@@ -27,7 +29,7 @@ class Result:
     """What a rank made of a layer: its factors (None: known already), and the base's new matrix (None: it stays)."""
 
     factors: dict[str, Tensor] | None
-    base: FrozenLinear | None
+    base: Frozen | None
 
 
 def set_up_statistics(
@@ -80,14 +82,14 @@ def set_up_statistics(
     for name in [name for name in remaining if name in stored]:
         known[name] = _read(store, keys[name])
 
-    def work(name: str, part: SetupStatistic, weight: Weight) -> Result:
+    def work(name: str, part: SetupStatistic, weight: Any) -> Result:
         factors = known.get(name)
         factors_made = _as_sent(part.decompose(weight)) if factors is None else None
         if not (isinstance(part, FoldsIntoBase) and part.rebases):
             return Result(factors_made, None)
         with _complete(name, file_of(name)):
             matrix = part.rebased(factors_made if factors_made is not None else factors or {}, weight)
-        return Result(factors_made, part.base.repacked(matrix))  # type: ignore[attr-defined]
+            return Result(factors_made, part.base.repacked(matrix))
 
     for name, owner, result in in_rounds(remaining, work, seed):
         factors = known.get(name)
@@ -96,7 +98,7 @@ def set_up_statistics(
             if store is not None:
                 on_main(store.write, keys[name], name, factors)
         if rebases(remaining[name]):
-            _replace_base(remaining[name].base, result.base if result is not None else None, owner)  # type: ignore[arg-type]
+            _replace_base(remaining[name].base, result.base if result is not None else None, owner)
         give_factors(name, factors)
 
 
@@ -187,14 +189,15 @@ def _give_factors(model: nn.Module, part: SetupStatistic, factors: Factors) -> N
     device = next((p.device for p in part.trainables().values()), torch.device("cpu"))
     with torch.no_grad():
         part.set_factors({name: tensor.to(device) for name, tensor in factors.items()})
-    base_ids = {id(p) for p in part.base.parameters()} | {id(p) for p in (part.bias,) if p is not None}
+    bias: nn.Parameter | None = getattr(part, "bias", None)  # a stack's part has none
+    base_ids = {id(p) for p in part.base.parameters()} | {id(p) for p in (bias,) if p is not None}
     split_like(model, [p for p in part.parameters() if not p.requires_grad and id(p) not in base_ids])
 
 
-def _replace_base(base: FrozenLinear, packed: FrozenLinear | None, owner: int) -> None:
+def _replace_base(base: Frozen, packed: Frozen | None, owner: int) -> None:
     """Collective: the owner's newly packed bytes become the base's, on every rank its own shard of them."""
     packed_tensors = None if packed is None else {name: p.data for name, p in packed.named_parameters(recurse=False)}
-    plain = broadcast_object(None if packed is None else packed.plain_values(), owner)
+    plain: Any = broadcast_object(None if packed is None else packed.plain_values(), owner)
     for name, whole in broadcast_tensors(packed_tensors, owner).items():
         overwrite(base.get_parameter(name), whole)
-    base.set_plain_values(plain or {})
+    base.set_plain_values(plain)

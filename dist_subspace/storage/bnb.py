@@ -117,6 +117,22 @@ def quantize_8bit(weight: Tensor) -> Packed8bit:
     return Packed8bit(codes, scale.float() * torch.exp2(exponents.view_as(scale)))
 
 
+def dequantize_8bit(codes: Tensor, scale: Tensor) -> Tensor:
+    """Rows of a matrix in float32, as bitsandbytes rounds them."""
+    values: Tensor = bnb_functional.int8_vectorwise_dequant(codes, scale)
+    return values
+
+
+def four_bit_map(quant_type: str) -> Tensor:
+    """What each of the 16 codes stands for, float32."""
+    return torch.tensor(_code_values(quant_type))
+
+
+def nested_map() -> Tensor:
+    """What each byte of a quantised absmax stands for, float32 `(256,)`."""
+    return _dynamic_map(torch.device("cpu"))
+
+
 def is_4bit(module: nn.Module) -> bool:
     return isinstance(module, bnb_nn.Linear4bit)
 

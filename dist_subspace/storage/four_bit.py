@@ -116,11 +116,16 @@ def _holding(packed: Packed4bit, *, bias: Tensor | None, origin: Origin | None) 
 class FourBitPieces(PieceWise):
     """A unit is a block. Double quantisation waits for the absmax of all blocks: it subtracts their mean."""
 
-    unit = BLOCKSIZE
-
-    def __init__(self, quant_type: str, shape: tuple[int, int], transposed: bool, double_quant: bool) -> None:
-        self.quant_type, self.shape = quant_type, shape
-        codes = FlatTensor((math.ceil(shape[0] * shape[1] / 2),), torch.int8, BLOCKSIZE // 2)
+    def __init__(
+        self,
+        quant_type: str,
+        shape: tuple[int, int],
+        transposed: bool,
+        double_quant: bool,
+        blocksize: int = BLOCKSIZE,
+    ) -> None:
+        self.quant_type, self.shape, self.unit = quant_type, shape, blocksize
+        codes = FlatTensor((math.ceil(shape[0] * shape[1] / 2),), torch.int8, blocksize // 2)
         if double_quant:
             self.tensors = {"codes": codes}
             self.statistic = FlatTensor((self.units,), torch.float32, 1)
@@ -134,7 +139,7 @@ class FourBitPieces(PieceWise):
             self.late = {}
 
     def pack(self, piece: Tensor) -> dict[str, Tensor]:
-        codes, absmax = quantize_4bit_blocks(piece, self.quant_type)
+        codes, absmax = quantize_4bit_blocks(piece, self.quant_type, blocksize=self.unit)
         if self.statistic is not None:
             return {"codes": to_bytes(codes), self.STATISTIC: absmax}
         return {"codes": to_bytes(codes), "absmax": to_bytes(absmax)}
@@ -149,7 +154,7 @@ class FourBitPieces(PieceWise):
     def operator(
         self, tensors: Mapping[str, nn.Parameter], *, bias: Tensor | None, origin: Origin | None
     ) -> FrozenLinear:
-        return FourBitLinear(tensors, self.shape, self.quant_type, bias=bias, origin=origin)
+        return FourBitLinear(tensors, self.shape, self.quant_type, blocksize=self.unit, bias=bias, origin=origin)
 
 
 def _bytes_held(d_out: int, d_in: int, double_quant: bool) -> int:

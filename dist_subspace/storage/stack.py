@@ -2,13 +2,15 @@
 
 Each expert is packed as a linear layer of its own, by the storage's own `pack`, so that a storage knows nothing of stacks. The
 tensors of the experts lie one behind the other in one parameter each, so that a sharding engine gathers a layer's stack at
-once, by one call of one module, whichever experts a rank's tokens go to. Products are made expert by expert, for those alone
-that were given tokens: one matrix is decoded at a time. As in operator.py, nothing of the weights is saved for backward.
+once, by one call of one module, whichever experts a rank's tokens go to. Products are made for those experts alone that were
+given tokens: expert by expert, one matrix decoded at a time, or, where the device has a kernel for it, of a few experts at once
+(grouped.py). As in operator.py, nothing of the weights is saved for backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.linear_map import Gate, through, through_gate
 from dist_subspace.module_places import with_tensors
 from dist_subspace.storage.dense import DenseLinear
+from dist_subspace.storage.grouped import AT_ONCE, grouped_products, in_groups, is_aligned, multiply
 from dist_subspace.storage.operator import FrozenLinear, Origin, frozen
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.registry import pack, storage_info
@@ -32,7 +35,11 @@ class FrozenStack(nn.Module):
         plain: each expert's `plain_values`.
         transposed: whether the model and its checkpoint hold `(experts, d_in, d_out)`.
         origin: where the whole stack came from, if it was read from a file.
+
+    at_once: how many matrices are decoded at once, at most.
     """
+
+    at_once: int = AT_ONCE
 
     def __init__(
         self,
@@ -81,6 +88,26 @@ class FrozenStack(nn.Module):
         operator.set_plain_values(self.plain[number])
         return operator
 
+    def plain_values(self) -> tuple[Mapping[str, float], ...]:
+        """Each expert's."""
+        return self.plain
+
+    def set_plain_values(self, values: Sequence[Mapping[str, float]]) -> None:
+        """The inverse of `plain_values`."""
+        self.plain = tuple(values)
+
+    def repacked(self, matrices: Iterable[Tensor]) -> FrozenStack:
+        """Other matrices `(d_out, d_in)`, one for each expert, in this stack's storage and layout: a new stack. One at a time is
+        asked for and packed; the parameters of this one are whole."""
+        tensors = {name: torch.empty_like(parameter) for name, parameter in self.named_parameters(recurse=False)}
+        plain = []
+        for number, matrix in enumerate(matrices):
+            packed = self.expert(number).repacked(matrix)
+            for name, tensor in tensors.items():
+                tensor[number] = packed.get_parameter(name)
+            plain.append(packed.plain_values())
+        return FrozenStack(self.kind[0], tensors, plain, transposed=self.transposed, origin=self.origin)
+
     def operator(self, number: int) -> ExpertOperator:
         """The same as an operator that reads the parameters anew whenever it is called: what a method is put on."""
         return ExpertOperator(self, number)
@@ -98,9 +125,21 @@ class FrozenStack(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         if each is None:
             return through(_Routed(self, counts), x)
-        made = [each(self.operator(number), x[rows]) for number, rows in hit(counts)]
         beyond = x.shape[0] - sum(counts)
+        # One backward for all slices of x, and not one of its whole size for each.
+        pieces = x.split([*(count for count in counts if count), beyond])
+        together = _Together(self, counts, x, pieces) if in_groups(x) else None
+        numbers = (number for number, _ in hit(counts))
+        made = [each(ExpertOperator(self, n, together), rows) for n, rows in zip(numbers, pieces, strict=False)]
         return torch.cat([*made, x.new_zeros(beyond, self.expert_shape[0])])
+
+    def matrices(self, dtype: torch.dtype) -> Tensor | None:
+        """All experts' `(experts, d_out, d_in)` as they lie, where they are floats of that type and can be multiplied with so."""
+        if not self.is_float:
+            return None
+        held = next(self.parameters())
+        turned = held.transpose(1, 2) if self.transposed else held
+        return turned if held.dtype == dtype and is_aligned(turned) else None
 
     def __getitem__(self, number: Any) -> Tensor:
         raise UsageError(
@@ -129,30 +168,76 @@ class _Routed:
         self.stack, self.counts = stack, counts
 
     def product(self, x: Tensor) -> Tensor:
+        if in_groups(x):
+            return self._in_groups(x, back=False)
         y = x.new_zeros(x.shape[0], self.stack.expert_shape[0])
         for number, rows in hit(self.counts):
             y[rows] = self.stack.expert(number).product(x[rows])
         return y
 
     def transposed_product(self, g: Tensor) -> Tensor:
+        if in_groups(g):
+            return self._in_groups(g, back=True)
         x = g.new_zeros(g.shape[0], self.stack.expert_shape[1])
         for number, rows in hit(self.counts):
             x[rows] = self.stack.expert(number).transposed_product(g[rows])
         return x
 
+    def _in_groups(self, x: Tensor, back: bool) -> Tensor:
+        stack, hits = self.stack, list(hit(self.counts))
+        whole, routed = stack.matrices(x.dtype), sum(self.counts)
+        if whole is None:
+            return grouped_products(
+                x,
+                hits,
+                stack.expert_shape,
+                lambda number, kind: stack.expert(number).entries(kind),
+                at_once=stack.at_once,
+                back=back,
+            )
+        whole = whole[: len(self.counts)]
+        made = multiply(x[:routed], whole if back else whole.transpose(1, 2), list(accumulate(self.counts)))
+        return made if routed == len(x) else torch.cat([made, made.new_zeros(len(x) - routed, made.shape[1])])
+
+
+class _Together:
+    """Every expert's product with its own rows, all made when the first is asked for."""
+
+    def __init__(self, stack: FrozenStack, counts: Sequence[int], x: Tensor, pieces: Sequence[Tensor]) -> None:
+        self.map, self.x = _Routed(stack, counts), x
+        self.places = {number: place for place, (number, _) in enumerate(hit(counts))}
+        self.pieces = pieces
+        self.made: tuple[Tensor, ...] | None = None
+
+    def is_asked(self, number: int, x: Tensor) -> bool:
+        return x is self.pieces[self.places[number]]
+
+    def product(self, number: int) -> Tensor:
+        if self.made is None:
+            self.made = through(self.map, self.x).split([len(piece) for piece in self.pieces])
+        return self.made[self.places[number]]
+
 
 class ExpertOperator:
     """One expert of a stack as an operator: what a method computes with inside the stack's forward. It keeps the stack and reads
-    its parameters anew in backward."""
+    its parameters anew in backward.
+
+    Arguments:
+        together: within a forward, the products of all experts with their own rows. A method that asks for the product with
+            other rows than its own (scaled ones) is given that alone.
+    """
 
     bias = None
 
-    def __init__(self, stack: FrozenStack, number: int) -> None:
+    def __init__(self, stack: FrozenStack, number: int, together: _Together | None = None) -> None:
         self.stack, self.number = stack, number
         self.out_features, self.in_features = stack.expert_shape
-        self.training = stack.training
+        self.training, self.together = stack.training, together
+        self.is_float, self.origin = stack.is_float, stack.origin
 
     def __call__(self, x: Tensor, gate: Gate | None = None, branch: Tensor | None = None) -> Tensor:
+        if gate is None and self.together is not None and self.together.is_asked(self.number, x):
+            return self.together.product(self.number)
         return through(self, x) if gate is None else through_gate(self, x, gate, branch)
 
     def product(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from dist_subspace.subspace.beside.new_tokens import check_ids
 from dist_subspace.subspace.core.constraints import CONSTRAINTS, Constraint
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import method_class
-from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, OWN, MethodInfo, Settings, SubspaceConfig
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def layer_settings(
         dropout=config.dropout if info.uses_dropout else 0.0,
         options=_options(config.options, info),
         constraint=_constraint(config, info),
+        expert_parameters=config.expert_parameters,
     )
     return method.complete(settings, config)
 
@@ -85,6 +86,13 @@ def with_capped_rank(settings: Settings, info: MethodInfo, config: SubspaceConfi
 def _check_ranges(config: SubspaceConfig, info: MethodInfo) -> None:
     if not is_number(config.dropout) or not 0 <= config.dropout < 1:
         raise UsageError(f"subspace.dropout is {config.dropout!r}; accepted: from 0 up to, but not including, 1")
+    if config.expert_parameters not in EXPERT_PARAMETERS:
+        raise unknown_name("subspace.expert_parameters", config.expert_parameters, EXPERT_PARAMETERS)
+    if config.expert_parameters != OWN and not config.target_parameters:
+        raise UsageError(
+            f"subspace.expert_parameters is {config.expert_parameters!r}, but no experts are named; accepted: {OWN}, or with "
+            "subspace.target_parameters"
+        )
     weight = config.constraint_weight
     if not is_number(weight) or not (math.isfinite(weight) and weight >= 0):
         raise UsageError(f"subspace.constraint_weight is {weight!r}; accepted: a number of at least 0")

@@ -38,7 +38,8 @@ def parameter_groups(model: nn.Module, learning_rate: float, weight_decay: float
     for name, parameter in named_trainables(model).items():
         factor = name.rpartition(".")[2]
         rate = learning_rate * (ratio if factor in left_factors else 1.0)
-        of_experts = isinstance(model.get_submodule(name.rpartition(".")[0]), StackedPart)
+        part = model.get_submodule(name.rpartition(".")[0])
+        of_experts = isinstance(part, StackedPart) and not part.shared
         decay = weight_decay if len(attachment.shapes[name]) - of_experts > 1 else 0.0
         groups.setdefault((rate, decay, factor in late_factors), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay, _), params in groups.items()]

@@ -15,17 +15,28 @@ from dist_subspace.training.cross_entropy import PIECE, summed_cross_entropy
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.head_loss import loss_in_head, proof_of
+from dist_subspace.training.router_loss import ASKS, RouterLoss, router_loss_of
 
 
 def micro_batch_loss(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
     """Collective where parameters are split: cross-entropy summed over the micro-batch's targets, in float32; `model` may be the
-    engine around it. A language model's is made inside its head where that is right (`whole_logits_because`)."""
-    if batch.labels.dim() == 2:
-        proof = proof_of(model, batch.inputs["input_ids"], device)
-        if proof.reason is None:
-            run = functools.partial(_output, model, batch, device)
-            return loss_in_head(model, run, batch.labels, batch.targets, proof.program)
-    return summed_loss(forward(model, batch, device), batch.labels)
+    engine around it. A language model's is made inside its head where that is right (`whole_logits_because`). In training, what
+    trained routers add is in it (router_loss.py)."""
+    routers = router_loss_of(model) if torch.is_grad_enabled() else None
+    proof = None if batch.labels.dim() != 2 else proof_of(model, batch.inputs["input_ids"], device)
+    if proof is None or proof.reason is not None:
+        output = _output(model, batch, device, routers)
+        loss = summed_loss(output.logits, batch.labels)
+    else:
+        outputs: list[Any] = []
+
+        def run() -> Any:
+            outputs.append(_output(model, batch, device, routers))
+            return outputs[0]
+
+        loss = loss_in_head(model, run, batch.labels, batch.targets, proof.program)
+        output = outputs[0]
+    return loss if routers is None else loss + routers.summed(output, batch.targets)
 
 
 def whole_logits_because(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> str | None:
@@ -42,13 +53,17 @@ def forward(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) 
     return logits
 
 
-def _output(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Any:
+def _output(
+    model: nn.Module | Engine, batch: MicroBatch, device: torch.device, routers: RouterLoss | None = None
+) -> Any:
     inputs = {
         name: to_device(value, device) if isinstance(value, Tensor) else value for name, value in batch.inputs.items()
     }
     kind: Any = type(getattr(model, "module", model))
     if batch.labels.dim() == 2:
         inputs["use_cache"] = False  # a decoder in training keeps no keys and values
+    if routers is not None:
+        inputs[ASKS] = True
     return model(**{name: value for name, value in inputs.items() if name in _accepted(kind)})
 
 

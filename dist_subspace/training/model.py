@@ -56,6 +56,7 @@ def _loaded(plan: Plan, observer: Observer) -> nn.Module:
             dtype=plan.dtype,
             attn_implementation=config.model.attn_implementation,
             trust_remote_code=config.model.trust_remote_code,
+            experts_at_once=config.model.experts_at_once,
             seed=config.training.seed,
             progress=progress,
             **_head_settings(plan),

@@ -28,6 +28,7 @@ def subspace_config(config: Config) -> SubspaceConfig:
         exclude_modules=section.exclude_modules,
         modules_to_save=section.modules_to_save,
         target_parameters=section.target_parameters,
+        expert_parameters=section.expert_parameters,
         constraint=section.constraint,
         constraint_weight=section.constraint_weight,
         options=section.options,

@@ -35,6 +35,7 @@ from dist_subspace.training.optimizers import make_optimizer
 from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.progress import Progress, best_in_run
+from dist_subspace.training.router_loss import about_routers
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import adam_settings, padding
 
@@ -117,6 +118,9 @@ class Trainer:
         reason = whole_logits_because(self.engine, self.plan.batches.batch(0).filler, self.plan.device)
         if reason is not None:
             self.observer.notice(f"the loss is made of whole logits, tokens x vocabulary: {reason}")
+        routers = about_routers(self.model)
+        if routers is not None:
+            self.observer.notice(routers)
 
     def _resume(self) -> None:
         if self.plan.checkpoint is None:

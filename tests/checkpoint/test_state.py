@@ -61,6 +61,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "dropout": {"dropout": 0.2},
     "target_modules": {"target_modules": ["q_proj", "v_proj"]},
     "target_parameters": {"target_parameters": ["experts.down_proj"]},
+    "expert_parameters": {"target_parameters": ["experts.down_proj"], "expert_parameters": "shared"},
     "exclude_modules": {"exclude_modules": ["down_proj"]},
     "modules_to_save": {"modules_to_save": ["lm_head"]},
     "constraint": {"constraint": "mpc_o"},

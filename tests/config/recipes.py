@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -19,11 +20,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from dist_subspace.config import Config, load_config
 from dist_subspace.families.blocks import blocks
 from dist_subspace.families.heads import classification_heads, is_head_layer
+from dist_subspace.loading.experts_internals import adopt_stacks
 from dist_subspace.placement.deepspeed.in_place import PIECE
 from dist_subspace.placement.deepspeed.presets import PRESETS, deepspeed_config
 from dist_subspace.placement.engines import GATHERED, IN_PIECES, LOOKED_UP, use_of
-from dist_subspace.storage import FrozenLinear, adopt_all, options_for, storage_info
-from dist_subspace.subspace import attach_method, attached, methods, trainable_parameters
+from dist_subspace.storage import FrozenLinear, FrozenStack, adopt_all, options_for, storage_info
+from dist_subspace.subspace import StackedPart, attach_method, attached, methods, trainable_parameters
 from dist_subspace.subspace.blocks.svd import OVERSAMPLING, PUBLISHED_ROUNDS
 from dist_subspace.training.loss import logits_memory
 from dist_subspace.training.sections import subspace_config
@@ -33,6 +35,7 @@ from tests.config.shapes import SHAPES
 GIB = 2**30
 # What a token leaves of a block for backward, in 16-bit numbers of the hidden and of the inner width: at most.
 OF_HIDDEN, OF_INNER = 14, 5
+OF_ROUTED = 3  # of the hidden width, for each expert that the token goes to
 OUTSIDE = GIB  # of CUDA's context, NCCL's buffers and the allocator's gaps
 
 
@@ -69,7 +72,8 @@ class Sizes:
 
     frozen: bytes of the frozen parameters, in all; copied: of buffers, which every rank has; trained: parameters.
     block: bytes of the largest block; head: of the head or the embeddings, the larger, as far as they are gathered at a time;
-    in_pieces: whether the head comes in pieces; matrix: weights of the largest operator.
+    in_pieces: whether the head comes in pieces; matrix: weights of the largest operator, or of so many experts as are
+    dequantised at once.
     sites: the adapted matrices, as (d_out, d_in); rank: of the method, where it has one.
     """
 
@@ -89,6 +93,7 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     storage, dtype = storage_info(config.model.storage), torch.bfloat16
     options = options_for(config.model.storage, config.model.double_quant, config.model.storage_options)
     adopt_all(model)
+    adopt_stacks(model)
     model.requires_grad_(False)
     head = model.get_output_embeddings()  # type: ignore[operator]
     held: dict[nn.Parameter, int] = {p: p.numel() * dtype.itemsize for p in model.parameters()}
@@ -97,6 +102,9 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
         if not is_head_layer(name) and not name.startswith(tuple(classification_heads(model))):
             weight = max(operator.parameters(), key=lambda p: p.numel())
             held[weight] = storage.bytes_held(operator.out_features, operator.in_features, **options)
+    stacks = [module for module in model.modules() if isinstance(module, FrozenStack)]
+    for stack in stacks:
+        held[next(stack.parameters())] = stack.experts * storage.bytes_held(*stack.expert_shape, **options)
     if config.model.head_storage is not None:
         kind = config.model.head_storage
         own = options if kind == config.model.storage else options_for(kind, config.model.double_quant)
@@ -110,13 +118,14 @@ def sizes_of(model: nn.Module, config: Config) -> Sizes:
     parts = {table: at_once[use] for table, use in uses.items()}
     whole = max(sum(held[p] for p in t.parameters()) if part is None else part for t, part in parts.items())
     matrix = max(m.in_features * m.out_features for m in operators.values())
+    matrix = max([matrix, *(config.model.experts_at_once * math.prod(stack.expert_shape) for stack in stacks)])
     buffers = set(model.buffers())
     put_method(model, config)
     factors = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad and p not in held)
     copied = sum(b.numel() * b.element_size() for b in model.buffers() if b not in buffers)
     trained = sum(p.numel() for p in trainable_parameters(model))
     on = attached(model)
-    sites = [model.get_submodule(name) for name in on.layers]
+    sites = [site for site in map(model.get_submodule, on.layers) if not isinstance(site, StackedPart)]
     shapes = tuple((site.out_features, site.in_features) for site in sites)
     in_pieces = uses.get(head) == IN_PIECES
     return Sizes(
@@ -193,7 +202,10 @@ def section(preset: str, sizes: Sizes) -> dict[str, Any]:
 
 def block_activations(shape: PretrainedConfig, tokens: int) -> int:
     """Bytes; tests/devices/test_activations.py counts them."""
-    return int(2 * tokens * (OF_HIDDEN * shape.hidden_size + OF_INNER * shape.intermediate_size))
+    hidden, inner, experts = OF_HIDDEN, shape.intermediate_size, getattr(shape, "num_experts_per_tok", 0)
+    if experts:
+        hidden, inner = hidden + OF_ROUTED * experts, experts * shape.moe_intermediate_size
+    return int(2 * tokens * (hidden * shape.hidden_size + OF_INNER * inner))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config, RobertaConfig
+from transformers import LlamaConfig, PretrainedConfig, Qwen2Config, Qwen3Config, Qwen3MoeConfig, RobertaConfig
 
 _LLAMA_3 = {
     "vocab_size": 128_256,
@@ -11,6 +11,13 @@ _LLAMA_3 = {
     "num_key_value_heads": 8,
 }
 _QWEN_3 = {"vocab_size": 151_936, "rope_theta": 1_000_000.0, "max_position_embeddings": 40_960, "head_dim": 128}
+_QWEN_3_MOE = {
+    **_QWEN_3,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_key_value_heads": 4,
+    "norm_topk_prob": True,
+}
 
 SHAPES: dict[str, PretrainedConfig] = {
     "meta-llama/Llama-3.2-1B-Instruct": LlamaConfig(
@@ -36,6 +43,16 @@ SHAPES: dict[str, PretrainedConfig] = {
         **_QWEN_3,
         **{"hidden_size": 5120, "intermediate_size": 25_600, "num_hidden_layers": 64, "num_attention_heads": 64},
         num_key_value_heads=8,
+    ),
+    "Qwen/Qwen3-30B-A3B": Qwen3MoeConfig(
+        **_QWEN_3_MOE,
+        **{"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32},
+        moe_intermediate_size=768,
+    ),
+    "Qwen/Qwen3-235B-A22B": Qwen3MoeConfig(
+        **_QWEN_3_MOE,
+        **{"hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 94, "num_attention_heads": 64},
+        moe_intermediate_size=1536,
     ),
     "Qwen/Qwen2.5-7B": Qwen2Config(
         **{"hidden_size": 3584, "intermediate_size": 18_944, "num_hidden_layers": 28, "num_attention_heads": 28},
@@ -63,6 +80,8 @@ WEIGHTS = {
     "meta-llama/Llama-3.1-405B-Instruct": 405_853_388_800,
     "Qwen/Qwen3-8B": 8_190_735_360,
     "Qwen/Qwen3-32B": 32_762_123_264,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "Qwen/Qwen3-235B-A22B": 235_093_634_560,
     "Qwen/Qwen2.5-7B": 7_615_616_512,
     "FacebookAI/roberta-large": 355_361_794,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from dist_subspace.placement.deepspeed.presets import PRESETS
 from tests.config.recipes import Sizes, held, sizes_of
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.tiny_models import save_odd
+from tests.tiny_models import save_odd, tiny_model
 
 NODE = 2  # ranks of a node
 
@@ -75,4 +76,13 @@ def test_the_bytes_of_a_rank_are_what_ranks_hold(llama: str, ranks: int, preset:
     for frozen, trained, sizes in run_on_ranks(ranks, bytes_of_a_rank, llama, preset, storage):
         expected = held(sizes, preset, ranks, NODE)
         assert frozen == pytest.approx(expected.weights + expected.node_weights, rel=0.02)
+        assert trained == pytest.approx(expected.adapter, rel=0.02)
+
+
+def test_the_bytes_of_a_mixtures_rank_are_what_ranks_hold(tmp_path: Path) -> None:
+    sizes = {"num_local_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 2, "vocab_size": tiny.VOCABULARY}
+    tiny_model("MixtralForCausalLM", config_name="MixtralConfig", **sizes).save_pretrained(tmp_path)
+    for frozen, trained, counted in run_on_ranks(2, bytes_of_a_rank, str(tmp_path), "zero3", "nf4"):
+        expected = held(counted, "zero3", 2, NODE)
+        assert frozen == pytest.approx(expected.weights, rel=0.02)
         assert trained == pytest.approx(expected.adapter, rel=0.02)

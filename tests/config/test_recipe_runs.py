@@ -33,6 +33,8 @@ def tiny_like(recipe: Recipe, folder: Path) -> Path:
     tokenizer = chat_tokenizer()
     shape, kind = SHAPES[recipe.config.model.path], "ForCausalLM"
     heads: dict[str, int] = {"num_key_value_heads": 2, "head_dim": 8}
+    if recipe.config.subspace.target_parameters:
+        heads |= {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
     if recipe.config.model.task == "classification":
         kind, heads = "Model", {}
     marks = {"vocab_size": len(tokenizer), "pad_token_id": None, "bos_token_id": 0, "eos_token_id": 1}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoModelForSequenceClassification, PretrainedConfig
 
+from dist_subspace.loading.experts_internals import adopt_stacks
 from dist_subspace.storage import adopt_all
 from tests.config.headers import RECIPES
 from tests.config.recipes import Recipe, block_activations, put_method
@@ -104,3 +105,36 @@ def test_a_block_keeps_no_more_than_a_recipes_peak_counts(name: str) -> None:
     shape = SHAPES[recipe.config.model.path]
     kept = kept_bytes(recipe, shape, 2) - kept_bytes(recipe, shape, 1)
     assert 0.5 < kept / block_activations(shape, TOKENS) < 1.0
+
+
+def test_a_block_of_a_mixture_keeps_no_more_than_a_recipes_peak_counts() -> None:
+    """On the CPU, where tokens have experts, and a hundredth of the real widths; adapters on the experts, too."""
+    recipe = next(Recipe(path) for path in RECIPES if path.stem == "qwen3-30b-a3b-24gb")
+    small = {"hidden_size": 128, "moe_intermediate_size": 48, "num_experts": 16, "head_dim": 8}
+    shape = copy.deepcopy(SHAPES[recipe.config.model.path])
+    for name, size in small.items():
+        setattr(shape, name, size)
+    kept = [kept_of_a_mixture(recipe, shape, layers) for layers in (1, 2)]
+    assert 0.5 < (kept[1] - kept[0]) / block_activations(shape, TOKENS) < 1.0
+
+
+def kept_of_a_mixture(recipe: Recipe, shape: PretrainedConfig, layers: int) -> int:
+    shape = copy.deepcopy(shape)
+    shape.num_hidden_layers, shape.use_cache, shape.layer_types = layers, False, None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16, attn_implementation="fused")
+    adopt_all(model)
+    adopt_stacks(model)
+    put_method(model, recipe.config)
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        embeddings = torch.randn(1, TOKENS, shape.hidden_size, dtype=torch.bfloat16).requires_grad_()
+        model.train().base_model(inputs_embeds=embeddings, position_ids=torch.arange(TOKENS)[None])
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

@@ -1,4 +1,7 @@
-"""The table of all families: `python -m tests.families [names ...] [--workers 2] [--timeout 60] [--json FILE]`."""
+"""The verdicts on all families: `python -m tests.families [names ...] [--workers 2] [--timeout 60] [--json FILE]`.
+
+With `--table`, family by storage, one process and two ranks (table.py); variants of families are left out.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from tests.families.cases import chosen
+from tests.families import table
+from tests.families.cases import Case, chosen
 from tests.families.runner import TIMEOUT, Result, run
 
 
@@ -19,10 +23,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds a case may take")
     parser.add_argument("--json", type=Path, help="write the verdicts to this file")
     parser.add_argument("--notes", action="store_true", help="show what was noted about each case")
+    parser.add_argument("--table", action="store_true", help="each family in several storages, and on two ranks")
     given = parser.parse_args(arguments)
     cases = chosen(given.names)
     if not cases:
         parser.error(f"no case is called {', '.join(given.names)}")
+    if given.table:
+        return show_table(cases if given.names else [case for case in cases if not case.changes], given.timeout)
     results = run(cases, given.workers, given.timeout, lambda result: show(result, given.notes))
     counts = Counter(result.verdict for result in results)
     print(
@@ -32,6 +39,13 @@ def main(arguments: list[str]) -> int:
     if given.json:
         given.json.write_text(json.dumps([result.as_dict() for result in results], indent=1))
     return 1 if counts["wrong"] else 0
+
+
+def show_table(cases: list[Case], timeout: float) -> int:
+    print(table.HEAD, flush=True)
+    rows = table.table(cases, timeout, lambda row: print(row, flush=True))
+    print("", *table.summary(rows), sep="\n")
+    return 1 if any(row.result.verdict == "wrong" for row in rows) else 0
 
 
 def show(result: Result, notes: bool) -> None:

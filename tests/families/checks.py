@@ -70,6 +70,9 @@ class Session:
     loss: Tensor
     called: set[str]
     notes: list[str] = field(default_factory=list)
+    # storage -> distance of the logits from the right ones, in units of the largest; and what a load said that it leaves dense
+    distances: dict[str, float] = field(default_factory=dict)
+    dense: list[str] = field(default_factory=list)
 
     def load(self, storage: str, dtype: str | None = None) -> nn.Module:
         return dsub.load_frozen(self.folder, storage=storage, dtype=dtype, task=self.case.task)
@@ -102,6 +105,7 @@ def check_float(session: Session) -> None:
     model = session.load("fp32")
     with torch.no_grad():
         logits, loss = reference.run(model, session.given)
+    session.distances["fp32"] = reference.relative(logits, session.logits)
     close("fp32 logits", logits, session.logits, LOGITS)
     close("fp32 loss", loss, session.loss, LOGITS)
 
@@ -130,9 +134,9 @@ def check_type(session: Session, storage: str, dtype: torch.dtype) -> None:
         raise Wrong(f"{storage}: {other[0]} is off by {far:.2g} from transformers' value; {len(other)} such")
 
 
-def check_quantised(session: Session, storage: str) -> None:
+def check_quantised(session: Session, storage: str) -> Tensor:
     """A packed storage: transformers' model with our own dequantised weights computes the same, and where experts are packed it
-    has the same gradients before them; something is packed or the load says that nothing is."""
+    has the same gradients before them; something is packed or the load says that nothing is. Returns the right logits."""
     with listening() as words:
         model = session.load(storage, "float32")
     packed = {n: m for n, m in model.named_modules() if isinstance(m, FrozenLinear | FrozenStack) and not m.is_float}
@@ -151,12 +155,19 @@ def check_quantised(session: Session, storage: str) -> None:
     with torch.no_grad():
         right = reference.run(dequantised, session.given)
         ours = reference.run(model, session.given)
+    session.distances[storage] = reference.relative(ours[0], right[0])
+    if not session.dense:
+        session.dense = [
+            line for line in words.lines if f"not in {storage}" in line or f"not held in {storage}" in line
+        ]
     close(f"{storage} logits", ours[0], right[0], 3 * LOGITS)
     close(f"{storage} loss", ours[1], right[1], 3 * LOGITS)
     session.notes.append(f"{storage}: {len(packed)} packed, {len(stacks)} of them stacks of experts")
     if stacks and model.get_input_embeddings() is not None:
         gradients = [gradient_of_embeddings(m, session) for m in (model, dequantised)]
         close(f"{storage} gradient of the embeddings", gradients[0], gradients[1], GRADIENTS)
+    logits: Tensor = right[0]
+    return logits
 
 
 def dense_stack(stack: FrozenStack) -> Tensor:
@@ -187,7 +198,7 @@ def check_unpacked(session: Session, storage: str, packed: Container[str], words
         if matrix and name.startswith(blocks(session.right)):
             sizes[owner if own == "weight" else name] = parameter.numel()
     loose = {name: size for name, size in sizes.items() if name not in packed and f"{name}.weight" not in packed}
-    if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention("nf4", "int8", "quantis"):
+    if sum(loose.values()) > sum(sizes.values()) / 4 and not words.mention(storage, "quantis"):
         most = max(loose, key=lambda name: loose[name])
         share = f"{sum(loose.values())} of {sum(sizes.values())} weights of the blocks"
         raise Wrong(f"{storage}: {share} are not packed ({most}), and nothing is said")
@@ -327,11 +338,6 @@ def check_step(session: Session, model: nn.Module) -> None:
     optimizer.step()
     if not any((p != old).any() for p, old in zip(trainables, before)):
         raise Wrong("a training step changes nothing")
-
-
-def storage_of(case: Case) -> str:
-    """nf4 and int8 by turns."""
-    return ("nf4", "int8")[sum(map(ord, case.name)) % 2]
 
 
 def verdict_on(error: UsageError, stage: str, session: Session) -> str:

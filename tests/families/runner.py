@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import multiprocessing
@@ -10,7 +11,7 @@ import shutil
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,48 +32,71 @@ class Result:
     text: str = ""
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    distances: dict[str, float] = field(default_factory=dict)
+    dense: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)  # the stages that were not right
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def check(case: Case) -> Result:
-    """The verdict on one case, in this process."""
+    """The verdict on one case, in this process: its floats, one packed storage, and an adapter on it."""
+    work = Path(tempfile.mkdtemp(prefix="family-"))
+    try:
+        return examined(case, work, [storage_of(case)], adapter=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def storage_of(case: Case) -> str:
+    """nf4 and int8 by turns."""
+    return ("nf4", "int8")[sum(map(ord, case.name)) % 2]
+
+
+def examined(case: Case, work: Path, storages: Sequence[str], *, adapter: bool) -> Result:
+    """The verdict on a case in these packed storages. `work` is left with the folder `model` and, for each storage, the right
+    logits for what `given.pt` holds."""
+    import torch
+
     from dist_subspace.errors import UsageError
     from tests.families import checks
 
-    began, verdicts, notes = time.monotonic(), [], []
-    work = Path(tempfile.mkdtemp(prefix="family-"))
+    began, verdicts = time.monotonic(), []
     try:
+        session = checks.begin(case, work / "model")
+    except Exception as error:
+        return Result(case.name, "unmade", "transformers", _said(error), time.monotonic() - began)
+    torch.save(session.given, work / "given.pt")
+
+    def packed(storage: str) -> None:
+        torch.save(checks.check_quantised(session, storage), work / f"{storage}.pt")
+
+    stages: list[tuple[str, Callable[[], None]]] = [
+        ("fp32", lambda: checks.check_float(session)),
+        ("bf16", lambda: checks.check_types(session)),
+        *((storage, functools.partial(packed, storage)) for storage in storages),
+    ]
+    stages += [("lora", lambda: checks.check_adapter(session, work))] if adapter else []
+    for stage, act in stages:
         try:
-            session = checks.begin(case, work / "model")
+            act()
+        except UsageError as error:
+            verdicts.append((checks.verdict_on(error, stage, session), stage, str(error)))
+            if stage == "fp32":
+                break
+        except checks.Wrong as error:
+            verdicts.append(("wrong", stage, str(error)))
         except Exception as error:
-            return Result(case.name, "unmade", "transformers", _said(error), time.monotonic() - began)
-        storage = checks.storage_of(case)
-        stages: list[tuple[str, Callable[[], None]]] = [
-            ("fp32", lambda: checks.check_float(session)),
-            ("bf16", lambda: checks.check_types(session)),
-            (storage, lambda: checks.check_quantised(session, storage)),
-            ("lora", lambda: checks.check_adapter(session, work)),
-        ]
-        for stage, act in stages:
-            try:
-                act()
-            except UsageError as error:
-                verdicts.append((checks.verdict_on(error, stage, session), stage, str(error)))
-                if stage == "fp32":
-                    break
-            except checks.Wrong as error:
-                verdicts.append(("wrong", stage, str(error)))
-            except Exception as error:
-                verdicts.append(("wrong", stage, _said(error)))
-        notes = session.notes
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+            verdicts.append(("wrong", stage, _said(error)))
     worst = min(verdicts, key=lambda v: ("wrong", "refused").index(v[0]), default=("right", "", ""))
     text = " | ".join(f"[{stage}] {said}" for verdict, stage, said in verdicts if verdict == worst[0])
-    notes += [f"{verdict} [{stage}] {said}" for verdict, stage, said in verdicts if verdict != worst[0]]
-    return Result(case.name, worst[0], worst[1], text, time.monotonic() - began, notes)
+    notes = [
+        *session.notes,
+        *(f"{verdict} [{stage}] {said}" for verdict, stage, said in verdicts if verdict != worst[0]),
+    ]
+    seconds, failed = time.monotonic() - began, [stage for _, stage, _ in verdicts]
+    return Result(case.name, worst[0], worst[1], text, seconds, notes, session.distances, session.dense, failed)
 
 
 def _said(error: BaseException) -> str:
@@ -82,7 +106,11 @@ def _said(error: BaseException) -> str:
 
 
 def run(
-    cases: Iterable[Case], workers: int = 1, timeout: float = TIMEOUT, report: Callable[[Result], None] | None = None
+    cases: Iterable[Case],
+    workers: int = 1,
+    timeout: float = TIMEOUT,
+    report: Callable[[Result], None] | None = None,
+    examine: Callable[[Case], Result] = check,
 ) -> list[Result]:
     """The verdicts, in the order of the cases."""
     warm_up()
@@ -93,7 +121,7 @@ def run(
         while waiting and len(running) < workers:
             case = waiting.pop(0)
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(case, theirs))
+            process = context.Process(target=_work, args=(case, theirs, examine))
             process.start()
             theirs.close()
             running[ours] = (case, process, time.monotonic())
@@ -125,11 +153,11 @@ def _result(case: Case, pipe: Connection | None, process: Any, timeout: float) -
     return result
 
 
-def _work(case: Case, pipe: Connection) -> None:
+def _work(case: Case, pipe: Connection, examine: Callable[[Case], Result]) -> None:
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
-    pipe.send(check(case))
+    pipe.send(examine(case))
     pipe.close()
     os._exit(0)
 

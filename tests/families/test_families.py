@@ -7,7 +7,8 @@ import os
 import pytest
 
 from tests.families.cases import all_cases, chosen
-from tests.families.runner import check, run
+from tests.families.runner import TIMEOUT, check, run
+from tests.families.table import FAR, row_of, table
 
 # One of each kind of difficulty.
 HANDFUL = {
@@ -42,3 +43,26 @@ def test_no_family_is_wrong() -> None:
     counted = [result for result in results if result.verdict in ("right", "refused")]
     assert not wrong, "\n".join(wrong)
     assert len(counted) >= 400
+
+
+# A family with experts, and one whose layers the model reads.
+SAMPLE = ("causal-lm/mixtral", "causal-lm/mamba")
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_row_of_the_table_holds_every_storage_and_two_ranks(name: str) -> None:
+    (case,) = chosen([name])
+    row = row_of(case, TIMEOUT)
+    assert row.result.verdict == "right", row.result.text
+    assert row.cells[1] == "equal" and "-" not in row.cells
+    assert row.share is not None and 0.5 <= row.share < 0.55
+    assert row.far is not None and row.far <= FAR
+    assert bool(row.result.dense) == (name == "causal-lm/mamba"), "what stays dense is said"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+def test_no_row_of_the_table_is_wrong() -> None:
+    rows = table([case for case in all_cases() if not case.changes], TIMEOUT, lambda row: None)
+    wrong = [f"{row.result.name}: {row.result.text}" for row in rows if row.result.verdict == "wrong"]
+    assert not wrong, "\n".join(wrong)

@@ -17,6 +17,7 @@ from tests.forked_ranks import report, run_ranks
 
 STATUS = {"disk": 1, "json": 1, "kill": 1, "usage": 2}
 PATIENCE = 60.0  # seconds; a rank that is gone is missed within ten
+APART = 10.0  # seconds between the first rank that leaves and the last
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,8 @@ def test_a_rank_that_fails_alone_in_a_run_ends_all_with_its_one_sentence(row: Ro
     if row.kind == "kill":
         expected[row.rank] = -9
     assert [rank.status for rank in ended] == expected, shown
+    if row.kind != "kill":
+        assert abs(ended[0].seconds - ended[1].seconds) < APART, shown
     sentences = [line for rank in ended for line in rank.errors]
     assert len(sentences) == 1, shown
     status = read_status(home.folder / run)

@@ -21,7 +21,7 @@ from dist_subspace.run_folder.local import local_folder
 from dist_subspace.run_folder.status import read_status
 from tests.faults import decisions
 from tests.faults.scenes import Home
-from tests.forked_ranks import Ended, report
+from tests.forked_ranks import Ended, report, side_by_side
 
 TIMEOUT = 16.0  # seconds, of training.rank_timeout
 FROZEN = 30.0  # seconds that a rank is stopped for
@@ -48,8 +48,23 @@ def stops(metrics: str, seconds: float) -> None:
     decisions.once_there(Path(metrics), lambda: subprocess.Popen(["sh", "-c", order]))
 
 
-def test_a_rank_that_is_stopped_is_named_in_time_and_leaves_too_when_it_wakes_up(home: Home) -> None:
-    ended = go(home, "stopped", {1: (stops, str(home.folder / "stopped" / "metrics.jsonl"), FROZEN)})
+@pytest.fixture(scope="module")
+def waited(home: Home) -> dict[str, list[Ended]]:
+    """How the ranks of three runs ended, which waited side by side: for a rank that is stopped in a step, for one that is
+    stopped before a checkpoint, and for one that hangs."""
+    metrics = str(home.folder / "stopped" / "metrics.jsonl")
+    stopped, met, hung = side_by_side(
+        lambda: go(home, "stopped", {1: (stops, metrics, FROZEN)}),
+        lambda: go(home, "met", {1: (stops_before_a_checkpoint,)}, limit=40.0),
+        lambda: go(home, "hangs", {rank: (hangs, rank == 1) for rank in (0, 1)}, "training.rank_timeout=12"),
+    )
+    return {"stopped": stopped, "met": met, "hangs": hung}
+
+
+def test_a_rank_that_is_stopped_is_named_in_time_and_leaves_too_when_it_wakes_up(
+    home: Home, waited: dict[str, list[Ended]]
+) -> None:
+    ended = waited["stopped"]
     assert [rank.status for rank in ended] == [1, 1], report(ended)
     status = read_status(home.folder / "stopped")
     assert status is not None and (status["state"], status["rank"]) == ("failed", 1), report(ended)
@@ -75,8 +90,8 @@ def stops_before_a_checkpoint() -> None:
     collectives.meet = stop_first
 
 
-def test_a_rank_that_is_stopped_where_it_is_met_is_named_alike(home: Home) -> None:
-    ended = go(home, "met", {1: (stops_before_a_checkpoint,)}, limit=35.0)
+def test_a_rank_that_is_stopped_where_it_is_met_is_named_alike(home: Home, waited: dict[str, list[Ended]]) -> None:
+    ended = waited["met"]
     status = read_status(home.folder / "met")
     assert ended[0].status == 1 and status is not None and status["rank"] == 1, report(ended)
     assert "was stopped (SIGSTOP)" in status["message"], report(ended)
@@ -101,9 +116,10 @@ def reads_from_a_dead_disk() -> None:
     time.sleep(3600)
 
 
-def test_a_rank_that_lives_and_does_not_come_is_named_with_what_it_does_instead(home: Home) -> None:
-    before = {rank: (hangs, rank == 1) for rank in (0, 1)}
-    ended = go(home, "hangs", before, "training.rank_timeout=12")
+def test_a_rank_that_lives_and_does_not_come_is_named_with_what_it_does_instead(
+    home: Home, waited: dict[str, list[Ended]]
+) -> None:
+    ended = waited["hangs"]
     assert [rank.status for rank in ended] == [1, 1], report(ended)
     status = read_status(home.folder / "hangs")
     assert status is not None and (status["state"], status["rank"]) == ("failed", 1), report(ended)

@@ -22,13 +22,14 @@ from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.status import EXIT_USAGE
+from dist_subspace.storage import grouped
 from dist_subspace.subspace import disabled
 from tests.keys.begun import begin, logits, randomised
 from tests.keys.bench import UNSET, Bench
 from tests.keys.data_reference import all_trained, assert_same, classifying, marked
 from tests.keys.remote_code import folder_with_code
 from tests.keys.table import Key
-from tests.tiny_models import tiny_config
+from tests.tiny_models import tiny_config, tiny_model
 from tests.tiny_run import make_model
 
 IDS = torch.arange(7, 47).view(4, 10)
@@ -236,6 +237,36 @@ def new_tokens(bench: Bench) -> None:
         assert rows.shape == (2, 32) and bool((rows != table.data[vocabulary:]).all()), "each row is trained"
 
 
+def experts_at_once(bench: Bench) -> None:
+    """Where a device multiplies with several experts in one call, at most so many of their matrices are dequantised for it, and
+    the run computes what it computes one by one."""
+    changes = {"model.path": str(_mixture(bench)), "model.storage": "nf4", "subspace.init_from": UNSET}
+    changes |= {"subspace.rank": 2, "model.tokenizer": marked(bench)}
+    found, seen = {}, []
+    real = grouped.grouped_mm
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(grouped, "grouped_mm", lambda x, w, ends: seen.append(len(w)) or real(x, w, ends))
+        for number in (1, 3, UNSET):
+            model = begin(bench, changes | {"model.experts_at_once": number}).model.eval()
+            alone = logits(model, IDS)
+            assert not seen
+            patched.setattr(grouped, "has_grouped_kernel", lambda device, dtype: True)
+            torch.testing.assert_close(logits(model, IDS), alone, rtol=2e-2, atol=2e-2)
+            patched.setattr(grouped, "has_grouped_kernel", lambda device, dtype: False)
+            found[number] = max(seen)
+            seen.clear()
+    assert found == {1: 1, 3: 3, UNSET: 8}
+
+
+def _mixture(bench: Bench) -> Path:
+    """Twelve experts, four for each token."""
+    folder = bench.folder / "mixture"
+    torch.manual_seed(0)
+    sizes = {"num_local_experts": 12, "num_experts_per_tok": 4, "num_key_value_heads": 2, "vocab_size": 258}
+    tiny_model("MixtralForCausalLM", config_name="MixtralConfig", **sizes).save_pretrained(folder)
+    return folder
+
+
 def trust_remote_code(bench: Bench) -> None:
     """Code in the model's folder is run where that is said, as transformers runs it, and refused else."""
     folder = folder_with_code(bench.folder / "code")
@@ -270,5 +301,6 @@ KEYS = [
     Key(
         "model.new_tokens", (["<a>", "<b>"],), "rows that are trained", "resize_token_embeddings: gradients", new_tokens
     ),
+    Key("model.experts_at_once", (1, 3), "matrices in one product", "the products one by one", experts_at_once),
     Key("model.trust_remote_code", (True, False), "code of the folder", f"{_TRANSFORMERS}: logits", trust_remote_code),
 ]

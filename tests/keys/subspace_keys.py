@@ -113,6 +113,27 @@ def target_parameters(bench: Bench) -> None:
         reference.unload()
 
 
+def expert_parameters(bench: Bench) -> None:
+    """One pair of a stack for all of its experts is PEFT's stack with that pair for each."""
+    sizes = {"num_local_experts": 3, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    mixture = tiny_model("MixtralForCausalLM", config_name="MixtralConfig", vocab_size=len(bench.tokenizer), **sizes)
+    base = bench.save_model(mixture, bench.folder / "mixture-shared")
+    for value, experts in (("own", 3), ("shared", 1), (UNSET, 3)):
+        keys = {"rank": 2, "init_from": UNSET, "target_parameters": ["experts.down_proj"], "target_modules": UNSET}
+        keys |= {"expert_parameters": value}
+        model = begin(
+            bench, {"model.path": str(base)} | {f"subspace.{key}": given for key, given in keys.items()}
+        ).model
+        randomised(model)
+        width, inner = mixture.config.hidden_size, mixture.config.intermediate_size
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        assert trained == experts * mixture.config.num_hidden_layers * 2 * (width + inner)
+        out = export_peft(model, bench.folder / f"experts-{value}", report=None)
+        reference = PeftModel.from_pretrained(mixture, out.folder)
+        torch.testing.assert_close(logits(model, IDS), logits(reference, IDS), rtol=1e-4, atol=1e-5)
+        reference.unload()
+
+
 def rank_pattern(bench: Bench) -> None:
     """alpha stays, so that the scale is another there."""
     ranks = {"v_proj": 2, "layers.1.self_attn.q_proj": 5}
@@ -228,6 +249,13 @@ KEYS = [
         "the stacks of experts",
         f"{_SAME} (target_parameters=)",
         target_parameters,
+    ),
+    Key(
+        "subspace.expert_parameters",
+        ("own", "shared"),
+        "whose the parameters of a stack of experts are",
+        f"{_SAME} (target_parameters=, the pair repeated for each expert)",
+        expert_parameters,
     ),
     Key("subspace.rank_pattern", ({"v_proj": 2},), "shapes of single layers", f"{_SAME} (rank_pattern=)", rank_pattern),
     Key(

@@ -13,7 +13,7 @@ from transformers import enable_full_determinism, get_scheduler
 
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, read_status
 from tests.faults.decisions import is_stopped_after
-from tests.forked_ranks import run_script
+from tests.forked_ranks import Ended, run_script, side_by_side
 from tests.keys.bench import Bench, Outcome
 from tests.keys.reference import assert_follows, train_plainly
 from tests.keys.table import Key
@@ -116,18 +116,23 @@ def max_time(bench: Bench) -> None:
 
 def rank_timeout(bench: Bench) -> None:
     """Of two ranks one is stopped for good in its second step: the other leaves within the time, or stays, and names it."""
-    for number, (timeout, leaves) in enumerate([(12.0, True), (None, False)]):
-        config = bench.configuration({"training.max_steps": 5000, "training.rank_timeout": timeout})
-        file, run = bench.folder / f"timeout-{number}.yaml", Path(config["run"]["output_dir"])
-        file.write_text(yaml.safe_dump(config))
-        before = {1: (is_stopped_after, str(run / "metrics.jsonl"))}
-        began = time.monotonic()
-        first = run_script(2, [str(file)], bench.folder, before=before, limit=22.0)[0]
-        assert (first.status == 1) == leaves, first
-        if leaves:
-            stopped = (run / "metrics.jsonl").stat().st_mtime - time.time() + time.monotonic()
-            assert began + first.seconds - stopped < 12.0 + 1.0, first
-            assert "rank 1 (process " in (read_status(run) or {})["message"]
+    leaving, staying = (partial(_with_a_stopped_rank, bench, timeout) for timeout in (12.0, None))
+    (left, seconds, message), (stayed, _, _) = side_by_side(leaving, staying)
+    assert left.status == 1 and seconds < 12.0 + 1.0 and "rank 1 (process " in message, left
+    assert stayed.status is None, stayed
+
+
+def _with_a_stopped_rank(bench: Bench, timeout: float | None) -> tuple[Ended, float, str]:
+    """How rank 0 ended, how many seconds after the last step, and what status.json says."""
+    config = bench.configuration({"training.max_steps": 5000, "training.rank_timeout": timeout})
+    run = Path(config["run"]["output_dir"])
+    file, metrics = run.with_suffix(".yaml"), run / "metrics.jsonl"
+    file.write_text(yaml.safe_dump(config))
+    began = time.monotonic()
+    before = {1: (is_stopped_after, str(metrics))}
+    first = run_script(2, [str(file)], bench.folder, before=before, limit=24.0)[0]
+    stopped = metrics.stat().st_mtime - time.time() + time.monotonic()
+    return first, began + first.seconds - stopped, str((read_status(run) or {})["message"])
 
 
 KEYS = [

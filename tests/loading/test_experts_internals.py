@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -12,6 +13,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashExperts
+from transformers.models.step3p7.modeling_step3p7 import Step3p7Experts
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
@@ -137,6 +140,37 @@ def test_a_merge_writes_the_stacks_of_the_chosen_base_as_the_family_holds_them(
     dsub.merge(model, tmp_path / "own", base="original", report=None)
     original = read(tmp_path / "own")
     assert all(torch.equal(original.get_parameter(name), plain.get_parameter(name)) for name in held)
+
+
+@pytest.mark.parametrize("residual", ["stacked", "fold"])
+def test_a_residual_of_experts_is_merged_onto_either_base(
+    residual: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = folders["transposed, interleaved, with biases"]
+    options = {"svd": "exact", "residual": residual}
+    model = dsub.load_frozen(folder, storage="nf4", dtype="float32")
+    before = {name: dense(stack) for name, stack in stacks(model).items()}
+    dsub.attach(model, dsub.SubspaceConfig(method="pissa", rank=2, alpha=2, target_parameters=BOTH, options=options))
+    with torch.no_grad():
+        for parameter in dsub.trainable_parameters(model):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        ours = model(**tiny_inputs(model)).logits
+    plain = read(folder)
+    for base in ("dequantised", "original"):
+        report = dsub.merge(model, tmp_path / base, base=base, report=None)
+        merged = read(tmp_path / base)
+        for name in before:
+            part = model.get_submodule(name)
+            update = (part.lora_B @ part.lora_A - part.lora_B0 @ part.lora_A0).detach().transpose(1, 2)
+            held = dense(part.base) + (part.lora_B0 @ part.lora_A0).detach().transpose(1, 2) * (residual == "fold")
+            right = (plain.get_parameter(name).detach() if base == "original" else held) + update
+            torch.testing.assert_close(merged.get_parameter(name).detach(), right, rtol=1e-4, atol=1e-5)
+            own = plain.get_parameter(name).detach()
+            off = torch.dist(held, own) / own.norm()
+            assert report.drift[name] == pytest.approx(float(off), rel=1e-3)
+    with torch.no_grad():
+        merged = read(tmp_path / "dequantised")
+        torch.testing.assert_close(merged(**tiny_inputs(merged)).logits, ours, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_beside_packed_experts_is_saved_with_their_storage_and_loaded_again(
@@ -362,3 +396,38 @@ def test_what_is_used_of_transformers_is_still_there(folders: dict[str, Path]) -
     model.set_experts_implementation("eager")
     with pytest.raises(UsageError, match="reads a stack of experts that is held as nf4"):
         model(**tiny_inputs(model))
+
+
+# Classes that multiply with their experts in a way of their own.
+
+
+def own_class(name: str) -> tuple[Any, Tensor, Tensor]:
+    """A module of transformers, which experts each token goes to, and with which weight."""
+    sizes = {"hidden_size": 10, "hidden_act": "silu", "moe_intermediate_size": 6, "expert_ffn_hidden_size": 6}
+    config = SimpleNamespace(**sizes, num_local_experts=4, n_routed_experts=4, zero_expert_num=2)
+    limit = {"swiglu_limit": 0.2} if name == "Step3p7" else {}
+    module = {"LongcatFlash": LongcatFlashExperts, "Step3p7": Step3p7Experts}[name](config, **limit)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in module.parameters():
+        parameter.data.normal_(generator=generator)
+    experts = 6 if name == "LongcatFlash" else 4
+    chosen = torch.rand(9, experts, generator=generator).topk(2, dim=1).indices
+    return module, chosen, torch.rand(9, 2, generator=generator)
+
+
+@pytest.mark.parametrize("name", ["LongcatFlash", "Step3p7"])
+def test_classes_of_their_own_compute_what_their_own_forward_does(name: str) -> None:
+    module, chosen, weights = own_class(name)
+    x = torch.randn(9, 10)
+    expected_x, ours_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected = module(expected_x, chosen, weights)
+    held = nn.Module()
+    held.experts = copy.deepcopy(module)
+    adopt_stacks(held)
+    assert len(stacks(held)) == 2
+    ours = held.experts(ours_x, chosen, weights)
+    torch.testing.assert_close(ours, expected)
+    g = torch.randn(9, 10)
+    ours.backward(g)
+    expected.backward(g)
+    torch.testing.assert_close(ours_x.grad, expected_x.grad)

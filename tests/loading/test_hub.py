@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from transformers import LlamaForCausalLM
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import download
@@ -133,6 +134,33 @@ def test_a_whole_copy_is_taken_where_the_hub_cannot_be_asked_and_that_is_said(
     assert torn.startswith("error: ") and "(HTTP 503)" in torn
 
 
+def test_only_the_files_that_are_read_are_fetched(hub: HubServer, model: Path, tmp_path: Path) -> None:
+    """Other formats, the makers' own files and copies of the same weights stay there, with and without an index."""
+    for name, sizes in (("one/file", {}), ("many/files", {"max_shard_size": "20KB"})):
+        folder = tmp_path / name
+        LlamaForCausalLM.from_pretrained(model).save_pretrained(folder, **sizes)
+        copy_files(model, folder, "tokenizer.json", "tokenizer_config.json")
+        beside = ("consolidated.safetensors", "pytorch_model.bin", "model.fp16.safetensors", "flax_model.msgpack")
+        for other in (*beside, "original/model.safetensors", "original/params.json", "onnx/model.onnx", "README.md"):
+            (folder / other).parent.mkdir(exist_ok=True)
+            (folder / other).write_bytes(b"not read")
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+        hub.add(name, folder)
+        wanted = {file for file in hub.repositories[name].files if hub.repositories[name].files[file] != b"not read"}
+        ((found, _, _),) = ask(hub, tmp_path / "home", name)
+        got = {path.relative_to(found).as_posix() for path in Path(found).rglob("*") if path.is_file()}
+        assert got == wanted and any(file.startswith("model") for file in got)
+        ((again, said, _),) = ask(hub, tmp_path / "home", name, HF_HUB_OFFLINE="1")
+        assert again == found and "HF_HUB_OFFLINE is set" in said[0], "a copy without what is not read is whole"
+    assert len(set(got)) > 8
+
+
+def copy_files(source: Path, folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).write_bytes((source / name).read_bytes())
+
+
 def downloaded(caches: list[Path]) -> str:
     """Each rank is the first of its node, which has a cache of its own and no way to the hub."""
     before = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, os.environ["LOCAL_RANK"]
@@ -153,6 +181,7 @@ def copy_of(cache: Path, commit: str) -> Path:
     own = cache / "models--own--model"
     (own / "snapshots" / commit).mkdir(parents=True)
     (own / "snapshots" / commit / "config.json").write_text("{}")
+    (own / "snapshots" / commit / "model.safetensors").write_bytes(b"")
     (own / "refs").mkdir()
     (own / "refs" / "main").write_text(commit)
     return cache

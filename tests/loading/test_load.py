@@ -307,17 +307,6 @@ def test_more_layers_than_the_weights_have_are_said(tmp_path: Path) -> None:
         dsub.load_frozen(tmp_path, num_hidden_layers=3)
 
 
-def test_a_quantised_checkpoint_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    saved(tmp_path)
-    file = tmp_path / "config.json"
-    quantised = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"quantization_config": quantised}))
-    with pytest.raises(
-        UsageError, match="quantised already; load it by transformers and attach, or give the 16-bit model"
-    ):
-        dsub.load_frozen(tmp_path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,7 +6,7 @@ import gc
 from pathlib import Path
 
 import pytest
-from transformers import LlamaConfig
+from transformers import LlamaConfig, Qwen3MoeConfig
 
 from dist_subspace import load_frozen
 from dist_subspace.pages import give_back_freed
@@ -48,6 +48,36 @@ def measured(folder: str, small: str, storage: str) -> tuple[int, int, int]:
     gc.collect()
     shard = sum(map(kept_bytes, model.parameters()))
     return shard, peak.bytes - before, anonymous() - before
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """One layer of a mixture, whose two stacks are nearly all of it."""
+    path = tmp_path_factory.mktemp("experts")
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=HIDDEN // 2,
+        moe_intermediate_size=INNER // 16,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        num_experts=32,
+        num_experts_per_tok=2,
+        architectures=["Qwen3MoeForCausalLM"],
+    )
+    write_checkpoint(path, config)
+    return str(path)
+
+
+@pytest.mark.parametrize("storage", ["nf4", "bf16"])
+def test_a_rank_holds_its_part_of_the_experts_and_no_stack(experts: str, storage: str, tmp_path: Path) -> None:
+    save = LlamaConfig(vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    write_checkpoint(tmp_path, save)
+    stack = 2 * 32 * HIDDEN // 2 * INNER // 16 * 2
+    for shard, peak, kept in run_on_ranks(2, measured, experts, str(tmp_path), storage):
+        assert stack > SLACK and peak < 1.02 * shard + SLACK
+        assert kept < 1.02 * shard + 6 * MIB
 
 
 @pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])

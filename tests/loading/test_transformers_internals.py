@@ -129,3 +129,41 @@ def test_empty_parameters_are_tied_as_the_file_asks_for() -> None:
         internals.tie(skeleton, missing)
         assert (skeleton.lm_head.weight is skeleton.model.embed_tokens.weight) == one, MEND
         assert bool(internals.tied_pairs(skeleton)) == one == skeleton.config.tie_word_embeddings, MEND
+
+
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        ("Mixtral", "model.layers.0.block_sparse_moe.experts.0.w1.weight"),
+        ("Qwen3Moe", "model.layers.0.mlp.experts.0.gate_proj.weight"),
+        ("GraniteMoe", None),
+        ("GptOss", None),
+    ],
+)
+def test_a_stack_is_split_into_the_tensors_that_transformers_writes(name: str, first: str, tmp_path: Path) -> None:
+    sizes = {
+        "num_local_experts": 11,
+        "num_experts": 11,
+        "num_experts_per_tok": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    config = tiny_config(f"{name}Config", moe_intermediate_size=12, **sizes)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(tmp_path)
+    written = load_file(tmp_path / "model.safetensors")
+    shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
+    splits = internals.split_stacks(model, config, shapes)
+    assert (first is not None) == bool(splits) and (first is None or first in written), MEND
+    for stack, split in splits.items():
+        made = split(model.get_parameter(stack).detach())
+        planned = split(torch.empty(shapes[stack], device="meta"))
+        assert list(made) == list(planned) and len(made) % 11 == 0
+        assert all(torch.equal(tensor, written[key]) for key, tensor in made.items()), MEND
+        assert {key: t.shape for key, t in made.items()} == {key: t.shape for key, t in planned.items()}
+    keys = {n: [k] for n, k in internals.written_keys(model, shapes).items() if n not in splits}
+    of_stacks = {n: list(split(torch.empty(shapes[n], device="meta"))) for n, split in splits.items()}
+    assert {k for own in (keys | of_stacks).values() for k in own} == written.keys()
+    assert not internals.misread(model, config, keys | of_stacks, list(splits)), MEND
+    if splits:
+        assert internals.misread(model, config, keys | of_stacks, []) == list(splits)

@@ -23,7 +23,7 @@ from dist_subspace.statistics.cache import FactorCache
 from dist_subspace.subspace import SubspaceLinear, attached
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks, run_once_on_ranks
-from tests.tiny_models import save_odd
+from tests.tiny_models import save_odd, tiny_model
 
 METHODS = ("pissa", "milora", "svdiff", "spectral-additive", "dora")
 
@@ -348,3 +348,34 @@ def test_whatever_a_statistic_is_made_from_is_in_the_name_of_its_file(tmp_path: 
     assert files() == found[-1] + 1
     target = other  # of equal weights
     assert files() == found[-1] + 2
+
+
+STACKS = ["experts.gate_up_proj", "experts.down_proj"]
+
+
+def on_experts(folder: str, method: str, cache: str, stage: int = 3) -> dict[str, Any]:
+    """How many experts this rank took apart, and the values of one stack's part."""
+    made = watch_decompositions(method)
+    model = load_frozen(
+        folder, storage="nf4", dtype="float32", deepspeed=tiny.ds_config(stage, world_size=world().size)
+    )
+    attach(model, SubspaceConfig(method=method, rank=2, target_parameters=STACKS), cache=cache)
+    made.stop()
+    part = model.get_submodule("model.layers.1.mlp.experts.down_proj")
+    with gathered(part.parameters(recurse=False)):
+        values = {n: t.detach().clone() for n, t in (*part.named_parameters(recurse=False), *part.named_buffers())}
+    return {"made": len(made.names), "values": values}
+
+
+@pytest.mark.parametrize("method", ["pissa", "dora"])
+def test_a_stack_of_experts_is_taken_apart_by_one_rank_and_has_one_file(method: str, tmp_path: Path) -> None:
+    folder, cache = str(tmp_path / "mixture"), str(tmp_path / "factors")
+    sizes = {"num_local_experts": 5, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    tiny_model("MixtralForCausalLM", config_name="MixtralConfig", **sizes).save_pretrained(folder)
+    first = run_on_ranks(2, on_experts, folder, method, cache)
+    assert [rank["made"] for rank in first] == [10, 10]  # two of four stacks of five experts
+    assert len(list(Path(cache).iterdir())) == 4
+    for ranks, stage in ((1, 0), (2, 3)):
+        for rank in run_on_ranks(ranks, on_experts, folder, method, cache, stage):
+            assert rank["made"] == 0 and rank["values"].keys() == first[0]["values"].keys()
+            assert all(torch.equal(tensor, first[0]["values"][name]) for name, tensor in rank["values"].items())

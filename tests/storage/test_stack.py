@@ -130,3 +130,20 @@ def test_a_float_stack_is_the_parameter_that_was_given() -> None:
     weights = nn.Parameter(torch.randn(3, 4, 5))
     stack = pack_stack(weights, "fp32")
     assert next(stack.parameters()) is weights and stack.is_float
+
+
+@each_storage
+@each_layout
+def test_other_matrices_are_packed_as_a_stack_of_them_is(storage: str, transposed: bool) -> None:
+    for options in ({}, {"double_quant": True}):
+        stack, _ = stack_of(storage, transposed, **options)
+        other = torch.randn(EXPERTS, D_OUT, D_IN, generator=torch.Generator().manual_seed(5))
+        laid_out = other.transpose(1, 2).contiguous() if transposed else other
+        made = stack.repacked(iter(other))
+        right = pack_stack(laid_out, storage, transposed=transposed, **options)
+        own, expected = dict(made.named_parameters()), dict(right.named_parameters())
+        assert own.keys() == expected.keys() and all(torch.equal(own[name], expected[name]) for name in own)
+        for name, parameter in own.items():
+            stack.get_parameter(name).data.copy_(parameter)
+        stack.set_plain_values(made.plain_values())
+        assert torch.equal(dense(stack), dense(right)) and stack.plain_values() == right.plain_values()

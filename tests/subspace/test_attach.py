@@ -15,10 +15,11 @@ from torch import nn
 from dist_subspace import SubspaceConfig, advance, attach, disabled, methods, trainable_parameters
 from dist_subspace.errors import UsageError
 from dist_subspace.subspace import SubspaceLinear, SubspacePart, TrainedCopy, attached, named_trainables
+from tests.sampled import pairs
 from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_inputs, tiny_model
 
 each_method = pytest.mark.parametrize("method", sorted(methods()))
-each_family = pytest.mark.parametrize("name", FAMILIES)
+each_pair = pytest.mark.parametrize(("name", "method"), pairs(FAMILIES, sorted(methods())))
 
 
 def attach_tiny(model: nn.Module, method: str = "lora", **config: Any) -> Any:
@@ -33,16 +34,16 @@ def randomise(model: nn.Module) -> nn.Module:
     return model
 
 
-@each_family
-@pytest.mark.parametrize("method", sorted(name for name, info in methods().items() if info.identity))
+@pytest.mark.parametrize(
+    ("name", "method"), pairs(FAMILIES, sorted(name for name, info in methods().items() if info.identity))
+)
 def test_at_the_start_the_model_computes_what_it_did(name: str, method: str) -> None:
     model = tiny_model(name)
     before = logits(model)
     torch.testing.assert_close(logits(attach_tiny(model, method)), before, rtol=1e-5, atol=1e-5)
 
 
-@each_family
-@each_method
+@each_pair
 def test_disabled_gives_exactly_the_bases_output_and_only_within_its_block(name: str, method: str) -> None:
     model = attach_tiny(tiny_model(name), method)
     with disabled(model):
@@ -56,8 +57,7 @@ def test_disabled_gives_exactly_the_bases_output_and_only_within_its_block(name:
     assert torch.equal(logits(model), changed)
 
 
-@each_family
-@each_method
+@each_pair
 def test_only_the_adapter_is_trained_and_all_of_it_is_reached(name: str, method: str) -> None:
     rank = 8 if methods()[method].uses_rank else None  # so many that a ReLU cuts some of them, never all
     model = randomise(attach_tiny(tiny_model(name), method, rank=rank)).train()

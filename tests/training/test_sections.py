@@ -22,7 +22,7 @@ SUBSPACE: dict[str, Any] = {
     **{"method": "dora", "rank": 3, "alpha": 5.0, "dropout": 0.1, "target_modules": ("q_proj",)},
     **{"exclude_modules": ("k_proj",), "modules_to_save": ("score",), "constraint": "mpc_o", "constraint_weight": 0.2},
     **{"options": {"lr_ratio": 2.0}, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"v_proj": 9.0}},
-    "target_parameters": ("experts.down_proj",),
+    **{"target_parameters": ("experts.down_proj",), "expert_parameters": "shared"},
 }
 DATA: dict[str, Any] = {
     **{"train": "b.jsonl", "eval": 0.25, "format": "chat", "max_length": 99, "template": "{a}", "truncation": "tokens"},

@@ -23,12 +23,12 @@ from dist_subspace.atomic_files import whole_folder
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.interchange.adapter import adapter_tensors, base_tokenizer
 from dist_subspace.interchange.adapter_folder import AdapterFolder
-from dist_subspace.interchange.description import OWN, WEIGHTS, config_texts
+from dist_subspace.interchange.description import OWN, STACKS, WEIGHTS, config_texts
 from dist_subspace.interchange.for_class import named_for
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.parts_without_base import parts_without_base
-from dist_subspace.interchange.peft.experts import STACKS, experts_entries, experts_tensors
+from dist_subspace.interchange.peft.experts import experts_files, is_direct, pair_of
 from dist_subspace.interchange.peft.export_report import ExportReport, class_note, reader_notes
 from dist_subspace.interchange.peft.forms import Forms, Lora, forms_of, lora_of, pays
 from dist_subspace.interchange.peft.trained_in_full import of_no_layer
@@ -36,7 +36,15 @@ from dist_subspace.interchange.peft.written_forms import OF_EVERY_KIND, has_one_
 from dist_subspace.interchange.tokenizer_files import tokenizer_of, write_tokenizer
 from dist_subspace.placement.collectives import agreed, all_here, on_main, world
 from dist_subspace.placement.tensors import whole_on_main
-from dist_subspace.subspace import MethodInfo, SubspaceLinear, SubspacePart, attached, method_class
+from dist_subspace.subspace import (
+    MethodInfo,
+    StackedPart,
+    SubspaceConfig,
+    SubspaceLinear,
+    SubspacePart,
+    attached,
+    method_class,
+)
 from dist_subspace.subspace.core.peft_words import Entries
 
 FORMS = ("auto", "direct", "lora", "scaling")
@@ -109,9 +117,11 @@ def _export_model(model: nn.Module, described: Entries, wish: _Wish) -> ExportRe
     """Collective. Each part is looked at before any is made: a refusal has held one layer's pair at a time."""
     info, names = attached(model).info, attached(model).layers
     native = adapter_tensors(model, factors=False)
-    if STACKS in described[OWN]:
-        return on_main(_write_experts, described, info, native, wish)
     parts: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+    if STACKS in described[OWN]:
+        direct = is_direct(attached(model).config)
+        pairs = {} if direct else {n: _on_whole(n, part, lambda _, own: pair_of(own)) for n, part in parts.items()}
+        return on_main(_write_experts, described, info, native, pairs, wish)
     forms: dict[str, Forms | None] | None = None
     if not _is_direct(described, wish.form):
         forms = {name: _on_whole(name, part, _form_of, wish.rank) for name, part in parts.items()}
@@ -125,21 +135,27 @@ def _export_model(model: nn.Module, described: Entries, wish: _Wish) -> ExportRe
     return on_main(_write_form, kind, described, info, native, forms, loras, wish)
 
 
-def _write_experts(described: Entries, info: MethodInfo, native: dict[str, Tensor], wish: _Wish) -> ExportReport:
+def _write_experts(
+    described: Entries,
+    info: MethodInfo,
+    native: dict[str, Tensor],
+    pairs: Mapping[str, tuple[Tensor, Tensor] | None],
+    wish: _Wish,
+) -> ExportReport:
     """Local: of an adapter on experts, which PEFT has for LoRA alone."""
-    if wish.form not in ("auto", "direct"):
-        raise UsageError(f"form is {wish.form!r}, which an adapter on experts does not have; accepted: auto, direct")
+    kind = "direct" if is_direct(SubspaceConfig.of_dict(described[OWN])) else "lora"
+    if wish.form not in ("auto", kind):
+        raise UsageError(f"form is {wish.form!r}, which this adapter on experts does not have; accepted: auto, {kind}")
     if described[OWN].get("own_class"):
         raise UsageError(
             "an adapter on experts of a text model of a larger family cannot be written for PEFT; accepted: merge"
         )
-    config = experts_entries(described, info)
-    tensors = experts_tensors(native, list(described[OWN][STACKS]))
+    config, tensors = experts_files(described, info, native, pairs)
     _write(wish, config, tensors, None)
     return ExportReport(
         folder=str(wish.out),
         method=info.name,
-        form="direct",
+        form=kind,
         peft_type=config["peft_type"],
         rank=config["r"],
         parameters=sum(tensor.numel() for tensor in tensors.values()),
@@ -159,7 +175,8 @@ def _on_whole(name: str, part: Any, function: Callable[..., T], *args: Any, base
     Arguments:
         base: whether the base's are gathered too.
     """
-    left = {id(p) for p in part.base.parameters()} if isinstance(part, SubspaceLinear) and not base else set()
+    on_matrix = isinstance(part, SubspaceLinear | StackedPart)
+    left = {id(p) for p in part.base.parameters()} if on_matrix and not base else set()
     gathered = [p for p in part.parameters() if id(p) not in left]
     return whole_on_main(gathered, f"the form of {name}", lambda: function(name, part, *args))
 
@@ -170,7 +187,8 @@ def _export_folder(folder: Path, wish: _Wish) -> ExportReport:
     info, described = method_class(adapter.config.method).info, adapter.described
     native = adapter.tensors(factors=False)
     if STACKS in described[OWN]:
-        return _write_experts(described, info, native, wish)
+        pairs = {} if is_direct(adapter.config) else {n: pair_of(part) for n, part in parts_without_base(adapter)}
+        return _write_experts(described, info, native, pairs, wish)
     forms: dict[str, Forms | None] | None = None
     linear: dict[str, Forms | None] = {}
     if not _is_direct(described, wish.form):

@@ -22,6 +22,7 @@ from dist_subspace.interchange.description import CONFIG, FORMAT, OWN, WEIGHTS
 from dist_subspace.interchange.loaded_adapter import Copies, LoadedAdapter
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.peft.base_copies import split_copies
+from dist_subspace.interchange.peft.experts import stacks_of_peft
 from dist_subspace.interchange.peft.trained_in_full import split_saved, with_tied
 from dist_subspace.interchange.tensor_names import file_key
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
@@ -74,7 +75,8 @@ def read_peft(folder: str | Path | AdapterFolder) -> LoadedAdapter:
     if described.get("ensure_weight_tying"):
         tensors, saved = with_tied(tensors, saved)
     tensors, copies = split_copies(tensors, words.tensor_prefix)
-    return _as_ours(words, described, tensors, saved, copies)
+    tensors, stacks = stacks_of_peft(described, tensors, words.method)
+    return _as_ours(words, described, tensors, saved, copies, stacks)
 
 
 def _open(folder: Path) -> AdapterFolder:
@@ -99,7 +101,12 @@ def _refuse_unknown(described: Entries, words: PeftWords[Any], tensors: Mapping[
 
 
 def _as_ours(
-    words: PeftWords[Any], described: Entries, tensors: dict[str, Tensor], saved: Layers, copies: Copies
+    words: PeftWords[Any],
+    described: Entries,
+    tensors: dict[str, Tensor],
+    saved: Layers,
+    copies: Copies,
+    stacks: tuple[str, ...],
 ) -> LoadedAdapter:
     """An adapter of PEFT as the method's that these are the words of.
 
@@ -115,7 +122,8 @@ def _as_ours(
         rank=adapter.rank,
         alpha=adapter.alpha,
         dropout=adapter.dropout,
-        target_modules=tuple(adapter.layers) or None,
+        target_modules=tuple(name for name in adapter.layers if name not in stacks) or None,
+        target_parameters=stacks,
         modules_to_save=tuple(saved),
         constraint=adapter.constraint,
         constraint_weight=adapter.constraint_weight,
@@ -129,9 +137,10 @@ def _as_ours(
         config,
         {key: tensor.float() for key, tensor in {**of_method, **in_full, **adapter.whole}.items()},
         {name: value for name, value in described.items() if name not in adapter.outdated},
-        adapter.shapes,
+        {name: shape for name, shape in adapter.shapes.items() if name not in stacks},
         adapter.made_from_base,
         copies,
+        stacks=stacks,
     )
 
 
@@ -150,6 +159,11 @@ def rewrite_peft(folder: str | Path, out: str | Path, identify: Callable[[Path],
         raise UsageError(
             f"{adapter.made_from_base}, and what the adapter starts from is made from its base model; accepted: with the base "
             "model (--base-model)"
+        )
+    if adapter.stacks:
+        raise UsageError(
+            f"target_parameters is {list(adapter.config.target_parameters)!r}, and how these are laid out is told by the base "
+            "model; accepted: with the base model (--base-model)"
         )
     config, shapes = adapter.config, adapter.shapes
     known = {name: list(shape) for name, shape in shapes.items() if None not in shape}

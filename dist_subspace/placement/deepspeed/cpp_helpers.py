@@ -8,6 +8,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -112,7 +113,9 @@ def _missing() -> list[str]:
         missing.append("ninja")
     if missing:
         return missing
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    # A real file: DeepSpeed compiles something to find out, and keeps it quiet by `sys.stderr.fileno()`; where that fails, it
+    # takes the library for missing.
+    with tempfile.TemporaryFile("w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         usable = get_accelerator().create_op_builder("AsyncIOBuilder").is_compatible()
     return [] if usable else ["libaio with its headers (the package libaio-dev or libaio-devel)"]
 

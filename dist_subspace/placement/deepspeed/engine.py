@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import optimizer_state
 from dist_subspace.placement.deepspeed.embeddings import spare_frozen_embeddings
 from dist_subspace.placement.deepspeed.in_place import take_apart
@@ -20,14 +21,20 @@ from dist_subspace.placement.deepspeed.loss_scale import (
 )
 from dist_subspace.placement.deepspeed.persistent import keep_trainables_whole
 from dist_subspace.placement.deepspeed.quiet import be_quiet
+from dist_subspace.placement.deepspeed.supported import check_listed_experts
 from dist_subspace.placement.gradients import are_finite, gradients_of, total_norm
 
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any]) -> Any:
-    """Collective: `deepspeed.initialize`, quietly, with the trained parameters kept whole between steps."""
+    """Collective: `deepspeed.initialize`, quietly, with the trained parameters kept whole between steps.
+
+    Raises:
+        UsageError: for trained parameters that the configuration would add up wrongly.
+    """
     import deepspeed
 
     be_quiet()
+    check_listed_experts(model, config, world().size)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # some engines make a step of their own, with zero gradients: weights shall not decay in it

@@ -60,7 +60,7 @@ def take_apart(model: nn.Module) -> None:
         use = use_of(module, module is head)
         if use == IN_PIECES:
             _head_in_pieces(module)
-        elif use == LOOKED_UP:
+        elif use == LOOKED_UP and isinstance(module, nn.Embedding):
             set_apart(module)
             # A partial and no closure: a deep copy of the model gets one of its own.
             table: Any = module

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.families.blocks import block_lists, blocks
+from dist_subspace.families.experts import callers_of_experts
 from dist_subspace.placement.deepspeed.reuse import called_once
 from dist_subspace.placement.deepspeed.shards import full_shape, is_partitioned
 
@@ -21,11 +22,12 @@ def mark_leaf_blocks(model: nn.Module) -> list[str]:
     """Let ZeRO-3 gather a decoder block at once (`_z3_leaf`): half the gathers under activation checkpointing.
 
     Blocks are the entries of the model's `nn.ModuleList`s that are not inside another; those that a forward does not call
-    exactly once are no leaves. Returns the leaves' class names. `set_z3_leaf_module` does no more, and would import DeepSpeed,
-    which may come later or not at all.
+    exactly once are no leaves. What calls the entries of a list of experts always is one: ranks whose tokens go to different
+    experts would gather different ones, and wait for each other forever. Returns the class names of the blocks that are leaves.
+    `set_z3_leaf_module` does no more, and would import DeepSpeed, which may come later or not at all.
     """
     leaves = [block for name, stack in block_lists(model).items() if called_once(model, name) for block in stack]
-    for block in leaves:
+    for block in (*leaves, *callers_of_experts(model)):
         if not hasattr(block, _INPUT_HOOK):
             hook = block.register_forward_pre_hook(_ask_for_input_gradients, with_kwargs=True, prepend=True)
             setattr(block, _INPUT_HOOK, hook)

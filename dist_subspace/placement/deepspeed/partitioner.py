@@ -11,22 +11,25 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from dist_subspace.pages import zeros_in_pages
-from dist_subspace.placement.collectives import world
+from dist_subspace.placement.collectives import broadcast_object, gather_objects, summed_over_ranks, world
 from dist_subspace.placement.deepspeed.secondary import (
     check_partition_size,
+    fill_from_first,
     keep_for_frozen_alone,
     near_group,
     partition_size,
 )
 from dist_subspace.placement.deepspeed.shards import is_partitioned
 from dist_subspace.placement.protocol import Part
+
+T = TypeVar("T")
 
 
 class Partitioner:
@@ -52,6 +55,8 @@ class Partitioner:
         near = near_group(size) if size > 1 else None
         self._init = deepspeed.zero.Init(config_dict_or_path=minimal, zero_param_parallel_group=near)
         keep_for_frozen_alone(self._init)
+        # First shard, second one, and where in the whole that begins.
+        self._unfilled: list[tuple[Tensor, Tensor, int]] = []
         self.device = self._init.local_device
 
     def place(self, parameter: nn.Parameter) -> None:
@@ -62,15 +67,39 @@ class Partitioner:
         self._init._convert_to_deepspeed_param(parameter)
         parameter.partition()  # type: ignore[attr-defined]
 
+    splits = True
+
     @property
     def takes_parts(self) -> bool:
-        """Only what has been seen to be right: shards where the ranks compute, or in plain CPU memory. Those in pinned memory, on
-        NVMe and quantised by ZeRO itself are cut from the whole (`pin_memory`, `param_swapper`,
-        `quantized_nontrainable_weights`)."""
+        """Only what has been seen to be right: shards where the ranks compute, or in CPU memory. Those on NVMe and quantised by
+        ZeRO itself are cut from the whole (`param_swapper`, `quantized_nontrainable_weights`)."""
         init: Any = self._init
-        return not init.pin_memory and init.param_swapper is None and not init.quantized_nontrainable_weights
+        return init.param_swapper is None and not init.quantized_nontrainable_weights
 
-    def parts(self, numel: int) -> Sequence[Part]:
+    def hold(self, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[nn.Parameter, Part, Tensor]:
+        """A split parameter whose shards are zeros yet, and the first of them to be filled. What `partition` leaves behind it
+        (`_partition_param`: `ds_tensor` with `ds_numel`, `status` and `final_location`, `ds_numel_aligned`, `free_param`,
+        `ds_status`; `ds_secondary_tensor` likewise). `partition` itself, or `Init` as a context, would read the placeholder."""
+        from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, free_param
+
+        init, parts = self._init, self._parts(torch.Size(shape).numel())
+        # One entry, seen as often as the shape has them: it takes no memory.
+        parameter = nn.Parameter(torch.zeros((), dtype=dtype, device=self.device).expand(shape), requires_grad=False)
+        shards: list[Any] = [self._zeros(part.length, dtype) for part in parts]
+        init._convert_to_deepspeed_param(parameter)
+        for shard in shards:
+            shard.ds_numel, shard.status, shard.final_location = shard.numel(), PartitionedParamStatus.AVAILABLE, None
+        split = cast(Any, parameter)
+        split.ds_tensor, split.ds_secondary_tensor = shards[0], shards[1] if len(shards) > 1 else None
+        split.ds_numel_aligned = shards[0].numel() * torch.distributed.get_world_size(init.ds_process_group)
+        free_param(parameter)
+        split.ds_status = ZeroParamStatus.NOT_AVAILABLE
+        if len(shards) > 1:
+            near = torch.distributed.get_rank(init.zero_param_process_group)
+            self._unfilled.append((shards[0], shards[1], near * parts[1].length))
+        return parameter, parts[0], shards[0]
+
+    def _parts(self, numel: int) -> Sequence[Part]:
         """The shard, and the second one where there are such, which are alike in length on every rank, as `partition` cuts them
         (`_aligned_size`, `ds_process_group`, `zero_param_process_group`, `_partition_param_sec`)."""
         everyone, near = self._init.ds_process_group, self._init.zero_param_process_group
@@ -81,31 +110,30 @@ class Partitioner:
         second = length * torch.distributed.get_world_size(everyone) // torch.distributed.get_world_size(near)
         return first, _part(numel, second, torch.distributed.get_rank(near))
 
-    def zeros(self, length: int, dtype: torch.dtype) -> Tensor:
-        """Where `partition` keeps shards (`remote_device`)."""
+    def _zeros(self, length: int, dtype: torch.dtype) -> Tensor:
+        """Where and how `partition` keeps shards (`remote_device`, `pin_memory`)."""
+        from deepspeed.accelerator import get_accelerator
+
         device = torch.device(str(getattr(self._init.remote_device, "value", self._init.remote_device)))
-        if device.type == "cpu":
-            return zeros_in_pages(length, dtype)
-        return torch.zeros(length, dtype=dtype, device=device)
+        if device.type != "cpu":
+            return torch.zeros(length, dtype=dtype, device=device)
+        zeros = zeros_in_pages(length, dtype)
+        return get_accelerator().pin_memory(zeros) if self._init.pin_memory else zeros
 
-    def placeholder(self, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Parameter:
-        """One entry, seen as often as the shape has them."""
-        return nn.Parameter(torch.zeros((), dtype=dtype, device=self.device).expand(shape), requires_grad=False)
+    def summed(self, tensor: Tensor) -> Tensor:
+        return summed_over_ranks(tensor)
 
-    def place_parts(self, parameter: nn.Parameter, held: Sequence[Tensor]) -> None:
-        """What `partition` leaves behind it (`_partition_param`: `ds_tensor` with `ds_numel`, `status` and `final_location`,
-        `ds_numel_aligned`, `free_param`, `ds_status`; `ds_secondary_tensor` likewise), without a copy. `partition` itself,
-        or `Init` as a context, would read the placeholder."""
-        from deepspeed.runtime.zero.partition_parameters import PartitionedParamStatus, ZeroParamStatus, free_param
+    def of_first(self, value: T) -> T:
+        return broadcast_object(value)
 
-        init, split, shards = self._init, cast(Any, parameter), cast(Sequence[Any], held)
-        init._convert_to_deepspeed_param(parameter)
-        for shard in shards:
-            shard.ds_numel, shard.status, shard.final_location = shard.numel(), PartitionedParamStatus.AVAILABLE, None
-        split.ds_tensor, split.ds_secondary_tensor = shards[0], shards[1] if len(shards) > 1 else None
-        split.ds_numel_aligned = shards[0].numel() * torch.distributed.get_world_size(init.ds_process_group)
-        free_param(parameter)
-        split.ds_status = ZeroParamStatus.NOT_AVAILABLE
+    def of_all(self, value: T) -> list[T]:
+        return gather_objects(value)
+
+    def complete(self) -> None:
+        """Collective: second shards are made of the first shards of all ranks, a piece of each at a time."""
+        while self._unfilled:
+            first, second, start = self._unfilled.pop(0)
+            fill_from_first(first, second, start, self._init.ds_process_group)
 
 
 def _part(numel: int, length: int, rank: int) -> Part:

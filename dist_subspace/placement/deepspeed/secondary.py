@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from dist_subspace.errors import UsageError
+from dist_subspace.placement.collectives import message_device
 from dist_subspace.placement.deepspeed.json_file import zero_stage
 
 KEY = "zero_hpz_partition_size"
+SENT = 1 << 23  # bytes of all ranks that are on their way at a time
 
 
 def partition_size(config: Mapping[str, Any]) -> int:
@@ -82,6 +84,22 @@ def forget(parameters: Iterable[Any]) -> None:
     """Local, alike on every rank: the next gather of these comes from the first shards of all ranks (`ds_secondary_tensor`)."""
     for parameter in parameters:
         parameter.ds_secondary_tensor = None
+
+
+def fill_from_first(first: torch.Tensor, second: torch.Tensor, start: int, group: Any) -> None:
+    """Collective: write a second shard, which begins at the entry `start` of the whole, from the first shards of all ranks, which
+    are alike in length and follow one another; a piece of each is on its way at a time."""
+    ranks, length = torch.distributed.get_world_size(group), first.numel()
+    step = max(1, SENT // (ranks * first.element_size()))
+    numbers = range(start // length, min(ranks, -(-(start + second.numel()) // length))) if length else range(0)
+    for at in range(0, length, step):
+        own = first[at : at + step].view(torch.int8).to(message_device())
+        pieces = [torch.empty_like(own) for _ in range(ranks)]
+        torch.distributed.all_gather(pieces, own, group=group)
+        for number in numbers:
+            piece = pieces[number].view(first.dtype)
+            place = number * length + at - start
+            second[place : place + piece.numel()].copy_(piece)
 
 
 def second_shard(parameter: Any) -> tuple[torch.Tensor, int] | None:

@@ -87,8 +87,6 @@ class AnchoredLinear(LowRankLinear, FoldsIntoBase):
     """A low-rank pair that starts at a pair of its own, and remembers it as the frozen `lora_A0`, `lora_B0`."""
 
     kept_factors: tuple[str, ...] = ("lora_A0", "lora_B0")
-    lora_A0: nn.Parameter
-    lora_B0: nn.Parameter
 
     def set_factors(self, factors: Mapping[str, Tensor]) -> None:
         self.lora_A.data.copy_(self.rounded(factors["lora_A0"]))
@@ -105,16 +103,18 @@ class AnchoredLinear(LowRankLinear, FoldsIntoBase):
         return self.rounded(pair[0]), self.rounded(pair[1])
 
     def frozen_pair(self) -> FrozenPair:
-        return self.lora_A0, self.lora_B0, self.scale
+        return self.factor("lora_A0"), self.factor("lora_B0"), self.scale
 
     def difference(self) -> Pair:
         """`(A', B')` with 2r terms, `B' A' = γ (B A - B0 A0)`, from small deviations rather than large products."""
-        a, b, a0, b0 = (wide(t.detach()) for t in (self.lora_A, self.lora_B, self.lora_A0, self.lora_B0))
+        a0, b0, _ = self.frozen_pair()
+        a, b, a0, b0 = (wide(t.detach()) for t in (self.lora_A, self.lora_B, a0, b0))
         return torch.cat([a, a - a0]), self.scale * torch.cat([b - b0, b0], 1)
 
     def merged_onto_original(self, weight: Tensor) -> Tensor:
-        a, b = wide(self.lora_A), wide(self.lora_B)
-        shift = (b - wide(self.lora_B0)) @ a + wide(self.lora_B0) @ (a - wide(self.lora_A0))
+        a0, b0, _ = self.frozen_pair()
+        a, b, a0, b0 = (wide(t) for t in (self.lora_A, self.lora_B, a0, b0))
+        shift = (b - b0) @ a + b0 @ (a - a0)
         return weight + self.scale * shift.to(weight.device)
 
 

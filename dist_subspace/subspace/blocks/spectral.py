@@ -65,7 +65,8 @@ class SpectralLinear(KeepsFactors, LowRankForm):
         raise TypeError(f"{type(self).__name__} does not say what lies between the vectors")
 
     def transform(self, x: Tensor) -> Tensor:
-        z, core = self.base(x), self.core()
+        z: Tensor = self.base(x)
+        core = self.core()
         hidden: Tensor = self.spectral_V(drop(x, self.settings.dropout if self.training else 0.0))
         inner = Diagonal.apply(hidden, core) if core.dim() == 1 else functional.linear(hidden, core.to(hidden.dtype))
         update: Tensor = self.spectral_U(inner)

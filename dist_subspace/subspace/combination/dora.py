@@ -21,7 +21,7 @@ from dist_subspace.subspace.blocks.magnitude import SMALLEST, ScaledUpdate, Stac
 from dist_subspace.subspace.core.operator import Weight
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft
 from dist_subspace.subspace.core.registry import register, register_peft
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import OWN, MethodInfo, Settings
 from dist_subspace.subspace.core.statistic import SetupStatistic
 from dist_subspace.subspace.extension.lora import LoraWords
 from dist_subspace.torch_internals import version
@@ -45,6 +45,7 @@ ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, besid
         notices={"mpc_o": ONLY_A, "mpc_d": ONLY_A},
         options={"differentiate_norm": flag(False, "let gradients flow through n, a constant as published")},
         count="r (d_in + d_out) + d_out",
+        on_experts=(OWN,),
     )
 )
 class Dora(LowRankPair, SetupStatistic):
@@ -119,6 +120,7 @@ class Dora(LowRankPair, SetupStatistic):
 
 @register_peft(Dora)
 class DoraWords(LoraWords):
+    on_experts = False
     suffixes: ClassVar[Mapping[str, str]] = {
         **LoraWords.suffixes,
         "lora_magnitude_vector": "lora_magnitude_vector",

@@ -53,6 +53,12 @@ class Stack(Protocol):
     def operator(self, number: int) -> Any: ...
 
 
+class Weights(Protocol):
+    """The `Weight` of each of a stack's experts, laid open when it is asked for."""
+
+    def __getitem__(self, number: int) -> Weight: ...
+
+
 @dataclass(frozen=True)
 class Weight:
     """A frozen matrix laid open for a decomposition, on the one rank that makes it.

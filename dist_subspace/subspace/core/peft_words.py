@@ -57,6 +57,7 @@ class PeftWords(Generic[P]):
     writes: whether the method's own files are files that PEFT reads; else its words are there for import alone.
     on_conv1d: whether PEFT puts its layers on Conv1D too, and its configuration has `fan_in_fan_out`.
     has_patterns: whether PEFT gives single layers another rank or alpha.
+    on_experts: whether PEFT has it on stacks of experts too (`target_parameters`).
     tensor_prefix: how the names of its tensors begin, after the layer's.
     suffixes: the tensors of a layer, as PEFT writes them, now or earlier -> as our parts call them.
     spelling: suffixes of our parts -> as our files spell them, where that differs.
@@ -70,6 +71,7 @@ class PeftWords(Generic[P]):
     writes: ClassVar[bool] = True
     on_conv1d: ClassVar[bool] = True
     has_patterns: ClassVar[bool] = False
+    on_experts: ClassVar[bool] = False
     tensor_prefix: ClassVar[str]
     suffixes: ClassVar[Mapping[str, str]] = {}
     spelling: ClassVar[Mapping[str, str]] = {}

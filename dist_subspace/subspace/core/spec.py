@@ -9,6 +9,9 @@ from typing import Any
 from dist_subspace.options import Option
 from dist_subspace.subspace.core.constraints import Constraint
 
+# Whose a method's parameters on a stack of experts are: each expert's own, or one set that all of them share.
+OWN, SHARED = EXPERT_PARAMETERS = ("own", "shared")
+
 
 @dataclass(frozen=True)
 class MethodInfo:
@@ -20,7 +23,7 @@ class MethodInfo:
     capped: an unset rank is cut to what the smallest target can have, instead of being refused.
     peft_type: PEFT's name, where the adapter's own files are files that PEFT reads; set by the method's words (`peft_words.py`).
     count: trained parameters of a layer, as a formula. uses_targets: whether `target_modules` can choose among the sites.
-    on_experts: whether it can be put on the stack of a mixture's experts.
+    on_experts: of `EXPERT_PARAMETERS` those that it can have on the stack of a mixture's experts; none: it cannot be put there.
     """
 
     name: str
@@ -45,7 +48,7 @@ class MethodInfo:
     peft_type: str | None = None
     count: str = ""
     uses_targets: bool = True
-    on_experts: bool = False
+    on_experts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class SubspaceConfig:
     `alpha_pattern` give single layers another rank or alpha, by name ending. `new_tokens` are ids of tokens that the base
     does not know (a tokenizer was extended by them): their embedding and head rows are trained beside the subspace.
     `target_parameters` names stacks of experts; given without `target_modules`, they are the only targets.
+    `expert_parameters` says whether each expert of a stack has parameters of its `own`, or all of them one `shared` set.
     """
 
     method: str = "lora"
@@ -66,6 +70,7 @@ class SubspaceConfig:
     exclude_modules: Sequence[str] = ()
     modules_to_save: Sequence[str] = ()
     target_parameters: Sequence[str] = ()
+    expert_parameters: str = OWN
     constraint: str | None = None
     constraint_weight: float = 0.1
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -75,10 +80,13 @@ class SubspaceConfig:
     seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for JSON. A configuration without `target_parameters` is what it was before there were any."""
+        """Plain lists and numbers, for JSON. A configuration without what there is for experts is what it was before there was
+        any."""
         plain = asdict(self)
         if not plain["target_parameters"]:
             del plain["target_parameters"]
+        if plain["expert_parameters"] == OWN:
+            del plain["expert_parameters"]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
 
     @classmethod
@@ -96,3 +104,5 @@ class Settings:
     dropout: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
     constraint: Constraint | None = None
+    # Not in the text that a checkpoint's fingerprint is made of: the configuration has it there, where it is not the default.
+    expert_parameters: str = field(default=OWN, repr=False)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dist_subspace.subspace.core.factors import FrozenFactor
-from dist_subspace.subspace.core.linear import SubspaceLinear
 from dist_subspace.subspace.core.operator import Weight
+from dist_subspace.subspace.core.part import SubspacePart
 
 
-class Decomposes(SubspaceLinear):
+class Decomposes(SubspacePart):
     """A part that takes the frozen matrix apart: before training (`SetupStatistic`), or when its schedule says so."""
+
+    base: Any  # the frozen operator, or the stack of them
 
     def decompose(self, weight: Weight) -> dict[str, Tensor]:
         """Local, expensive, on one rank: the statistic of the frozen matrix, float32 tensors by name."""
@@ -38,6 +41,17 @@ class KeepsFactors(SetupStatistic):
 
     # Their names, results of `decompose` and attributes of the part. A part whose options decide about it sets its own.
     kept_factors: tuple[str, ...] = ()
+    # Of one expert's part: the part of the whole stack, whose parameter holds the factors of all experts, and this one's number.
+    stacked: tuple[nn.Module, int] | None = None
+
+    def factor(self, name: str) -> Tensor:
+        """A frozen factor that is a parameter, as it is now: to be asked for anew in backward, not to be kept."""
+        if self.stacked is None:
+            own: Tensor = getattr(self, name)
+            return own
+        stack, number = self.stacked
+        of_all: Tensor = getattr(stack, name)
+        return of_all[number]
 
     def factor_tensors(self) -> dict[str, Tensor]:
         """The frozen factors that a complete adapter holds, by name; whole where their parameters are gathered."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError
 from dist_subspace.families.blocks import block_prefixes
-from dist_subspace.families.experts import is_inside_router
+from dist_subspace.families.experts import is_inside_router, routers_among
 from dist_subspace.families.heads import base_prefix
 from dist_subspace.families.names import ends_with_any, last_component
 from dist_subspace.families.norms import is_norm, is_norm_of_projection
@@ -25,6 +25,7 @@ ALL_LINEAR = "all-linear"
 UNREACHED = "text never reaches it; accepted for who trains with other inputs: subspace.target_modules with its name"
 
 
+ROUTER = "it is a router; accepted for who wants it trained: subspace.target_modules with its name"
 NAMED_AS_HEAD = (
     "it has the name of an output layer; accepted for who wants it trained: subspace.target_modules with its name"
 )
@@ -38,6 +39,7 @@ def choose(
     apart: Mapping[str, str] | None = None,
     given: bool = True,
     left_out: LeftOut | None = None,
+    only: Collection[str] = (),
 ) -> dict[str, Operator]:
     """The frozen operators that are targets, by name, in the model's order.
 
@@ -49,6 +51,7 @@ def choose(
         apart: linear layers that are no operators, and why.
         given: whether the user named the targets. What a default means and cannot have is left out.
         left_out: gets the names that were left out.
+        only: the layers of an adapter that is loaded; its routers are no targets of a default any more, but stay its own.
 
     Raises:
         UsageError: if nothing matches (names of the model are shown), or the user named layers that cannot have a method.
@@ -60,10 +63,12 @@ def choose(
     chosen = {name: operators[name] for name in wanted if name in operators}
     lost = {name: apart[name] for name in wanted if apart and name not in operators}
     if given and targets != ALL_LINEAR:
-        _check_named(targets, chosen, lost)
+        _check_named(model, targets, chosen, lost)
     else:
         parts = unreached(model)
         lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
+        if targets == ALL_LINEAR:
+            lost |= {name: ROUTER for name in routers_among(model, wanted) if name not in only}
         chosen = {name: module for name, module in chosen.items() if name not in lost} or chosen
     if left_out is not None:
         left_out.add(lost)
@@ -79,12 +84,23 @@ def choose(
     return chosen
 
 
-def _check_named(targets: str | Sequence[str], chosen: Collection[str], lost: Mapping[str, str]) -> None:
+def _check_named(
+    model: nn.Module, targets: str | Sequence[str], chosen: Collection[str], lost: Mapping[str, str]
+) -> None:
     """Refuse what the user named where all that it names are layers that cannot have a method."""
     for entry in [targets] if isinstance(targets, str) else targets:
         means = naming(entry if isinstance(targets, str) else [entry])
         named = [name for name in lost if means(name)]
-        if named and not any(means(name) for name in chosen):
+        if any(means(name) for name in chosen):
+            continue
+        routers = routers_among(model, [name for name, module in model.named_modules() if means(name)])
+        if routers and not named:
+            kind = type(model.get_submodule(routers[0])).__name__
+            raise UsageError(
+                f"subspace.target_modules has {entry!r}, which names the router {routers[0]}, a {kind} and no linear layer; "
+                f"accepted: subspace.modules_to_save with {entry!r}, which trains it in full"
+            )
+        if named:
             raise UsageError(
                 f"subspace.target_modules has {entry!r}, which names {named[0]}: no method can be put on it, because "
                 f"{lost[named[0]]}; accepted: other layers"
@@ -173,7 +189,8 @@ class Choice:
         return self._chosen(ALL_LINEAR, False)
 
     def _chosen(self, targets: str | Sequence[str], given: bool) -> dict[str, nn.Module]:
-        return choose(self.model, targets, self.exclude, self.head, self.apart, given, self.left_out)  # type: ignore[return-value]
+        left_out, only = self.left_out, self.only
+        return choose(self.model, targets, self.exclude, self.head, self.apart, given, left_out, only)  # type: ignore[return-value]
 
     def excluded(self, name: str) -> bool:
         return ends_with_any(name, self.exclude)
@@ -211,7 +228,7 @@ class Choice:
         return {name: module for name, module in self.model.named_modules() if name in names}
 
     def _outputs(self, what: str, has_role: Callable[[str], bool]) -> dict[str, nn.Module]:
-        linear = choose(self.model, ALL_LINEAR, self.exclude, self.head, self.apart, False)
+        linear = choose(self.model, ALL_LINEAR, self.exclude, self.head, self.apart, False, only=self.only)
         outputs: dict[str, nn.Module] = {n: m for n, m in linear.items() if has_role(n) or n in self.only}  # type: ignore[misc]
         self.left_out.add({name: reason for name, reason in self.apart.items() if has_role(name)})
         if not outputs:

@@ -21,7 +21,7 @@ from dist_subspace.subspace.blocks.low_rank import LowRankLinear, LowRankPair
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes, by_pattern
 from dist_subspace.subspace.core.rates import LearningRateRatio
 from dist_subspace.subspace.core.registry import peft_words, register, register_peft
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
 LORA_OPTIONS = {
     "init": choice("kaiming", "initial values of A; loftq: of A and B, on a quantised base", "gaussian", "loftq"),
@@ -43,7 +43,7 @@ LORA_OPTIONS = {
         constraints=("mpc_o", "mpc_d", "mpc_n"),
         options=LORA_OPTIONS,
         count="r (d_in + d_out)",
-        on_experts=True,
+        on_experts=EXPERT_PARAMETERS,
     )
 )
 class Lora(LoftqLinear, LearningRateRatio):
@@ -70,6 +70,7 @@ class LoraWords(PeftWords[LowRankPair]):
 
     peft_type = "LORA"
     has_patterns = True
+    on_experts: ClassVar[bool] = True
     tensor_prefix = "lora_"
     suffixes: ClassVar[Mapping[str, str]] = {"lora_A.weight": "lora_A.weight", "lora_B.weight": "lora_B.weight"}
     defaults: ClassVar[Entries] = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "bias": "none"}
@@ -80,6 +81,7 @@ class LoraWords(PeftWords[LowRankPair]):
         "alpha_pattern",
         "init_lora_weights",
         "ensure_weight_tying",
+        "target_parameters",
     )
     without_effect = (
         "megatron_core",
@@ -110,13 +112,15 @@ class LoraWords(PeftWords[LowRankPair]):
     def read(self, described: Entries, tensors: dict[str, Tensor]) -> FromPeft:
         layers = self.by_layer(tensors)
         self._check_start(described)
-        ranks = {name: held["lora_A.weight"].shape[0] for name, held in layers.items()}
+        ranks = {
+            name: held["lora_A.weight"].shape[-2] for name, held in layers.items()
+        }  # of stacks the experts are first
         _check_ranks(ranks, by_pattern(described.get("rank_pattern"), described["r"], layers))
         alphas = by_pattern(described.get("alpha_pattern"), described["lora_alpha"], layers)
         if described.get("use_rslora") and not self.root_scaled:  # γ = α / √r, said by an α whose γ is α / r
             alphas = {name: alpha * math.sqrt(ranks[name]) for name, alpha in alphas.items()}
         rank, alpha = _most_common(ranks), _most_common(alphas)
-        shapes: Shapes = {n: (h["lora_B.weight"].shape[0], h["lora_A.weight"].shape[1]) for n, h in layers.items()}
+        shapes: Shapes = {n: (h["lora_B.weight"].shape[-2], h["lora_A.weight"].shape[-1]) for n, h in layers.items()}
         return FromPeft(
             layers,
             shapes=shapes,

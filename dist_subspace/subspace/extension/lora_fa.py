@@ -110,6 +110,8 @@ class _Corrected(TensorFunction):
 
 @register_peft(LoraFa)
 class LoraFaWords(LoraWords):
+    on_experts = False
+
     def claims(self, described: Entries) -> bool:
         """PEFT trains it by an optimizer of its own, and its file does not tell it from any other LoRA."""
         return False

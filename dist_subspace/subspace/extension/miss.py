@@ -26,7 +26,7 @@ from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.sites import OwnRankBound
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
 
 @register(
@@ -42,7 +42,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         capped=True,
         options={"mini_r": whole(None, "so many columns of D, repeated along the outputs (null: d_out)")},
         count="r d_out, or r mini_r",
-        on_experts=True,
+        on_experts=EXPERT_PARAMETERS,
     )
 )
 class Miss(LowRankForm, OwnRankBound):

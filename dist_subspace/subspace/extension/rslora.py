@@ -7,7 +7,7 @@ from typing import Any
 
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lora, LoraWords
 
 
@@ -24,7 +24,7 @@ from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lo
         constraints=("mpc_o", "mpc_d", "mpc_n"),
         options=LORA_OPTIONS,
         count="r (d_in + d_out)",
-        on_experts=True,
+        on_experts=EXPERT_PARAMETERS,
     )
 )
 class RsLora(Lora):

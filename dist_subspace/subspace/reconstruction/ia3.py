@@ -22,7 +22,7 @@ from dist_subspace.subspace.core.bias import ScalesBias
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.shared import SharedAcrossLayers
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
 
 @register(
@@ -37,7 +37,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
             "input_scaled_modules": name_list("targets that scale their input instead (PEFT's feedforward_modules)"),
         },
         count="d_out",
-        on_experts=True,
+        on_experts=EXPERT_PARAMETERS,
     )
 )
 class Ia3(ScalingLinear, ScalesBias, SharedAcrossLayers):

@@ -44,5 +44,6 @@ class Olora(ResidualLinear):
 class OloraWords(LoraWords):
     """For import alone: a file of ours holds the factors that it started from too."""
 
+    on_experts = False
     writes = False
     start = "olora"

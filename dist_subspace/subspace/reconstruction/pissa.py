@@ -16,7 +16,7 @@ from dist_subspace.subspace.blocks.residual import ITERATIONS, NOTICE, REFUSAL, 
 from dist_subspace.subspace.blocks.svd import largest, largest_exact
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
-from dist_subspace.subspace.core.spec import MethodInfo
+from dist_subspace.subspace.core.spec import OWN, MethodInfo
 from dist_subspace.subspace.extension.lora import LoraWords
 
 
@@ -36,6 +36,7 @@ from dist_subspace.subspace.extension.lora import LoraWords
         refusals={"mpc_n": REFUSAL},
         options={**RESIDUAL, **ITERATIONS, "svd": choice("randomized", "how the singular triplets are found", "exact")},
         count="r (d_in + d_out)",
+        on_experts=(OWN,),
     )
 )
 class Pissa(ResidualLinear):
@@ -50,5 +51,6 @@ class PissaWords(LoraWords):
     """For import alone: a file of ours holds the factors that it started from too."""
 
     writes = False
+    on_experts = False
     start = "pissa"
     read_options: ClassVar[Entries] = {"svd": "exact"}

@@ -14,7 +14,7 @@ from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.bias import ScalesBias
 from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
 
 @register(
@@ -26,7 +26,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         targets=KEY_VALUE_UP,
         options={"scale_bias": flag(False, "scale the bias by l too")},
         count="d_in + d_out",
-        on_experts=True,
+        on_experts=EXPERT_PARAMETERS,
     )
 )
 class Ssb(ScalingLinear, ScalesBias):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.registry import register
-from dist_subspace.subspace.core.spec import MethodInfo, Settings
+from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
 
 @register(
@@ -23,7 +23,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         summary="each input feature scaled: W diag(s)",
         targets=KEY_VALUE_UP,
         count="d_in",
-        on_experts=True,
+        on_experts=EXPERT_PARAMETERS,
     )
 )
 class Ssl(ScalingLinear):

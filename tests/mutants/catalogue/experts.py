@@ -9,6 +9,11 @@ _INTERNALS = "dist_subspace/loading/experts_internals.py"
 _OF_STACK = "tests/storage/test_stack.py"
 _OF_INTERNALS = "tests/loading/test_experts_internals.py"
 _OF_PARTS = "tests/subspace/core/test_stacks.py"
+_OF_PEFT = "tests/interchange/peft/test_experts.py"
+_OF_ROUTERS = "tests/training/test_router_loss.py"
+_OF_FAMILIES = (
+    "tests/families/test_experts.py::test_a_method_on_a_familys_experts_computes_trains_and_merges_as_the_formula"
+)
 
 MUTANTS = [
     Mutant(
@@ -47,7 +52,7 @@ MUTANTS = [
     Mutant(
         name="experts-index-of-none-counts",
         file=_INTERNALS,
-        text="weights.masked_fill(ids >= experts.num_experts, 0.0)",
+        text="weights.masked_fill(ids >= number, 0.0)",
         becomes="weights",
         promise="An index beyond the experts is none of them.",
         tests=[f"{_OF_INTERNALS}::test_biases_norms_and_indices_of_no_expert[True]"],
@@ -85,7 +90,7 @@ MUTANTS = [
     Mutant(
         name="experts-vectors-decayed",
         file="dist_subspace/subspace/groups.py",
-        text='of_experts = isinstance(model.get_submodule(name.rpartition(".")[0]), StackedPart)',
+        text="of_experts = isinstance(part, StackedPart) and not part.shared",
         becomes="of_experts = False",
         promise="Vectors of experts have no weight decay, as vectors have none.",
         tests=[f"{_OF_PARTS}::test_vectors_of_experts_have_no_weight_decay"],
@@ -115,5 +120,112 @@ MUTANTS = [
         becomes="",
         promise="Packed experts are not trained in full without training anything.",
         tests=[f"{_OF_INTERNALS}::test_packed_experts_cannot_be_trained_in_full"],
+    ),
+    Mutant(
+        name="experts-all-with-the-first-ones-norms",
+        file="dist_subspace/subspace/core/stacks.py",
+        text="part.set_factors({name: factor[number] for name, factor in factors.items()})",
+        becomes="part.set_factors({name: factor[0] for name, factor in factors.items()})",
+        promise="DoRA's magnitudes of an expert are measured from its own rows.",
+        tests=[f"{_OF_PARTS}::test_outputs_and_gradients_are_those_of_the_formula[fp32-dora]"],
+    ),
+    Mutant(
+        name="experts-all-beside-the-first-ones-pair",
+        file="dist_subspace/subspace/core/statistic.py",
+        text="return of_all[number]",
+        becomes="return of_all[0]",
+        promise="PiSSA's residual of an expert lacks that expert's own triplets.",
+        tests=[f"{_OF_PARTS}::test_outputs_and_gradients_are_those_of_the_formula[fp32-pissa]"],
+    ),
+    Mutant(
+        name="experts-statistic-of-the-first-one",
+        file="dist_subspace/statistics/rounds.py",
+        text="expert = self.stack.expert(number)",
+        becomes="expert = self.stack.expert(0)",
+        promise="Each expert's own matrix is taken apart.",
+        tests=[f"{_OF_PARTS}::test_pissa_starts_at_each_experts_own_largest_triplets[stacked-fp32]"],
+    ),
+    Mutant(
+        name="experts-frozen-without-their-residual",
+        file="dist_subspace/subspace/core/stacks.py",
+        text="if not self.enabled and not self.rebases:",
+        becomes="if not self.enabled:",
+        promise="Disabled, experts that hold a residual compute what the model computed before.",
+        tests=[f"{_OF_PARTS}::test_pissa_starts_at_each_experts_own_largest_triplets[fold-fp32]"],
+    ),
+    Mutant(
+        name="experts-that-share-decayed-as-vectors-of-each",
+        file="dist_subspace/subspace/groups.py",
+        text="isinstance(part, StackedPart) and not part.shared",
+        becomes="isinstance(part, StackedPart)",
+        promise="A matrix that experts share has weight decay.",
+        tests=[f"{_OF_PARTS}::test_vectors_of_experts_have_no_weight_decay"],
+    ),
+    Mutant(
+        name="experts-merged-as-one-tensor",
+        file="dist_subspace/interchange/merge.py",
+        text="split = splits.get(entry.name)",
+        becomes="split = None",
+        promise="A merge writes each expert's matrices under the names that the checkpoint has.",
+        tests=[f"{_OF_FAMILIES}[Mixtral-lora]"],
+    ),
+    Mutant(
+        name="experts-merged-without-their-frozen-pair",
+        file="dist_subspace/interchange/plain.py",
+        text="needs = tuple(dict.fromkeys((*held, *own)))",
+        becomes="needs = tuple(dict.fromkeys((*held, *(() if part is None else part.trainables().values()))))",
+        promise="A merge gathers the frozen factors of a stack's part too.",
+        tests=["tests/placement/deepspeed/test_experts.py::test_a_merge_of_split_stacks_is_that_of_whole_ones"],
+    ),
+    Mutant(
+        name="experts-not-turned-for-peft",
+        file="dist_subspace/interchange/peft/experts.py",
+        text="            if name in turned:\n",
+        becomes="            if False:\n",
+        promise="PEFT takes Llama 4's stacks for the other layout, and is given their factors so.",
+        tests=[f"{_OF_PEFT}::test_peft_reads_the_folder_and_computes_the_same[both-Llama4]"],
+    ),
+    Mutant(
+        name="experts-of-peft-not-turned-back",
+        file="dist_subspace/interchange/loaded_adapter.py",
+        text="a, b = turned_pair(a, b) if turned else (a, b)",
+        becomes="a, b = (a, b)",
+        promise="The factors of Llama 4's stacks in a folder of PEFT's are read as they are meant.",
+        tests=[f"{_OF_PEFT}::test_a_folder_of_pefts_is_read_and_computes_the_same[Llama4-config2]"],
+    ),
+    Mutant(
+        name="routers-among-all-linear",
+        file="dist_subspace/subspace/core/targets.py",
+        text="for name in routers_among(model, wanted) if name not in only",
+        becomes="for name in ()",
+        promise="Routers are left alone unless they are named.",
+        tests=[
+            "tests/subspace/core/test_targets.py"
+            "::test_routers_that_are_linear_layers_are_left_alone_unless_they_are_named"
+        ],
+    ),
+    Mutant(
+        name="routers-loss-without-its-weight",
+        file="dist_subspace/training/router_loss.py",
+        text="self.coefficient * targets * loss.float()",
+        becomes="self.coefficient * loss.float()",
+        promise="A micro-batch's auxiliary loss weighs as its targets do.",
+        tests=[f"{_OF_ROUTERS}::test_the_loss_is_the_one_that_transformers_makes_with_its_routers_logits[mixtral]"],
+    ),
+    Mutant(
+        name="routers-loss-measured-too",
+        file="dist_subspace/training/loss.py",
+        text="routers = router_loss_of(model) if torch.is_grad_enabled() else None",
+        becomes="routers = router_loss_of(model)",
+        promise="Evaluation measures the targets alone.",
+        tests=[f"{_OF_ROUTERS}::test_the_loss_is_the_one_that_transformers_makes_with_its_routers_logits[mixtral]"],
+    ),
+    Mutant(
+        name="routers-loss-without-a-gradient",
+        file="dist_subspace/training/router_loss.py",
+        text=" or not loss.requires_grad",
+        becomes="",
+        promise="A trained router is not left out of balance without a word.",
+        tests=[f"{_OF_ROUTERS}::test_recomputed_blocks_pass_its_gradient_on_or_it_is_refused[True]"],
     ),
 ]

@@ -139,10 +139,8 @@ MUTANTS = [
     Mutant(
         name="an-older-copy-without-a-word",
         file=_HUB,
-        text="        commit = HfApi().model_info(name, timeout=ANSWER).sha  # of which no older copy answers, as one does "
-        "below\n        folder = Path(snapshot_download(name, allow_patterns=list(files)))\n"
-        "        if folder.name != commit:\n",
-        becomes="        folder = Path(snapshot_download(name, allow_patterns=list(files)))\n        if not folder.name:\n",
+        text='        say(f"the copy of {name}',
+        becomes='        str(f"the copy of {name}',
         promise="A copy in the cache that is taken because the hub did not answer is said.",
         tests=[f"{_HUB_TESTS}::test_a_whole_copy_is_taken_where_the_hub_cannot_be_asked_and_that_is_said"],
     ),

@@ -16,7 +16,7 @@ MUTANTS = [
     Mutant(
         name="merge-float-base-always-held",
         file="dist_subspace/interchange/plain.py",
-        text='if operator.is_float and self.base == "original":',
+        text='if original is not None and operator.is_float and self.base == "original":',
         becomes="if False:",
         promise="A merge onto the original reads weights that are held in 16 bits again.",
         tests=["tests/test_cli.py::test_merge_holds_the_base_as_it_is_told"],

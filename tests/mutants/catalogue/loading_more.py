@@ -80,8 +80,8 @@ MUTANTS = [
     Mutant(
         name="duplicates-compared-at-their-beginning",
         file="dist_subspace/loading/index.py",
-        text="for start in range(0, shape[0], rows)",
-        becomes="for start in range(0, min(rows, shape[0]), rows)",
+        text="for start in range(first, last, rows)",
+        becomes="for start in range(first, min(first + rows, last), rows)",
         promise="Two tensors for one parameter are the same only if every row is.",
         tests=[f"{LOAD_TESTS}/test_index.py::test_two_tensors_are_the_same_only_if_every_row_is"],
     ),
@@ -115,8 +115,8 @@ MUTANTS = [
     ),
     Mutant(
         name="heads-of-several-layers-packed",
-        file="dist_subspace/loading/stream.py",
-        text="        if is_inside_classification_head(name):\n            return True\n",
+        file="dist_subspace/loading/stays_dense.py",
+        text="    if is_inside_classification_head(name):\n        return True\n",
         becomes="",
         promise="A stored head of several layers is as dense as one of a single layer.",
         tests=[

@@ -51,6 +51,25 @@ MUTANTS = [
         tests=[f"{_BEATS}::test_silence_is_no_loss_where_it_is_not_watched_or_the_rank_has_left_in_order[10.0-True]"],
     ),
     Mutant(
+        name="waits-for-who-has-left",
+        file=_PEERS,
+        text=' or self._has(f"bye/{rank}")',
+        becomes="",
+        promise="A rank that has said why the run ends waits for none that has left.",
+        tests=["tests/placement/test_peers.py"],
+    ),
+    Mutant(
+        name="met-by-nobody",
+        file="dist_subspace/placement/collectives.py",
+        text="if _peers is not None and _peers.told is not None:",
+        becomes="if _peers is None:",
+        promise="Who waits in a meeting leaves as soon as another rank has said why the run ends.",
+        tests=[
+            "tests/faults/test_agreement.py::test_a_rank_that_fails_alone_in_a_run_ends_all_with_its_one_sentence"
+            "[training-model-_attached-attach_method]"
+        ],
+    ),
+    Mutant(
         name="collectives-run-out-first",
         file="dist_subspace/placement/process_group.py",
         text="set_collective_timeout(timedelta(seconds=max(made, 2 * rank_timeout)))",

@@ -40,7 +40,7 @@ MUTANTS = [
     Mutant(
         name="offset-of-a-rebase-lost",
         file="dist_subspace/statistics/setup.py",
-        text="    base.set_plain_values(plain or {})\n",
+        text="    base.set_plain_values(plain)\n",
         becomes="",
         promise="A folded base has its own double quantisation's mean.",
         tests=[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -64,6 +65,22 @@ def test_nvme_without_what_compiles_its_helper_is_refused(
         (tmp_path / name).chmod(0o755)
     with pytest.raises(UsageError, match="libaio with its headers"):
         check_nvme_helpers(config)
+
+
+def test_a_library_that_is_there_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's own way of finding out, with a compiler, asked for a library that every machine has."""
+    from deepspeed.accelerator import get_accelerator
+
+    from dist_subspace.placement.deepspeed import cpp_helpers as helpers
+
+    if shutil.which("ninja") is None or shutil.which(os.environ.get("CXX", "c++")) is None:
+        pytest.skip("needs a compiler")
+    kind = type(get_accelerator().create_op_builder("AsyncIOBuilder"))
+    for library, found in (("c", []), ("no_such_library", ["libaio"])):
+        monkeypatch.setattr(
+            kind, "is_compatible", lambda self, library=library: self.has_function("malloc", (library,))
+        )
+        assert [name.split()[0] for name in helpers._missing()] == found
 
 
 @pytest.mark.parametrize("helper", ["async_io", "pin_memory"])

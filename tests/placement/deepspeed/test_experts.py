@@ -62,8 +62,9 @@ def trained(folder: str, storage: str, stage: int, way: str) -> dict[str, Any]:
     config["train_batch_size"] = tiny.BATCH // 2
     model = dsub.load_frozen(folder, storage=storage, dtype="float32", deepspeed=config)
     split = {name: p.dtype for name, p in model.named_parameters() if hasattr(p, "ds_tensor")}
-    targets = {"target_parameters": STACKS} if way == "on experts" else {"target_modules": ["q_proj", "v_proj"]}
-    dsub.attach(model, dsub.SubspaceConfig(method="lora", rank=2, **targets)).train()
+    on_experts = METHODS.get(way)
+    targets = {"target_modules": ["q_proj", "v_proj"]} if on_experts is None else {"target_parameters": STACKS}
+    dsub.attach(model, dsub.SubspaceConfig(**{"method": "lora", "rank": 2} | targets | (on_experts or {}))).train()
     if way == "no leaves":
         unmark_leaf_blocks(model)
     if way == "checkpointing":
@@ -81,6 +82,16 @@ def trained(folder: str, storage: str, stage: int, way: str) -> dict[str, Any]:
     return facts
 
 
+# What is put on the experts themselves, by the way.
+METHODS: dict[str, dict[str, Any]] = {
+    "on experts": {},
+    "dora": {"method": "dora"},
+    "pissa": {"method": "pissa", "options": {"residual": "fold"}},
+    "pissa stacked": {"method": "pissa"},
+    "one pair": {"expert_parameters": "shared"},
+}
+
+
 @pytest.mark.parametrize(
     ("storage", "way"),
     [
@@ -90,12 +101,16 @@ def trained(folder: str, storage: str, stage: int, way: str) -> dict[str, Any]:
         ("int8", "on experts"),
         ("fp32", "on experts"),
         ("fp32", "leaves"),
+        ("nf4", "dora"),
+        ("nf4", "pissa"),
+        ("int8", "pissa stacked"),
+        ("nf4", "one pair"),
     ],
 )
 def test_ranks_whose_tokens_go_to_different_experts_train_what_one_rank_trains(
     folder: str, storage: str, way: str
 ) -> None:
-    (alone,) = run_on_ranks(1, trained, folder, storage, 0, "on experts" if way == "on experts" else "leaves")
+    (alone,) = run_on_ranks(1, trained, folder, storage, 0, way if way in METHODS else "leaves")
     ranks = run_on_ranks(2, trained, folder, storage, 3, way)
     calls = list(zip(*(facts["hit"] for facts in ranks), strict=True))
     assert any(set(one) - set(other) for one, other in calls), "an expert has tokens on one rank alone"
@@ -131,5 +146,14 @@ def test_a_merge_of_split_stacks_is_that_of_whole_ones(folder: str, tmp_path: Pa
 def merged(folder: str, out: str, stage: int) -> None:
     config = tiny.ds_config(stage, world_size=world().size)
     model = dsub.load_frozen(folder, storage="nf4", dtype="float32", deepspeed=config)
-    dsub.attach(model, dsub.SubspaceConfig(method="lora", rank=2, target_modules=["q_proj"]))
+    pissa = {"method": "pissa", "options": {"residual": "fold"}}
+    dsub.attach(model, dsub.SubspaceConfig(rank=2, target_parameters=STACKS, **pissa))
     dsub.merge(model, out, report=None)
+
+
+def test_every_stage_trains_what_stage_0_trains_on_experts(folder: str) -> None:
+    runs = {stage: run_on_ranks(2, trained, folder, "nf4", stage, "dora")[0] for stage in (0, 1, 2)}
+    for stage in (1, 2):
+        assert runs[stage]["losses"] == pytest.approx(runs[0]["losses"], rel=1e-5)
+        for name, tensor in runs[0]["adapter"].items():
+            torch.testing.assert_close(runs[stage]["adapter"][name], tensor, rtol=1e-4, atol=1e-6)

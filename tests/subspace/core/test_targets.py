@@ -325,3 +325,30 @@ def test_a_router_that_is_called_as_heads_are_is_spoken_of(said: list[str]) -> N
     model = transformers.SwitchTransformersForConditionalGeneration(config)
     attach(model, SubspaceConfig(method="lora", rank=2))
     assert "router.classifier" in " ".join(said) and "it has the name of an output layer" in " ".join(said)
+
+
+def jetmoe() -> Any:
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2, "kv_channels": 8}
+    return tiny_model("JetMoeForCausalLM", config_name="JetMoeConfig", **sizes)
+
+
+def test_routers_that_are_linear_layers_are_left_alone_unless_they_are_named(said: list[str]) -> None:
+    model = attach(jetmoe(), SubspaceConfig(method="lora", rank=2))
+    assert model.subspace.layers and not [name for name in model.subspace.layers if "router" in name]
+    assert "it is a router; accepted for who wants it trained" in " ".join(said)
+    named = attach(jetmoe(), SubspaceConfig(method="lora", rank=2, target_modules=["router.layer"]))
+    assert all("router.layer" in name for name in named.subspace.layers)
+
+
+def test_a_router_that_is_no_linear_layer_is_named_for_training_in_full(said: list[str]) -> None:
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    mixtral = tiny_model("MixtralForCausalLM", config_name="MixtralConfig", **sizes)
+    sentence = (
+        "has 'gate', which names the router model.layers.0.mlp.gate, a MixtralTopKRouter and no linear layer; accepted: "
+        "subspace.modules_to_save with 'gate'"
+    )
+    for targets in (["gate"], ["q_proj", "gate"]):
+        with pytest.raises(UsageError, match=sentence):
+            attach(mixtral, SubspaceConfig(method="lora", rank=2, target_modules=targets))
+    trained = attach(mixtral, SubspaceConfig(method="lora", rank=2, modules_to_save=["mlp.gate"]))
+    assert sum(".mlp.gate.trained." in n for n, p in trained.named_parameters() if p.requires_grad) == 2
