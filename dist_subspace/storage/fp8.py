@@ -37,24 +37,24 @@ class Fp8Linear(PackedLinear):
         super().__init__(shape[1], shape[0], tensors, bias=bias, origin=origin)
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        return self._decoded(slice(0, self.out_features), dtype)
-
-    def _decoded(self, rows: slice, dtype: torch.dtype) -> Tensor:
-        """Rows that begin with a block's first."""
-        codes = self.codes[rows].view(KIND)
-        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))[rows.start // BLOCK :]
-        matrix = torch.empty(codes.shape, dtype=dtype, device=codes.device)
+        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
+        codes, matrix = self.codes.view(KIND), torch.empty(self.shape, dtype=dtype, device=self.codes.device)
         # A row of blocks at a time: the float32 product is a temporary.
-        for own, part, held in zip(scale, matrix.split(BLOCK), codes.split(BLOCK)):
-            part.copy_(held.float() * own.repeat_interleave(BLOCK)[: self.in_features])
+        for number, own in enumerate(scale):
+            rows = slice(number * BLOCK, (number + 1) * BLOCK)
+            matrix[rows] = codes[rows].float() * own.repeat_interleave(BLOCK)[: self.in_features]
         return matrix
-
-    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
-        for rows in self.row_slices(BLOCK):
-            yield RowPiece(self._decoded(rows, dtype), ((0, rows.start, rows.stop - rows.start),))
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         return pack(matrix, transposed=False, bias=None, origin=None)
+
+    def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
+        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
+        for rows in self.row_slices(BLOCK):
+            own = scale[rows.start // BLOCK : -(-rows.stop // BLOCK)].repeat_interleave(BLOCK, 1)[:, : self.in_features]
+            piece = self.codes[rows].view(KIND).float()
+            piece *= own.repeat_interleave(BLOCK, 0)[: len(piece)]
+            yield RowPiece(piece.to(dtype), ((0, rows.start, len(piece)),))
 
 
 def _holding(codes: Tensor, scale: Tensor, *, bias: Tensor | None, origin: Origin | None) -> Fp8Linear:

@@ -63,7 +63,8 @@ def take_apart(model: nn.Module) -> None:
         elif use == LOOKED_UP and isinstance(module, nn.Embedding):
             set_apart(module)
             # A partial and no closure: a deep copy of the model gets one of its own.
-            module.forward = functools.partial(_embedded, module)  # type: ignore[method-assign]
+            table: Any = module
+            table.forward = functools.partial(_embedded, table)
 
 
 def use_of(module: nn.Module, is_head: bool) -> str:
