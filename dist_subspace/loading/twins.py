@@ -37,7 +37,8 @@ def compare(
     """
     ranks, own = splitter.of_all(world().rank), dict[Pair, bool]()
     with together("comparing tensors of the checkpoint"):
+        part = ranks.index(world().rank), len(ranks)
         for one, other, dtype in pairs:
-            own[one, other, dtype] = index.same(one, other, dtype, (ranks.index(world().rank), len(ranks)))
+            own[one, other, dtype] = index.same(one, other, dtype, part)
     everyones = splitter.of_all(own)
     index.compared.update({pair: all(found[pair] for found in everyones) for pair in own})

@@ -128,6 +128,8 @@ _COPIES = "interchange/peft/base_copies check_copies agreed"
 # In a library call that is made on every rank.
 CALLS = [
     Row(f"{_LOADING}(\"reading the model's configuration\")", "load", ".placement.for_loading:read_deepspeed"),
+    Row("loading/twins compare together('comparing tensors of the checkpoint')", "load", ".loading.twins:world"),
+    Row(f"{_LOADING}('planning the load')", "load", ".loading.stream:find_sources"),
     Row(f"{_LOADING}(\"reading the model's weights\")", "load", ".loading.stream:Stream.run"),
     Row("loading/load download once_per_node(fetch_missing)", "download", ".loading.load:fetch", 0, "usage"),
     Row("api load_adapter agreed('reading the adapter')", "load_adapter", f"{_F}:read_adapter", kind="usage"),
