@@ -14,6 +14,8 @@ EXPERT_LIST = ".experts."
 # What decides which experts a token goes to: a module with a matrix of its own (`mlp.gate`, `feed_forward.router`), or one of
 # several layers (Zaya, HunYuan, DBRX, JetMoe, AFMoE).
 ROUTERS = ("gate", "router", "router_gate")
+# Of the stacks of one module those that its class makes last: after them there is none.
+LAST_STACKS = ("down_proj", "output_linear")
 
 
 @dataclass(frozen=True)

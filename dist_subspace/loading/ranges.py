@@ -14,21 +14,14 @@ from torch import Tensor
 
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.decoding import Decoder
-from dist_subspace.loading.held_weight import HeldBytes
+from dist_subspace.loading.held_weight import TYPES, HeldBytes
 from dist_subspace.loading.index import CheckpointIndex
 from dist_subspace.loading.layout import Box, Layout, Shape, rectangles
 from dist_subspace.pages import zeros_in_pages
 
 CHUNK = 1 << 20  # entries that are read at a time
 # What can be read in parts, by safetensors' names.
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+FLOATS = {name: kind for name, kind in TYPES.items() if name not in ("U8", "I8", "F8_E8M0")}
 
 
 class RangeReader:

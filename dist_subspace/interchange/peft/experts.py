@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.errors import UsageError
+from dist_subspace.families.experts import LAST_STACKS
 from dist_subspace.families.names import ends_with
 from dist_subspace.interchange.description import OWN, STACKS, TURNED
 from dist_subspace.interchange.peft.trained_in_full import of_no_layer
@@ -122,10 +123,6 @@ def experts_tensors(
     return tensors
 
 
-# Of the stacks of one module those that its class makes last: after them there is none.
-_LAST = ("down_proj", "output_linear")
-
-
 def stacks_of_peft(
     described: Entries, tensors: Mapping[str, Tensor], method: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -153,8 +150,8 @@ def stacks_of_peft(
     stacks: list[str] = []
     for module, places in modules.items():
         own = {t.rpartition(".")[2] for t in targets if ends_with(f"{module}.{t.rpartition('.')[2]}", t)}
-        names = sorted(own, key=lambda name: name in _LAST)
-        if len(names) != len(places) or len(own - set(_LAST)) > 1:
+        names = sorted(own, key=lambda name: name in LAST_STACKS)
+        if len(names) != len(places) or len(own - set(LAST_STACKS)) > 1:
             raise UsageError(
                 f"target_parameters is {list(targets)!r}, but the adapter holds {len(places)} pairs of {module}, which do not "
                 "say whose they are; accepted: an adapter on its experts' first and last matrices"
