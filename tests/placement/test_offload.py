@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from dist_subspace import SubspaceConfig, attach, load_frozen
+from dist_subspace.errors import UsageError
 from dist_subspace.placement.collectives import world
+from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
 from dist_subspace.placement.deepspeed.optimizer_state import plain_optimizer
 from dist_subspace.placement.tensors import full_numel, gathered, resident_bytes
 from dist_subspace.subspace import named_trainables, trainable_parameters
 from tests.matrix import tiny
 from tests.ranks import run_on_ranks
-from tests.tiny_models import save_odd
+from tests.tiny_models import save_odd, tiny_model
 
 OFFLOADS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -98,3 +101,38 @@ def test_an_fp16_engine_leaves_packed_bytes_and_statistics_as_they_are(llama: st
     for own, stock in zip(ours, theirs, strict=True):
         assert stock["losses"] == pytest.approx(own["losses"], rel=1e-2)
         assert stock["packed_same"] and stock["packed"] > 0 and stock["still"] == []
+
+
+def on_nvme(folder: str, storage: str, dtype: str, swap: str) -> dict[str, Any]:
+    """Frozen weights that lie in files: which of them are not the file's bits when they are gathered, how many files there are,
+    and the losses of three steps beside those of shards in memory."""
+    nvme = {"device": "nvme", "nvme_path": swap, "max_in_cpu": 0, "buffer_size": 1_000_000, "pin_memory": False}
+    model = load_frozen(folder, storage, dtype=dtype, deepspeed=tiny.ds_config(3, world_size=2, offload_param=nvme))
+    plain = dict(load_frozen(folder, storage, dtype=dtype).named_parameters())
+    wrong = []
+    for name, parameter in model.named_parameters():
+        with gathered([parameter]):
+            wrong += [] if torch.equal(parameter.data, plain[name].data) else [name]
+    files = sum(1 for path in Path(swap).rglob("*") if path.is_file())
+    del model
+    losses = trained(folder, storage, 3, dtype, {"offload_param": nvme}, {})["losses"]
+    return {"wrong": wrong, "files": files, "losses": losses}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("storage", "dtype"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
+def test_weights_on_nvme_are_the_files_bits_and_train_to_the_same_losses(
+    storage: str, dtype: str, tmp_path: Path
+) -> None:
+    """Shards below a mebibyte stay in memory: these are larger, and their length is no multiple of a block of the disk."""
+    try:
+        check_nvme_helpers({"zero_optimization": {"offload_param": {"device": "nvme"}}})
+    except UsageError as error:
+        pytest.skip(str(error))
+    model, swap = str(tmp_path / "model"), tmp_path / "swap"
+    swap.mkdir()
+    tiny_model(hidden_size=768, intermediate_size=2050).save_pretrained(model)
+    plain = run_on_ranks(2, trained, model, storage, 3, dtype, {}, {})
+    for rank, facts in enumerate(run_on_ranks(2, on_nvme, model, storage, dtype, str(swap), timeout=900)):
+        assert facts["wrong"] == [] and facts["files"] >= 12, "three matrices of two blocks on two ranks, and more"
+        assert facts["losses"] == plain[rank]["losses"]
