@@ -120,6 +120,7 @@ def test_a_base_anywhere_on_this_machine_is_found_by_what_it_holds(tmp_path: Pat
 def test_another_model_of_the_same_name_is_never_taken_for_the_base(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("DIST_SUBSPACE_CACHE", str(tmp_path / "cache"))  # others may have had the same base elsewhere
     base = saved_base(tmp_path / "there" / "base")
     folder = dsub.save_adapter(trained(frozen(base)), tmp_path / "adapter")
     saved_base(tmp_path / "base", seed=1)  # beside the adapter, and where the command is given

@@ -91,6 +91,7 @@ EFFECTS: dict[str, tuple[Any, str | None]] = {
     "seed": (7, None),
     "gradient_checkpointing": (False, None),
     "gradient_checkpointing_kwargs": ({"use_reentrant": True}, None),
+    "activation_offload": (True, None),
     "on_nonfinite": ("stop", None),
     "max_time": (60.0, None),
     "rank_timeout": (60.0, None),
