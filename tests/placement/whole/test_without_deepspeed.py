@@ -107,7 +107,7 @@ def test_a_run_and_a_merge_on_the_command_line_never_import_deepspeed(there: str
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("method", ["lora", "adalora"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "adalora"])
 def test_the_python_interface_works_without_deepspeed(method: str, folder: Path, tmp_path: Path) -> None:
     values = f"FOLDER, OUT, METHOD = {str(folder)!r}, {str(tmp_path)!r}, {method!r}\n"
     told = {"lora": API, "adalora": API.replace("rank=2)", "rank=2, options={'warmup_steps': 0, 'final_steps': 1})")}
