@@ -92,22 +92,16 @@ def all_cells(storages: list[str], methods: list[str]) -> list[Cell]:
 
 
 def covering(cells: list[Cell], asked: list[Cell]) -> list[Cell]:
-    """A sample in which every pair of values of two axes occurs, but for those of a method with a placement that others stand for
-    (`STOOD_FOR`), and the cells that are asked for; of cells that are as good, one with fewer ranks, which takes a quarter of the
-    time."""
+    """A sample in which every pair of values of two axes occurs, and the cells that are asked for."""
     chosen = list(asked)
     rest = [cell for cell in cells if cell not in asked]
     wanted = {pair for cell in rest for pair in _pairs(cell)}.difference(*map(_pairs, asked))
     while wanted:
-        best = max(rest, key=lambda cell: (len(wanted.intersection(_pairs(cell))), -cell.ranks))
+        best = max(rest, key=lambda cell: len(wanted.intersection(_pairs(cell))))
         chosen.append(best)
         rest.remove(best)
         wanted.difference_update(_pairs(best))
     return chosen
-
-
-# Stage and ranks: a method's parameters lie and are summed at stage 2 as at stage 1, and at stage 0 as in one process.
-STOOD_FOR = ((0, 2), (1, 2))
 
 
 @functools.cache  # asked for every cell at every choice
@@ -115,9 +109,7 @@ def _pairs(cell: Cell) -> set[tuple[Any, ...]]:
     values = asdict(cell)
     values["storage"] = (values["storage"], values.pop("double_quant"))
     values["placement"] = (cell.stage, cell.ranks)
-    stood_for = {"method", "placement", "stage", "ranks"} if values["placement"] in STOOD_FOR else set()
-    pairs = itertools.combinations(sorted(values.items(), key=lambda item: item[0]), 2)
-    return {pair for pair in pairs if not {name for name, _ in pair} <= stood_for or "method" not in dict(pair)}
+    return set(itertools.combinations(sorted(values.items(), key=lambda item: item[0]), 2))
 
 
 def run_cells(cells: list[Cell], models: str, work: str) -> list[Seen]:
