@@ -22,8 +22,8 @@ MUTANTS = [
     Mutant(
         name="a-blocks-statistic-summed-twice",
         file="dist_subspace/loading/own_parts.py",
-        text="-(-(place % numel) // per)",
-        becomes="(place % numel) // per",
+        text="for place in (first.part.start, first.part.stop))",
+        becomes="for place in (max(0, first.part.start - per), first.part.stop))",
         promise="A block that two ranks read is in the statistics once.",
         tests=[f"{OWN_PARTS}::test_a_ranks_bytes_are_those_of_the_whole[nf4-double-llama-3]"],
     ),
@@ -174,11 +174,11 @@ MUTANTS = [
         ],
     ),
     Mutant(
-        name="statistics-of-all-nodes",
+        name="statistics-of-parts-not-summed",
         file="dist_subspace/placement/replicas.py",
         text="dist.all_reduce(message, group=self._group)",
-        becomes="dist.all_reduce(message)",
-        promise="Statistics are summed over the ranks that read parts of one whole, and not over every node's.",
+        becomes="message.clone()",
+        promise="Statistics are summed over the ranks that read parts of one whole.",
         tests=[
             "tests/placement/test_replicas.py::test_each_entry_is_read_by_one_rank_of_a_node_and_is_on_all_of_them[3-2]"
         ],
