@@ -73,11 +73,13 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals", "linear_map"},
+    "metrics": {"errors"},
+    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals", "linear_map", "metrics"},
+    "evaluation": BELOW_TRAINING | {"training", "api", "metrics", "generation", "adapted"},
     "api": BELOW_TRAINING,
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "__init__"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "evaluation", "cuda_allocator", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -76,11 +76,20 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), lo
             process that does nothing else: its descriptors 1 and 2 are moved.
     """
     run = Run(has_logs=logs)
+    return together(run, lambda: _train(run, source, overrides))
+
+
+def together(run: Run, body: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
+    """Collective: run the body, which returns the exit status, on ranks that meet first and watch each other while it lasts.
+
+    Arguments:
+        say: told what takes long before; unset: the screen of a run.
+    """
     be_quiet()
     with listening() as stop:
         stop.leave = lambda reason: left_at_once(run, reason)
         try:
-            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", _say_early):
+            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", say or _say_early):
                 meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
@@ -90,7 +99,7 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), lo
         run.heartbeat = Heartbeat(run.peers, lambda loss: end_without_lost(run, loss)) if run.peers else None
         with run.heartbeat.beating(stop) if run.heartbeat else nullcontext(), known_peers(run.peers):
             try:
-                return _train(run, source, overrides)
+                return body()
             finally:
                 if run.status is not None:
                     run.status.release()
@@ -111,6 +120,14 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
                     display.notice(sentence)
                 run.plan = make_plan(config, display.notice)
         return _run(run, run.plan, run.status)
+    except (Exception, Interrupted) as error:
+        return ended(run, error)
+
+
+def ended(run: Run, fault: Exception | Interrupted) -> int:
+    """What ended the run before its time, said once; the exit status."""
+    try:
+        raise fault
     except UsageError as error:
         return end(run, "refused", str(error), EXIT_USAGE, everywhere=not is_everyones(error))
     except StorageError as error:
