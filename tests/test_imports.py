@@ -73,13 +73,16 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "metrics": {"errors"},
-    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals", "linear_map", "metrics"},
-    "evaluation": BELOW_TRAINING | {"training", "api", "metrics", "generation", "adapted"},
+    "generation": {"errors", "families", "loading", "placement", "subspace"},
+    "training": BELOW_TRAINING | {"api", "advancing", "generation", "torch_internals", "linear_map", "metrics"},
     "api": BELOW_TRAINING,
+    "adapted": BELOW_TRAINING | {"api", "generation", "training"},
+    "talking": BELOW_TRAINING | {"adapted", "generation", "training"},
+    "evaluation": BELOW_TRAINING | {"training", "api", "adapted", "generation", "metrics"},
     "doctor": BELOW_TRAINING | {"training"},
-    "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "evaluation", "cuda_allocator", "__init__"},
+    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
+    "cli": BELOW_TRAINING
+    | {"training", "api", "adapted", "talking", "evaluation", "doctor", "cuda_allocator", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 
