@@ -76,10 +76,10 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), lo
             process that does nothing else: its descriptors 1 and 2 are moved.
     """
     run = Run(has_logs=logs)
-    return together(run, lambda: _train(run, source, overrides))
+    return watched(run, lambda: _train(run, source, overrides))
 
 
-def together(run: Run, body: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
+def watched(run: Run, body: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
     """Collective: run the body, which returns the exit status, on ranks that meet first and watch each other while it lasts.
 
     Arguments:
