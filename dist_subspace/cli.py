@@ -218,8 +218,13 @@ def import_(
 @app.command()
 @wraps(generate_options.generate)
 def generate(**given: Any) -> None:
-    asked = generate_options.generate(**given)
     enter()
+    try:
+        asked = generate_options.generate(**given)
+    except UsageError:
+        if is_first():  # every rank has the same options
+            raise
+        raise typer.Exit(2) from None
     if is_first():
         print("starting: importing the libraries", file=sys.stderr, flush=True)
     _choose_accelerator()

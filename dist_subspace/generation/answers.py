@@ -21,6 +21,7 @@ from dist_subspace.placement.collectives import agreed, gather_objects, world
 from dist_subspace.placement.tensors import is_split
 
 STOP, LENGTH = "stop", "length"
+CONTEXT = 8  # tokens of a prompt that the text behind it is written with
 
 
 @dataclass(frozen=True)
@@ -93,13 +94,16 @@ def answered(
                 with way():
                     written.append(_written(model, tokenizer, prompts, config, own, seed))
         gathered = [ids for of_rank in gather_objects(list(zip(*written, strict=True))) for ids in of_rank]
-        yield [tuple(as_answer(tokenizer, config, ids, skip_special_tokens) for ids in of_ways) for of_ways in gathered]
+        yield [
+            tuple(as_answer(tokenizer, config, prompt, ids, skip_special_tokens) for ids in of_ways)
+            for prompt, of_ways in zip(prompts[round_[0].first :], gathered)
+        ]
 
 
 def rounds(
     model: Any, lengths: Sequence[int], config: GenerationConfig, batch_size: int, first: int = 0
 ) -> list[list[Batch]]:
-    """Collective where the model is split: the batches from prompt `first` on, one for each rank in a round; the last round may
+    """Collective: the batches from prompt `first` on, one for each rank in a round; the last round may
     have fewer.
 
     Raises:
@@ -108,24 +112,51 @@ def rounds(
     if first >= len(lengths):
         return []
     new_tokens, apart = int(config.max_new_tokens or 0), is_encoder_decoder(model)
-    longest = longest_row(model, max(lengths) + new_tokens)
-    check_lengths(lengths, longest, apart=apart)
+    with agreed("measuring the prompts"):
+        longest = checked_room(model, lengths, config)
     with in_evaluation(model):
         pads = batch_size == 1 or len(set(lengths)) == 1 or takes_padding(model)
     made = batches(lengths, batch_size, new_tokens, longest, first=first, pads=pads, apart=apart)
     return [made[start : start + world().size] for start in range(0, len(made), world().size)]
 
 
-def as_answer(tokenizer: Any, config: GenerationConfig, ids: Sequence[int], skip_special_tokens: bool = True) -> Answer:
-    """The answer that new ids are, up to their end."""
+def checked_room(model: Any, lengths: Sequence[int], config: GenerationConfig) -> int | None:
+    """Local: most tokens of a row of the model, prompt and answer; None for no limit.
+
+    Raises:
+        UsageError: one of the prompts leaves no room for an answer.
+    """
+    longest = longest_row(model, max(lengths) + int(config.max_new_tokens or 0))
+    check_lengths(lengths, longest, apart=is_encoder_decoder(model))
+    return longest
+
+
+def as_answer(
+    tokenizer: Any,
+    config: GenerationConfig,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    skip_special_tokens: bool = True,
+) -> Answer:
+    """The answer that new ids are behind a prompt, up to their end."""
     ends = end_ids(config)
     stop = next((place for place, token in enumerate(ids) if token in ends), None)
     kept = tuple(ids if stop is None else ids[: stop + 1])
-    text = tokenizer.decode(
-        kept if stop is None else kept[:-1], skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
-    )
+    text = text_behind(tokenizer, prompt, kept if stop is None else kept[:-1], skip_special_tokens)
     by_text = any(text.endswith(end) for end in _texts(config.stop_strings))
     return Answer(text, kept, STOP if stop is not None or by_text else LENGTH)
+
+
+def text_behind(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    """What the ids say behind the prompt's: sentencepiece drops the blank before a first word, which here is no first one."""
+    before = list(prompt[-CONTEXT:])
+    known, whole = (decoded(tokenizer, part, skip_special_tokens) for part in (before, [*before, *ids]))
+    return whole[len(known) :] if whole.startswith(known) else decoded(tokenizer, ids, skip_special_tokens)
+
+
+def decoded(tokenizer: Any, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+    """The ids' text as it stands, without blanks taken out of it."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from dist_subspace.families.configuration import is_encoder_decoder
-from dist_subspace.generation.answers import Answer, as_answer, drawing_from, generated
-from dist_subspace.generation.batches import batches, check_lengths
-from dist_subspace.generation.room import longest_row
+from dist_subspace.generation.answers import CONTEXT, Answer, as_answer, checked_room, decoded, drawing_from, generated
+from dist_subspace.generation.batches import batches
 from dist_subspace.generation.settings import end_ids
 
 _HALF = "\N{REPLACEMENT CHARACTER}"  # what a decoder shows of a character whose last bytes are still to come
@@ -37,12 +36,10 @@ def streamed(
     Raises:
         UsageError: the prompt is too long for the model.
     """
-    apart = is_encoder_decoder(model)
-    longest = longest_row(model, len(prompt) + int(config.max_new_tokens or 0))
-    check_lengths([len(prompt)], longest, apart=apart)
-    (batch,) = batches([len(prompt)], 1, int(config.max_new_tokens or 0), longest, apart=apart)
+    longest = checked_room(model, [len(prompt)], config)
+    (batch,) = batches([len(prompt)], 1, int(config.max_new_tokens or 0), longest, apart=is_encoder_decoder(model))
     beams = (config.num_beams or 1) > 1
-    pieces = Pieces(tokenizer, end_ids(config), show, skip_special_tokens)
+    pieces = Pieces(tokenizer, prompt, end_ids(config), show, skip_special_tokens)
     more: dict[str, Any] = {} if beams else {"streamer": pieces}
     with drawing_from(seed, 0):
         (ids,) = generated(
@@ -54,7 +51,7 @@ def streamed(
             stopping_criteria=StoppingCriteriaList([_Told(stopped)]),
             **more,
         )
-    answer = as_answer(tokenizer, config, ids, skip_special_tokens)
+    answer = as_answer(tokenizer, config, prompt, ids, skip_special_tokens)
     if beams:
         show(answer.text)
     return answer
@@ -68,12 +65,17 @@ class Pieces(TextStreamer):
     """
 
     def __init__(
-        self, tokenizer: Any, ends: frozenset[int], show: Callable[[str], object], skip_special_tokens: bool = True
+        self,
+        tokenizer: Any,
+        prompt: Sequence[int],
+        ends: frozenset[int],
+        show: Callable[[str], object],
+        skip_special_tokens: bool = True,
     ) -> None:
         super().__init__(tokenizer)
         self.ends, self.show, self.skip = ends, show, skip_special_tokens
-        self.ids: list[int] = []
-        self.before = self.shown = 0  # tokens from which the text is made, and those that are shown
+        self.ids = list(prompt[-CONTEXT:])
+        self.before, self.shown = 0, len(self.ids)  # tokens from which the text is made, and those that are shown
         self.is_prompt = True
 
     def put(self, value: Tensor) -> None:
@@ -95,8 +97,7 @@ class Pieces(TextStreamer):
         self.before, self.shown = self.shown, len(self.ids)
 
     def _text(self, start: int, stop: int) -> str:
-        ids = self.ids[start:stop]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip, clean_up_tokenization_spaces=False))
+        return decoded(self.tokenizer, self.ids[start:stop], self.skip)
 
 
 class _Told(StoppingCriteria):

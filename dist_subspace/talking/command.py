@@ -47,9 +47,13 @@ def generate(asked: Asked) -> int:
 
 
 def _generate(asked: Asked) -> int:
-    reading = Progress("reading the base model", "bytes", shown=world().is_main)
+    reading = Progress("reading the base model", "MiB", shown=world().is_main)
     opened = open_adapted(
-        asked.path, base_model=asked.base_model, storage=asked.storage, preset=asked.preset, progress=reading
+        asked.path,
+        base_model=asked.base_model,
+        storage=asked.storage,
+        preset=asked.preset,
+        progress=lambda done, total: reading(done >> 20, total >> 20),
     )
     reading.close()
     try:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from dist_subspace.adapted.opened import Opened
 from dist_subspace.checkpoint.fingerprint import file_fingerprint
 from dist_subspace.errors import UsageError
-from dist_subspace.generation.answers import Answer, answered
+from dist_subspace.generation.answers import Answer, answered, checked_room
 from dist_subspace.interchange.description import WEIGHTS
 from dist_subspace.placement.collectives import any_rank, on_main
 from dist_subspace.stopping import STOP
@@ -56,6 +56,7 @@ def answer_file(
 
     def begin() -> _Questions:
         records, prompts = read_prompts(str(asked.input), prompting, asked.system)
+        checked_room(opened.model, [len(prompt.ids) for prompt in prompts], config)
         kept["file"] = AnswerFile(str(asked.output), _identity(asked, opened, prompting, config))
         kept["records"] = records
         return _Questions([prompt.ids for prompt in prompts], kept["file"].done)

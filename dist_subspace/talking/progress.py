@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 _ON_A_TERMINAL, _ELSEWHERE = 0.2, 30.0  # seconds between two lines
+_SHORT = 2.0  # seconds of work of which nothing is said
 
 
 class Progress:
@@ -31,9 +32,10 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         now = self.clock()
         if self.began is None:
-            self.began, self.last = (now, done), now if not self.on_terminal else 0.0
+            self.began, self.last = (now, done), now
         pause = _ON_A_TERMINAL if self.on_terminal else _ELSEWHERE
-        if self.shown and total and (now - self.last >= pause or (done == total and self.last)):
+        is_long = now - self.began[0] >= _SHORT
+        if self.shown and total and is_long and (now - self.last >= pause or done == total):
             self.last = now
             self._write(self.text(done, total, now))
 

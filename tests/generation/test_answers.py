@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
-from dist_subspace.generation.answers import Answer, answered, answers
+from dist_subspace.generation.answers import Answer, answered, answers, as_answer, text_behind
 from dist_subspace.generation.settings import generation_settings, greedy
+from dist_subspace.generation.streaming import Pieces
 from dist_subspace.placement.engines import start_use, use_config
 from tests.interchange.trained import move
 from tests.ranks import run_on_ranks
@@ -108,15 +111,29 @@ def test_the_model_and_torchs_random_state_are_as_before() -> None:
 def test_an_answer_ends_before_its_end_and_at_a_text_that_stops_it() -> None:
     model, tokenizer = tiny_model(), make_tokenizer()
     letters = tokenizer("ab", add_special_tokens=False)["input_ids"]
-    from dist_subspace.generation.answers import as_answer
-
     config = generation_settings(model, stops=[1])
-    assert as_answer(tokenizer, config, [*letters, 1, 1, 1]) == Answer("ab", (*letters, 1), "stop")
-    assert as_answer(tokenizer, config, letters) == Answer("ab", tuple(letters), "length")
+    assert as_answer(tokenizer, config, [3], [*letters, 1, 1, 1]) == Answer("ab", (*letters, 1), "stop")
+    assert as_answer(tokenizer, config, [3], letters) == Answer("ab", tuple(letters), "length")
     assert (
-        as_answer(tokenizer, generation_settings(model, given={"stop_strings": "b"}), letters).finish_reason == "stop"
+        as_answer(tokenizer, generation_settings(model, given={"stop_strings": "b"}), [3], letters).finish_reason
+        == "stop"
     )
 
 
 def test_no_prompt_has_no_answer() -> None:
     assert answers(tiny_model(), make_tokenizer(), []) == []
+
+
+def test_a_word_behind_a_prompt_keeps_its_blank() -> None:
+    """As sentencepiece has it: a blank belongs to the word behind it, and is not written before the first word of all."""
+    vocabulary = {token: number for number, token in enumerate(["<s>", "▁a", "▁b", "b"])}
+    inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    inner.decoder = decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>")
+    assert tokenizer.decode([2]) == "b"
+    assert [text_behind(tokenizer, [0, 1], ids) for ids in ([2], [3])] == [" b", "b"]
+    seen: list[str] = []
+    pieces = Pieces(tokenizer, [0, 1], frozenset(), seen.append)
+    for token in (1, 2, 3):
+        pieces.put(torch.tensor([token]))
+    assert seen == [" b", "b"]

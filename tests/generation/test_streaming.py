@@ -18,7 +18,7 @@ def test_a_character_of_several_tokens_comes_as_a_whole_and_an_end_is_not_shown(
     tokenizer = make_tokenizer()
     ids = tokenizer("añb 日\n c", add_special_tokens=False)["input_ids"]
     seen: list[str] = []
-    pieces = Pieces(tokenizer, frozenset({1}), seen.append)
+    pieces = Pieces(tokenizer, [5, 6], frozenset({1}), seen.append)
     pieces.put(torch.tensor([[5, 6]]))  # the prompt
     for token in [*ids, 1]:
         pieces.put(torch.tensor([token]))
@@ -30,7 +30,7 @@ def test_what_never_becomes_a_character_is_shown_at_the_end() -> None:
     tokenizer = make_tokenizer()
     first = tokenizer("日", add_special_tokens=False)["input_ids"][0]
     seen: list[str] = []
-    pieces = Pieces(tokenizer, frozenset(), seen.append)
+    pieces = Pieces(tokenizer, [5, 6], frozenset(), seen.append)
     for token in ([5], [first]):
         pieces.put(torch.tensor(token))
     assert seen == []
