@@ -137,6 +137,7 @@ def load_adapted(
     """
     adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
     path = base_model or adapter.find_base(base_fingerprint)
+    named = str(path) == adapter.described.get("base_model_name_or_path") and not Path(path).expanduser().is_dir()
     base = adapter.ours.get("base") or {}
     kind = storage or base.get("storage") or "bf16"
     labels = {name: base[name] for name in ("label2id", "pad_token_id") if base.get(name) is not None}
@@ -151,6 +152,7 @@ def load_adapted(
         head_storage=base.get("head_storage") if storage in (None, base.get("storage")) else None,
         task=base.get("task") or "causal-lm",
         dtype=None if storage_info(kind).dtype else base.get("dtype"),
+        revision=adapter.described.get("revision") if named else None,
         **labels,
     )
     return attach_adapter(model, adapter.whole())
