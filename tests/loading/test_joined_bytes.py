@@ -44,8 +44,9 @@ def mixture(
     quantise: Callable[[dict[str, Tensor]], None] = by_expert,
     settings: Mapping[str, Any] = FP8,
     hidden: int = 192,
+    experts: int = 3,
 ) -> Path:
-    sizes = {"moe_intermediate_size": width, "num_experts": 3, "num_experts_per_tok": 2, "hidden_size": hidden}
+    sizes = {"moe_intermediate_size": width, "num_experts": experts, "num_experts_per_tok": 2, "hidden_size": hidden}
     config = tiny_config("Qwen3MoeConfig", **sizes, num_key_value_heads=2, head_dim=32)
     transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return rewritten(folder, quantise, quantization_config=settings)
@@ -203,11 +204,15 @@ def test_experts_of_bitsandbytes_are_not_rounded_again(tmp_path: Path, storage: 
     """One by one in the file, as transformers held them before it stacked them; two of them are joined to one matrix, whose
     statistics then have two offsets."""
     settings = {"quant_method": "bitsandbytes", "load_in_4bit": storage != "int8", "load_in_8bit": storage == "int8"}
-    folder = mixture(tmp_path / "plain", 96, quantise=lambda t: by_bitsandbytes(t, storage, double), settings=settings)
+
+    def quantise(tensors: dict[str, Tensor]) -> None:
+        by_bitsandbytes(tensors, storage, double)
+
+    folder = mixture(tmp_path / "plain", 96, quantise=quantise, settings=settings, experts=4)
     file, results = load_file(folder / FILE), run_on_ranks(3, packed, str(folder), storage)
     for found, _ in results:
         for name, (tensors, dense) in found.items():
-            keys = [[f"{LAYER}.{number}.{part}.weight" for part in PARTS[name]] for number in range(3)]
+            keys = [[f"{LAYER}.{number}.{part}.weight" for part in PARTS[name]] for number in range(4)]
             for own, matrix in zip(keys, dense, strict=True):
                 expected = torch.cat([numbers(file, key, storage) for key in own])
                 torch.testing.assert_close(matrix, expected, rtol=2e-7 if storage == "int8" else 0, atol=0)
@@ -221,10 +226,10 @@ def test_experts_of_bitsandbytes_are_not_rounded_again(tmp_path: Path, storage: 
     assert not any("rounded twice" in one for one in said), said
     kept = f"in bitsandbytes {storage}, and so does {storage}: their"
     if not double:
-        assert any(f"and 17 more {kept} bytes are kept as they are" in one for one in said), said
+        assert any(f"and 23 more {kept} bytes are kept as they are" in one for one in said), said
     else:
-        assert any(f"and 5 more {kept} bytes are kept as they are" in one for one in said), said
-        assert any(f"and 11 more {kept} codes are kept as they are, and their quantised statistics" in s for s in said)
+        assert any(f"and 7 more {kept} bytes are kept as they are" in one for one in said), said
+        assert any(f"and 15 more {kept} codes are kept as they are, and their quantised statistics" in s for s in said)
 
 
 def test_experts_that_end_within_a_block_of_4_bits_are_packed_anew(tmp_path: Path) -> None:

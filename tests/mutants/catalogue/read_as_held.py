@@ -40,8 +40,8 @@ MUTANTS = [
     Mutant(
         name="newest-whatever-the-revision",
         file="dist_subspace/loading/hub.py",
-        text="        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))",
-        becomes="        folder = Path(snapshot_download(name, allow_patterns=wanted))",
+        text="snapshot_download(name, revision=revision, allow_patterns=[*wanted, *weights])",
+        becomes="snapshot_download(name, allow_patterns=[*wanted, *weights])",
         promise="The files that are fetched are those of the revision that was asked for.",
         tests=[_REVISION],
     ),
