@@ -202,8 +202,8 @@ MUTANTS = [
     Mutant(
         name="altered-frozen-factor-accepted",
         file="dist_subspace/checkpoint/state.py",
-        text="    _check_frozen(model, folder)\n    tensors",
-        becomes="    tensors",
+        text="    _check_frozen(model, folder)\n    trainables",
+        becomes="    trainables",
         promise="A frozen A that is not the checkpoint's is refused.",
         tests=[f"{FROZEN}[lora-fa-.lora_A.weight]"],
     ),
