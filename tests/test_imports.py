@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "launchers": {"errors"},
     "cuda_allocator": set(),
+    "command_line": {"config", "__init__"},
     "launcher_processes": {"launchers"},
     "stopping": {"launcher_processes"},
     "torch_internals": set(),
@@ -77,7 +78,7 @@ ALLOWED: dict[str, set[str]] = {
     "api": BELOW_TRAINING,
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "__init__"},
+    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "command_line", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

@@ -186,8 +186,9 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def resolve_folder(path: str | Path) -> Path:
-    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node."""
+def resolve_folder(path: str | Path, files: tuple[str, ...] = MODEL_FILES) -> Path:
+    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node: whole as far as
+    these files go."""
     if _is_folder(path):
         local = Path(path).expanduser()
         try:
@@ -196,7 +197,7 @@ def resolve_folder(path: str | Path) -> Path:
             raise UsageError(f"model.path is {str(path)!r}, which cannot be read here ({error.strerror})") from error
         return local
     name = _hub_name(path, "model.path")
-    return cached(name) or fetch(name, "model.path")
+    return cached(name, files) or fetch(name, "model.path", files)
 
 
 def _is_folder(path: str | Path) -> bool:
