@@ -22,6 +22,7 @@ from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
 from dist_subspace.launchers import enter, is_first, without_local_rank
 from dist_subspace.stopping import Interrupted, listening
+from dist_subspace.training.pulse import Pulse
 
 
 @command(example="train my.yaml training.max_steps=50")
@@ -58,8 +59,17 @@ def train(
 
 def _training() -> tuple[Callable[..., int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
-    if is_first():
-        print("starting: importing the libraries", flush=True)
+    if not is_first():
+        return _imported()
+    print("starting: importing the libraries", flush=True)
+    pulse = Pulse(lambda: print("still importing the libraries: the disk may be slow", flush=True), first=20.0)
+    try:
+        return _imported()
+    finally:
+        pulse.close()
+
+
+def _imported() -> tuple[Callable[..., int], Callable[[], None]]:
     _choose_accelerator()
     from dist_subspace.placement.process_group import leave_process_group
     from dist_subspace.training.run import train as run

@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "launchers": {"errors"},
     "cuda_allocator": set(),
     "command_line": {"config", "__init__"},
+    "late_compile": set(),
     "launcher_processes": {"launchers"},
     "stopping": {"launcher_processes"},
     "torch_internals": set(),
@@ -42,13 +43,14 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"errors"},
     "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
-    "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
+    "storage": {"errors", "late_compile", "linear_map", "class_source", "module_places", "options", "unread_weight"},
     "placement": {
         *(
             "errors",
             "pages",
             "families",
             "class_source",
+            "late_compile",
             "launcher_processes",
             "launchers",
             "linear_map",

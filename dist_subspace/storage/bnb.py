@@ -18,7 +18,7 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from dist_subspace.storage.late_compile import compiled_when_called  # noqa: E402
+from dist_subspace.late_compile import compiled_when_called  # noqa: E402
 
 with compiled_when_called():
     from bitsandbytes import functional as bnb_functional

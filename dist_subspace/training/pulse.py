@@ -30,7 +30,7 @@ class Pulse:
             self._thread.join(1.0)
 
     def _run(self) -> None:
-        while not self._over.wait(max(0.0, self._due - time.monotonic())):
+        while not self._over.wait(min(max(0.0, self._due - time.monotonic()), MINUTE)):
             if time.monotonic() >= self._due:
                 self.touch()
                 self._speak()

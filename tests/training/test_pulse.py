@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from dist_subspace.training.pulse import Pulse
@@ -35,3 +36,13 @@ def test_who_speaks_puts_it_off() -> None:
         pulse.touch()
     assert said == []
     pulse.close()
+
+
+def test_who_shall_speak_once_speaks_once() -> None:
+    said: list[float] = []
+    pulse = Pulse(lambda: said.append(time.monotonic()), first=0.05, every=math.inf)
+    assert waited(said, 1)
+    time.sleep(0.2)
+    assert pulse._thread.is_alive() and len(said) == 1
+    pulse.close()
+    assert not pulse._thread.is_alive()

@@ -1,7 +1,7 @@
 """Decorators that compile do so when the function is called, and not while its library is imported.
 
-bitsandbytes decorates functions by `torch.compile` at its import, which brings the whole compiler of torch: half of the time that
-a start takes for its imports, whether or not one of these functions is ever called.
+bitsandbytes and DeepSpeed's optimizers decorate functions by `torch.compile` at their import, which brings the whole compiler of
+torch: half of the time that a start takes for its imports, whether or not one of these functions is ever called.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dist_subspace.storage.late_compile import compiled_when_called
+from dist_subspace.late_compile import compiled_when_called
 
 
 def test_a_function_is_compiled_at_its_first_call_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
