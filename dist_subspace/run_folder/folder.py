@@ -17,6 +17,8 @@ factors/                           statistics of frozen matrices  statistics/cac
 tokens/                            tokenised samples              training/data/store.py
 tensorboard/                       TensorBoard's events           training/trackers.py
 loss.png                           the loss curve                 report/curve.py
+environment.json                   with what it was made          training/environment.py
+profile/                           where the time went            training/profile.py
 logs/rank-<rank>.log               what a failing rank said last  training/rank_logs.py
 """
 
@@ -91,6 +93,14 @@ class RunFolder(os.PathLike[str]):
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def logs(self) -> Path:
