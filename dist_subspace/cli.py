@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from dist_subspace.command_line import AdapterPath, AsJson, BaseModel, ConfigPat
 from dist_subspace.cuda_allocator import let_segments_grow
 from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
+from dist_subspace.evaluation.command_line import evaluate
 from dist_subspace.launchers import enter, is_first, without_local_rank
 from dist_subspace.stopping import Interrupted, listening
 from dist_subspace.talking import options as generate_options
@@ -244,6 +244,9 @@ def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.
     print(f"loss curve: {loss_curve(run_dir)}")
 
 
+command("eval", example="eval runs/mine --compare-base")(evaluate)
+
+
 @command(example="doctor my.yaml")
 def doctor(
     config: Annotated[
@@ -348,11 +351,9 @@ def _plain_notices() -> Iterator[None]:
 
 
 def _choose_accelerator() -> None:
-    """DeepSpeed warns at import that it found no GPU; say it first, where there is none."""
-    import torch
+    from dist_subspace.placement.accelerator import choose_accelerator
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
 
 
 def _leave_on_termination() -> None:

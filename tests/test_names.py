@@ -94,7 +94,7 @@ EXPORTS = {
     ),
 }
 COMMANDS = {
-    *("train", "generate", "methods", "inspect", "merge", "export", "import", "report", "schema", "doctor"),
+    *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
     *("preview", "prepare"),
 }
 LINE = (
