@@ -93,7 +93,10 @@ EXPORTS = {
         "trainable_parameters",
     ),
 }
-COMMANDS = {"train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"}
+COMMANDS = {
+    *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
+    *("preview", "prepare"),
+}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),

@@ -18,6 +18,8 @@ evaluations/<name>.json            what was measured              evaluation/res
 tokens/                            tokenised samples              training/data/store.py
 tensorboard/                       TensorBoard's events           training/trackers.py
 loss.png                           the loss curve                 report/curve.py
+environment.json                   with what it was made          training/environment.py
+profile/                           where the time went            training/profile.py
 logs/rank-<rank>.log               what a failing rank said last  training/rank_logs.py
 """
 
@@ -96,6 +98,14 @@ class RunFolder(os.PathLike[str]):
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def logs(self) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.late_compile import compiled_when_called
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import optimizer_state
 from dist_subspace.placement.deepspeed.embeddings import spare_frozen_embeddings
@@ -38,7 +39,8 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # some engines make a step of their own, with zero gradients: weights shall not decay in it
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    with compiled_when_called():  # it imports optimizers that nobody has asked for
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     _settle(engine)
