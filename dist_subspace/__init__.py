@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_subspace.accounting import summary
-    from dist_subspace.adapted.python import generate, load
+    from dist_subspace.adapted.python import generate, load, train
     from dist_subspace.advancing import advance
     from dist_subspace.api import attach, import_peft, load_adapter, save_adapter
     from dist_subspace.interchange.merge import merge
@@ -41,6 +41,7 @@ __all__ = [
     "parameter_groups",
     "save_adapter",
     "summary",
+    "train",
     "trainable_parameters",
 ]
 
@@ -56,6 +57,7 @@ _HOMES = {
     "merge": "dist_subspace.interchange.merge",
     "summary": "dist_subspace.accounting",
     "save_adapter": "dist_subspace.api",
+    "train": "dist_subspace.adapted.python",
 }
 
 

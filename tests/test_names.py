@@ -81,17 +81,8 @@ AUTO_CLASSES = {
 }
 EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
-    *(
-        "generate",
-        "load",
-        "load_frozen",
-        "merge",
-        "methods",
-        "parameter_groups",
-        "save_adapter",
-        "summary",
-        "trainable_parameters",
-    ),
+    *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
+    *("generate", "load", "train"),
 }
 COMMANDS = {"train", "generate", "methods", "inspect", "merge", "export", "import", "report", "schema", "doctor"}
 LINE = (

@@ -20,7 +20,7 @@ MUTANTS = [
         becomes="place = slice(0, len(row))",
         promise="A batch of a decoder is padded on the left: each row gets the text that it gets alone.",
         tests=[
-            "tests/generation/test_answers.py::test_a_batch_gives_each_row_transformers_own_greedy_text[llama-lora]"
+            "tests/generation/test_room.py::test_padding_stands_where_the_answer_does_not_follow_it"
         ],
     ),
     Mutant(
