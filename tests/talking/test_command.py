@@ -43,7 +43,7 @@ def test_a_trained_run_answers_as_its_merged_model_does_in_transformers(tmp_path
     for folder in (tmp_path / "model", tmp_path / "merged"):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        ids = torch.tensor([[0, *tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]])
+        ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
         made = model.generate(ids, do_sample=False, max_new_tokens=12, pad_token_id=1)[0, ids.shape[1] :]
         text = tokenizer.decode(made, skip_special_tokens=True)
         texts.append(text.replace("\r\n", "\n").replace("\r", "\n"))  # as a file of text is read

@@ -19,9 +19,7 @@ MUTANTS = [
         text="place = slice(0, len(row)) if right else slice(longest - len(row), longest)",
         becomes="place = slice(0, len(row))",
         promise="A batch of a decoder is padded on the left: each row gets the text that it gets alone.",
-        tests=[
-            "tests/generation/test_room.py::test_padding_stands_where_the_answer_does_not_follow_it"
-        ],
+        tests=["tests/generation/test_room.py::test_padding_stands_where_the_answer_does_not_follow_it"],
     ),
     Mutant(
         name="draws-by-rank",
