@@ -84,7 +84,10 @@ EXPORTS = {
     *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
     *("generate", "load", "train"),
 }
-COMMANDS = {"train", "generate", "methods", "inspect", "merge", "export", "import", "report", "schema", "doctor"}
+COMMANDS = {
+    *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
+    *("preview", "prepare"),
+}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),

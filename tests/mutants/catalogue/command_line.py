@@ -116,8 +116,8 @@ MUTANTS = [
     Mutant(
         name="export-ignores-json",
         file="dist_subspace/cli.py",
-        text='print(json.dumps(made.as_dict(), indent=2) if as_json else made)\n\n\n@app.command("import")',
-        becomes='print(made)\n\n\n@app.command("import")',
+        text='print(json.dumps(made.as_dict(), indent=2) if as_json else made)\n\n\n@command("import"',
+        becomes='print(made)\n\n\n@command("import"',
         promise="export --json prints JSON.",
         tests=["tests/test_cli.py::test_export_prints_json_and_makes_the_rank_that_it_is_asked_for"],
     ),
@@ -180,8 +180,8 @@ MUTANTS = [
     Mutant(
         name="train-ignores-overrides",
         file="dist_subspace/cli.py",
-        text="run(config, overrides or [], logs=True)",
-        becomes="run(config, [], logs=True)",
+        text="run(config, overrides or [], logs=True",
+        becomes="run(config, [], logs=True",
         promise="KEY=VALUE changes the configuration of train.",
         tests=[
             "tests/test_cli.py::test_train_takes_changes_and_leaves_with_the_runs_status_and_the_final_adapter_is_what_a_run_is"
