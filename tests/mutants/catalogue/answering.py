@@ -91,4 +91,28 @@ MUTANTS = [
         promise="An adapter is not put on another base of the same shape.",
         tests=["tests/adapted/test_opened.py::test_another_base_of_the_same_shape_is_refused"],
     ),
+    Mutant(
+        name="sum-without-weights",
+        file="dist_subspace/adapted/combining.py",
+        text="terms.setdefault(layer, []).append((a, weights[path] * b))",
+        becomes="terms.setdefault(layer, []).append((a, b))",
+        promise="A sum of adapters is weighted.",
+        tests=["tests/adapted/test_combining.py::test_the_sum_computes_the_weighted_sum_of_what_peft_merges[3]"],
+    ),
+    Mutant(
+        name="switched-with-another-alpha",
+        file="dist_subspace/adapted/switching.py",
+        text="        if there[name] != value:",
+        becomes='        if name != "alpha" and there[name] != value:',
+        promise="An adapter with another alpha is not put into the place of a model's own.",
+        tests=["tests/adapted/test_switching.py"],
+    ),
+    Mutant(
+        name="blank-before-a-word-lost",
+        file="dist_subspace/generation/answers.py",
+        text="    before = list(prompt[-CONTEXT:])",
+        becomes="    before: list[int] = []",
+        promise="An answer's first word keeps the blank that stands before it.",
+        tests=["tests/generation/test_answers.py::test_a_word_behind_a_prompt_keeps_its_blank"],
+    ),
 ]
