@@ -10,6 +10,7 @@ import torch
 import transformers
 import yaml
 
+import dist_subspace as dsub
 from dist_subspace.cli import main
 from tests.forked import run_lines
 from tests.tiny_run import make_model, make_records
@@ -69,3 +70,14 @@ def test_what_is_refused_is_one_sentence_and_status_2(
     assert main(["generate", *arguments]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("starting:")]
     assert len(lines) == 1 and lines[0].startswith(said)
+
+
+def test_an_adapter_that_classifies_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_model(tmp_path / "model", layers=1)
+    model = dsub.load_frozen(tmp_path / "model", storage="fp32", task="classification", num_labels=3, pad_token_id=1)
+    dsub.attach(model, dsub.SubspaceConfig(rank=2, modules_to_save=["score"]))
+    folder = dsub.save_adapter(model, tmp_path / "adapter")
+    capsys.readouterr()
+    assert main(["generate", str(folder), "--prompt", "x"]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "LlamaForSequenceClassification, which writes no text" in said[0]
