@@ -206,8 +206,9 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def resolve_folder(path: str | Path, revision: str | None = None) -> Path:
-    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node.
+def resolve_folder(path: str | Path, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES) -> Path:
+    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node: whole as far as
+    these files go.
 
     Raises:
         UsageError: neither, a folder that cannot be read, or one that is given a revision.
@@ -221,7 +222,7 @@ def resolve_folder(path: str | Path, revision: str | None = None) -> Path:
             raise UsageError(f"model.path is {str(path)!r}, which cannot be read here ({error.strerror})") from error
         return local
     name = _hub_name(path, "model.path")
-    return cached(name, revision=revision) or fetch(name, "model.path", revision=revision)
+    return cached(name, files, revision) or fetch(name, "model.path", files, revision)
 
 
 def check_revision(path: str | Path, revision: str | None) -> None:

@@ -16,9 +16,13 @@ from typing import Any
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 import torch  # noqa: E402
-from bitsandbytes import functional as bnb_functional  # noqa: E402
-from bitsandbytes import nn as bnb_nn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+
+from dist_subspace.late_compile import compiled_when_called  # noqa: E402
+
+with compiled_when_called():
+    from bitsandbytes import functional as bnb_functional
+    from bitsandbytes import nn as bnb_nn
 
 from dist_subspace.errors import UsageError  # noqa: E402
 from dist_subspace.storage.four_bit_cpu import quantize_blocks  # noqa: E402

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from dist_subspace.atomic_files import whole_folder, write_json_atomic, write_text_atomic
@@ -13,13 +14,15 @@ from dist_subspace.interchange.adapter import complete_adapter
 from dist_subspace.interchange.description import read_description
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.placement.collectives import world
-from dist_subspace.report.curve import loss_curve
 from dist_subspace.run_folder.folder import adapter_labels
 from dist_subspace.run_folder.metrics import read_lines, training_lines
+from dist_subspace.training.best import chosen_text
+from dist_subspace.training.data.settings import PROMPTS
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
 from dist_subspace.training.plan import Plan
-from dist_subspace.training.progress import Progress, final_checkpoint
+from dist_subspace.training.progress import Progress
+from dist_subspace.training.sections import data_settings
 from dist_subspace.training.trainer import Trainer
 
 
@@ -43,17 +46,30 @@ def write_results(plan: Plan, progress: Progress, observer: Observer, warning: s
     """RUN/adapter, complete in itself, and the picture."""
     source, folder = final_checkpoint(plan, progress), plan.run_dir.adapter
     with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
-        complete_adapter(source, hidden)
+        complete_adapter(source, hidden, {PROMPTS: data_settings(plan.config.data).prompts()})
         plan.tokenizer.save_pretrained(hidden)
         write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))
         if plan.data.labels is not None:
             write_json_atomic(adapter_labels(hidden), plan.data.labels)
     curve = None
     with suppress(UsageError):  # a checkpoint of another run, and no step left to make: there is nothing to draw
+        from dist_subspace.report.curve import loss_curve  # matplotlib, which a start need not wait for
+
         curve = loss_curve(plan.run_dir)
     if warning is not None:
         observer.display.warning(warning)
-    observer.display.finish(f"finished after step {progress.step:,}", adapter=folder, curve=curve)
+    observer.display.finish(
+        f"finished after step {progress.step:,}", adapter=folder, curve=curve, chosen=chosen_text(progress, source)
+    )
+
+
+def final_checkpoint(plan: Plan, progress: Progress) -> Path:
+    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last, which is the one
+    that was resumed from, wherever it lies, if no step was left to make."""
+    step = progress.best["step"] if progress.best else progress.step
+    if plan.checkpoint is not None and plan.checkpoint[1].step == step:
+        return plan.checkpoint[0]
+    return plan.run_dir.checkpoint(step)
 
 
 def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:

@@ -109,7 +109,7 @@ MUTANTS = [
         becomes="        if world().is_main:\n"
         "            purge(self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)\n",
         promise="A checkpoint that rank 0 cannot remove ends all ranks by an agreement.",
-        tests=[f"{_RUN}[training-trainer-Trainer-_save-purge-purge]"],
+        tests=[f"{_RUN}[training-trainer-Trainer-_write-purge-purge]"],
     ),
     Mutant(
         name="optimizer-made-without-an-agreement",
