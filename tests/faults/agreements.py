@@ -186,7 +186,7 @@ NO_ROW = {
     "evaluation/command _evaluated on_main(_conclude)": "rank 0 speaks and writes, as in a row of evaluation/measuring",
     "evaluation/harness measure_tasks agreed('reading the tasks')": "what it reads is there with the extra `eval` alone",
     "evaluation/measuring _all_results broadcast_object": _SENT,
-    "evaluation/measuring _results any_rank": "it asks who was told to stop, and reads no file",
+    "evaluation/scoring heed gather_objects": "it asks who was told to stop, and reads no file",
     "evaluation/scoring scores gather_objects": "tests/evaluation/test_command.py: a rank that fails in a forward",
     "evaluation/harness shared gather_objects": "forwards, as in evaluation/scoring, stand before it",
     "evaluation/harness _results broadcast_object": "forwards, as in evaluation/scoring, stand before it",
