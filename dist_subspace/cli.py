@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
 from dist_subspace.launchers import enter, is_first, without_local_rank
 from dist_subspace.stopping import Interrupted, listening
+from dist_subspace.talking import options as generate_options
 from dist_subspace.training.pulse import Pulse
 
 
@@ -212,6 +214,24 @@ def import_(
     )
 
 
+@command(example="generate runs/mine --chat")
+@wraps(generate_options.generate)
+def generate(**given: Any) -> None:
+    enter()
+    try:
+        asked = generate_options.generate(**given)
+    except UsageError:
+        if is_first():  # every rank has the same options
+            raise
+        raise typer.Exit(2) from None
+    if is_first():
+        print("starting: importing the libraries", file=sys.stderr, flush=True)
+    _choose_accelerator()
+    from dist_subspace.talking.command import generate as answer
+
+    raise typer.Exit(answer(asked))
+
+
 @command(example="report runs/mine")
 def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.")]) -> None:
     """Summarise a run and draw its loss curve (RUN_DIR/loss.png); works while it runs, too."""
@@ -342,23 +362,6 @@ def _leave_on_termination() -> None:
 
 def _adapter_folder(path: str) -> Path:
     """The adapter in a run directory is its final one, else that of the newest checkpoint."""
-    from dist_subspace.checkpoint.store import newest_whole
-    from dist_subspace.interchange.description import CONFIG
-    from dist_subspace.run_folder.folder import RunFolder
+    from dist_subspace.adapted.source import adapter_folder
 
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UsageError(
-            f"PATH is {path!r}, which is no folder; accepted: an adapter, a checkpoint, or a run directory"
-        )
-    if (folder / CONFIG).exists():
-        return folder
-    inner = RunFolder(folder).adapter
-    if (inner / CONFIG).exists():
-        return inner
-    newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))
-    if newest is None:
-        raise UsageError(
-            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in {inner.name}/ and in checkpoints"
-        )
-    return newest
+    return adapter_folder(path)

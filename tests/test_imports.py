@@ -76,11 +76,15 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals", "linear_map"},
+    "generation": {"errors", "families", "loading", "placement", "subspace"},
+    "training": BELOW_TRAINING | {"api", "advancing", "generation", "torch_internals", "linear_map"},
     "api": BELOW_TRAINING,
+    "adapted": BELOW_TRAINING | {"api", "generation", "training"},
+    "talking": BELOW_TRAINING | {"adapted", "generation", "training"},
     "doctor": BELOW_TRAINING | {"training"},
-    "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "command_line", "__init__"},
+    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
+    "cli": BELOW_TRAINING
+    | {"training", "api", "adapted", "talking", "doctor", "cuda_allocator", "command_line", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

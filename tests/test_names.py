@@ -81,9 +81,34 @@ AUTO_CLASSES = {
 }
 EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
-    *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
+    *(
+        "generate",
+        "load",
+        "load_frozen",
+        "merge",
+        "methods",
+        "parameter_groups",
+        "save_adapter",
+        "summary",
+        "trainable_parameters",
+    ),
 }
-COMMANDS = {"train", "methods", "inspect", "merge", "export", "import", "report", "schema", "doctor", "preview", "prepare"}
+COMMANDS = {
+    *(
+        "train",
+        "generate",
+        "methods",
+        "inspect",
+        "merge",
+        "export",
+        "import",
+        "report",
+        "schema",
+        "doctor",
+        "preview",
+        "prepare",
+    ),
+}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),

@@ -119,11 +119,15 @@ def base_tokenizer(model: nn.Module) -> Path | None:
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 
-def complete_adapter(checkpoint: Path, folder: Path) -> None:
-    """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
+def complete_adapter(checkpoint: Path, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
+    """Local: a checkpoint's adapter as a folder that needs nothing beside it.
+
+    Arguments:
+        beside: further entries of its description, which say what whoever uses it should know.
+    """
     adapter = AdapterFolder(checkpoint, verify=True)
     run_files = ("factors", "statistics")
-    ours = {key: value for key, value in adapter.ours.items() if key not in run_files}
+    ours = {key: value for key, value in adapter.ours.items() if key not in run_files} | dict(beside or {})
     write_adapter(folder, adapter.all_tensors(), adapter.described | {OWN: ours})
 
 

@@ -30,6 +30,7 @@ _STOP_LOOK = 0.5  # seconds between two looks for a stop that another rank was t
 _LEAVING = 15.0  # seconds that a rank has to leave by itself once another one has said why the run ends
 _LOOK_AROUND = 0.1  # seconds between two looks for where the others are
 _BROKEN = 10.0  # seconds of silence that name the rank whose connections have broken just now
+_TO_JOIN = 10.0  # seconds in which all ranks, which have met a moment before, have joined
 
 
 class Peers:
@@ -59,6 +60,16 @@ class Peers:
         self.log_of: Callable[[int], str] = lambda rank: ""  # the last lines of a rank of this machine
         self._set(f"beat/{rank}", "0")  # who is known has a sign of life: the store waits for a key that is not there
         self._set(f"peer/{rank}", json.dumps(asdict(Peer.of_this_process(rank))))
+
+    def know_all(self, seconds: float) -> None:
+        """Wait until every rank is known, so many seconds at most: who is killed in a run's first moment is named, too, and may
+        take the store with it, from which the others would have learned who it was."""
+        deadline = time.monotonic() + seconds
+        with suppress(RuntimeError):
+            self._learn()
+            while len(self.known) < self._size - 1 and time.monotonic() < deadline:
+                time.sleep(0.01)
+                self._learn()
 
     def look(self) -> None:
         """Give a sign of life, and listen for those of the others; pass a stop on, or hear of one, or of a failure. A store that
@@ -251,4 +262,6 @@ def join(stop: Stop) -> Peers | None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return None
     store = dist.group.WORLD.get_group_store()  # type: ignore[union-attr]
-    return Peers(store, dist.get_rank(), dist.get_world_size(), stop)
+    peers = Peers(store, dist.get_rank(), dist.get_world_size(), stop)
+    peers.know_all(_TO_JOIN)
+    return peers

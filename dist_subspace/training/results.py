@@ -17,10 +17,12 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.run_folder.folder import adapter_labels
 from dist_subspace.run_folder.metrics import read_lines, training_lines
 from dist_subspace.training.best import chosen_text
+from dist_subspace.training.data.settings import PROMPTS
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
 from dist_subspace.training.plan import Plan
 from dist_subspace.training.progress import Progress
+from dist_subspace.training.sections import data_settings
 from dist_subspace.training.trainer import Trainer
 
 
@@ -44,7 +46,7 @@ def write_results(plan: Plan, progress: Progress, observer: Observer, warning: s
     """RUN/adapter, complete in itself, and the picture."""
     source, folder = final_checkpoint(plan, progress), plan.run_dir.adapter
     with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
-        complete_adapter(source, hidden)
+        complete_adapter(source, hidden, {PROMPTS: data_settings(plan.config.data).prompts()})
         plan.tokenizer.save_pretrained(hidden)
         write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))
         if plan.data.labels is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,33 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    _settle(engine)
+    optimizer_state.find_masters(engine)
+    return engine
+
+
+def _settle(engine: Any) -> None:
+    """Which weights stay whole between forwards, and which are never gathered."""
     keep_trainables_whole(engine)
     spare_frozen_embeddings(engine.module)
     take_apart(engine.module)
-    optimizer_state.find_masters(engine)
-    return engine
+
+
+def gather_when_called(model: nn.Module, config: Mapping[str, Any]) -> Callable[[], None]:
+    """Collective: `deepspeed.initialize` of a split model that nothing trains: its weights are gathered when its modules are
+    called. Returns what ends that.
+
+    Arguments:
+        config: of ZeRO stage 3.
+    """
+    import deepspeed
+
+    be_quiet()
+    section = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
+    engine, *_ = deepspeed.initialize(model=model, config=dict(config) | {"zero_optimization": section})
+    _settle(engine)
+    engine.eval()
+    return lambda: engine.destroy()
 
 
 class DeepSpeedEngine:

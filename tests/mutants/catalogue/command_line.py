@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         name="run-directory-gives-the-newest-checkpoint",
-        file="dist_subspace/cli.py",
+        file="dist_subspace/adapted/source.py",
         text="    if (inner / CONFIG).exists():\n        return inner\n",
         becomes="",
         promise="Of a run's directory its final adapter is meant.",
@@ -225,7 +225,7 @@ MUTANTS = [
     ),
     Mutant(
         name="run-directory-without-checkpoints",
-        file="dist_subspace/cli.py",
+        file="dist_subspace/adapted/source.py",
         text="newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))",
         becomes="newest = None",
         promise="Of a run that has no adapter yet the newest checkpoint is meant.",

@@ -11,6 +11,16 @@ _OWN_LOG = "tests/training/test_rank_logs.py"
 
 MUTANTS = [
     Mutant(
+        name="joined-without-the-others",
+        file=_PEERS,
+        text="    peers.know_all(_TO_JOIN)\n",
+        becomes="",
+        promise="A rank that is killed in a run's first moment is named.",
+        tests=[
+            "tests/placement/test_peers.py::test_ranks_that_have_joined_know_each_other_before_a_sign_of_life_was_given"
+        ],
+    ),
+    Mutant(
         name="silent-ranks-not-lost",
         file=_HEARTBEAT,
         text="        if len(ended) < len(gone):\n",
