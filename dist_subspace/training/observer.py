@@ -15,11 +15,13 @@ from torch import nn
 from dist_subspace.accounting import summary
 from dist_subspace.placement.collectives import max_over_ranks, world
 from dist_subspace.report.quantities import bytes_text
+from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
 from dist_subspace.training.profile import Profile
+from dist_subspace.training.samples import Sample, write_samples
 
 if TYPE_CHECKING:
     from dist_subspace.training.trackers import Trackers
@@ -54,6 +56,7 @@ class Observer:
     ):
         self.display, self.metrics, self.trackers, self.device = display, metrics, trackers, device
         self.profile: Profile | None = None
+        self.run_dir: RunFolder | None = None
         self._unlogged: list[FinishedStep] = []
         # Told the number of each step that is made, and where the run stands then, by name.
         self.reached: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None
@@ -118,6 +121,17 @@ class Observer:
         if world().is_main:
             self._write(evaluation)
             self.display.evaluation(evaluation, remark)
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Answers to prompts: on the screen, in RUN/samples.jsonl and in the trackers."""
+        if not world().is_main:
+            return
+        for sample in samples:
+            self.display.notice(f"sample at step {sample.step} | {sample.prompt!r} -> {sample.answer!r}")
+        if self.run_dir is not None:
+            write_samples(self.run_dir, list(samples))
+        if self.trackers is not None:
+            self.trackers.samples(samples)
 
     def _write(self, record: StepRecord | Evaluation) -> None:
         if self.metrics is not None:

@@ -36,6 +36,7 @@ from dist_subspace.training.data import Batches, Prepared
 from dist_subspace.training.materials import read_materials
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.prepared_data import prepare_data
+from dist_subspace.training.samples import check_prompts
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
 from dist_subspace.training.trackers import check_installed
@@ -155,6 +156,7 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
     check_optimizer(config.training.optim, device)
     check_installed(config.run.report_to)
     check_measured(config)
+    check_prompts(config)
     check_hardware(dtype, device)
     return device, dtype
 
