@@ -348,7 +348,9 @@ def _plain_notices() -> Iterator[None]:
 
 
 def _choose_accelerator() -> None:
-    """DeepSpeed warns at import that it found no GPU; say it first, where there is none."""
+    """DeepSpeed warns at import that it found no GPU; say it first, where there is none. And torch's profiler speaks of its
+    stages, unless it is told not to before torch is imported."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     import torch
 
     if not torch.cuda.is_available():

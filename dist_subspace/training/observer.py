@@ -18,6 +18,7 @@ from dist_subspace.report.quantities import bytes_text
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.records import Evaluation, StepRecord
+from dist_subspace.training.announce import SILENCE
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
 from dist_subspace.training.profile import Profile
@@ -82,7 +83,8 @@ class Observer:
         self.display.advance(finished.step, finished.loss)
         self.reached(finished.step, self._where(finished))
         if self.profile is not None:
-            self.profile.step()
+            with self.aside("profile"):
+                self.profile.step()
         if logged:
             self.log()
 
@@ -110,6 +112,11 @@ class Observer:
 
     def moved(self) -> None:
         self.display.moved()
+
+    @property
+    def patience(self) -> float:
+        """Seconds until what goes on within `during` is said: a live line shows it anyway."""
+        return math.inf if self.display.is_live else SILENCE
 
     @contextmanager
     def aside(self, kind: str) -> Iterator[None]:

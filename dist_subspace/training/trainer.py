@@ -278,7 +278,7 @@ class Trainer:
         filler = eval_filler(table, self.plan.pad_id)
         what, count = f"evaluating at step {self.progress.step}", math.ceil(math.ceil(len(table) / size) / world().size)
         with (
-            announced(what, self.observer.notice, over=False, every=math.inf),  # the display counts on
+            announced(what, self.observer.notice, self.observer.patience, over=False, every=math.inf),  # it counts on
             self.observer.during("evaluation", count),
             self.observer.aside("evaluation"),
         ):
