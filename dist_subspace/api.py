@@ -141,19 +141,21 @@ def load_adapted(
     """
     adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
     path = base_model or adapter.find_base(base_fingerprint)
-    options = base_options(adapter, storage) | load_options
+    options = base_options(adapter, path, storage) | load_options
     return attach_adapter(load_frozen(path, **options), adapter.whole() if adapter.ours else read_peft(adapter))
 
 
-def base_options(adapter: AdapterFolder, storage: str | None = None) -> dict[str, Any]:
+def base_options(adapter: AdapterFolder, path: str | Path, storage: str | None = None) -> dict[str, Any]:
     """How `load_frozen` holds the base of an adapter as it was held in training; PEFT's say no storage, and get bf16.
 
     Arguments:
+        path: where the base is; the adapter's own revision is one of the hub name that the adapter gives.
         storage: in the place of the training's.
     """
     base = adapter.ours.get("base") or {}
     if not adapter.ours:
         base = {"task": read_peft(adapter).task}
+    named = str(path) == adapter.described.get("base_model_name_or_path") and not Path(path).expanduser().is_dir()
     kind = storage or base.get("storage") or "bf16"
     labels = {name: base[name] for name in ("label2id", "pad_token_id") if base.get(name) is not None}
     if base.get("id2label"):  # JSON's keys are strings
@@ -166,6 +168,7 @@ def base_options(adapter: AdapterFolder, storage: str | None = None) -> dict[str
         "head_storage": base.get("head_storage") if storage in (None, base.get("storage")) else None,
         "task": base.get("task") or "causal-lm",
         "dtype": None if storage_info(kind).dtype else base.get("dtype"),
+        "revision": adapter.described.get("revision") if named else None,
         **labels,
     }
 

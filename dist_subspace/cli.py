@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -21,6 +20,7 @@ from dist_subspace.command_line import AdapterPath, AsJson, BaseModel, ConfigPat
 from dist_subspace.cuda_allocator import let_segments_grow
 from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
+from dist_subspace.evaluation.command_line import evaluate
 from dist_subspace.launchers import enter, is_first, without_local_rank
 from dist_subspace.stopping import Interrupted, listening
 from dist_subspace.talking import options as generate_options
@@ -214,7 +214,7 @@ def import_(
     )
 
 
-@command(example="generate runs/mine --chat")
+@command(example='generate runs/mine --prompt "Name three colours."')
 @wraps(generate_options.generate)
 def generate(**given: Any) -> None:
     enter()
@@ -242,6 +242,9 @@ def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.
         raise UsageError(f"RUN_DIR is {run_dir!r}, which is no folder; accepted: the output_dir of a run")
     print(run_report(run_dir))
     print(f"loss curve: {loss_curve(run_dir)}")
+
+
+command("eval", example="eval runs/mine --compare-base")(evaluate)
 
 
 @command(example="doctor my.yaml")
@@ -348,13 +351,10 @@ def _plain_notices() -> Iterator[None]:
 
 
 def _choose_accelerator() -> None:
-    """DeepSpeed warns at import that it found no GPU; say it first, where there is none. And torch's profiler speaks of its
-    stages, unless it is told not to before torch is imported."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-    import torch
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler speaks of its stages, unless it is told before its import
+    from dist_subspace.placement.accelerator import choose_accelerator
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
 
 
 def _leave_on_termination() -> None:

@@ -19,14 +19,21 @@ CUT = -1  # a status: the connection is closed in the middle of the answer
 
 @dataclass
 class Repository:
-    """commit: what `main` is. faults: the statuses of the next answers, first to last, to questions whose path holds `where`."""
+    """commit: what `main` is. revisions: what else there is, by branch or tag. faults: the statuses of the next answers, first to
+    last, to questions whose path holds `where`."""
 
     files: dict[str, bytes]
     commit: str = "a" * 40
+    revisions: dict[str, Repository] = field(default_factory=dict)
     faults: list[int] = field(default_factory=list)
     where: str = ""
     always: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+
+    def at(self, revision: str) -> Repository | None:
+        """What a branch, a tag or a commit is."""
+        everything = {"main": self, self.commit: self, **{other.commit: other for other in self.revisions.values()}}
+        return (everything | self.revisions).get(revision)
 
 
 class HubServer(ThreadingHTTPServer):
@@ -114,6 +121,11 @@ class _Handler(BaseHTTPRequestHandler):
         if status not in (200, CUT):
             code = {"X-Error-Code": "GatedRepo"} if status in (401, 403) else {}
             return self._send(status, b"{}", repository.headers | code, with_body)
+        # api/.../revision/REVISION, api/.../tree/REVISION, .../resolve/REVISION/FILE
+        at = repository.at(rest[1]) if rest[:1] in (["revision"], ["tree"], ["resolve"]) else repository
+        if at is None:
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
+        repository = at
         if is_question:
             return self._send(status, json.dumps(self._facts(name, repository, rest)).encode(), {}, with_body)
         file = repository.files.get("/".join(rest[2:]))  # after resolve/REVISION

@@ -77,14 +77,15 @@ ALLOWED: dict[str, set[str]] = {
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
     "generation": {"errors", "families", "loading", "placement", "subspace"},
-    "training": BELOW_TRAINING | {"api", "advancing", "generation", "torch_internals", "linear_map"},
+    "training": BELOW_TRAINING | {"api", "advancing", "generation", "torch_internals", "linear_map", "metrics"},
     "api": BELOW_TRAINING,
     "adapted": BELOW_TRAINING | {"api", "generation", "training"},
     "talking": BELOW_TRAINING | {"adapted", "generation", "training"},
+    "evaluation": BELOW_TRAINING | {"training", "api", "adapted", "generation", "metrics"},
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
     "cli": BELOW_TRAINING
-    | {"training", "api", "adapted", "talking", "doctor", "cuda_allocator", "command_line", "__init__"},
+    | {"training", "api", "adapted", "talking", "evaluation", "doctor", "cuda_allocator", "command_line", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

@@ -94,20 +94,8 @@ EXPORTS = {
     ),
 }
 COMMANDS = {
-    *(
-        "train",
-        "generate",
-        "methods",
-        "inspect",
-        "merge",
-        "export",
-        "import",
-        "report",
-        "schema",
-        "doctor",
-        "preview",
-        "prepare",
-    ),
+    *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
+    *("preview", "prepare"),
 }
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),

@@ -67,7 +67,7 @@ def open_adapted(
         base = str(base_model or source.adapter.find_base(base_fingerprint))
         if base_model is not None:
             _check_base(source, base)
-        options = base_options(source.adapter, storage)
+        options = base_options(source.adapter, base, storage)
         model_section, deepspeed = source.section("model"), source.section("deepspeed")
         more = {name: model_section[name] for name in _OF_THE_RUN if model_section.get(name) is not None}
         preset = preset or preset_for_use(deepspeed.get("preset"), deepspeed.get("config"), world().size)
@@ -83,16 +83,16 @@ def open_adapted(
     model.requires_grad_(False).eval()
     count_from(model, positions(model, _SOME_TOKENS).first)
     with agreed("reading the tokenizer"):
-        tokenizer = tokenizer_of(source, base)
+        tokenizer = tokenizer_of(source, base, options["revision"])
     return Opened(model, tokenizer, source, base, preset, close)
 
 
-def tokenizer_of(source: Source, base: str) -> Any:
+def tokenizer_of(source: Source, base: str, revision: str | None = None) -> Any:
     """Local: the adapter's tokenizer, new tokens included, or its base's."""
     found = source.adapter.tokenizer()
     if found is not None and not isinstance(found, Path):
         return found
-    folder = found or local_folder(base) or Path(base)
+    folder = found or local_folder(base, revision) or Path(base)
     return load_tokenizer(str(folder), None, bool(source.section("model").get("trust_remote_code")))
 
 

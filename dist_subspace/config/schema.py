@@ -19,6 +19,9 @@ class ModelSection(Section):
     """The frozen model: where it is, and in which bytes it is held."""
 
     path: Text = Field(description="A transformers model folder with safetensors, or a Hub name.")
+    revision: Text | None = Field(
+        default=None, description="Branch, tag or commit of a Hub name; null: the newest of its main branch."
+    )
     task: names.Task = Field(default="causal-lm", description="Which head the model has (the transformers auto class).")
     storage: Text = Field(default="nf4", description="How the large linear weights are held.")
     storage_options: dict[str, Any] = Field(default={}, description="The storage's own further options.")

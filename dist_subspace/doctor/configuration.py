@@ -41,6 +41,7 @@ def examine(path: str, overrides: list[str], speaks: bool, is_chair: bool) -> di
         "batch": [training.global_batch_size, training.per_device_train_batch_size],
         "uses": [use.__dict__ for use in uses(config)],
         "hub model": _hub_model(config.model.path),
+        "hub revision": config.model.revision,
         "model": None,
     }
     from dist_subspace.training.plan import check_settings
@@ -129,7 +130,7 @@ def _examine_model(config: Any, found: dict[str, Any], refused: list[str], is_ch
     from dist_subspace.training.materials import fitted
     from dist_subspace.training.sections import subspace_config
 
-    folder = local_folder(config.model.path)
+    folder = local_folder(config.model.path, config.model.revision)
     if folder is None:
         return
     found["model"] = _tried(refused, base_fingerprint, folder)

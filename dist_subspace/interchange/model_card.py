@@ -62,10 +62,11 @@ def _use(config: Mapping[str, Any], base: str, model_class: str | None) -> str:
     auto_class = model_class or AUTO_CLASSES[task]
     other_task = f", task={task!r}" if task != "causal-lm" else ""
     load = "load_adapter" if config.get("dist_subspace") else "import_peft"
+    revision = f", revision={_quoted(str(config['revision']))}" if config.get("revision") else ""
     ours = [
         "import dist_subspace as dsub",
         "",
-        f'model = dsub.load_frozen({_quoted(base)}, storage="nf4"{other_task})',
+        f'model = dsub.load_frozen({_quoted(base)}, storage="nf4"{other_task}{revision})',
         f'model = dsub.{load}(model, "path/to/this/folder")',
     ]
     sections = ["## How to load it", "With dist_subspace, in any storage of the frozen weights:", _code(ours)]
@@ -74,7 +75,7 @@ def _use(config: Mapping[str, Any], base: str, model_class: str | None) -> str:
             "from peft import PeftModel",
             f"from transformers import {auto_class}",
             "",
-            f"model = {auto_class}.from_pretrained({_quoted(base)})",
+            f"model = {auto_class}.from_pretrained({_quoted(base)}{revision})",
             'model = PeftModel.from_pretrained(model, "path/to/this/folder")',
         ]
         sections += ["With PEFT:", _code(peft)]

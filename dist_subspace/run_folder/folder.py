@@ -14,6 +14,7 @@ set-aside-<step>-<time>/           another history                checkpoint/set
 adapter/                           the final adapter              training/results.py
     labels.json                    the classes' labels            training/results.py
 factors/                           statistics of frozen matrices  statistics/cache.py
+evaluations/<name>.json            what was measured              evaluation/results.py
 tokens/                            tokenised samples              training/data/store.py
 tensorboard/                       TensorBoard's events           training/trackers.py
 loss.png                           the loss curve                 report/curve.py
@@ -90,6 +91,10 @@ class RunFolder(os.PathLike[str]):
     @property
     def tokens(self) -> Path:
         return self.path / "tokens"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
 
     @property
     def tensorboard(self) -> Path:

@@ -97,10 +97,12 @@ def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
     absmax = plain_absmax(packed)
     rows, columns = packed.shape
     numel = rows * columns
+    # The CPU back end shares rows out among threads, and decodes those wrongly that end within a block: a block is a row to it.
+    # Asked for an odd number of entries, it has a decoder compiled for it, seconds each.
+    whole = numel % packed.blocksize == 0
     state = bnb_functional.QuantState(
         absmax=absmax,
-        # As many as the bytes hold: asked for an odd number, the CPU back end has a decoder compiled for it, seconds each.
-        shape=(1, numel + numel % 2),
+        shape=(numel // packed.blocksize, packed.blocksize) if whole else (1, numel + numel % 2),
         dtype=dtype,
         blocksize=packed.blocksize,
         quant_type=packed.quant_type,

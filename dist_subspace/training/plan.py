@@ -19,7 +19,7 @@ from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.hub import TOKENIZER_FILES
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.load import download, resolve_dtype, resolve_folder
+from dist_subspace.loading.load import check_revision, download, resolve_dtype, resolve_folder
 from dist_subspace.loading.packed_head import head_options
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import agreed, on_main, refuse_unlike, world
@@ -96,11 +96,11 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     refuse_newer_elsewhere(run_dir, config.checkpoint.resume)
     beginning = on_main(_find_beginning, config, run_dir, notice)
     with announced("looking for the model's files", notice), heard(notice):
-        download(config.model.path)
+        download(config.model.path, revision=config.model.revision)
         if config.model.tokenizer is not None:
             download(config.model.tokenizer, "model.tokenizer", TOKENIZER_FILES)
     with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
-        folder = resolve_folder(config.model.path)
+        folder = resolve_folder(config.model.path, config.model.revision)
         open_checkpoint(folder)
         read = read_materials(folder, config, beginning, notice)
         config = read.config
@@ -149,6 +149,7 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
         UsageError: with one sentence.
     """
     check_engine(config.deepspeed.preset, config.deepspeed.config)
+    check_revision(config.model.path, config.model.revision)
     device = compute_device(config.deepspeed.preset, config.deepspeed.config)
     if config.subspace.init_from is None:  # else the adapter has the first word
         resolve(subspace_config(config))

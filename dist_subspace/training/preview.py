@@ -45,12 +45,12 @@ def prepare_run(config: str, overrides: Sequence[str]) -> Preparation:
     """
     given = with_stock_choices(load_config(config, overrides))
     with heard(_say):
-        download(given.model.path, "model.path", TOKENIZER_FILES)
+        download(given.model.path, "model.path", TOKENIZER_FILES, given.model.revision)
         if given.model.tokenizer is not None:
             download(given.model.tokenizer, "model.tokenizer", TOKENIZER_FILES)
         begun = given.subspace.init_from
         found = None if begun is None else find_beginning(begun, None, _say)
-        folder = resolve_folder(given.model.path, TOKENIZER_FILES)
+        folder = resolve_folder(given.model.path, given.model.revision, TOKENIZER_FILES)
         materials = read_materials(folder, given, None if found is None else found.joined(given.subspace), _say)
         settled = materials.config
         data = prepare_data(settled, materials.tokenizer, [True])

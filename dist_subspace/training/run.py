@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -84,11 +84,20 @@ def train(
             tokens and factors that the run itself will find there.
     """
     run = Run(has_logs=logs, dry=dry)
+    return watched(run, lambda: _train(run, source, overrides))
+
+
+def watched(run: Run, body: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
+    """Collective: run the body, which returns the exit status, on ranks that meet first and watch each other while it lasts.
+
+    Arguments:
+        say: told what takes long before; unset: the screen of a run.
+    """
     be_quiet()
     with listening() as stop:
         stop.leave = lambda reason: left_at_once(run, reason)
         try:
-            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", _say_early):
+            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", say or _say_early):
                 meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
@@ -98,7 +107,7 @@ def train(
         run.heartbeat = Heartbeat(run.peers, lambda loss: end_without_lost(run, loss)) if run.peers else None
         with run.heartbeat.beating(stop) if run.heartbeat else nullcontext(), known_peers(run.peers):
             try:
-                return _train(run, source, overrides)
+                return body()
             finally:
                 if run.status is not None:
                     run.status.release()
@@ -119,6 +128,14 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
                 run.plan = make_plan(config, display.notice)
                 display.show_config(brief_lines(run.plan.config), run.plan.run_dir.config)
         return _run(run, run.plan, run.status)
+    except (Exception, Interrupted) as error:
+        return ended(run, error)
+
+
+def ended(run: Run, fault: Exception | Interrupted) -> int:
+    """What ended the run before its time, said once; the exit status."""
+    try:
+        raise fault
     except UsageError as error:
         return end(run, "refused", str(error), EXIT_USAGE, everywhere=not is_everyones(error))
     except StorageError as error:

@@ -12,6 +12,7 @@ from dist_subspace.late_compile import compiled_when_called
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import optimizer_state
 from dist_subspace.placement.deepspeed.embeddings import spare_frozen_embeddings
+from dist_subspace.placement.deepspeed.expert_lists import check_expert_lists
 from dist_subspace.placement.deepspeed.in_place import take_apart
 from dist_subspace.placement.deepspeed.loss_scale import (
     global_norm,
@@ -22,7 +23,6 @@ from dist_subspace.placement.deepspeed.loss_scale import (
 )
 from dist_subspace.placement.deepspeed.persistent import keep_trainables_whole
 from dist_subspace.placement.deepspeed.quiet import be_quiet
-from dist_subspace.placement.deepspeed.supported import check_listed_experts
 from dist_subspace.placement.gradients import are_finite, gradients_of, total_norm
 
 
@@ -35,7 +35,7 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
     import deepspeed
 
     be_quiet()
-    check_listed_experts(model, config, world().size)
+    check_expert_lists(model, config, world().size)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # some engines make a step of their own, with zero gradients: weights shall not decay in it

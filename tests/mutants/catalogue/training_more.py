@@ -127,9 +127,9 @@ MUTANTS = [
     ),
     Mutant(
         name="perplexity-in-bits",
-        file="dist_subspace/training/evaluate.py",
-        text='math.exp(min(result["eval_loss"], 700.0))',
-        becomes='math.pow(2.0, min(result["eval_loss"], 700.0))',
+        file="dist_subspace/metrics/losses.py",
+        text="math.exp(min(loss, LARGEST))",
+        becomes="math.pow(2.0, min(loss, LARGEST))",
         promise="Perplexity is exp of the loss.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],
     ),

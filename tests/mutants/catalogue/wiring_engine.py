@@ -112,8 +112,8 @@ _RESULTS = [
     Mutant(
         name="moments-forgotten-on-resume",
         file="dist_subspace/checkpoint/state.py",
-        text="    engine.write_state(named_trainables(model), tensors, state.optimizer_steps)\n",
-        becomes="    engine.write_state(named_trainables(model), tensors, 1)\n",
+        text="    engine.write_state(trainables, tensors, state.optimizer_steps)\n",
+        becomes="    engine.write_state(trainables, tensors, 1)\n",
         promise="A resumed run goes on with the optimizer's counters.",
         tests=key_tests("checkpoint.resume"),
     ),
