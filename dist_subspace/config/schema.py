@@ -324,6 +324,9 @@ class RunSection(Section):
     report_to: Reporters = Field(
         default=("tensorboard",), description="Trackers that get the metrics beside metrics.jsonl; none: no tracker."
     )
+    sample_prompts: NameList = Field(
+        default=(), description="Prompts that the model answers at each evaluation, on the screen and in the trackers."
+    )
     profile: Count | None = Field(
         default=None, description="Trace so many steps with torch's profiler, into the run's folder; null: none."
     )

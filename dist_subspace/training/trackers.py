@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.folder import RunFolder, StrPath
 from dist_subspace.run_folder.records import EVALUATED, Evaluation, StepRecord
+from dist_subspace.training.samples import Sample
 
 _MLFLOW_VALUE = 500  # characters that mlflow keeps of a parameter
 
@@ -18,6 +21,8 @@ class Tracker(Protocol):
     """One place that figures are sent to."""
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def text(self, name: str, text: str, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -33,6 +38,10 @@ class TensorBoard:
     def log(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def text(self, name: str, text: str, step: int) -> None:
+        self._writer.add_text(name, text, step)
         self._writer.flush()
 
     def close(self) -> None:
@@ -51,6 +60,11 @@ class WandB:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._run.log(dict(values), step=step)
 
+    def text(self, name: str, text: str, step: int) -> None:
+        import wandb
+
+        self._run.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -67,6 +81,9 @@ class MLflow:
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(values), step=step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        self._mlflow.log_text(text, f"{name}/step-{step}.md")
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -131,6 +148,12 @@ class Trackers:
         if values:
             self._each(lambda tracker: tracker.log(values, record.step))
 
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Answers to prompts, as one text a step."""
+        for step in sorted({sample.step for sample in samples}):
+            told = [f"**{sample.prompt}**\n\n{sample.answer}" for sample in samples if sample.step == step]
+            self._each(partial(_tell, text="\n\n---\n\n".join(told), step=step))
+
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
         self._active.clear()
@@ -145,6 +168,10 @@ class Trackers:
 
     def _dropped(self, name: str, error: Exception) -> None:
         self._report(f"{name} failed and gets no more figures of this run ({type(error).__name__}: {error})")
+
+
+def _tell(tracker: Tracker, text: str, step: int) -> None:
+    tracker.text("samples", text, step)
 
 
 def _requirement(name: str) -> str:
