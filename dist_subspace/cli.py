@@ -35,7 +35,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes to it: key=value, dotted, for example subspace.method=ssl training.max_steps=50."),
 ]
-AdapterPath = Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")]
+AdapterPath = Annotated[
+    str, typer.Argument(help="An adapter folder, a checkpoint folder, a run directory, or a Hub name.")
+]
 OutPath = Annotated[str, typer.Argument(help="The folder to write: new, or empty.")]
 BaseModel = Annotated[
     str | None,
@@ -98,7 +100,7 @@ def methods(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")],
+    path: AdapterPath,
     picture: Annotated[
         str | None,
         typer.Option(help="Draw norms and effective ranks by depth and kind of module: a PNG's path, or a folder."),
@@ -191,7 +193,7 @@ def export(
 
 @app.command("import")
 def import_(
-    peft_adapter: Annotated[str, typer.Argument(help="An adapter folder that PEFT wrote.")],
+    peft_adapter: Annotated[str, typer.Argument(help="An adapter that PEFT wrote: a folder, or a Hub name.")],
     out: OutPath,
     base_model: BaseModel = None,
 ) -> None:
@@ -202,15 +204,45 @@ def import_(
     _choose_accelerator()
     from dist_subspace.api import rewrite_on_base
     from dist_subspace.checkpoint.fingerprint import base_fingerprint
+    from dist_subspace.interchange.hub_adapter import adapter_here
     from dist_subspace.interchange.peft.importing import rewrite_peft
 
+    source = adapter_here(peft_adapter, "PEFT_ADAPTER")
     if base_model is None:
-        imported = rewrite_peft(peft_adapter, out, base_fingerprint)
+        imported = rewrite_peft(source, out, base_fingerprint)
     else:
-        imported = rewrite_on_base(peft_adapter, out, base_model)
+        imported = rewrite_on_base(source, out, base_model)
     print(
         f"{out}: PEFT's {imported.described['peft_type']} as {imported.config.method}, {len(imported.tensors)} tensors"
     )
+
+
+@app.command()
+def push(
+    adapter: Annotated[
+        str, typer.Argument(help="A run directory, an adapter or checkpoint folder, or the folder of a merged model.")
+    ],
+    name: Annotated[str, typer.Argument(help="The repository: user/name. It is made where there is none.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Push base and adapter as one plain model.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to write to; unset: main.")] = None,
+    base_model: BaseModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push an adapter, with its card, to the Hugging Face Hub: `dist-subspace push runs/mine user/my-adapter`.
+
+    The token is HF_TOKEN's, or that of `hf auth login`. Checkpoints, optimizer state and logs stay here.
+    """
+    _choose_accelerator()
+    from dist_subspace.publishing.command import push_path
+    from dist_subspace.publishing.repository import Repository
+
+    _leave_on_termination()
+    repository = Repository(name, revision=revision, private=private or None)
+    made = push_path(
+        adapter, repository, _adapter_folder, lambda text: print(text, file=sys.stderr), merged, base_model
+    )
+    print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
 @app.command()
@@ -311,12 +343,13 @@ def _adapter_folder(path: str) -> Path:
     """The adapter in a run directory is its final one, else that of the newest checkpoint."""
     from dist_subspace.checkpoint.store import newest_whole
     from dist_subspace.interchange.description import CONFIG
+    from dist_subspace.interchange.hub_adapter import adapter_here
     from dist_subspace.run_folder.folder import RunFolder
 
-    folder = Path(path)
+    folder = adapter_here(path, "PATH")
     if not folder.is_dir():
         raise UsageError(
-            f"PATH is {path!r}, which is no folder; accepted: an adapter, a checkpoint, or a run directory"
+            f"PATH is {path!r}, which is no folder; accepted: an adapter, a checkpoint, a run directory, or a name on the Hub"
         )
     if (folder / CONFIG).exists():
         return folder

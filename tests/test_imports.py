@@ -73,11 +73,12 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "training": BELOW_TRAINING | {"api", "advancing", "torch_internals", "linear_map"},
+    "training": BELOW_TRAINING | {"api", "advancing", "publishing", "torch_internals", "linear_map"},
     "api": BELOW_TRAINING,
+    "publishing": BELOW_TRAINING | {"api"},
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "doctor", "cuda_allocator", "__init__"},
+    "cli": BELOW_TRAINING | {"training", "api", "publishing", "doctor", "cuda_allocator", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

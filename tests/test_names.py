@@ -83,7 +83,8 @@ EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
     *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
 }
-COMMANDS = {"train", "methods", "inspect", "merge", "export", "import", "report", "schema", "doctor"}
+TRACKERS = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"}
+COMMANDS = {"train", "methods", "inspect", "merge", "export", "import", "push", "report", "schema", "doctor"}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),
@@ -98,7 +99,7 @@ KEYS = {
     " full_determinism",
     "deepspeed": "preset config nvme_path",
     "checkpoint": "save_steps save_total_limit resume metric_for_best_model greater_is_better allow_different",
-    "run": "output_dir logging_steps eval_steps report_to",
+    "run": "output_dir logging_steps eval_steps report_to push_to_hub hub_private_repo",
 }
 
 
@@ -147,7 +148,7 @@ def test_tasks_formats_trackers_constraints_and_choices_are_these() -> None:
     )
     assert set(get_args(names.Task)) == {"causal-lm", "classification"}
     assert list(FORMATS) == ["alpaca", "chat", "completion", "text", "classification"] == list(get_args(names.Format))
-    assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == {"tensorboard", "wandb", "mlflow"}
+    assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == TRACKERS
     assert set(CONSTRAINTS) == set(get_args(names.Constraint)) == {"none", "mpc_o", "mpc_d", "mpc_n"}
     assert get_args(names.Truncation) == ("turns", "tokens") and get_args(names.OnNonfinite) == ("skip", "stop")
     assert get_args(names.Difference) == ("model", "method", "data")

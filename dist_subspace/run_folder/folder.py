@@ -15,7 +15,8 @@ adapter/                           the final adapter              training/resul
     labels.json                    the classes' labels            training/results.py
 factors/                           statistics of frozen matrices  statistics/cache.py
 tokens/                            tokenised samples              training/data/store.py
-tensorboard/                       TensorBoard's events           training/trackers.py
+tensorboard/                       TensorBoard's events           training/tracked.py
+trackers.json                      which runs of trackers it is   training/tracked.py
 loss.png                           the loss curve                 report/curve.py
 logs/rank-<rank>.log               what a failing rank said last  training/rank_logs.py
 """
@@ -91,6 +92,10 @@ class RunFolder(os.PathLike[str]):
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers.json"
 
     @property
     def logs(self) -> Path:

@@ -85,7 +85,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         stock = {"deepspeed.config": stock_digest(config.deepspeed.config)}
     refuse_unlike(stock)
     near = ranks_per_near_group(config.deepspeed.preset, config.deepspeed.config)
-    on_main(_open_run, run_dir, notice)
+    on_main(_open_run, config, run_dir, notice)
     run_is_seen = seen_by_ranks(run_dir)
     refuse_newer_elsewhere(run_dir, config.checkpoint.resume)
     beginning = on_main(_find_beginning, config, run_dir, notice)
@@ -244,8 +244,12 @@ def _total_steps(config: Config, batches: Batches) -> int:
     return config.training.max_steps
 
 
-def _open_run(run_dir: RunFolder, notice: Callable[[str], None]) -> None:
+def _open_run(config: Config, run_dir: RunFolder, notice: Callable[[str], None]) -> None:
     check_writable(run_dir)
+    if config.run.push_to_hub is not None:
+        from dist_subspace.publishing.at_the_end import check_before, result_repository
+
+        check_before(result_repository(config.run.push_to_hub, config.run.hub_private_repo), notice)
     for sentence in remove_leftovers(run_dir):
         notice(sentence)
 
