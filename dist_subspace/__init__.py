@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_subspace.accounting import summary
+    from dist_subspace.adapted.python import generate, load
     from dist_subspace.advancing import advance
     from dist_subspace.api import attach, import_peft, load_adapter, save_adapter
     from dist_subspace.interchange.merge import merge
@@ -30,7 +31,9 @@ __all__ = [
     "attach",
     "disabled",
     "export_peft",
+    "generate",
     "import_peft",
+    "load",
     "load_adapter",
     "load_frozen",
     "merge",
@@ -44,7 +47,9 @@ __all__ = [
 _HOMES = {
     "advance": "dist_subspace.advancing",
     "attach": "dist_subspace.api",
+    "generate": "dist_subspace.adapted.python",
     "import_peft": "dist_subspace.api",
+    "load": "dist_subspace.adapted.python",
     "load_adapter": "dist_subspace.api",
     "load_frozen": "dist_subspace.loading.load",
     "export_peft": "dist_subspace.interchange.peft.export",

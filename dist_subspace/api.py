@@ -128,37 +128,54 @@ def attach_adapter(model: nn.Module, adapter: LoadedAdapter, **attach_options: A
 
 
 def load_adapted(
-    folder: str | Path | AdapterFolder, base_model: str | Path | None = None, storage: str | None = None
+    folder: str | Path | AdapterFolder,
+    base_model: str | Path | None = None,
+    storage: str | None = None,
+    **load_options: Any,
 ) -> nn.Module:
-    """A saved adapter on its base, loaded as it was held in training.
+    """A saved adapter on its base, loaded as it was held in training. Collective where `deepspeed` is given.
 
     Arguments:
         folder: an adapter that `save_adapter` wrote, or one that is open already.
         base_model: a model folder or hub name; unset: the one that the adapter names, where it is found again.
         storage: of the frozen weights; unset: that of the training.
+        load_options: of `load_frozen`, beside those that the adapter knows (`deepspeed`, `attn_implementation`, ...).
 
     Raises:
         UsageError: as `load_frozen` and `load_adapter`; an adapter whose base model is not found.
     """
     adapter = folder if isinstance(folder, AdapterFolder) else AdapterFolder(folder, verify=True)
     path = base_model or adapter.find_base(base_fingerprint)
+    options = base_options(adapter, path, storage) | load_options
+    return attach_adapter(load_frozen(path, **options), adapter.whole() if adapter.ours else read_peft(adapter))
+
+
+def base_options(adapter: AdapterFolder, path: str | Path, storage: str | None = None) -> dict[str, Any]:
+    """How `load_frozen` holds the base of an adapter as it was held in training; PEFT's say no storage, and get bf16.
+
+    Arguments:
+        path: where the base is; the adapter's own revision is one of the hub name that the adapter gives.
+        storage: in the place of the training's.
+    """
     base = adapter.ours.get("base") or {}
+    if not adapter.ours:
+        base = {"task": read_peft(adapter).task}
+    named = str(path) == adapter.described.get("base_model_name_or_path") and not Path(path).expanduser().is_dir()
     kind = storage or base.get("storage") or "bf16"
     labels = {name: base[name] for name in ("label2id", "pad_token_id") if base.get(name) is not None}
     if base.get("id2label"):  # JSON's keys are strings
         labels["id2label"] = {int(number): label for number, label in base["id2label"].items()}
         labels["num_labels"] = len(labels["id2label"])
-    model = load_frozen(
-        path,
-        storage=kind,
-        double_quant=bool(base.get("double_quant")),
-        storage_options=base.get("storage_options") if storage in (None, base.get("storage")) else None,
-        head_storage=base.get("head_storage") if storage in (None, base.get("storage")) else None,
-        task=base.get("task") or "causal-lm",
-        dtype=None if storage_info(kind).dtype else base.get("dtype"),
+    return {
+        "storage": kind,
+        "double_quant": bool(base.get("double_quant")),
+        "storage_options": base.get("storage_options") if storage in (None, base.get("storage")) else None,
+        "head_storage": base.get("head_storage") if storage in (None, base.get("storage")) else None,
+        "task": base.get("task") or "causal-lm",
+        "dtype": None if storage_info(kind).dtype else base.get("dtype"),
+        "revision": adapter.described.get("revision") if named else None,
         **labels,
-    )
-    return attach_adapter(model, adapter.whole())
+    }
 
 
 def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from dist_subspace.atomic_files import StorageError
+from dist_subspace.command_line import AdapterPath, AsJson, BaseModel, ConfigPath, OutPath, Overrides, app, command
 from dist_subspace.cuda_allocator import let_segments_grow
 from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
+from dist_subspace.evaluation.command_line import evaluate
 from dist_subspace.launchers import enter, is_first, without_local_rank
 from dist_subspace.stopping import Interrupted, listening
-
-app = typer.Typer(
-    help="Fine-tune sharded, quantised transformers by their subspace adapters.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-ConfigPath = Annotated[str, typer.Argument(help="A YAML configuration (`dist-subspace schema` describes every key).")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes to it: key=value, dotted, for example subspace.method=ssl training.max_steps=50."),
-]
-AdapterPath = Annotated[
-    str, typer.Argument(help="An adapter folder, a checkpoint folder, a run directory, or a Hub name.")
-]
-OutPath = Annotated[str, typer.Argument(help="The folder to write: new, or empty.")]
-BaseModel = Annotated[
-    str | None,
-    typer.Option(help="The base model's folder or hub name; unset: the one that the adapter names, if found here."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+from dist_subspace.talking import options as generate_options
+from dist_subspace.training.pulse import Pulse
 
 
-@app.command()
-def train(config: ConfigPath, overrides: Overrides = None) -> None:
+@command(example="train my.yaml training.max_steps=50")
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Do everything up to the first step, show samples, sizes and settings, and leave."
+        ),
+    ] = False,
+) -> None:
     """Train an adapter. One process; for several: `deepspeed launch/train.py CONFIG KEY=VALUE ...`.
 
     Exit status: 0 finished, 2 refused (one sentence says why), 75 interrupted (run it again to continue), 1 failed.
@@ -64,15 +54,24 @@ def train(config: ConfigPath, overrides: Overrides = None) -> None:
             if is_first():
                 print(f"interrupted by {told} while starting; run the same command to continue", file=sys.stderr)
             raise typer.Exit(75) from None
-        status = run(config, overrides or [], logs=True)
+        status = run(config, overrides or [], logs=True, dry=dry_run)
         leave_process_group()
     raise typer.Exit(status)
 
 
 def _training() -> tuple[Callable[..., int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
-    if is_first():
-        print("starting: importing the libraries", flush=True)
+    if not is_first():
+        return _imported()
+    print("starting: importing the libraries", flush=True)
+    pulse = Pulse(lambda: print("still importing the libraries: the disk may be slow", flush=True), first=20.0)
+    try:
+        return _imported()
+    finally:
+        pulse.close()
+
+
+def _imported() -> tuple[Callable[..., int], Callable[[], None]]:
     _choose_accelerator()
     from dist_subspace.placement.process_group import leave_process_group
     from dist_subspace.training.run import train as run
@@ -80,7 +79,7 @@ def _training() -> tuple[Callable[..., int], Callable[[], None]]:
     return run, leave_process_group
 
 
-@app.command()
+@command(example="methods dora")
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, of which everything is said.")] = None,
     as_json: AsJson = False,
@@ -98,7 +97,7 @@ def methods(
     print(methods_text(infos, width) if name is None else method_text(infos[name], width))
 
 
-@app.command()
+@command(example="inspect runs/mine --picture moved.png")
 def inspect(
     path: AdapterPath,
     picture: Annotated[
@@ -121,7 +120,7 @@ def inspect(
         print(f"picture: {adapter_picture(report, picture)}", file=sys.stderr if as_json else sys.stdout)
 
 
-@app.command()
+@command(example="merge runs/mine merged --dtype bfloat16")
 def merge(
     adapter: AdapterPath,
     out: OutPath,
@@ -158,7 +157,7 @@ def merge(
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
-@app.command()
+@command(example="export runs/mine for-peft")
 def export(
     adapter: AdapterPath,
     out: OutPath,
@@ -191,7 +190,7 @@ def export(
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
-@app.command("import")
+@command("import", example="import from-peft ours")
 def import_(
     peft_adapter: Annotated[str, typer.Argument(help="An adapter that PEFT wrote: a folder, or a Hub name.")],
     out: OutPath,
@@ -217,7 +216,7 @@ def import_(
     )
 
 
-@app.command()
+@command(example="push runs/mine user/my-adapter")
 def push(
     adapter: Annotated[
         str, typer.Argument(help="A run directory, an adapter or checkpoint folder, or the folder of a merged model.")
@@ -229,7 +228,7 @@ def push(
     base_model: BaseModel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Push an adapter, with its card, to the Hugging Face Hub: `dist-subspace push runs/mine user/my-adapter`.
+    """Push an adapter, with its card, to the Hugging Face Hub.
 
     The token is HF_TOKEN's, or that of `hf auth login`. Checkpoints, optimizer state and logs stay here.
     """
@@ -245,7 +244,25 @@ def push(
     print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
-@app.command()
+@command(example='generate runs/mine --prompt "Name three colours."')
+@wraps(generate_options.generate)
+def generate(**given: Any) -> None:
+    enter()
+    try:
+        asked = generate_options.generate(**given)
+    except UsageError:
+        if is_first():  # every rank has the same options
+            raise
+        raise typer.Exit(2) from None
+    if is_first():
+        print("starting: importing the libraries", file=sys.stderr, flush=True)
+    _choose_accelerator()
+    from dist_subspace.talking.command import generate as answer
+
+    raise typer.Exit(answer(asked))
+
+
+@command(example="report runs/mine")
 def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.")]) -> None:
     """Summarise a run and draw its loss curve (RUN_DIR/loss.png); works while it runs, too."""
     from dist_subspace.report.curve import loss_curve
@@ -257,7 +274,10 @@ def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.
     print(f"loss curve: {loss_curve(run_dir)}")
 
 
-@app.command()
+command("eval", example="eval runs/mine --compare-base")(evaluate)
+
+
+@command(example="doctor my.yaml")
 def doctor(
     config: Annotated[
         str | None, typer.Argument(help="A YAML configuration: its paths, its sizes and its values are examined too.")
@@ -276,12 +296,46 @@ def doctor(
     examine(config, overrides or [], as_json, patience)
 
 
-@app.command()
-def schema() -> None:
-    """Print the configuration's JSON schema, for editors."""
+@command(example="schema training.learning_rate")
+def schema(
+    key: Annotated[str | None, typer.Argument(help="One key, or a section, to explain in words.")] = None,
+    as_yaml: Annotated[
+        bool, typer.Option("--yaml", help="Print a recipe with every key, its default and a word.")
+    ] = False,
+) -> None:
+    """Print the configuration's JSON schema, for editors; or explain one KEY; or write a commented recipe (--yaml)."""
+    if key is not None or as_yaml:
+        from dist_subspace.report.keys import explained, recipe_text
+
+        print(recipe_text() if key is None else explained(key), end="" if key is None else "\n")
+        return
     from dist_subspace.config import config_schema
 
     print(json.dumps(config_schema(), indent=2))
+
+
+@command(example="preview my.yaml -n 3")
+def preview(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option("-n", "--samples", min=0, help="How many samples are shown.")] = 5,
+) -> None:
+    """Show samples as the model will see them, with what is trained in colour, and what the data come to: tokens, lengths, what
+    is cut or left out, what packing gains. The first thing to run on data of one's own; needs no GPU.
+    """
+    _choose_accelerator()
+    from dist_subspace.training.preview import preview as show
+
+    show(config, overrides or [], count)
+
+
+@command(example="prepare my.yaml")
+def prepare(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Tokenise the data of a run ahead of it, on a machine without a GPU; the run finds them by the same key."""
+    _choose_accelerator()
+    from dist_subspace.training.preview import prepare_run, prepared_text
+
+    print(prepared_text(prepare_run(config, overrides or [])))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -327,11 +381,9 @@ def _plain_notices() -> Iterator[None]:
 
 
 def _choose_accelerator() -> None:
-    """DeepSpeed warns at import that it found no GPU; say it first, where there is none."""
-    import torch
+    from dist_subspace.placement.accelerator import choose_accelerator
 
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
 
 
 def _leave_on_termination() -> None:
@@ -341,24 +393,6 @@ def _leave_on_termination() -> None:
 
 def _adapter_folder(path: str) -> Path:
     """The adapter in a run directory is its final one, else that of the newest checkpoint."""
-    from dist_subspace.checkpoint.store import newest_whole
-    from dist_subspace.interchange.description import CONFIG
-    from dist_subspace.interchange.hub_adapter import adapter_here
-    from dist_subspace.run_folder.folder import RunFolder
+    from dist_subspace.adapted.source import adapter_folder
 
-    folder = adapter_here(path, "PATH")
-    if not folder.is_dir():
-        raise UsageError(
-            f"PATH is {path!r}, which is no folder; accepted: an adapter, a checkpoint, a run directory, or a name on the Hub"
-        )
-    if (folder / CONFIG).exists():
-        return folder
-    inner = RunFolder(folder).adapter
-    if (inner / CONFIG).exists():
-        return inner
-    newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))
-    if newest is None:
-        raise UsageError(
-            f"PATH is {path!r}, which holds no adapter; looked for {CONFIG} in it, in {inner.name}/ and in checkpoints"
-        )
-    return newest
+    return adapter_folder(path)

@@ -35,7 +35,7 @@ OMP_NUM_THREADS="$(nproc)" python launch/quickstart/prepare.py ".quickstart/$tas
 say_step "fine-tuning on $processes processes: $config"
 port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
 rm -rf runs/quickstart
-deepspeed --num_accelerators "$processes" --master_addr 127.0.0.1 --master_port "$port" --no_local_rank \
+deepspeed --log_level error --num_accelerators "$processes" --master_addr 127.0.0.1 --master_port "$port" --no_local_rank \
     launch/train.py "$config" "$@"
 
 say_step "before and after"

@@ -54,6 +54,8 @@ echo "== pytest"
 status=0
 [ ${#failed[@]} -eq 0 ] || echo "FAILED before pytest: $(IFS=,; echo "${failed[*]}")"
 # A file's tests stay in one worker: they share models and processes. Distributed tests start two or three ranks besides.
-python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m "$markers" "$@" || status=$?
+# One worker more than cores: some tests wait most of their time, for ranks that are lost.
+workers="$(python -c 'import os; print(min(4, len(os.sched_getaffinity(0)) + 1))')"
+python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder -m "$markers" "$@" || status=$?
 [ ${#failed[@]} -eq 0 ] || status=1
 exit "$status"

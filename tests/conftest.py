@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import shutil
@@ -39,6 +40,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(no_gpu)
         if limits and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(TEST_TIMEOUT))
+
+
+def pytest_collection_finish() -> None:
+    # DeepSpeed collects garbage for every engine; what is imported, and the tests themselves, need no look each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_sessionfinish() -> None:

@@ -4,7 +4,7 @@ decide."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,50 +76,18 @@ def presets_table() -> str:
 
 def keys_table() -> str:
     from dist_subspace.config.schema import Config
+    from dist_subspace.report.keys import REQUIRED, key_facts
 
-    schema = Config.model_json_schema(mode="validation")
-    return markdown(("key", "accepted", "default", "meaning"), _keys(schema, schema["$defs"], ""))
-
-
-def _keys(node: dict[str, Any], defined: dict[str, Any], prefix: str) -> Iterator[tuple[str, ...]]:
-    required = node.get("required", ())
-    for name, entry in node["properties"].items():
-        if "$ref" in entry:
-            yield from _keys(defined[entry["$ref"].rpartition("/")[2]], defined, f"{prefix}{name}.")
-            continue
-        default = "required" if name in required else f"`{_yaml(entry.get('default'))}`"
-        yield f"`{prefix}{name}`", _accepted(entry), default, entry.get("description", "")
-
-
-def _accepted(node: dict[str, Any]) -> str:
-    from dist_subspace.report.tables import value_text
-
-    if "$ref" in node:
-        return "a mapping"
-    if "enum" in node:
-        return ", ".join(f"`{value}`" for value in node["enum"])
-    if "anyOf" in node:
-        return " or ".join(dict.fromkeys(map(_accepted, node["anyOf"])))
-    if "const" in node:
-        return f"`{node['const']}`"
-    kind = node.get("type", "any")
-    if kind == "array":
-        return f"list of {_accepted(node.get('items', {}))}"
-    words = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
-    limits = " and ".join(f"{word} {value_text(node[key])}" for key, word in words.items() if key in node)
-    names = {"integer": "whole number", "string": "text", "boolean": "true, false", "object": "mapping"}
-    return f"{names.get(kind, kind)} {limits}".strip()
+    rows = [
+        (f"`{key.name}`", key.accepted, key.default if key.default == REQUIRED else f"`{key.default}`", key.meaning)
+        for key in key_facts(Config.model_json_schema(mode="validation"), quote="`")
+    ]
+    return markdown(("key", "accepted", "default", "meaning"), rows)
 
 
 def _plain(accepted: str) -> str:
     """As YAML has it."""
     return ", ".join({"True": "true", "False": "false"}.get(word, word) for word in accepted.split(", "))
-
-
-def _yaml(value: Any) -> str:
-    from dist_subspace.report.tables import value_text
-
-    return "{}" if value == {} else value_text(value)
 
 
 def recipes_table() -> str:

@@ -27,9 +27,22 @@ def forked(function: Callable[..., None], *args: Any) -> ForkServerProcess:
     """A process that calls `function(*args)`; it is a child of the one that imported, which ends with this process."""
     with _environment_of_imports():
         ensure_running()
-    process = FORKING.Process(target=function, args=args)
+    process = FORKING.Process(target=_begin, args=(function, *args))
     process.start()
     return process
+
+
+def renew_threads() -> None:
+    """In a forked process, before anything else: torch makes its pool of threads anew at its first use there, and of two threads
+    that come to it at once one fails ("Invalid thread pool!"). transformers loads weights by several."""
+    import torch
+
+    torch.set_num_threads(torch.get_num_threads())
+
+
+def _begin(function: Callable[..., None], *args: Any) -> None:
+    renew_threads()
+    function(*args)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.forked import renew_threads
 from tests.ranks import ROOT, START_TIMEOUT, free_port, rank_environment
 
 Call = tuple[Any, ...]  # a function of a module, and its arguments
@@ -158,6 +159,7 @@ def _rank(rank: int, ranks: int, port: int, log: str, folder: str, call: Call) -
     for number in (1, 2):
         os.dup2(output, number)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    renew_threads()
     faulthandler.register(_STACKS, file=2, all_threads=True)
     threading.Thread(target=_leave_with_the_test, daemon=True).start()
     os.environ.clear()

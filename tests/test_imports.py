@@ -27,6 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "launchers": {"errors"},
     "cuda_allocator": set(),
+    "command_line": {"config", "__init__"},
+    "late_compile": set(),
     "launcher_processes": {"launchers"},
     "stopping": {"launcher_processes"},
     "torch_internals": set(),
@@ -41,13 +43,14 @@ ALLOWED: dict[str, set[str]] = {
     "options": {"errors"},
     "run_folder": {"errors", "atomic_files"},
     "config": {"errors", "storage"},
-    "storage": {"errors", "linear_map", "class_source", "module_places", "options", "unread_weight"},
+    "storage": {"errors", "late_compile", "linear_map", "class_source", "module_places", "options", "unread_weight"},
     "placement": {
         *(
             "errors",
             "pages",
             "families",
             "class_source",
+            "late_compile",
             "launcher_processes",
             "launchers",
             "linear_map",
@@ -73,12 +76,19 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
-    "training": BELOW_TRAINING | {"api", "advancing", "publishing", "torch_internals", "linear_map"},
+    "generation": {"errors", "families", "loading", "placement", "subspace"},
+    "training": BELOW_TRAINING
+    | {"api", "advancing", "generation", "publishing", "torch_internals", "linear_map", "metrics"},
     "api": BELOW_TRAINING,
+    "adapted": BELOW_TRAINING | {"api", "generation", "training"},
+    "talking": BELOW_TRAINING | {"adapted", "generation", "training"},
+    "evaluation": BELOW_TRAINING | {"training", "api", "adapted", "generation", "metrics"},
     "publishing": BELOW_TRAINING | {"api"},
     "doctor": BELOW_TRAINING | {"training"},
-    "__init__": BELOW_TRAINING | {"training", "api", "advancing"},
-    "cli": BELOW_TRAINING | {"training", "api", "publishing", "doctor", "cuda_allocator", "__init__"},
+    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
+    "cli": BELOW_TRAINING
+    | {"training", "api", "adapted", "talking", "evaluation", "publishing"}
+    | {"doctor", "cuda_allocator", "command_line", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

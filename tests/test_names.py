@@ -81,10 +81,23 @@ AUTO_CLASSES = {
 }
 EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
-    *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
+    *(
+        "generate",
+        "load",
+        "load_frozen",
+        "merge",
+        "methods",
+        "parameter_groups",
+        "save_adapter",
+        "summary",
+        "trainable_parameters",
+    ),
+}
+COMMANDS = {
+    *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
+    *("preview", "prepare", "push"),
 }
 TRACKERS = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"}
-COMMANDS = {"train", "methods", "inspect", "merge", "export", "import", "push", "report", "schema", "doctor"}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),

@@ -77,9 +77,10 @@ WITHOUT_OWN_TESTS = {
         ],
         "tests/subspace/reconstruction/test_prefix.py, test_prompt.py and test_p_tuning.py",
     ),
+    "training/materials.py": "tests/training/test_plan.py and tests/training/test_preview.py: the run's own, and ahead of it",
     "training/data/worker.py": "tests/training/data/test_tokenising.py: a process of its own",
     **dict.fromkeys(
-        ("training/last_words.py", "training/lost_ranks.py", "training/results.py"),
+        ("training/last_words.py", "training/lost_ranks.py"),
         "tests/faults and tests/training/test_said.py",
     ),
 }

@@ -16,15 +16,19 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from dist_subspace.atomic_files import write_text_atomic
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.folder import RunFolder, StrPath
 from dist_subspace.run_folder.status import State, read_status, write_status
 
-BEAT = 10.0  # seconds between two heartbeats
+BEAT = 10.0  # seconds between two heartbeats where nothing changes
+SOON = 1.0  # seconds between two of them where steps are made: a disk far away is not asked for more
 ALIVE = 60.0  # seconds after which a run whose heartbeat has stopped counts as dead
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -32,8 +36,11 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 class Occupancy:
     """This process's hold on a run's folder: the lock, and the status file that is kept young while it lasts."""
 
-    def __init__(self, run_dir: StrPath) -> None:
+    def __init__(self, run_dir: StrPath, in_passing: bool = False) -> None:
         """Take the folder, which must be there.
+
+        Arguments:
+            in_passing: at its release the status file is as it was.
 
         Raises:
             UsageError: another run has it. Nothing in the folder was changed then.
@@ -46,9 +53,10 @@ class Occupancy:
         except BaseException:
             self._unlock()
             raise
+        self._before = _bytes_of(self.run.status) if in_passing else None
         self._writing = threading.Lock()
         self._said: dict[str, Any] = {}
-        self._over = threading.Event()
+        self._over, self._changed = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def write(
@@ -66,19 +74,27 @@ class Occupancy:
             self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
             self._thread.start()
 
-    def reached(self, step: int) -> None:
-        """The run has made `step` steps; the next heartbeat says so."""
-        self._said["step"] = step
+    def reached(self, step: int, facts: Mapping[str, Any]) -> None:
+        """The run has made `step` steps, and stands where the facts say; the file follows, without keeping the run waiting."""
+        self._said = {**self._said, **facts, "step": step}
+        self._changed.set()
 
     def release(self) -> None:
         """End of the run: another one may come."""
         self._over.set()
+        self._changed.set()
         if self._thread is not None:
             self._thread.join()
+        if self._before is not None:
+            _put_back(self.run.status, self._before)
         self._unlock()
 
     def _beat(self) -> None:
-        while not self._over.wait(BEAT):
+        while not self._over.wait(min(SOON, BEAT)):
+            self._changed.wait(BEAT - min(SOON, BEAT))
+            self._changed.clear()
+            if self._over.is_set():
+                return
             with self._writing:
                 if self._said["state"] != "running" or not self._is_ours():
                     return
@@ -100,6 +116,19 @@ class Occupancy:
             os.close(self._descriptor)
             self._descriptor = None
         _HELD.discard(self.run.path.resolve())
+
+
+def _bytes_of(file: Path) -> bytes:
+    """Empty where there is none."""
+    try:
+        return file.read_bytes()
+    except OSError:
+        return b""
+
+
+def _put_back(file: Path, before: bytes) -> None:
+    with suppress(OSError):
+        write_text_atomic(file, before.decode()) if before else file.unlink(missing_ok=True)
 
 
 _HELD: set[Path] = set()  # by this process, which its own lock does not keep out

@@ -7,7 +7,9 @@ nothing has changed on disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,10 +131,57 @@ def restore(engine: Engine, model: nn.Module, folder: Path, state: TrainerState)
         UsageError: frozen random factors came out otherwise than in the checkpoint.
     """
     _check_frozen(model, folder)
-    tensors = broadcast_tensors(on_rank_zero_only(_read_optimizer, folder, named_trainables(model)))
-    engine.write_state(named_trainables(model), tensors, state.optimizer_steps)
+    trainables = named_trainables(model)
+    sizes = on_main(_optimizer_sizes, folder, trainables)
+    tensors = StoredState(CheckpointFolder(folder).optimizer, sizes, list(trainables))
+    engine.write_state(trainables, tensors, state.optimizer_steps)
     engine.restore_scaler(state.loss_scaler)
     _restore_schedule(model, folder, state, tensors)
+
+
+class StoredState(Mapping[str, Tensor]):
+    """The tensors of a file that rank 0 alone reads. Each is sent to all ranks when it is asked for, with those that follow it: a
+    rank holds no more of the file than `GROUP` bytes, or one tensor. Every rank asks for the same in the same order.
+
+    Arguments:
+        sizes: bytes of each tensor. first: the parameters in whose order tensors will be asked for.
+    """
+
+    GROUP = 64 << 20
+
+    def __init__(self, file: Path, sizes: Mapping[str, int], first: Sequence[str]) -> None:
+        self._file, self._sizes = file, sizes
+        place = {name: number for number, name in enumerate(first)}
+        owners = {key: next((stem for stem in _stems(key) if stem in place), "") for key in sizes}
+        self._order = sorted(sizes, key=lambda key: place.get(owners[key], len(place)))
+        self._places = {key: number for number, key in enumerate(self._order)}
+        self._here: dict[str, Tensor] = {}
+
+    def __getitem__(self, key: str) -> Tensor:
+        """Collective."""
+        start = self._places[key]
+        if key not in self._here:
+            self._here, keys, size = {}, [key], self._sizes[key]  # the old ones go before the new ones come
+            for other in self._order[start + 1 :]:
+                size += self._sizes[other]
+                if size > self.GROUP:
+                    break
+                keys.append(other)
+            self._here = broadcast_tensors(on_rank_zero_only(_read_tensors, self._file, keys))
+        return self._here[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+
+def _stems(key: str) -> Iterator[str]:
+    """What may be the name of a tensor's parameter, the longest first: `NAME` of `NAME.exp_avg`, and of `NAME.absmax1.counts`."""
+    while "." in key:
+        key = key.rpartition(".")[0]
+        yield key
 
 
 def method_state(model: nn.Module) -> dict[str, Any]:
@@ -154,7 +203,7 @@ def _restore_schedule(model: nn.Module, folder: Path, state: TrainerState, tenso
     if schedule is None:
         return
     kept = broadcast_tensors(on_rank_zero_only(_adapter_by_part, folder))
-    schedule.restore(state.method, {**tensors, **kept})
+    schedule.restore(state.method, ChainMap(kept, tensors))  # type: ignore[arg-type]
     if schedule.begun is not None:
         set_counters(schedule.late_parameters(), state.optimizer_steps - schedule.begun)
 
@@ -195,18 +244,20 @@ def on_rank_zero_only(function: Callable[..., dict[str, Tensor]], *args: Any) ->
     return kept[0] if world().is_main else None
 
 
-def _read_optimizer(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+def _optimizer_sizes(folder: Path, trainables: Mapping[str, nn.Parameter]) -> dict[str, int]:
+    """Bytes of each tensor of the optimizer's file, which fits the parameters."""
     file = CheckpointFolder(folder).optimizer
     with safe_open(file, framework="pt", device="cpu") as handle:
-        tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
-    absent = [name for name in trainables if f"{name}.{MASTER}" not in tensors]
+        shapes = {key: handle.get_slice(key).get_shape() for key in handle.keys()}  # noqa: SIM118
+    sizes = {key: math.prod(shape) for key, shape in shapes.items()}
+    absent = [name for name in trainables if f"{name}.{MASTER}" not in sizes]
     if absent:
         raise UsageError(f"{file} has no state for {absent[0]}; it belongs to another method or base model")
     for name, parameter in trainables.items():
-        stored, here = tensors[f"{name}.{MASTER}"].numel(), full_numel(parameter)
+        stored, here = sizes[f"{name}.{MASTER}"], full_numel(parameter)
         if stored != here:
             raise UsageError(
                 f"{file} has {stored:,} values for {name}, which has {here:,} here; it belongs to another rank, "
                 "or to another base model"
             )
-    return tensors
+    return {key: 4 * numel for key, numel in sizes.items()}  # float32

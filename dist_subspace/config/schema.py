@@ -30,6 +30,9 @@ class ModelSection(Section):
     """The frozen model: where it is, and in which bytes it is held."""
 
     path: Text = Field(description="A transformers model folder with safetensors, or a Hub name.")
+    revision: Text | None = Field(
+        default=None, description="Branch, tag or commit of a Hub name; null: the newest of its main branch."
+    )
     task: names.Task = Field(default="causal-lm", description="Which head the model has (the transformers auto class).")
     storage: Text = Field(default="nf4", description="How the large linear weights are held.")
     storage_options: dict[str, Any] = Field(default={}, description="The storage's own further options.")
@@ -38,7 +41,9 @@ class ModelSection(Section):
         default=None, description="How a language model's head is held; null: in the type of the computation."
     )
     dtype: DtypeName | None = Field(
-        default=None, description="Type of all else and of the computation; null: a float storage's own, else bfloat16."
+        default=None,
+        description="Type of all else and of the computation; null: a float storage's own, else bfloat16, or float32 on a CPU "
+        "without 16-bit products.",
     )
     attn_implementation: Text | None = Field(
         default=None, description="Attention of transformers (sdpa, eager, ...); null: its choice."
@@ -121,7 +126,11 @@ class DataSection(Section):
         default=None, description="A file or Hub data set, or the fraction of the training data that is held out."
     )
     format: names.Format = Field(default="alpaca", description="Which columns a record has, and how they become text.")
-    max_length: int = Field(default=2048, ge=2, description="Most tokens of a sample, and of a packed row.")
+    max_length: int = Field(
+        default=2048,
+        ge=2,
+        description="Most tokens of a sample, of a packed row; unset: at most the model's positions.",
+    )
     packing: bool = Field(default=True, description="Several samples in a row, kept apart in attention and positions.")
     template: Text | None = Field(
         default=None, description="Replaces alpaca's prompt: text with {instruction}, {input} or any column."
@@ -213,6 +222,11 @@ class TrainingSection(Section):
     )
     on_nonfinite: names.OnNonfinite = Field(
         default="skip", description="What to do with a step whose loss or gradient is not finite."
+    )
+    early_stopping_patience: Count | None = Field(
+        default=None,
+        description="End after so many evaluations in a row without a better checkpoint.metric_for_best_model (unset: the "
+        "loss); null: never.",
     )
     max_time: Seconds | None = Field(
         default=None, description="Save and stop after so many seconds, or hh:mm:ss; null: no limit."
@@ -326,6 +340,9 @@ class RunSection(Section):
     )
     hub_private_repo: bool | None = Field(
         default=None, description="Whether a new repository there is private; null: as its owner's account has it."
+    )
+    profile: Count | None = Field(
+        default=None, description="Trace so many steps with torch's profiler, into the run's folder; null: none."
     )
 
 

@@ -68,6 +68,9 @@ def parse(text: str, source: str) -> Any:
         loader.dispose()
 
 
-def text_of(value: Any) -> str:
-    """YAML that `parse` reads back to the same value."""
+def text_of(value: Any, in_a_line: bool = False) -> str:
+    """YAML that `parse` reads back to the same value; `in_a_line` gives a mapping of mappings a line each, without its end."""
+    if in_a_line:
+        flow: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "width": 10**9, "default_flow_style": True}
+        return "\n".join(f"{key}: {yaml.dump(inner, Dumper=_Dumper, **flow).strip()}" for key, inner in value.items())
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -41,6 +41,7 @@ def examine(path: str, overrides: list[str], speaks: bool, is_chair: bool) -> di
         "batch": [training.global_batch_size, training.per_device_train_batch_size],
         "uses": [use.__dict__ for use in uses(config)],
         "hub model": _hub_model(config.model.path),
+        "hub revision": config.model.revision,
         "model": None,
     }
     from dist_subspace.training.plan import check_settings
@@ -126,16 +127,16 @@ def _examine_model(config: Any, found: dict[str, Any], refused: list[str], is_ch
     from dist_subspace.loading.load import local_folder
     from dist_subspace.loading.tokenizer import load_tokenizer
     from dist_subspace.subspace import resolve
-    from dist_subspace.training.plan import check_fits
+    from dist_subspace.training.materials import fitted
     from dist_subspace.training.sections import subspace_config
 
-    folder = local_folder(config.model.path)
+    folder = local_folder(config.model.path, config.model.revision)
     if folder is None:
         return
     found["model"] = _tried(refused, base_fingerprint, folder)
     _tried(refused, load_tokenizer, str(folder), config.model.tokenizer, config.model.trust_remote_code)
     if not refused and config.subspace.init_from is None:
-        _tried(refused, lambda: check_fits(folder, config, resolve(subspace_config(config))))
+        _tried(refused, lambda: fitted(folder, config, resolve(subspace_config(config)), lambda sentence: None))
         if is_chair:
             try:
                 found["needs"] = needs(config, folder)

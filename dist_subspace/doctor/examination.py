@@ -69,7 +69,7 @@ def examine_self(place: Place, asked: Asked, token: str, begin: Callable[[str, f
         run("network", network.examine)
         places = [disks.Use(**use) for use in said.get("uses") or []] or configuration.uses(None)
         run("disks", disks.examine, places, token, place.rank)
-        run("hub", hub.examine, said.get("hub model"))
+        run("hub", hub.examine, said.get("hub model"), said.get("hub revision"))
     return found
 
 

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dist_subspace.doctor.findings import REFUSED, REMARK, Finding
 from dist_subspace.doctor.ranks import Ranks, alike, picked
@@ -23,9 +24,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
 
 
-def examine(model: str | None) -> dict[str, Any]:
+def examine(model: str | None, revision: str | None = None) -> dict[str, Any]:
     """Arguments:
     model: `model.path` where it is a name of the Hub, else None.
+    revision: `model.revision`.
     """
     found: dict[str, Any] = {"offline": os.environ.get("HF_HUB_OFFLINE", "").upper() in TRUE, "answer": None}
     token = _token()
@@ -34,9 +36,11 @@ def examine(model: str | None) -> dict[str, Any]:
     if not found["offline"]:
         found["answer"] = _ask(f"{endpoint}/api/models?limit=1", None)
     if model is not None:
-        found |= {"model": model, "here": _is_here(model), "access": None}
+        found |= {"model": model, "revision": revision, "here": _is_here(model, revision), "access": None}
         if found["answer"] == 200:
             found["access"] = _ask(f"{endpoint}/api/models/{model}/auth-check", token)
+        if found["access"] == 200 and revision is not None:
+            found["has revision"] = _ask(f"{endpoint}/api/models/{model}/revision/{quote(revision, safe='')}", token)
     return found
 
 
@@ -64,6 +68,13 @@ def judge(ranks: Ranks) -> Iterator[Finding]:
             )
         elif not here and facts["access"] != 200:
             yield Finding(KIND, "model", where, *_refused(facts), REFUSED)
+        elif not here and facts.get("has revision", 200) != 200:
+            what = (
+                f"the Hub has no revision {facts['revision']!r} of {facts['model']!r} (status {facts['has revision']})"
+            )
+            yield Finding(
+                KIND, "model", where, what, "correct model.revision: a branch, a tag or a whole commit", REFUSED
+            )
         elif not reached and not facts["offline"]:
             yield Finding(
                 KIND,
@@ -102,12 +113,12 @@ def _token() -> str | None:
         return os.environ.get("HF_TOKEN")
 
 
-def _is_here(model: str) -> bool:
+def _is_here(model: str, revision: str | None) -> bool:
     """Whether the cache holds the model's weights, whole by their index."""
     from dist_subspace.loading.index import open_checkpoint
     from dist_subspace.loading.load import local_folder
 
-    folder = local_folder(model)
+    folder = local_folder(model, revision)
     if folder is None:
         return False
     try:

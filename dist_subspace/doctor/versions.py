@@ -15,7 +15,7 @@ from typing import Any
 
 from dist_subspace.doctor.findings import ABSENT, PACKAGES, REMARK, Finding
 from dist_subspace.doctor.ranks import Ranks, alike, picked
-from dist_subspace.placement.versions import ALIKE, package_digest
+from dist_subspace.placement.versions import ALIKE, commit, package_digest
 
 KIND = "versions"
 OWN = "dist_subspace"
@@ -59,7 +59,7 @@ def examine() -> dict[str, Any]:
         "versions": found,
         "broken": broken,
         "python": sys.executable,
-        "commit": _commit(),
+        "commit": commit(),
         "kernel": platform.release(),
     }
 
@@ -145,21 +145,6 @@ def driver_version() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.split()[0] if done.returncode == 0 and done.stdout.strip() else None
-
-
-def _commit() -> str | None:
-    """Of the checkout that this package lies in, and whether files of the package are changed; None where it lies in none."""
-    folder = Path(__file__).parents[1]
-    git = ["git", "-c", f"safe.directory={folder.parent}", "-C", str(folder)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, timeout=10)
-        tracked = subprocess.run([*git, "ls-files", "--error-unmatch", "cli.py"], capture_output=True, timeout=10)
-        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if head.returncode or tracked.returncode:
-        return None
-    return head.stdout.strip() + (", changed" if changed.stdout.strip() else "")
 
 
 def _python(found: dict[int, Any], places: list[int]) -> str:

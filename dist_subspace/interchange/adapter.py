@@ -23,7 +23,7 @@ from dist_subspace.interchange.description import CONFIG, OWN, WEIGHTS, config_t
 from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.tensor_names import FACTOR, file_key
 from dist_subspace.interchange.tokenizer_files import has_tokenizer, move_files, write_tokenizer
-from dist_subspace.loading.load import local_folder
+from dist_subspace.loading.load import source_folder
 from dist_subspace.placement.collectives import agreed, on_main, world
 from dist_subspace.placement.tensors import gathered, whole_on_main
 from dist_subspace.subspace import (
@@ -115,15 +115,19 @@ def save_adapter(
 
 def base_tokenizer(model: nn.Module) -> Path | None:
     """The folder that the model was loaded from, where it holds a tokenizer that knows every token of the adapter."""
-    source = local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
+    source = source_folder(model)
     return source if has_tokenizer(source) and not attached(model).config.new_tokens else None
 
 
-def complete_adapter(checkpoint: Path, folder: Path) -> None:
-    """Local: a checkpoint's adapter as a folder that needs nothing beside it."""
+def complete_adapter(checkpoint: Path, folder: Path, beside: Mapping[str, Any] | None = None) -> None:
+    """Local: a checkpoint's adapter as a folder that needs nothing beside it.
+
+    Arguments:
+        beside: further entries of its description, which say what whoever uses it should know.
+    """
     adapter = AdapterFolder(checkpoint, verify=True)
     run_files = ("factors", "statistics")
-    ours = {key: value for key, value in adapter.ours.items() if key not in run_files}
+    ours = {key: value for key, value in adapter.ours.items() if key not in run_files} | dict(beside or {})
     write_adapter(folder, adapter.all_tensors(), adapter.described | {OWN: ours})
 
 

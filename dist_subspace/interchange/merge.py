@@ -28,7 +28,7 @@ from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
-from dist_subspace.loading.load import DTYPES, local_folder
+from dist_subspace.loading.load import DTYPES, source_folder
 from dist_subspace.loading.transformers_internals import (
     SplitStack,
     expected_parameters,
@@ -282,7 +282,7 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         config.save_pretrained(hidden)
         if getattr(model, "generation_config", None) is not None:
             _save_generation_config(model, hidden)
-        source = local_folder(getattr(model.config, "name_or_path", None)) or Path("no such folder")
+        source = source_folder(model) or Path("no such folder")
         names = [file.name for file in source.glob("*.py")] if getattr(config, "auto_map", None) else []
         copy_files(source, names, hidden)
         write_tokenizer(source if tokenizer is None else tokenizer, hidden)

@@ -12,10 +12,11 @@ from dist_subspace.families.classes import task_of_class
 from dist_subspace.families.configuration import text_config
 from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.families.names import ends_with
-from dist_subspace.interchange.base_model import base_name
+from dist_subspace.interchange.base_model import base_name, is_local
 from dist_subspace.interchange.description import FORMAT, OWN, STACKS, TURNED
 from dist_subspace.interchange.fitting import taken_as_turned
 from dist_subspace.interchange.model_card import PEFT_TASKS
+from dist_subspace.loading.load import source_revision
 from dist_subspace.loading.own_class import own_class
 from dist_subspace.storage import FrozenLinear, FrozenStack, PackedLinear
 from dist_subspace.subspace import Attachment, Settings, StackedPart, SubspaceLinear, attached, file_options_of
@@ -43,6 +44,7 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
     described: dict[str, Any] = {
         "peft_type": _peft_type(model),
         "base_model_name_or_path": base_name(path),
+        **_revision(model, path),
         "task_type": _task_type(model, attachment.saved_modules),
         "inference_mode": True,
         "target_modules": _endings(model, attachment.layers),
@@ -74,6 +76,12 @@ def adapter_config(model: nn.Module, base_model: str | None = None) -> dict[str,
         **_own_class(model, [*parts, *attachment.saved_modules]),
     }
     return described | {OWN: {"format": FORMAT, **about, **ours}}
+
+
+def _revision(model: nn.Module, path: str | None) -> dict[str, str]:
+    """PEFT's entry for the revision of a hub name, where one was asked for."""
+    revision = source_revision(model)
+    return {} if revision is None or is_local(base_name(path) or ".") else {"revision": revision}
 
 
 def _own_class(model: nn.Module, modules: list[str]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def tokenizer_of(folder: Path) -> Any:
         if has_tokenizer(place) and (place == folder or run_model(run)):
             return place
     model = run_model(run)
-    base = local_folder(model.get("path"))
+    base = local_folder(model.get("path"), model.get("revision"))
     if base is None:
         return None
     if not model.get("tokenizer") and not model.get("new_tokens"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from dist_subspace.loading.held_weight import AsHeld, HeldBytes, HeldWeight
 from dist_subspace.loading.index import CheckpointIndex
-from dist_subspace.loading.joined_bytes import joined
+from dist_subspace.loading.joined_bytes import JoinedBytes, joined
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.own_parts import Check, Look, OwnParts
 from dist_subspace.loading.ranges import RangeReader
@@ -52,7 +52,7 @@ class Quantised:
         self.weights: dict[str, HeldWeight] = {
             key: weight for key in index for weight in [index.held(key)] if weight is not None
         }
-        self.kept: set[str] = set()  # what operators and stacks were made of
+        self.kept: dict[str, AsHeld] = {}  # what operators and stacks were made of
         held = {key: weight.as_held(storage) for key, weight in self.weights.items()}
         self.taken: dict[str, AsHeld] = {key: how for key, how in held.items() if how is not None}
 
@@ -84,19 +84,23 @@ class Quantised:
         look = (self.index.layout(key), watch, end) if self.dtype == torch.float16 else None
         operator = pieces.operator(place.tensors(as_held, pieces, look), **rest)
         operator.set_plain_values(as_held.plain)
-        self.kept.add(key)
+        self.kept[key] = as_held
         return operator
 
-    def stack(self, layout: Layout, pieces: PieceWise) -> AsHeld | None:
-        """How the storage takes the bytes of a stack of experts `(experts, d_out, d_in)`, each packed by these pieces."""
-        if (
-            self.dtype == torch.float16 or not self.weights
-        ):  # numbers that it may not hold are looked at while they are packed
+    def stack(self, layout: Layout, transposed: bool) -> JoinedBytes | None:
+        """How the storage takes the bytes of a stack of experts `(experts, d_out, d_in)`; None where they are packed anew.
+
+        Arguments:
+            transposed: whether the model holds `(experts, d_in, d_out)`.
+        """
+        in_pieces, shape = storage_info(self.storage).in_pieces, (layout.shape[1], layout.shape[2])
+        # Numbers that float16 may not hold are looked at while they are packed.
+        if self.dtype == torch.float16 or not self.weights or in_pieces is None:
             return None
-        as_held = joined(layout, self.index.held, self.storage, pieces)
-        if as_held is not None:
-            self.kept.update(layout.keys)
-        return as_held
+        found = joined(layout, self.index.held, self.storage, lambda options: in_pieces(shape, transposed, **options))
+        if found is not None:
+            self.kept.update(dict.fromkeys(layout.keys, found.as_held))
+        return found
 
     def notes(self, alone: Collection[str]) -> list[str]:
         """What becomes of the quantised weights, one sentence for each format.
@@ -104,32 +108,43 @@ class Quantised:
         Arguments:
             alone: keys that are parameters by themselves, and not joined to others or split.
         """
-        groups: dict[tuple[str, bool, str | None], list[str]] = {}
+        groups: dict[tuple[str, bool | None, bool | None, str | None], list[str]] = {}
         for key, weight in self.weights.items():
-            groups.setdefault((weight.kind, key in self.kept, weight.storage if key in alone else None), []).append(key)
-        return [self._note(kind, taken, better, keys) for (kind, taken, better), keys in groups.items()]
+            has, kept = self._double(self.taken.get(key)), self._double(self.kept.get(key))
+            better = weight.storage if key in alone else None
+            groups.setdefault((weight.kind, has, kept, better), []).append(key)
+        return [self._note(kind, has, kept, better, keys) for (kind, has, kept, better), keys in groups.items()]
 
-    def _note(self, kind: str, taken: bool, better: str | None, keys: list[str]) -> str:
+    def _double(self, how: AsHeld | None) -> bool | None:
+        """Whether statistics are quantised too in bytes that are taken so; None for none."""
+        return None if how is None else bool(how.options.get("double_quant", self.options.get("double_quant", False)))
+
+    def _note(self, kind: str, has: bool | None, kept: bool | None, better: str | None, keys: list[str]) -> str:
+        """has, kept: `_double` of the file's bytes, and of those that were made of them."""
         held = f"{self.index.folder} holds {keys[0]}{f' and {len(keys) - 1} more' if keys[1:] else ''} in {kind}"
-        if taken:
-            differ = self._other_options(keys)
-            return f"{held}, and so does {self.storage}: their bytes are kept as they are{differ}"
-        kept = f"; model.storage {better} keeps them as they are" if better else ""
+        if kept is not None:
+            taken = f"{held}, and so does {self.storage}"
+            if has and not kept:
+                return (
+                    f"{taken}: their codes are kept as they are, and their quantised statistics are held as the float32 numbers "
+                    "that they stand for, because several weights of the file become one"
+                )
+            return f"{taken}: their bytes are kept as they are{self._other_options(kept)}"
+        instead = f"; model.storage {better} keeps them as they are" if better else ""
         name = str(self.dtype).removeprefix("torch.")
         if storage_info(self.storage).dtype is None:
-            once = kept or "; of the 16-bit model they would be rounded once"
+            once = instead or "; of the 16-bit model they would be rounded once"
             return f"{held}, which become {name} numbers and are quantised again as {self.storage}: rounded twice{once}"
         small = sum(self.weights[key].nbytes for key in keys)
         large = sum(self.weights[key].numel for key in keys) * self.dtype.itemsize
-        return f"{held}, which become {name} numbers, in {_size(large)} instead of {_size(small)}{kept}"
+        return f"{held}, which become {name} numbers, in {_size(large)} instead of {_size(small)}{instead}"
 
-    def _other_options(self, keys: Iterable[str]) -> str:
+    def _other_options(self, kept: bool) -> str:
         """Where the file's bytes are not those that the storage's options ask for."""
-        asked = self.options.get("double_quant")
-        held = {self.taken[key].options.get("double_quant", asked) for key in keys if key in self.taken} or {asked}
-        if held == {asked}:
+        asked = self.options.get("double_quant", kept)
+        if kept == asked:
             return ""
-        have = "are" if True in held else "are not"
+        have = "are" if kept else "are not"
         return f", and their statistics {have} quantised too, although model.double_quant is {str(asked).lower()}"
 
 

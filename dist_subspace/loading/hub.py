@@ -68,13 +68,21 @@ def is_hub_name(path: str) -> bool:
     return bool(path) and not is_path
 
 
-def cached(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path | None:
-    """The copy of a repository on this machine, whole as far as these files go; None where there is none. No hub is asked."""
+def cached(name: str, files: tuple[str, ...] = MODEL_FILES, revision: str | None = None) -> Path | None:
+    """The copy of a repository on this machine, whole as far as these files go; None where there is none. No hub is asked.
+
+    Arguments:
+        revision: branch, tag or commit; None: the main branch.
+    """
     from huggingface_hub import snapshot_download
 
     small = [pattern for pattern in files if pattern != WEIGHTS]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=small, ignore_patterns=[_INSIDE], local_files_only=True))
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=small, ignore_patterns=[_INSIDE], local_files_only=True
+            )
+        )
         if WEIGHTS in files:
             weight_files(folder)
         if not all((folder / name).exists() for name in files if "*" not in name):
@@ -84,38 +92,43 @@ def cached(name: str, files: tuple[str, ...] = MODEL_FILES) -> Path | None:
     return folder
 
 
-def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES) -> Path:
+def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES, revision: str | None = None) -> Path:
     """The files of a repository as the hub has them now, in this machine's cache: what its folders hold (other formats, the
     makers' own) is left there, and weights that transformers would not read. Where the hub cannot be asked, a whole copy that is
-    there already is taken, and said (`Notice`).
+    there already is taken, and said (`Notice`). A commit never changes: a whole copy of one is taken without a question.
 
     Arguments:
         field: the key of the configuration that names the repository.
+        revision: branch, tag or commit; None: the main branch.
 
     Raises:
         UsageError: names the host, the repository, how often it was tried, why it was not given, and what to do.
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    copy = cached(name, files)
+    copy = cached(name, files, revision)
+    if copy is not None and copy.name == revision:
+        return copy
 
     def ask() -> Path:
-        info = HfApi().model_info(name, timeout=ANSWER)  # of which no older copy answers, as one does below
+        # No older copy answers it, as one does below.
+        info = HfApi().model_info(name, revision=revision, timeout=ANSWER)
         listed = [str(sibling.rfilename) for sibling in info.siblings or ()]
         wanted = [file for file in listed if _is_small(file, files)]
-        folder = Path(snapshot_download(name, allow_patterns=wanted))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
         if WEIGHTS in files and (weights := weight_names(folder, listed)):
-            folder = Path(snapshot_download(name, allow_patterns=[*wanted, *weights]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, *weights]))
         if folder.name != info.sha:
             raise ConnectionError(f"it changed from {info.sha} to {folder.name} while it was read")
         return folder
 
     try:
-        return asked(ask, name, field, waits=WAITS if copy is None else WAITS[:1])
+        return asked(ask, name, field, waits=WAITS if copy is None else WAITS[:1], revision=revision)
     except UsageError as error:
         if copy is None:
             raise
-        say(f"the copy of {name} in this machine's cache (commit {copy.name[:12]}) is taken: {error}")
+        of = "" if revision is None else f" at {revision}"
+        say(f"the copy of {name}{of} in this machine's cache (commit {copy.name[:12]}) is taken: {error}")
         return copy
 
 
@@ -127,16 +140,24 @@ def _is_small(file: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(file, pattern) for pattern in patterns if pattern != WEIGHTS)
 
 
-def asked(ask: Callable[[], T], name: str, field: str, waits: tuple[float, ...] | None = None) -> T:
+def asked(
+    ask: Callable[[], T],
+    name: str,
+    field: str,
+    waits: tuple[float, ...] | None = None,
+    revision: str | None = None,
+) -> T:
     """What `ask` gives, at the latest after as many waits as there are.
 
     Raises:
         UsageError: as `fetch`.
     """
 
+    what = f"{field} is {name!r}" if revision is None else f"{field} is {name!r} at model.revision {revision!r}"
+
     def refusal(fault: Fault, tries: str) -> UsageError:
         return UsageError(
-            f"{field} is {name!r}, which is not here, and {endpoint()} did not give it to {socket.gethostname()} in "
+            f"{what}, which is not here, and {endpoint()} did not give it to {socket.gethostname()} in "
             f"{tries} ({fault.reason}); accepted: {fault.accepted}"
         )
 
@@ -182,6 +203,8 @@ def fault_of(error: BaseException, name: str) -> Fault:
         if isinstance(cause, OSError) and cause.errno in _DISK:
             free = _free(_cache())
             return Fault(f"{cause.strerror}: {_cache()}{free}", "another HF_HOME, or space in this one")
+        if type(cause).__name__ == "RevisionNotFoundError":
+            return Fault("HTTP 404: it has no such revision", f"a branch, a tag or a whole commit of {name}")
         response = getattr(cause, "response", None)
         if response is not None and getattr(response, "status_code", 200) >= 400:
             status = int(response.status_code)

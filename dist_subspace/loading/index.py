@@ -17,13 +17,20 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.held_weight import HeldWeight
+from dist_subspace.loading.held_weight import TYPES, HeldWeight
 from dist_subspace.loading.layout import Layout
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 PIECE = 1 << 22  # elements that are compared at a time
+# What can be read whole, by safetensors' names.
+_ALL_TYPES = TYPES | {
+    "BOOL": torch.bool,
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (16, 32, 64)},
+    **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (16, 32, 64)},
+    "C64": torch.complex64,
+}
 # Two tensors of a checkpoint, and the type in which they are compared.
 Pair = tuple[str, str, torch.dtype]
 
@@ -67,11 +74,28 @@ class CheckpointIndex:
         return Layout.of(key, self.shapes[key])
 
     def read(self, key: str) -> Tensor:
-        """One tensor, in the checkpoint's own type, on the CPU."""
-        with safe_open(self.files[key], framework="pt", device="cpu") as handle:
-            tensor = handle.get_tensor(key)
-        self.bytes_read.total += tensor.nbytes
+        """One tensor, in the checkpoint's own type, on the CPU.
+
+        Raises:
+            UsageError: of a type that is not read, or the file has become shorter, or the system cannot read it.
+        """
+        kind = _ALL_TYPES.get(self.types[key])
+        if kind is None:
+            raise UsageError(f"{self.files[key]} holds {key} as {self.types[key]}; accepted: {', '.join(_ALL_TYPES)}")
+        tensor = torch.empty(self.shapes[key], dtype=kind)
+        self._fill(key, 0, tensor)
         return tensor
+
+    def _fill(self, key: str, start: int, tensor: Tensor) -> None:
+        """Read the values of a tensor of the file from byte `start` on."""
+        values = memoryview(tensor.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        file = self.files[key]
+        try:
+            with file.open("rb", buffering=0) as handle:
+                read_fully(handle.fileno(), self.spans[key][0] + start, values, file, key)
+        except OSError as error:
+            raise unreadable(file, error) from error
+        self.bytes_read.total += len(values)
 
     def size(self, key: str) -> int:
         """Bytes of a tensor's values."""
@@ -91,18 +115,38 @@ class CheckpointIndex:
         if not shape:
             return torch.equal(self.read(one).to(dtype), self.read(other).to(dtype))
         first, last = shape[0] * number // count, shape[0] * (number + 1) // count
-        self.bytes_read.total += (self.size(one) + self.size(other)) * (last - first) // max(1, shape[0])
         rows = max(1, PIECE // max(1, torch.Size(shape[1:]).numel()))
-        with (
-            safe_open(self.files[one], framework="pt", device="cpu") as one_file,
-            safe_open(self.files[other], framework="pt", device="cpu") as other_file,
-        ):
-            left, right = one_file.get_slice(one), other_file.get_slice(other)
-            ranges = [slice(start, min(start + rows, last)) for start in range(first, last, rows)]
-            return all(torch.equal(left[here].to(dtype), right[here].to(dtype)) for here in ranges)
+        ranges = [(start, min(start + rows, last)) for start in range(first, last, rows)]
+        return all(torch.equal(self._rows(one, *own).to(dtype), self._rows(other, *own).to(dtype)) for own in ranges)
+
+    def _rows(self, key: str, first: int, last: int) -> Tensor:
+        """Rows of a tensor of the file, `[first, last)` of its first dimension."""
+        shape = self.shapes[key]
+        rows = torch.empty((last - first, *shape[1:]), dtype=_ALL_TYPES[self.types[key]])
+        self._fill(key, first * (self.size(key) // max(1, shape[0])), rows)
+        return rows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
+
+
+def read_fully(descriptor: int, place: int, values: memoryview, file: Path, key: str) -> None:
+    """Fill `values` with the bytes of a file from `place` on.
+
+    Raises:
+        UsageError: it ends before, as one does that was cut after it had been opened. OSError: the system cannot read it.
+    """
+    done = 0
+    while done < len(values):
+        count = os.preadv(descriptor, [values[done:]], place + done)
+        if count == 0:
+            raise UsageError(f"{file} is cut short: it ends within {key}; copy or download it again")
+        done += count
+
+
+def unreadable(file: Path, error: OSError) -> UsageError:
+    """What is said of a file that the system cannot read."""
+    return UsageError(f"{file} cannot be read ({error.strerror}); copy or download it again")
 
 
 def open_checkpoint(folder: str | Path) -> CheckpointIndex:

@@ -1,13 +1,13 @@
 """Stacks of experts that a file holds as the storage does: which bytes of which experts' weights are the stack's.
 
 A stack is its experts' rows one below another, and so are its codes; its scales are rows of blocks. Where every expert's weight,
-or the two that are joined to one, gives whole rows of blocks, the bytes of the stack are theirs one behind the other.
+or the two that are joined to one, gives whole blocks, the bytes of the stack are theirs one behind the other.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -17,6 +17,18 @@ from torch import Tensor
 from dist_subspace.loading.held_weight import AsHeld, HeldWeight, ReadBytes
 from dist_subspace.loading.layout import Layout
 from dist_subspace.storage import PieceWise
+
+# How the storage packs one expert, with these options of it.
+PiecesOf = Callable[[Mapping[str, object]], PieceWise]
+
+
+@dataclass(frozen=True)
+class JoinedBytes:
+    """pieces: how each expert is packed. as_held: what the stack's tensors are read from. plain: each expert's plain values."""
+
+    pieces: PieceWise
+    as_held: AsHeld
+    plain: tuple[Mapping[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -31,32 +43,43 @@ class Rows:
     rows: int
 
 
-def joined(layout: Layout, held: Callable[[str], HeldWeight | None], storage: str, pieces: PieceWise) -> AsHeld | None:
+def joined(
+    layout: Layout, held: Callable[[str], HeldWeight | None], storage: str, pieces_of: PiecesOf
+) -> JoinedBytes | None:
     """How the storage takes the bytes of a stack `(experts, d_out, d_in)`; None where it would not hold the same numbers.
 
     Arguments:
         held: how the file holds the weight with a key.
-        pieces: of one expert.
     """
-    d_out, d_in = pieces.shape
-    taken: list[AsHeld] = []
-    sizes: dict[str, list[int]] = {name: [] for name in pieces.tensors}
-    for rows in rows_of(layout) or ():
-        weight, last = held(rows.key), rows.row + rows.rows == d_out
-        if weight is None or weight.shape[-1] != d_in or pieces.late:
-            return None
-        how = weight.rows_as_held(storage, rows.first, rows.rows)
-        begun, within = divmod(rows.row * d_in, pieces.unit)  # a unit is a row, or a row of blocks
-        if how is None or how.plain or within:
-            return None
-        taken.append(how)
-        for name, spec in pieces.tensors.items():
-            before, many = begun * spec.per_unit, rows.rows * d_in // pieces.unit * spec.per_unit
-            sizes[name].append(spec.numel - before if last else many)
-    if not taken:
+    experts, d_out, d_in = layout.shape
+    parts = rows_of(layout) or []
+    weights = [held(part.key) for part in parts]
+    if not parts or any(weight is None or weight.shape[-1] != d_in for weight in weights):
         return None
-    sources = {name: _Joined([one.tensors[name] for one in taken], sizes[name]).read for name in sizes}
-    return AsHeld(taken[0].options, sources)
+    whole = len(parts) == experts and all(weight is not None and weight.shape == (d_out, d_in) for weight in weights)
+    taken = [
+        weight.as_held(storage) if whole else weight.rows_as_held(storage, part.first, part.rows)
+        for weight, part in zip(weights, parts, strict=True)
+        if weight is not None
+    ]
+    found = [how for how in taken if how is not None]
+    if len(found) < len(parts) or any(how.options != found[0].options for how in found):
+        return None
+    pieces = pieces_of(found[0].options)
+    specs = {**pieces.tensors, **(pieces.late if whole else {})}
+    if not whole and (pieces.late or any(how.plain for how in found)):
+        return None
+    sizes: dict[str, list[int]] = {name: [] for name in specs}
+    for part in parts:
+        begun, within = divmod(part.row * d_in, pieces.unit)  # a unit is a block, a row, or a row of blocks
+        if within:
+            return None
+        for name, spec in specs.items():
+            before, many = begun * spec.per_unit, part.rows * d_in // pieces.unit * spec.per_unit
+            sizes[name].append(spec.numel - before if part.row + part.rows == d_out else many)
+    sources = {name: _Joined([how.tensors[name] for how in found], sizes[name]).read for name in specs}
+    plain = tuple(how.plain for how in found) if whole else ({},) * experts
+    return JoinedBytes(pieces, AsHeld(found[0].options, sources), plain)
 
 
 def rows_of(layout: Layout) -> list[Rows] | None:

@@ -54,6 +54,7 @@ def load_frozen(
     storage_options: Mapping[str, Any] | None = None,
     head_storage: str | None = None,
     attn_implementation: str | None = None,
+    revision: str | None = None,
     trust_remote_code: bool = False,
     experts_at_once: int = AT_ONCE,
     device: str | torch.device | None = None,
@@ -79,6 +80,7 @@ def load_frozen(
             fp32, float16 for fp16, bfloat16 otherwise.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
         head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
+        revision: branch, tag or commit of a hub name; unset: its main branch.
         experts_at_once: how many matrices of a mixture's experts are dequantised at once, at most.
         device: where the weights go without `deepspeed`; unset: the accelerator, else the CPU.
         seed: of the initial values of a head that the checkpoint lacks.
@@ -97,13 +99,13 @@ def load_frozen(
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
         join_ranks()
-        download(path)
+        download(path, revision=revision)
     elif not _is_folder(path):
-        fetch(_hub_name(path, "model.path"), "model.path")
+        fetch(_hub_name(path, "model.path"), "model.path", revision=revision)
     together = agreed if deepspeed is not None else _alone
     with together("reading the model's configuration"):
         stage_config = read_placement(deepspeed)
-        folder = resolve_folder(path)
+        folder = resolve_folder(path, revision)
         config = model_config(folder, trust_remote_code, **config_changes)
         if not _is_folder(path):
             config.name_or_path = str(path)  # and not this machine's copy: adapters name their base by it
@@ -125,6 +127,7 @@ def load_frozen(
     with together("planning the load"):
         stream = Stream(model, index, plan, storage, options, kind, seed, head)
         _FRESH[model], _READ[model] = stream.fresh_modules(), index.bytes_read
+        remember_source(model, folder, revision)
     with together("reading the model's weights"):
         stream.run(splitter, progress)
         if splitter.splits:
@@ -156,6 +159,23 @@ def bytes_read(model: nn.Module) -> int:
     return _READ[model].total
 
 
+def remember_source(model: nn.Module, folder: Path, revision: str | None) -> None:
+    """Keep where a model's files lie on this machine, and the revision of a hub name that was asked for."""
+    _SOURCE[model] = folder, revision
+
+
+def source_folder(model: nn.Module) -> Path | None:
+    """Where the files lie that a model was read from; None where they are not here."""
+    folder = _SOURCE.get(model, (None, None))[0]
+    return folder or local_folder(getattr(getattr(model, "config", None), "name_or_path", None))
+
+
+def source_revision(model: nn.Module) -> str | None:
+    """The revision of its hub name that a model was asked for by; None where none was."""
+    return _SOURCE.get(model, (None, None))[1]
+
+
+_SOURCE: WeakKeyDictionary[nn.Module, tuple[Path, str | None]] = WeakKeyDictionary()
 _FRESH: WeakKeyDictionary[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
 _READ: WeakKeyDictionary[nn.Module, BytesRead] = WeakKeyDictionary()
 
@@ -186,9 +206,15 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def resolve_folder(path: str | Path) -> Path:
-    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node."""
+def resolve_folder(path: str | Path, revision: str | None = None, files: tuple[str, ...] = MODEL_FILES) -> Path:
+    """A local folder, or the local copy of a hub name, which `download` brings up to date first, once a node: whole as far as
+    these files go.
+
+    Raises:
+        UsageError: neither, a folder that cannot be read, or one that is given a revision.
+    """
     if _is_folder(path):
+        check_revision(path, revision)
         local = Path(path).expanduser()
         try:
             os.listdir(local)
@@ -196,7 +222,16 @@ def resolve_folder(path: str | Path) -> Path:
             raise UsageError(f"model.path is {str(path)!r}, which cannot be read here ({error.strerror})") from error
         return local
     name = _hub_name(path, "model.path")
-    return cached(name) or fetch(name, "model.path")
+    return cached(name, files, revision) or fetch(name, "model.path", files, revision)
+
+
+def check_revision(path: str | Path, revision: str | None) -> None:
+    """Raises UsageError for a revision of a folder."""
+    if revision is not None and _is_folder(path):
+        raise UsageError(
+            f"model.revision is {revision!r}, but model.path is {str(path)!r}, a folder, which has no revisions; accepted with a "
+            "folder: null"
+        )
 
 
 def _is_folder(path: str | Path) -> bool:
@@ -207,17 +242,19 @@ def _is_folder(path: str | Path) -> bool:
         return True
 
 
-def local_folder(name: str | Path | None) -> Path | None:
+def local_folder(name: str | Path | None, revision: str | None = None) -> Path | None:
     """Where a model's files lie on this machine, for a folder or a hub name that was fetched before; else None."""
     if not name:
         return None
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    return cached(str(name)) if is_hub_name(str(name)) else None
+    return cached(str(name), revision=revision) if is_hub_name(str(name)) else None
 
 
-def download(path: str | Path, field: str = "model.path", files: tuple[str, ...] = MODEL_FILES) -> None:
+def download(
+    path: str | Path, field: str = "model.path", files: tuple[str, ...] = MODEL_FILES, revision: str | None = None
+) -> None:
     """Collective: fetch a hub name once a node, before every rank reads it. One node may have a folder of that name.
 
     Raises:
@@ -230,7 +267,7 @@ def download(path: str | Path, field: str = "model.path", files: tuple[str, ...]
 
     def fetch_missing() -> None:
         if not is_here:
-            commits[f"commit of {path}"] = fetch(_hub_name(path, field), field, files).name
+            commits[f"commit of {path}"] = fetch(_hub_name(path, field), field, files, revision).name
 
     once_per_node(fetch_missing)
     refuse_unlike(commits)

@@ -16,7 +16,7 @@ import transformers
 from torch import nn
 
 from dist_subspace.families.embeddings import output_embeddings
-from dist_subspace.loading.load import local_folder
+from dist_subspace.loading.load import source_folder
 from dist_subspace.loading.transformers_internals import empty_model
 
 
@@ -48,7 +48,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, OwnClass | None] = WeakKeyDictionary()
 
 def _own_class(model: nn.Module) -> OwnClass | None:
     config: Any = getattr(model, "config", None)
-    folder = local_folder(getattr(config, "name_or_path", None))
+    folder = source_folder(model)
     if folder is None or not (folder / "config.json").exists():
         return None
     try:

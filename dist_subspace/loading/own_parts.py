@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.loading.held_weight import AsHeld, HeldBytes
+from dist_subspace.loading.joined_bytes import JoinedBytes
 from dist_subspace.loading.layout import Layout
 from dist_subspace.loading.ranges import RangeReader, chunks
 from dist_subspace.loading.read_ahead import ReadAhead, Wanted
@@ -136,18 +137,20 @@ class OwnParts:
         check: Check,
         end: Callable[[], None],
         origin: Origin | None,
-        as_held: AsHeld | None = None,
+        held: JoinedBytes | None = None,
     ) -> FrozenStack:
-        """The same of matrices `(experts, d_out, d_in)`, each of which is packed by itself, or (as_held) held so by the file."""
+        """The same of matrices `(experts, d_out, d_in)`, each of which is packed by itself, or (held) is so in the file."""
         experts = layout.shape[0]
         waiting = None
-        if as_held is not None:
-            parameters = self.copied(as_held, pieces, count=experts)
+        if held is not None:
+            pieces, parameters = held.pieces, self.copied(held.as_held, held.pieces, count=experts)
         else:
             parameters, waiting = self._matrices(layout, pieces, experts, transposed, check, end)
         empty = {name: nn.Parameter(p.new_empty(0), requires_grad=False) for name, p in parameters.items()}
         one = pieces.operator(empty, bias=None, origin=None)
-        stack = FrozenStack(one, parameters, [one.plain_values()] * experts, transposed=transposed, origin=origin)
+        own = one.plain_values()
+        plain = [own] * experts if held is None else [own | dict(values) for values in held.plain]
+        stack = FrozenStack(one, parameters, plain, transposed=transposed, origin=origin)
         if waiting is not None:
             waiting.set_values = lambda values: setattr(stack, "plain", tuple(values))
         return stack

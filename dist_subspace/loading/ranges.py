@@ -12,10 +12,9 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from dist_subspace.errors import UsageError
 from dist_subspace.loading.decoding import Decoder
 from dist_subspace.loading.held_weight import TYPES, HeldBytes
-from dist_subspace.loading.index import CheckpointIndex
+from dist_subspace.loading.index import CheckpointIndex, read_fully, unreadable
 from dist_subspace.loading.layout import Box, Layout, Shape, rectangles
 from dist_subspace.pages import zeros_in_pages
 
@@ -113,17 +112,11 @@ class RangeReader:
         """Read the bytes of a tensor of the file from `offset` on."""
         index = self.index.in_file
         file, place = index.files[key], index.spans[key][0] + offset
-        done = 0
         try:
-            descriptor = self._descriptor(file)
-            while done < len(view):
-                count = os.preadv(descriptor, [view[done:]], place + done)
-                if count == 0:
-                    raise UsageError(f"{file} is cut short: it ends within {key}; copy or download it again")
-                done += count
+            read_fully(self._descriptor(file), place, view, file, key)
         except OSError as error:
-            raise UsageError(f"{file} cannot be read ({error.strerror}); copy or download it again") from error
-        self.index.bytes_read.total += done
+            raise unreadable(file, error) from error
+        self.index.bytes_read.total += len(view)
 
     def _descriptor(self, file: Path) -> int:
         if file not in self._open:

@@ -177,8 +177,16 @@ def _contradiction(index: CheckpointIndex, name: str, one: str, other: str) -> U
 
 
 def _followed(model: PreTrainedModel, index: CheckpointIndex, conversion: Conversion) -> dict[str, Tensor]:
-    """What a conversion makes, with where the values come from; empty where it does more than put tensors together."""
-    if len({index.types[key] for _, key in conversion.sources}) > 1:
+    """What a conversion makes, with where the values come from; empty where it does more than put tensors together.
+
+    Raises:
+        UsageError: for codes among floats, which would be joined to them as if they were numbers.
+    """
+    kinds = {key: index.types[key] for _, key in conversion.sources}
+    if len(set(kinds.values())) > 1:
+        codes = next((key for key, kind in kinds.items() if kind not in FLOATS), None)
+        if codes is not None and any(kind in FLOATS for kind in kinds.values()):
+            raise UsageError(f"{index.folder} holds {codes} as {kinds[codes]}; accepted: a floating-point weight")
         return {}  # their joint is of another type
 
     def trace(key: str) -> Tensor:

@@ -244,8 +244,8 @@ class Stream:
             _, *sides = matrices.shape
             shape = (sides[1], sides[0]) if transposed else (sides[0], sides[1])
             pieces = in_pieces(shape, transposed, **self.options)
-            as_held = self.quantised.stack(layout.transpose(-2, -1) if transposed else layout, pieces)
-            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin, as_held)
+            held = self.quantised.stack(layout.transpose(-2, -1) if transposed else layout, transposed)
+            stack = self.own.stack(layout, pieces, transposed, lambda v: watch(_quantisable(v)), end, origin, held)
             one = stack.kind[0]
             if isinstance(one, PackedLinear):
                 one.name, one.compute_dtype = name, self.dtype

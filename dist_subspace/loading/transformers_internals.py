@@ -45,6 +45,14 @@ def build_skeleton(auto_class: Any, config: PretrainedConfig, dtype: torch.dtype
     return model
 
 
+def build_again(kind: type[PreTrainedModel], config: PretrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The same of a class that is known (`_from_config`, which the auto classes call)."""
+    with no_init_weights(), no_tie_weights(), _no_zero_init(), init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = kind._from_config(config, dtype=dtype)
+    _compute_buffers(model)
+    return model
+
+
 @contextmanager
 def _no_zero_init() -> Iterator[None]:
     """`TrainingArguments(deepspeed=...)` and `HfDeepSpeedConfig` leave a reference (`_hf_deepspeed_config_weak_ref`) by which

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dist_subspace import launchers
-from dist_subspace.errors import UsageError
+from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import stock
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
@@ -167,3 +167,61 @@ def start_engine(
     from dist_subspace.placement.deepspeed.engine import DeepSpeedEngine, initialize
 
     return DeepSpeedEngine(initialize(model, optimizer, config))
+
+
+def preset_for_use(preset: str | None, given: Stock | None, ranks: int) -> str:
+    """The preset under which a trained model is only called: the split and the offloading of its training, without what is
+    trained. On one rank a model that lay on the device alone is whole.
+
+    Arguments:
+        preset, given: `deepspeed.preset` and `deepspeed.config` of the training; None where nobody knows them.
+    """
+    if given is not None:
+        section = read_deepspeed(given).get("zero_optimization") or {}
+        device = (section.get("offload_param") or {}).get("device", "none")
+        preset = {"cpu": "zero3-offload", "nvme": "zero3-nvme"}.get(device, f"zero{stage_of(read_deepspeed(given))}")
+    if preset in ("zero3-offload", "zero3-nvme"):
+        return preset
+    if ranks == 1:
+        return WHOLE
+    return "zero3" if preset is not None and PRESETS.get(preset) == 3 else "zero0"
+
+
+def use_config(
+    preset: str, nvme_path: str | None, *, dtype: str, storage: str, unquantised: bool, block_numel: int = 0
+) -> dict[str, Any] | None:
+    """The DeepSpeed configuration of a model that is only called; None for a whole one.
+
+    Raises:
+        UsageError: an unknown preset, several ranks without DeepSpeed, or a combination that is known to be broken.
+    """
+    if preset not in ALL_PRESETS:
+        raise unknown_name("preset", preset, ALL_PRESETS)
+    check_engine(preset, None)
+    ranks = world().size
+    facts = Facts(
+        micro_batch=1,
+        global_batch=ranks,
+        rounds=1,
+        world_size=ranks,
+        max_grad_norm=0.0,
+        learning_rate=0.0,
+        betas=(0.9, 0.999),
+        epsilon=1e-8,
+        weight_decay=0.0,
+        warmup_steps=0,
+        total_steps=1,
+        dtype=dtype,
+        block_numel=block_numel,
+        ranks_per_node=ranks_per_near_group(preset, None),
+    )
+    return engine_config(preset, None, nvme_path, facts, storage=storage, unquantised=unquantised)
+
+
+def start_use(model: nn.Module, config: Mapping[str, Any] | None) -> Callable[[], None]:
+    """Collective: let a model that is loaded by `use_config` be called and generate. Returns what ends that."""
+    if config is None or stage_of(config) < 3:
+        return lambda: None
+    from dist_subspace.placement.deepspeed.engine import gather_when_called
+
+    return gather_when_called(model, config)

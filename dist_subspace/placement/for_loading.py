@@ -12,6 +12,7 @@ from torch import nn
 from dist_subspace.errors import UsageError
 from dist_subspace.placement.deepspeed.available import deepspeed_is_missing
 from dist_subspace.placement.deepspeed.cpp_helpers import check_nvme_helpers
+from dist_subspace.placement.deepspeed.expert_lists import watch_expert_lists
 from dist_subspace.placement.deepspeed.in_place import use_in_place
 from dist_subspace.placement.deepspeed.json_file import read_deepspeed, zero_stage
 from dist_subspace.placement.deepspeed.leaf_blocks import mark_leaf_blocks
@@ -83,5 +84,6 @@ def prepare_blocks(model: nn.Module, splitter: Splitter | None = None) -> None:
     if isinstance(splitter, Partitioner):
         remember_partitioner(model, splitter)
     mark_leaf_blocks(model)
+    watch_expert_lists(model)
     keep_ranks_together(model)
     use_in_place(model)

@@ -22,14 +22,15 @@ _MARK = ".seen-"
 _LEFT_BEHIND = 3600.0  # seconds after which a mark is nobody's any more: the process that left it was killed
 
 
-def seen_by_ranks(folder: str | os.PathLike[str], patience: float = PATIENCE) -> list[bool]:
+def seen_by_ranks(folder: str | os.PathLike[str], patience: float | None = None) -> list[bool]:
     """Collective: for every rank, in their order, whether it sees what rank 0 writes in the folder.
 
     Each rank names the folder by its own path, under which it need not exist but for rank 0, which makes it. Where rank 0 cannot
-    write, nothing is known, and every rank is said to see a folder of its own.
+    write, nothing is known, and every rank is said to see a folder of its own. patience: in seconds; unset: `PATIENCE`.
     """
     if world().size == 1:
         return [True]
+    patience = PATIENCE if patience is None else patience
     mark = on_main(_leave_mark, Path(folder))
     with agreed("looking for a file of rank 0"):
         found = world().is_main or (mark is not None and _finds(Path(folder) / mark, mark, patience))

@@ -14,10 +14,13 @@ set-aside-<step>-<time>/           another history                checkpoint/set
 adapter/                           the final adapter              training/results.py
     labels.json                    the classes' labels            training/results.py
 factors/                           statistics of frozen matrices  statistics/cache.py
+evaluations/<name>.json            what was measured              evaluation/results.py
 tokens/                            tokenised samples              training/data/store.py
 tensorboard/                       TensorBoard's events           training/tracked.py
 trackers.json                      which runs of trackers it is   training/tracked.py
 loss.png                           the loss curve                 report/curve.py
+environment.json                   with what it was made          training/environment.py
+profile/                           where the time went            training/profile.py
 logs/rank-<rank>.log               what a failing rank said last  training/rank_logs.py
 """
 
@@ -90,12 +93,24 @@ class RunFolder(os.PathLike[str]):
         return self.path / "tokens"
 
     @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations"
+
+    @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
 
     @property
     def trackers(self) -> Path:
         return self.path / "trackers.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def logs(self) -> Path:

@@ -24,6 +24,7 @@ class TrainerState:
     overflowed: steps that were not applied, as not finite or as beyond fp16's range. training: the configuration's section
     (empty: the checkpoint is older than this field). unevaluated: an evaluation was due after this step and was not made,
     because the run was interrupted. begun: the subspace of a run that began with another adapter's weights (empty: it did not).
+    stale: evaluations since the best one.
     """
 
     step: int
@@ -41,6 +42,7 @@ class TrainerState:
     overflowed: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     begun: dict[str, Any] = field(default_factory=dict)
+    stale: int = 0
 
 
 def write_trainer_state(folder: Path, state: TrainerState) -> None:

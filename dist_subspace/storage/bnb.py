@@ -16,9 +16,13 @@ from typing import Any
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 import torch  # noqa: E402
-from bitsandbytes import functional as bnb_functional  # noqa: E402
-from bitsandbytes import nn as bnb_nn  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
+
+from dist_subspace.late_compile import compiled_when_called  # noqa: E402
+
+with compiled_when_called():
+    from bitsandbytes import functional as bnb_functional
+    from bitsandbytes import nn as bnb_nn
 
 from dist_subspace.errors import UsageError  # noqa: E402
 from dist_subspace.storage.four_bit_cpu import quantize_blocks  # noqa: E402
@@ -93,10 +97,12 @@ def dequantize_4bit(packed: Packed4bit, dtype: torch.dtype) -> Tensor:
     absmax = plain_absmax(packed)
     rows, columns = packed.shape
     numel = rows * columns
+    # The CPU back end shares rows out among threads, and decodes those wrongly that end within a block: a block is a row to it.
+    # Asked for an odd number of entries, it has a decoder compiled for it, seconds each.
+    whole = numel % packed.blocksize == 0
     state = bnb_functional.QuantState(
         absmax=absmax,
-        # As many as the bytes hold: asked for an odd number, the CPU back end has a decoder compiled for it, seconds each.
-        shape=(1, numel + numel % 2),
+        shape=(numel // packed.blocksize, packed.blocksize) if whole else (1, numel + numel % 2),
         dtype=dtype,
         blocksize=packed.blocksize,
         quant_type=packed.quant_type,

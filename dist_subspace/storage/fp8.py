@@ -16,12 +16,14 @@ from dist_subspace.linear_map import RowPiece
 from dist_subspace.storage.operator import FrozenLinear, Origin
 from dist_subspace.storage.packed import PackedLinear
 from dist_subspace.storage.pieces import FlatTensor, PieceWise
-from dist_subspace.storage.raw import from_bytes, to_bytes
+from dist_subspace.storage.raw import float8_numbers, from_bytes, to_bytes
 from dist_subspace.storage.registry import adopts, register
 
 BLOCK = 128  # rows and columns
 KIND = torch.float8_e4m3fn
 LARGEST = torch.finfo(KIND).max  # 448
+# Entries that are decoded at a time, in float32: few calls on a GPU, what stays in a cache on a CPU.
+STRIP, STRIP_ON_CPU = 1 << 24, 1 << 20
 
 
 class Fp8Linear(PackedLinear):
@@ -37,24 +39,29 @@ class Fp8Linear(PackedLinear):
         super().__init__(shape[1], shape[0], tensors, bias=bias, origin=origin)
 
     def decode(self, dtype: torch.dtype) -> Tensor:
-        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
-        codes, matrix = self.codes.view(KIND), torch.empty(self.shape, dtype=dtype, device=self.codes.device)
-        # A row of blocks at a time: the float32 product is a temporary.
-        for number, own in enumerate(scale):
-            rows = slice(number * BLOCK, (number + 1) * BLOCK)
-            matrix[rows] = codes[rows].float() * own.repeat_interleave(BLOCK)[: self.in_features]
+        matrix = torch.empty(self.shape, dtype=dtype, device=self.codes.device)
+        for rows in self.row_slices(BLOCK, STRIP_ON_CPU if matrix.device.type == "cpu" else STRIP):
+            matrix[rows] = self._numbers(rows)
         return matrix
 
     def repacked(self, matrix: Tensor) -> FrozenLinear:
         return pack(matrix, transposed=False, bias=None, origin=None)
 
     def row_pieces(self, dtype: torch.dtype) -> Iterator[RowPiece]:
-        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
         for rows in self.row_slices(BLOCK):
-            own = scale[rows.start // BLOCK : -(-rows.stop // BLOCK)].repeat_interleave(BLOCK, 1)[:, : self.in_features]
-            piece = self.codes[rows].view(KIND).float()
-            piece *= own.repeat_interleave(BLOCK, 0)[: len(piece)]
-            yield RowPiece(piece.to(dtype), ((0, rows.start, len(piece)),))
+            piece = self._numbers(rows).to(dtype)
+            yield RowPiece(piece, ((0, rows.start, len(piece)),))
+
+    def _numbers(self, rows: slice) -> Tensor:
+        """Whole rows of blocks, or the last ones, in float32."""
+        scale = from_bytes(self.scale, torch.float32).view(_blocks(self.shape))
+        own = scale[rows.start // BLOCK : -(-rows.stop // BLOCK)].repeat_interleave(BLOCK, 1)[:, : self.in_features]
+        numbers = float8_numbers(self.codes[rows].view(KIND))
+        whole = len(numbers) // BLOCK * BLOCK
+        numbers[:whole].view(-1, BLOCK, self.in_features).mul_(own[: whole // BLOCK, None])
+        if whole < len(numbers):
+            numbers[whole:].mul_(own[-1])
+        return numbers
 
 
 def _holding(codes: Tensor, scale: Tensor, *, bias: Tensor | None, origin: Origin | None) -> Fp8Linear:

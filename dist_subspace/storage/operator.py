@@ -172,9 +172,9 @@ class FrozenLinear(nn.Module):
         grad = inner.to(given_type)
         return ((g @ matrix).to(given_type), grad, grads) if apart else (grad, None, grads)
 
-    def row_slices(self, together: int = 1) -> Iterator[slice]:
-        """The rows in slices of about `DECODED` entries, each but the last of a multiple of `together` rows."""
-        step = max(1, DECODED // (self.in_features * together)) * together
+    def row_slices(self, together: int = 1, entries: int = DECODED) -> Iterator[slice]:
+        """The rows in slices of about so many entries, each but the last of a multiple of `together` rows."""
+        step = max(1, entries // (self.in_features * together)) * together
         return (slice(first, min(first + step, self.out_features)) for first in range(0, self.out_features, step))
 
     def _tiles(self) -> Iterator[slice]:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-SILENCE = 5.0  # seconds that may pass without a word
+from dist_subspace.report.quantities import clock_text
+from dist_subspace.training.pulse import MINUTE, Pulse
+
+SILENCE = 2.0  # seconds that may pass without a word
 
 
 @contextmanager
-def announced(what: str, say: Callable[[str], None], silence: float = SILENCE, over: bool = True) -> Iterator[None]:
-    """Within the block: say `what` goes on once it has taken `silence` seconds, and then (`over`) also when it is done."""
-    began, said = time.monotonic(), threading.Event()
+def announced(
+    what: str, say: Callable[[str], None], silence: float = SILENCE, over: bool = True, every: float = MINUTE
+) -> Iterator[None]:
+    """Within the block: say `what` goes on once it has taken `silence` seconds, again each `every` seconds, and then (`over`)
+    also when it is done."""
+    began, spoken = time.monotonic(), 0
 
     def speak() -> None:
-        said.set()
-        say(f"{what} ...")
+        nonlocal spoken
+        spoken += 1
+        say(f"{what} ..." if spoken == 1 else f"{what} ... {clock_text(time.monotonic() - began)} so far")
 
-    timer = threading.Timer(silence, speak)
-    timer.daemon = True
-    timer.start()
+    pulse = Pulse(speak, silence, every)
     try:
         yield
     finally:
-        timer.cancel()
-    if said.is_set() and over:
+        pulse.close()
+    if spoken and over:
         say(f"{what}: done in {time.monotonic() - began:.1f} s")

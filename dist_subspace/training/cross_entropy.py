@@ -87,16 +87,21 @@ def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return _OfLogits.apply(logits, labels)
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each row of `logits (n, V)`, `(n,)` float32, without autograd; 0 where a row is ignored."""
+    softmax, losses = Softmax(), logits.new_zeros(len(logits), dtype=torch.float32)
+    for rows in pieces(*logits.shape):
+        losses[rows] = softmax.losses(logits[rows], labels[rows])
+    return losses
+
+
 class _OfLogits(TensorFunction):
     """Keeps the logits, which the model has made anyway, and makes their gradient in their own type."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         ctx.save_for_backward(logits, labels)
-        softmax, losses = Softmax(), logits.new_zeros(len(logits), dtype=torch.float32)
-        for rows in pieces(*logits.shape):
-            losses[rows] = softmax.losses(logits[rows], labels[rows])
-        return losses.sum()
+        return cross_entropies(logits, labels).sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -121,6 +126,19 @@ def head_cross_entropy(rows: Tensor, fresh: Tensor | None, labels: Tensor, head:
     """
     wanted = torch.is_grad_enabled()
     return _OfHead.apply(rows, fresh, head.weight, head.bias, labels, head, finish, wanted)
+
+
+def head_cross_entropies(
+    rows: Tensor, fresh: Tensor | None, labels: Tensor, head: Head, finish: Finish | None
+) -> Tensor:
+    """What `head_cross_entropy` sums, of each row, `(n,)` float32, without autograd."""
+    softmax, losses = Softmax(), rows.new_zeros(len(rows), dtype=torch.float32)
+    for piece in pieces(len(rows), head.classes):
+        made = head.logits(rows[piece].to(head.dtype))
+        logits = _Logits(made, None if fresh is None else fresh[piece], finish, False)
+        losses[piece] = softmax.losses(logits.finished, labels[piece])
+        del logits, made  # before the next ones are made
+    return losses
 
 
 class _OfHead(TensorFunction):

@@ -70,9 +70,21 @@ def cross_entropy_in_pieces(
         labels: `(n,)` on the CPU.
         each: what the model does with the logits; None for nothing.
     """
-    own = None if fresh is None else fresh.logits
-    ids = torch.empty(0, dtype=torch.long) if fresh is None else fresh.ids
-    return _InPieces.apply(rows, own, _Task(head, labels, ids, each, probe), torch.is_grad_enabled())
+    own, task = _task(fresh, labels, head, each, probe)
+    return _InPieces.apply(rows, own, task, torch.is_grad_enabled())
+
+
+def cross_entropies_in_pieces(
+    rows: Tensor,
+    fresh: FreshLogits | None,
+    labels: Tensor,
+    head: PieceHead,
+    each: EachLogit | None,
+    probe: Probe | None = None,
+) -> Tensor:
+    """Collective as it is: what `cross_entropy_in_pieces` sums, of each row, `(n,)` float32, without autograd."""
+    own, task = _task(fresh, labels, head, each, probe)
+    return _summed(rows, own, task, False).losses()
 
 
 @dataclass(frozen=True)
@@ -84,16 +96,29 @@ class _Task:
     probe: Probe | None
 
 
+def _task(
+    fresh: FreshLogits | None, labels: Tensor, head: PieceHead, each: EachLogit | None, probe: Probe | None
+) -> tuple[Tensor | None, _Task]:
+    ids = torch.empty(0, dtype=torch.long) if fresh is None else fresh.ids
+    return None if fresh is None else fresh.logits, _Task(head, labels, ids, each, probe)
+
+
+def _summed(rows: Tensor, fresh: Tensor | None, task: _Task, wanted: bool) -> _Sums:
+    """Collective where the head's rows come from several ranks: what is known once every piece has come."""
+    sums = _Sums(rows, task, wanted)
+    bias = task.head.whole_bias()
+    for piece in task.head.row_pieces(sums.wide):
+        sums.add_piece(piece, bias)
+    if fresh is not None:
+        sums.add_fresh(fresh)
+    return sums
+
+
 class _InPieces(TensorFunction):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, fresh: Tensor | None, task: _Task, wanted: bool) -> Tensor:
         needed = [wanted and needs for needs in ctx.needs_input_grad[:2]]
-        sums = _Sums(rows, task, any(needed))
-        bias = task.head.whole_bias()
-        for piece in task.head.row_pieces(sums.wide):
-            sums.add_piece(piece, bias)
-        if fresh is not None:
-            sums.add_fresh(fresh)
+        sums = _summed(rows, fresh, task, any(needed))
         losses = sums.losses()
         ctx.scale, ctx.dtype = sums.scale, rows.dtype
         ctx.save_for_backward(

@@ -13,6 +13,7 @@ from dist_subspace.subspace import Accumulation, attachment
 from dist_subspace.training.activation_offload import Keep
 from dist_subspace.training.data import GlobalBatch, MicroBatch
 from dist_subspace.training.loss import micro_batch_loss
+from dist_subspace.training.profile import part
 from dist_subspace.training.randomness import seed_micro_batch
 
 
@@ -83,10 +84,11 @@ class Stepper:
     def _backward(self, micro: MicroBatch, counts: bool, targets: int) -> torch.Tensor:
         """The micro-batch's summed loss, still on its device."""
         seed_micro_batch(self.seed, micro.number)
-        with self.keep():
+        with self.keep(), part("forward"):
             loss = micro_batch_loss(self.engine, micro, self.device)
         weight = self.world_size / max(1, targets) if counts else 0.0
         # An infinite loss may have finite gradients, which ZeRO's optimizers would apply: then they are NaN.
         factor = weight + 0.0 * loss.detach() if counts else 0.0
-        self.engine.backward(loss * factor)
+        with part("backward"):
+            self.engine.backward(loss * factor)
         return loss.detach()

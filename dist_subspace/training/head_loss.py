@@ -27,9 +27,15 @@ from dist_subspace.module_places import hook_names
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import NewTokens, attachment
+from dist_subspace.subspace.beside.trained_copy import TrainedCopy
 from dist_subspace.training.activation_offload import kept_here
-from dist_subspace.training.cross_entropy import Finish, Head, head_cross_entropy, targets_of
-from dist_subspace.training.cross_entropy_in_pieces import FreshLogits, Probe, cross_entropy_in_pieces
+from dist_subspace.training.cross_entropy import Finish, Head, head_cross_entropies, head_cross_entropy, targets_of
+from dist_subspace.training.cross_entropy_in_pieces import (
+    FreshLogits,
+    Probe,
+    cross_entropies_in_pieces,
+    cross_entropy_in_pieces,
+)
 from dist_subspace.training.head_kinds import InPieces, head_of
 from dist_subspace.training.recorded import Program, Recorder, close
 
@@ -39,7 +45,8 @@ TOKENS = 4  # of the run that proves it
 @dataclass(frozen=True)
 class Proof:
     """reason: why the loss cannot be made inside the head, None where it can; program: what the model does with the head's
-    result; hooks: what hung on its and the model's forward then, and in which autocast that was."""
+    result; hooks: what hung on its and the model's forward then, in which autocast that was, and whether a trained copy of the
+    head was in use."""
 
     reason: str | None
     program: Program = field(default_factory=Program)
@@ -58,7 +65,7 @@ def proof_of(model: nn.Module | Engine, ids: Tensor, device: torch.device) -> Pr
     """
     module = _module(model)
     head = output_embeddings(module)
-    hooks = () if head is None else (*hook_names(head), *hook_names(module), *_autocast(device))
+    hooks = () if head is None else (*hook_names(head), *hook_names(module), *_autocast(device), *_in_use(head))
     known = _PROOFS.get(module)
     if known is None or known.hooks != hooks:
         reason, program = ("it names no output layer", None) if head is None else _prove(model, head, ids, device)
@@ -67,16 +74,22 @@ def proof_of(model: nn.Module | Engine, ids: Tensor, device: torch.device) -> Pr
 
 
 def loss_in_head(
-    model: nn.Module | Engine, run: Callable[[], Any], labels: Tensor, targets: int, program: Program
+    model: nn.Module | Engine,
+    run: Callable[[], Any],
+    labels: Tensor,
+    targets: int,
+    program: Program,
+    apart: bool = False,
 ) -> Tensor:
     """Collective where parameters are split: the sum over the targets, float32, of a model that is proved.
 
     Arguments:
         run: makes the model's one forward of the micro-batch, and returns its output.
         labels: `(b, t)`, on the CPU; targets: how many of them are predicted.
+        apart: without autograd, the loss of each target instead, `(targets,)`, in the order of `labels`.
     """
     module = _module(model)
-    made = _InHead(module, labels, targets, program)
+    made = _InHead(module, labels, targets, program, apart)
     with _hooks(module, made.before, made.ready, made.inside, made.called, made.after), made.put_back():
         loss: Tensor = run()["loss"]
     return loss
@@ -90,6 +103,10 @@ def _module(model: nn.Module | Engine) -> nn.Module:
 def _autocast(device: torch.device) -> tuple[Any, ...]:
     """The caller's; an engine's own is found out when it runs."""
     return (torch.get_autocast_dtype(device.type),) if torch.is_autocast_enabled(device.type) else ()
+
+
+def _in_use(head: nn.Module) -> tuple[bool, ...]:
+    return (head.enabled,) if isinstance(head, TrainedCopy) else ()
 
 
 def _without_autocast(rows: Tensor) -> Any:
@@ -117,8 +134,9 @@ def _finish(program: Program, tokens: NewTokens | None) -> Finish | None:
 class _InHead:
     """The hooks of one forward."""
 
-    def __init__(self, module: nn.Module, labels: Tensor, targets: int, program: Program) -> None:
+    def __init__(self, module: nn.Module, labels: Tensor, targets: int, program: Program, apart: bool) -> None:
         self.module, self.labels, self.targets, self.program = module, labels, targets, program
+        self.apart = apart
         self.rows: Tensor | None = None
         self.loss: Tensor | None = None
         self.passed: Tensor | None = None
@@ -143,7 +161,8 @@ class _InHead:
         probe = Probe(row.flatten(0, 1), row.new_empty(1, kind.classes, dtype=kind.dtype))
         each = self.program if self.program.steps else None
         with _without_autocast(rows), kept_here():
-            self.loss = cross_entropy_in_pieces(rows, own, classes, kind, each, probe)
+            made = cross_entropies_in_pieces if self.apart else cross_entropy_in_pieces
+            self.loss = made(rows, own, classes, kind, each, probe)
         self.answered = kind.layer
         kind.layer.product = lambda x: probe.logits  # type: ignore[method-assign]
 
@@ -156,7 +175,8 @@ class _InHead:
         assert not isinstance(kind, InPieces)  # whose loss is there
         classes = classes.to(rows.device, non_blocking=True)
         with _without_autocast(rows), kept_here():
-            self.loss = head_cross_entropy(rows, fresh, classes, kind, _finish(self.program, tokens))
+            made = head_cross_entropies if self.apart else head_cross_entropy
+            self.loss = made(rows, fresh, classes, kind, _finish(self.program, tokens))
 
     def _targets(self) -> tuple[Tensor, Tensor]:
         """The rows that predict a target, and the targets, which lie on the CPU."""

@@ -65,6 +65,7 @@ class Run:
     peers: Peers | None = None
     heartbeat: Heartbeat | None = None
     has_logs: bool = False  # whether ranks say into logs of their own
+    dry: bool = False  # whether it ends before its first step
     display: Display | None = None
     log: RankLog | None = None
     open_log: Callable[[Sequence[int]], RankLog] | None = None

@@ -11,11 +11,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dist_subspace.placement.protocol import Engine
-from dist_subspace.training.cross_entropy import PIECE, summed_cross_entropy
+from dist_subspace.training.cross_entropy import PIECE, cross_entropies, summed_cross_entropy, targets_of
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.head_loss import loss_in_head, proof_of
 from dist_subspace.training.router_loss import ASKS, RouterLoss, router_loss_of
+
+
+def target_losses(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
+    """Collective where parameters are split: the cross-entropy of each target of the micro-batch, `(targets,)` float32, row by
+    row, made as `micro_batch_loss` makes their sum. Without gradients, which the caller has switched off."""
+    proof = proof_of(model, batch.inputs["input_ids"], device)
+    if proof.reason is None:
+        return loss_in_head(
+            model, lambda: _output(model, batch, device), batch.labels, batch.targets, proof.program, apart=True
+        )
+    places, targets = targets_of(batch.labels, batch.targets)
+    logits = forward(model, batch, device).flatten(0, 1)
+    return cross_entropies(logits[to_device(places, logits.device)], to_device(targets, logits.device))
 
 
 def micro_batch_loss(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 from dist_subspace.api import attach
 from dist_subspace.families.heads import classification_heads
 from dist_subspace.interchange.adapter_folder import AdapterFolder
-from dist_subspace.loading.load import fresh_modules, load_frozen
+from dist_subspace.loading.load import fresh_modules, load_frozen, remember_source
 from dist_subspace.loading.positions import count_from
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import on_main
@@ -45,7 +45,7 @@ def make_model(plan: Plan, observer: Observer) -> nn.Module:
 def _loaded(plan: Plan, observer: Observer) -> nn.Module:
     config = plan.config
     with observer.loading("reading the model") as progress:
-        return load_frozen(
+        model = load_frozen(
             plan.model_folder,
             storage=config.model.storage,
             double_quant=config.model.double_quant,
@@ -61,6 +61,8 @@ def _loaded(plan: Plan, observer: Observer) -> nn.Module:
             progress=progress,
             **_head_settings(plan),
         )
+    remember_source(model, plan.model_folder, config.model.revision)
+    return model
 
 
 def _attached(plan: Plan, observer: Observer, model: nn.Module) -> nn.Module:

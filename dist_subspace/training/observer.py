@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
+from dist_subspace.training.profile import Profile
 
 if TYPE_CHECKING:
     from dist_subspace.training.trackers import Trackers
@@ -51,8 +53,10 @@ class Observer:
         self, display: Display, metrics: MetricsWriter | None, trackers: Trackers | None, device: torch.device
     ):
         self.display, self.metrics, self.trackers, self.device = display, metrics, trackers, device
+        self.profile: Profile | None = None
         self._unlogged: list[FinishedStep] = []
-        self.reached: Callable[[int], None] = lambda step: None  # told the number of each step that is made
+        # Told the number of each step that is made, and where the run stands then, by name.
+        self.reached: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None
 
     def start(self, step: int) -> None:
         self.display.start(step)
@@ -72,9 +76,16 @@ class Observer:
         """Collective where `logged`. The loss that is logged is the mean over the steps since the last logged one, the
         speed that over their time."""
         self._unlogged.append(finished)
-        self.display.advance(finished.step)
-        self.reached(finished.step)
-        if not logged:
+        self.display.advance(finished.step, finished.loss)
+        self.reached(finished.step, self._where(finished))
+        if self.profile is not None:
+            self.profile.step()
+        if logged:
+            self.log()
+
+    def log(self) -> None:
+        """Collective: a line for the steps since the last logged one; nothing where there is none."""
+        if not self._unlogged:
             return
         record = _record(self._unlogged, int(max_over_ranks(peak_memory(self.device))))
         self._unlogged = []
@@ -82,10 +93,31 @@ class Observer:
             self._write(record)
             self.display.update(record)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def _where(self, finished: FinishedStep) -> dict[str, Any]:
+        total, left = self.display.total_steps, self.display.pace.seconds
+        loss = finished.loss if math.isfinite(finished.loss) else None
+        seconds = round(left, 1) if math.isfinite(left) else None
+        return {"total_steps": total, "epoch": round(finished.epoch, 4), "loss": loss, "seconds_left": seconds}
+
+    @contextmanager
+    def during(self, what: str, rounds: int) -> Iterator[None]:
+        """What goes on within a step or beside it; `moved` counts its rounds."""
+        with self.display.during(what, rounds):
+            yield
+
+    def moved(self) -> None:
+        self.display.moved()
+
+    @contextmanager
+    def aside(self, kind: str) -> Iterator[None]:
+        """What takes time beside the steps, for the time that is left."""
+        with self.display.pace.aside(kind):
+            yield
+
+    def evaluation(self, evaluation: Evaluation, remark: str = "") -> None:
         if world().is_main:
             self._write(evaluation)
-            self.display.evaluation(evaluation)
+            self.display.evaluation(evaluation, remark)
 
     def _write(self, record: StepRecord | Evaluation) -> None:
         if self.metrics is not None:
@@ -117,6 +149,8 @@ class Observer:
             yield advance
 
     def close(self) -> None:
+        if self.profile is not None:
+            self.profile.close()
         self.display.close()
         if self.metrics is not None:
             self.metrics.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from dist_subspace.config import Config
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.hub import TOKENIZER_FILES
 from dist_subspace.loading.index import open_checkpoint
-from dist_subspace.loading.load import download, model_positions, resolve_dtype, resolve_folder
+from dist_subspace.loading.load import check_revision, download, resolve_dtype, resolve_folder
 from dist_subspace.loading.packed_head import head_options
-from dist_subspace.loading.tokenizer import extend_tokenizer, load_tokenizer
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import agreed, on_main, refuse_unlike, world
 from dist_subspace.placement.engines import check_engine, compute_device, ranks_per_near_group, stock_digest
@@ -28,16 +27,19 @@ from dist_subspace.placement.shared_folders import seen_by_ranks
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
-from dist_subspace.subspace import AddsPositions, Resolved, SubspaceConfig, TextOptions, resolve, schedule_class_of
+from dist_subspace.subspace import Resolved, SubspaceConfig, resolve, schedule_class_of
 from dist_subspace.training.announce import announced
 from dist_subspace.training.beginning import Beginning, find_beginning
+from dist_subspace.training.best import check_measured
+from dist_subspace.training.computation import dtype_begun_with, settled_dtype
 from dist_subspace.training.data import Batches, Prepared
+from dist_subspace.training.materials import read_materials
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
 from dist_subspace.training.trackers import check_installed
-from dist_subspace.training.vocabulary import check_ids_used, embedding_rows, usable_pad_id, without_gap
+from dist_subspace.training.vocabulary import check_ids_used, usable_pad_id
 
 
 @dataclass(frozen=True)
@@ -81,44 +83,40 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
     """
     run_dir = RunFolder(config.run.output_dir)
     with agreed("checking the configuration"):
-        device, dtype = check_settings(config)
+        device, _ = check_settings(config)
         stock = {"deepspeed.config": stock_digest(config.deepspeed.config)}
     refuse_unlike(stock)
     near = ranks_per_near_group(config.deepspeed.preset, config.deepspeed.config)
-    on_main(_open_run, config, run_dir, notice)
+    begun_with = on_main(_open_run, config, run_dir, notice)
+    config, dtype = settled_dtype(config, begun_with, device)
     run_is_seen = seen_by_ranks(run_dir)
     refuse_newer_elsewhere(run_dir, config.checkpoint.resume)
     beginning = on_main(_find_beginning, config, run_dir, notice)
     with announced("looking for the model's files", notice), heard(notice):
-        download(config.model.path)
+        download(config.model.path, revision=config.model.revision)
         if config.model.tokenizer is not None:
             download(config.model.tokenizer, "model.tokenizer", TOKENIZER_FILES)
     with announced("reading the tokenizer", notice), agreed("reading the tokenizer"):
-        folder = resolve_folder(config.model.path)
-        tokenizer = load_tokenizer(str(folder), config.model.tokenizer, config.model.trust_remote_code)
-        rows = embedding_rows(folder, config.model.trust_remote_code)
-        subspace = subspace_config(config) if beginning is None else beginning.config
-        subspace = with_tokens(subspace, resolve(subspace), tokenizer, config, rows, notice)
-        if beginning is not None:
-            beginning.check_tokens(tuple(subspace.new_tokens), config.model.new_tokens)
-        resolved = resolve(subspace)
-        first_position = check_fits(folder, config, resolved)
+        folder = resolve_folder(config.model.path, config.model.revision)
+        open_checkpoint(folder)
+        read = read_materials(folder, config, beginning, notice)
+        config = read.config
     with announced("reading and tokenising the data", notice):
-        data = prepare_data(config, tokenizer, run_is_seen)
+        data = prepare_data(config, read.tokenizer, run_is_seen)
     with agreed("planning the batches"):
         sources = [path for path, _ in data_settings(config.data).sources()]
-        check_ids_used(data, tokenizer, rows, subspace.new_tokens, sources)
-        pad_id = usable_pad_id(tokenizer, rows, subspace.new_tokens, notice)
+        check_ids_used(data, read.tokenizer, read.rows, read.subspace.new_tokens, sources)
+        pad_id = usable_pad_id(read.tokenizer, read.rows, read.subspace.new_tokens, notice)
         batches = Batches(data.train, batch_settings(config), pad_id, world().rank, world().size)
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
-        check_schedule(resolved, total_steps)
+        check_schedule(read.resolved, total_steps)
         schedule_of(config.training, total_steps)
     with announced("comparing the model's files and looking for a checkpoint", notice):
         with agreed("comparing the model's files"):
             model = {"model fingerprint": base_fingerprint(folder)} if world().local_rank == 0 else {}
         refuse_unlike({"data fingerprint": data.fingerprint, **model})
-        fingerprints = on_main(_fingerprints, folder, resolved, data)
+        fingerprints = on_main(_fingerprints, folder, read.resolved, data)
         checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(
         config=config,
@@ -126,12 +124,12 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         model_folder=folder,
         dtype=dtype,
         device=device,
-        subspace=subspace,
-        resolved=resolved,
-        tokenizer=tokenizer,
+        subspace=read.subspace,
+        resolved=read.resolved,
+        tokenizer=read.tokenizer,
         data=data,
         batches=batches,
-        first_position=first_position,
+        first_position=read.first_position,
         total_steps=total_steps,
         fingerprints=fingerprints,
         checkpoint=checkpoint,
@@ -147,6 +145,7 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
         UsageError: with one sentence.
     """
     check_engine(config.deepspeed.preset, config.deepspeed.config)
+    check_revision(config.model.path, config.model.revision)
     device = compute_device(config.deepspeed.preset, config.deepspeed.config)
     if config.subspace.init_from is None:  # else the adapter has the first word
         resolve(subspace_config(config))
@@ -156,29 +155,9 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
     head_options(held.head_storage, held.storage, held.double_quant, held.storage_options, dtype)
     check_optimizer(config.training.optim, device)
     check_installed(config.run.report_to)
+    check_measured(config)
     check_hardware(dtype, device)
     return device, dtype
-
-
-def with_tokens(
-    subspace: SubspaceConfig,
-    resolved: Resolved,
-    tokenizer: Any,
-    config: Config,
-    rows: int | None,
-    notice: Callable[[str], None],
-) -> SubspaceConfig:
-    """The subspace with what only a tokenizer knows: ids of the new tokens, which it gets here, and of texts in options.
-
-    `rows`: of the model's embedding, as its configuration says.
-    """
-    names = config.model.new_tokens
-    known = [name for name in names if name in tokenizer.get_vocab()] if names else []
-    if known:
-        notice(f"model.new_tokens has {', '.join(known)}, which the tokenizer knows already: their rows begin anew")
-    ids = without_gap(extend_tokenizer(tokenizer, names), rows, tokenizer, notice)
-    subspace, method = replace(subspace, new_tokens=ids), resolved.method
-    return method.read_text(subspace, tokenizer) if issubclass(method, TextOptions) else subspace
 
 
 def check_schedule(resolved: Resolved, total_steps: int) -> None:
@@ -203,35 +182,6 @@ def check_hardware(dtype: torch.dtype, device: torch.device) -> None:
         )
 
 
-def check_fits(folder: Path, config: Config, resolved: Resolved) -> int:
-    """A row must be within the model's positions, with the virtual tokens of a method that has some.
-
-    Returns:
-        The position id of a row's first token, as the model counts.
-
-    Raises:
-        UsageError: naming what is too large, and packing where positions that begin anew are not those of the model.
-    """
-    open_checkpoint(folder)
-    method = resolved.method
-    virtual = method.added_positions(resolved.settings) if issubclass(method, AddsPositions) else 0
-    trusted = config.model.trust_remote_code
-    wanted = config.data.max_length + virtual
-    positions = model_positions(folder, config.model.task, wanted, trusted)
-    if positions.longest is not None and wanted > positions.longest:
-        less = f" less the {virtual} virtual tokens of method {resolved.info.name}" if virtual else ""
-        raise UsageError(
-            f"data.max_length is {config.data.max_length}; accepted: at most {positions.longest - virtual}, the model's "
-            f"positions{less}"
-        )
-    if positions.first and config.data.packing and config.model.task == "causal-lm":
-        raise UsageError(
-            f"data.packing is true, but the positions of this model begin at {positions.first}, which packed samples do not; "
-            "accepted: false"
-        )
-    return positions.first
-
-
 def with_batch_size(config: Config, size: int) -> Config:
     """The configuration with the number of rows that null stands for, which config.yaml then holds."""
     return config.model_copy(update={"training": config.training.model_copy(update={"global_batch_size": size})})
@@ -244,7 +194,8 @@ def _total_steps(config: Config, batches: Batches) -> int:
     return config.training.max_steps
 
 
-def _open_run(config: Config, run_dir: RunFolder, notice: Callable[[str], None]) -> None:
+def _open_run(config: Config, run_dir: RunFolder, notice: Callable[[str], None]) -> str | None:
+    """Local, rank 0: the type that the run has computed in so far; None where it begins."""
     check_writable(run_dir)
     if config.run.push_to_hub is not None:
         from dist_subspace.publishing.at_the_end import check_before, result_repository
@@ -252,6 +203,7 @@ def _open_run(config: Config, run_dir: RunFolder, notice: Callable[[str], None])
         check_before(result_repository(config.run.push_to_hub, config.run.hub_private_repo), notice)
     for sentence in remove_leftovers(run_dir):
         notice(sentence)
+    return dtype_begun_with(run_dir, config.checkpoint.resume)
 
 
 def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str, str]:

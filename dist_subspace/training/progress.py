@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from dist_subspace.run_folder.folder import RunFolder
-from dist_subspace.training.plan import Plan
 
 
 @dataclass
@@ -22,6 +21,7 @@ class Progress:
     overflowed: int = 0
     elapsed_before: float = 0.0
     best: dict[str, Any] | None = None
+    stale: int = 0
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -40,12 +40,3 @@ def best_in_run(run_dir: RunFolder, resumed: Path, best: dict[str, Any] | None) 
     if best is None or not run_dir.holds(resumed):
         return None
     return best if run_dir.checkpoint(best["step"]).is_dir() else None
-
-
-def final_checkpoint(plan: Plan, progress: Progress) -> Path:
-    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last, which is the one
-    that was resumed from, wherever it lies, if no step was left to make."""
-    step = progress.best["step"] if progress.best else progress.step
-    if plan.checkpoint is not None and plan.checkpoint[1].step == step:
-        return plan.checkpoint[0]
-    return plan.run_dir.checkpoint(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from dist_subspace.atomic_files import StorageError, whole_folder, write_json_atomic, write_text_atomic
 from dist_subspace.checkpoint.set_aside import move_aside
@@ -12,14 +13,16 @@ from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import complete_adapter
 from dist_subspace.interchange.description import read_description
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.report.curve import loss_curve
 from dist_subspace.run_folder.folder import adapter_labels
 from dist_subspace.run_folder.metrics import read_lines, training_lines
+from dist_subspace.training.best import chosen_text
 from dist_subspace.training.card import edited_card, training_of
+from dist_subspace.training.data.settings import PROMPTS
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
 from dist_subspace.training.plan import Plan
-from dist_subspace.training.progress import Progress, final_checkpoint
+from dist_subspace.training.progress import Progress
+from dist_subspace.training.sections import data_settings
 from dist_subspace.training.trainer import Trainer
 
 
@@ -44,6 +47,8 @@ def send_curve(plan: Plan, step: int, observer: Observer) -> None:
     if observer.trackers is None or not observer.trackers.active:
         return
     with suppress(UsageError, StorageError):
+        from dist_subspace.report.curve import loss_curve
+
         observer.trackers.picture("loss", loss_curve(plan.run_dir), step)
 
 
@@ -52,10 +57,12 @@ def write_results(plan: Plan, progress: Progress, observer: Observer, warning: s
     source, folder = final_checkpoint(plan, progress), plan.run_dir.adapter
     curve = None
     with suppress(UsageError):  # a checkpoint of another run, and no step left to make: there is nothing to draw
+        from dist_subspace.report.curve import loss_curve  # matplotlib, which a start need not wait for
+
         curve = loss_curve(plan.run_dir)
     edited = edited_card(folder)
     with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
-        complete_adapter(source, hidden)
+        complete_adapter(source, hidden, {PROMPTS: data_settings(plan.config.data).prompts()})
         plan.tokenizer.save_pretrained(hidden)
         if curve is not None:
             shutil.copyfile(curve, hidden / curve.name)
@@ -67,4 +74,15 @@ def write_results(plan: Plan, progress: Progress, observer: Observer, warning: s
         observer.notice(f"{folder / 'README.md'} is kept as it was edited; where it is gone, a run writes a new one")
     if warning is not None:
         observer.display.warning(warning)
-    observer.display.finish(f"finished after step {progress.step:,}", adapter=folder, curve=curve)
+    observer.display.finish(
+        f"finished after step {progress.step:,}", adapter=folder, curve=curve, chosen=chosen_text(progress, source)
+    )
+
+
+def final_checkpoint(plan: Plan, progress: Progress) -> Path:
+    """The checkpoint that the final adapter is taken from: the best by the chosen metric, else the last, which is the one
+    that was resumed from, wherever it lies, if no step was left to make."""
+    step = progress.best["step"] if progress.best else progress.step
+    if plan.checkpoint is not None and plan.checkpoint[1].step == step:
+        return plan.checkpoint[0]
+    return plan.run_dir.checkpoint(step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from dist_subspace.atomic_files import StorageError, write_text_atomic
 from dist_subspace.checkpoint.set_aside import set_aside_others
 from dist_subspace.config import Config, dump_config, load_config, settings_of_all
+from dist_subspace.config.brief import brief_lines
 from dist_subspace.errors import UsageError
 from dist_subspace.families.configuration import text_config
 from dist_subspace.launchers import is_first
@@ -39,7 +40,9 @@ from dist_subspace.training.announce import announced
 from dist_subspace.training.changes import changed_settings, earlier_tokens
 from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
+from dist_subspace.training.dry_run import show_dry_run
 from dist_subspace.training.engine_config import with_stock_choices
+from dist_subspace.training.environment import gather_environment, write_environment
 from dist_subspace.training.last_words import (
     Run,
     end,
@@ -56,6 +59,7 @@ from dist_subspace.training.memory import advice, is_out_of_memory
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import failure
 from dist_subspace.training.plan import Plan, make_plan, steps_text
+from dist_subspace.training.profile import Profile
 from dist_subspace.training.rank_logs import RankLog, heading, last_lines
 from dist_subspace.training.results import doubts, hide_adapter, send_curve, write_results
 from dist_subspace.training.run_status import RunStatus
@@ -65,7 +69,9 @@ from dist_subspace.training.trainer import NotFinite, Trainer
 from dist_subspace.training.whereabouts import whereabouts
 
 
-def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), logs: bool = False) -> int:
+def train(
+    source: str | Path | dict[str, Any], overrides: Sequence[str] = (), logs: bool = False, dry: bool = False
+) -> int:
     """Run a configuration; returns the exit status: 0 finished, 2 refused, 75 interrupted, 1 failed.
 
     Rank 0 alone prints, and keeps RUN/status.json; where one rank failed, that rank does. A second run in the same folder is
@@ -74,13 +80,24 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), lo
     Arguments:
         logs: whether all that is said on another rank than 0 goes into its own log from when the configuration is read, for a
             process that does nothing else: its descriptors 1 and 2 are moved.
+        dry: do everything up to the first step, show what would be trained, and leave the run's folder as it is, but for the
+            tokens and factors that the run itself will find there.
     """
-    run = Run(has_logs=logs)
+    run = Run(has_logs=logs, dry=dry)
+    return watched(run, lambda: _train(run, source, overrides))
+
+
+def watched(run: Run, body: Callable[[], int], say: Callable[[str], None] | None = None) -> int:
+    """Collective: run the body, which returns the exit status, on ranks that meet first and watch each other while it lasts.
+
+    Arguments:
+        say: told what takes long before; unset: the screen of a run.
+    """
     be_quiet()
     with listening() as stop:
         stop.leave = lambda reason: left_at_once(run, reason)
         try:
-            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", _say_early):
+            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", say or _say_early):
                 meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
@@ -90,7 +107,7 @@ def train(source: str | Path | dict[str, Any], overrides: Sequence[str] = (), lo
         run.heartbeat = Heartbeat(run.peers, lambda loss: end_without_lost(run, loss)) if run.peers else None
         with run.heartbeat.beating(stop) if run.heartbeat else nullcontext(), known_peers(run.peers):
             try:
-                status = _train(run, source, overrides)
+                status = body()
             finally:
                 if run.status is not None:
                     run.status.release()
@@ -104,16 +121,24 @@ def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[st
         with STOP.leavable(), agreed("reading the configuration"):
             config = with_stock_choices(load_config(source, overrides))
         refuse_unlike(settings_of_all(config))
-        run.config, run.status = config, RunStatus(config.run.output_dir)
+        run.config, run.status = config, RunStatus(config.run.output_dir, in_passing=run.dry)
         _watch_ranks(run, config)
         run.status.take()  # not left in its middle: whoever leaves must know whose folder it is
         with STOP.leavable():
             with Display(enabled=world().is_main, total_steps=0) as display:
-                display.show_config(dump_config(config))
                 for sentence in whereabouts(config):
                     display.notice(sentence)
                 run.plan = make_plan(config, display.notice)
+                display.show_config(brief_lines(run.plan.config), run.plan.run_dir.config)
         return _run(run, run.plan, run.status)
+    except (Exception, Interrupted) as error:
+        return ended(run, error)
+
+
+def ended(run: Run, fault: Exception | Interrupted) -> int:
+    """What ended the run before its time, said once; the exit status."""
+    try:
+        raise fault
     except UsageError as error:
         return end(run, "refused", str(error), EXIT_USAGE, everywhere=not is_everyones(error))
     except StorageError as error:
@@ -159,17 +184,24 @@ def _watch_ranks(run: Run, config: Config) -> None:
 def _run(run: Run, plan: Plan, status: RunStatus) -> int:
     step = plan.checkpoint[1].step if plan.checkpoint else 0
     status.write("running", step=step)
-    observer = Observer(Display(enabled=world().is_main, total_steps=plan.total_steps), None, None, plan.device)
+    between = {"evaluation": plan.config.run.eval_steps, "checkpoint": plan.config.checkpoint.save_steps}
+    display = Display(enabled=world().is_main, total_steps=plan.total_steps, every=between)
+    observer = Observer(display, None, None, plan.device)
     run.display = observer.display
     try:
         _say_first(plan, observer)
         with STOP.leavable():
             trainer = Trainer(plan, observer)
+        if run.dry:
+            on_main(show_dry_run, plan, display)
+            return EXIT_OK
         run.trainer = trainer
         allow_collectives(plan.config.training.rank_timeout)  # also those of the groups that the engine has made
+        environment = gather_environment(step)
         with agreed("opening the run directory"):
             if world().is_main:
                 _open(plan, observer, step)
+                write_environment(plan.run_dir, environment)
                 observer.reached = status.reached
         finished = trainer.run()
         progress = trainer.progress
@@ -228,6 +260,8 @@ def _open(plan: Plan, observer: Observer, step: int) -> None:
     anew = plan.config.checkpoint.resume == "none"
     set_aside_others(plan.run_dir, step, resumed, anew, observer.display.warning)
     write_text_atomic(plan.run_dir.config, dump_config(plan.config))
+    if plan.config.run.profile is not None:
+        observer.profile = Profile(plan.config.run.profile, plan.run_dir.profile, plan.device, observer.notice)
     observer.metrics = MetricsWriter(plan.run_dir, resume_step=step)
     observer.trackers = Trackers(
         plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), observer.display.warning, step

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from dist_subspace.checkpoint.occupancy import Occupancy
@@ -19,8 +20,9 @@ _TIMES, _BETWEEN = 2, 0.2  # a heartbeat of rank 0 may have been on its way; it 
 class RunStatus:
     """The state of one run. Until `take` has returned the folder may be another run's, and nothing is written."""
 
-    def __init__(self, run_dir: StrPath) -> None:
-        self.run = RunFolder(run_dir)
+    def __init__(self, run_dir: StrPath, in_passing: bool = False) -> None:
+        """in_passing: when it is over, the file says what it said before."""
+        self.run, self._in_passing = RunFolder(run_dir), in_passing
         self.taken = False
         self._occupancy: Occupancy | None = None  # rank 0's
         self._writer: tuple[str, int] | None = None  # host and process of rank 0
@@ -37,7 +39,7 @@ class RunStatus:
 
     def _occupy(self) -> tuple[str, int]:
         check_writable(self.run)
-        self._occupancy = Occupancy(self.run)
+        self._occupancy = Occupancy(self.run, self._in_passing)
         self._occupancy.write("running")
         return socket.gethostname(), os.getpid()
 
@@ -85,10 +87,10 @@ class RunStatus:
         except OSError:
             return
 
-    def reached(self, step: int) -> None:
-        """Local, rank 0: for the next heartbeat."""
+    def reached(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Local, rank 0: what status.json says next, within a second."""
         if self._occupancy is not None:
-            self._occupancy.reached(step)
+            self._occupancy.reached(step, facts)
 
     def release(self) -> None:
         """Local: the run is over, and has said so."""

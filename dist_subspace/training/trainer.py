@@ -24,6 +24,7 @@ from dist_subspace.stopping import STOP
 from dist_subspace.subspace import attached, named_trainables, parameter_groups
 from dist_subspace.training.activation_offload import activation_offload
 from dist_subspace.training.announce import announced
+from dist_subspace.training.best import is_out_of_patience, note_evaluation, stopped_early_text
 from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper
 from dist_subspace.training.engine_config import engine_config
@@ -34,6 +35,7 @@ from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.optimizers import make_optimizer
 from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import Plan
+from dist_subspace.training.profile import part
 from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.router_loss import about_routers
 from dist_subspace.training.schedule import schedule_of
@@ -76,15 +78,18 @@ class Trainer:
         self.observer.start(self.progress.step)
         stopped = self.unevaluated and not self._evaluate()
         self._save()  # where a run that was interrupted owed that evaluation
-        while not stopped and self.progress.step < self.plan.total_steps:
+        while not stopped and not self._over():
             stopped = self._one_step()
             if not stopped and self.unevaluated:
                 stopped = not self._evaluate()
-            if self._due(self.config.checkpoint.save_steps) or self._last() or self._is_best():
+            if self._due(self.config.checkpoint.save_steps) or self._over() or self._is_best():
                 self._save()
-        if stopped and (self.unevaluated or not self._last()):
+        if stopped and (self.unevaluated or not self._over()):
             self._save()
             return False
+        if not self._last():
+            self.observer.log()
+            self.observer.notice(stopped_early_text(self.progress))
         return True
 
     def last_loss(self) -> float | None:
@@ -136,7 +141,7 @@ class Trainer:
             name = checkpoint_name(state.best["step"])
             self.observer.notice(f"the best so far, {name}, is not in {self.plan.run_dir}: chosen anew from here on")
         counts = (state.step, state.samples, state.tokens, state.skipped, state.overflowed)
-        self.progress = Progress(*counts, state.elapsed_seconds, best)
+        self.progress = Progress(*counts, state.elapsed_seconds, best, state.stale if best == state.best else 0)
         self.unevaluated = state.unevaluated and self.plan.data.eval is not None
         self.saved = (state.step, best, state.unevaluated)
 
@@ -148,17 +153,20 @@ class Trainer:
         """One optimizer step over one global batch; returns whether all ranks shall stop now. One that is interrupted between
         its micro-batches counts as not begun."""
         self._save_before_decomposing()
-        batch = self.plan.batches.batch(self.progress.step)
+        with part("data"):
+            batch = self.plan.batches.batch(self.progress.step)
         self.engine.rates = self.schedule.rates
         rate = self.schedule.rates[0]
         began = time.monotonic()
-        own_loss = self.stepper.accumulate(batch, self.pause)
+        with self.observer.during("micro-batch", len(batch.rounds)):
+            own_loss = self.stepper.accumulate(batch, self._moved_on)
         if own_loss is None:
             discard(self.model)
             return True
         total, stop = sum_over_ranks([own_loss, float(self.pause.told())], self.plan.device)
         loss = total / max(1, batch.targets)
-        applied = self.engine.step(math.isfinite(loss))
+        with part("optimizer"):
+            applied = self.engine.step(math.isfinite(loss))
         self.schedule.advance()
         self.losses.append(loss)
         self.progress.step += 1
@@ -173,6 +181,11 @@ class Trainer:
             self._not_applied(loss)
         self.observer.step(self._finished(batch, loss, rate, time.monotonic() - began), self._logs())
         return stop > 0 and self.pause.agree()
+
+    def _moved_on(self) -> bool:
+        """Between two rounds: whether all ranks shall stop now."""
+        self.observer.moved()
+        return self.pause()
 
     def _save_before_decomposing(self) -> None:
         """A decomposition in the middle of training may take long, and is interrupted where the step is not whole yet."""
@@ -242,44 +255,41 @@ class Trainer:
     def _last(self) -> bool:
         return self.progress.step >= self.plan.total_steps
 
+    def _over(self) -> bool:
+        """Whether no step is to be made any more; an evaluation that is due comes first."""
+        return self._last() or (not self.unevaluated and is_out_of_patience(self.progress, self.config))
+
     def _evaluate(self) -> bool:
         """Measure the held-out loss; False if all ranks shall stop instead."""
         table = self.plan.data.eval
         assert table is not None  # the callers have asked
         training = self.config.training
+        size = training.per_device_eval_batch_size or training.per_device_train_batch_size
         rounds = eval_batches(
             table,
             rank=world().rank,
             world_size=world().size,
-            micro_batch_size=training.per_device_eval_batch_size or training.per_device_train_batch_size,
+            micro_batch_size=size,
             pad_id=self.plan.pad_id,
             pad_to_multiple=padding(self.config),
         )
         filler = eval_filler(table, self.plan.pad_id)
-        with announced(f"evaluating at step {self.progress.step}", self.observer.notice, over=False):
-            values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self.pause)
+        what, count = f"evaluating at step {self.progress.step}", math.ceil(math.ceil(len(table) / size) / world().size)
+        with (
+            announced(what, self.observer.notice, over=False, every=math.inf),  # the display counts on
+            self.observer.during("evaluation", count),
+            self.observer.aside("evaluation"),
+        ):
+            values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self._moved_on)
         if values is None:
             return False
         self.unevaluated = False
         self.schedule.evaluated(values["eval_loss"])
-        self._note_best(values)
-        self.observer.evaluation(Evaluation(self.progress.step, values))
+        note_evaluation(self.progress, self.config, values)
+        self.observer.evaluation(
+            Evaluation(self.progress.step, values), "" if self.progress.step else " (before training)"
+        )
         return True
-
-    def _note_best(self, values: dict[str, float]) -> None:
-        wanted = self.config.checkpoint.metric_for_best_model
-        if wanted is None or self.progress.step == 0:
-            return
-        name = wanted if wanted.startswith("eval_") else f"eval_{wanted}"
-        if name not in values:
-            raise UsageError(f"checkpoint.metric_for_best_model is {wanted!r}; measured here: {', '.join(values)}")
-        greater = self.config.checkpoint.greater_is_better
-        up = not name.endswith(("loss", "perplexity")) if greater is None else greater
-        best, value = self.progress.best, values[name]
-        if not math.isfinite(value):  # a diverged model is never the best, and JSON keeps no such number
-            return
-        if best is None or (value > best["value"] if up else value < best["value"]):
-            self.progress.best = {"metric": name, "value": value, "step": self.progress.step}
 
     def _is_best(self) -> bool:
         return self.progress.best is not None and self.progress.best["step"] == self.progress.step
@@ -295,6 +305,14 @@ class Trainer:
         now = (progress.step, progress.best, self.unevaluated)
         if progress.step == 0 or self.saved == now:
             return
+        with self.observer.aside("checkpoint"):
+            folder = self._write()
+        self.saved = now
+        self.observer.saved(folder)
+
+    def _write(self) -> Path:
+        """The checkpoint of the last whole step; older ones make room for it."""
+        progress = self.progress
         state = TrainerState(
             step=progress.step,
             samples=progress.samples,
@@ -308,6 +326,7 @@ class Trainer:
             overflowed=progress.overflowed,
             training=self.config.training.model_dump(mode="json"),
             begun=self.plan.beginning.config.as_dict() if self.plan.beginning else {},
+            stale=progress.stale,
             method=method_state(self.model),
             loss_scaler=self.engine.scaler_state(),
             unevaluated=self.unevaluated,
@@ -317,5 +336,4 @@ class Trainer:
         )
         keep = [self.plan.run_dir.checkpoint(progress.best["step"])] if progress.best else []
         on_main(purge, self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)
-        self.saved = now
-        self.observer.saved(folder)
+        return folder

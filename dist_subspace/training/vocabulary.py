@@ -74,11 +74,17 @@ def check_ids_used(
     Raises:
         UsageError: naming the token, its id and the record that it comes from.
     """
-    if rows is None or largest_id(tokenizer) < max([rows - 1, *new_ids]) + 1:
-        return
     for table, where in ((data.train, list(names)), (data.eval, ["data.eval"])):
         if table is not None:
-            _check_table(table, where if len(where) == len(table.parts) else [], tokenizer, rows, new_ids)
+            check_ids_of(table, where if len(where) == len(table.parts) else [], tokenizer, rows, new_ids)
+
+
+def check_ids_of(
+    table: TokenTable, names: Sequence[str], tokenizer: Any, rows: int | None, new_ids: Sequence[int]
+) -> None:
+    """`check_ids_used` of one table, whose parts have these names."""
+    if rows is not None and largest_id(tokenizer) >= max([rows - 1, *new_ids]) + 1:
+        _check_table(table, names, tokenizer, rows, new_ids)
 
 
 def largest_id(tokenizer: Any) -> int:

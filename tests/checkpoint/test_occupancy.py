@@ -133,7 +133,7 @@ def test_the_heartbeat_outlives_a_disk_that_refuses_for_a_while(
     (tmp_path / ".status.json.heartbeat.partial").mkdir()  # where it would be written
     time.sleep(0.3)
     (tmp_path / ".status.json.heartbeat.partial").rmdir()
-    held.reached(4)
+    held.reached(4, {"total_steps": 9})
     until = time.monotonic() + 20
     while (read_status(tmp_path) or {})["step"] != 4 and time.monotonic() < until:
         time.sleep(0.02)
@@ -149,7 +149,7 @@ def test_the_heartbeat_goes_on_with_the_step_until_the_state_or_another_rank_say
     held = Occupancy(tmp_path)
     held.write("running", step=3)
     first = read_status(tmp_path) or {}
-    held.reached(4)
+    held.reached(4, {"total_steps": 9})
     deadline = time.monotonic() + 20
     while (found := read_status(tmp_path) or {})["step"] != 4 and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -162,3 +162,39 @@ def test_the_heartbeat_goes_on_with_the_step_until_the_state_or_another_rank_say
     held.write("failed", "out of memory", 4, 1)
     held.release()
     assert (read_status(tmp_path) or {})["state"] == "failed"
+
+
+def test_the_status_follows_the_steps_and_not_the_heartbeat_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first within a second; many in a moment are one write."""
+    monkeypatch.setattr(occupancy, "SOON", 0.3)
+    held = Occupancy(tmp_path)
+    held.write("running", step=0)
+    began, writes, last = time.monotonic(), 0, None
+    for step in range(1, 100):
+        held.reached(step, {"total_steps": 99, "loss": 1.0 / step})
+        found = read_status(tmp_path) or {}
+        writes, last = writes + (found["step"] != last), found["step"]
+        time.sleep(0.01)
+    until = time.monotonic() + occupancy.BEAT / 2
+    while (found := read_status(tmp_path) or {})["step"] != 99 and time.monotonic() < until:
+        time.sleep(0.02)
+    took = time.monotonic() - began
+    held.release()
+    assert (found["step"], found["total_steps"], found["loss"]) == (99, 99, 1.0 / 99)
+    assert took < occupancy.BEAT / 2 and writes <= took / 0.3 + 2
+
+
+def test_whoever_comes_in_passing_leaves_the_status_as_it_was(tmp_path: Path) -> None:
+    held = Occupancy(tmp_path, in_passing=True)
+    held.write("running", step=0)
+    held.release()
+    assert not (tmp_path / "status.json").exists()
+    write_status(tmp_path, "finished", step=7)
+    before = (tmp_path / "status.json").read_bytes()
+    held = Occupancy(tmp_path, in_passing=True)
+    held.write("running", step=0)
+    held.write("refused", "for a reason")
+    held.release()
+    assert (tmp_path / "status.json").read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -10,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save, save_file
 
+from dist_subspace.checkpoint.state import StoredState
+from dist_subspace.pages import give_back_freed
 from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.subspace import SubspaceConfig
+from tests.benchmarks.load import Peak, anonymous
+from tests.ranks import run_on_ranks
 from tests.tiny_run import make_model, make_records
 from tests.whole_runs import assert_same, losses, rewritten, run_here
 
@@ -92,6 +98,40 @@ def test_an_allowed_method_that_its_tensors_do_not_fit_is_refused_in_a_sentence(
     config["training"]["max_steps"] = 3
     assert run_here(config, ["checkpoint.allow_different=[method]"]) == EXIT_USAGE
     assert "lora_A, which has 96 here; it belongs to another rank, or to another base model" in message(made)
+
+
+MIB = 2**20
+TENSORS, ENTRIES = 12, 2 * MIB  # of 8 MiB each
+
+
+def asked_for(file: str) -> tuple[int, bool]:
+    """On a rank: the most bytes that were held while every tensor of the file was asked for, and whether each had its values."""
+    keys = [f"layer.{number}.{kind}" for number in range(TENSORS // 3) for kind in ("exp_avg", "exp_avg_sq", "master")]
+    gc.collect()
+    give_back_freed()
+    before = anonymous()
+    with Peak() as peak:
+        stored = StoredState(Path(file), dict.fromkeys(keys, 4 * ENTRIES), ["layer.2", "layer.1"])
+        right = all(bool((stored[key] == number).all()) for number, key in enumerate(keys))
+    return peak.bytes - before, right and sorted(stored) == sorted(keys) and list(stored)[:3] == keys[6:9]
+
+
+def test_no_rank_holds_more_of_the_optimizers_state_than_a_part_while_a_run_is_resumed(tmp_path: Path) -> None:
+    """docs/failures.md, "Every rank reads all optimizer states"."""
+    keys = [f"layer.{number}.{kind}" for number in range(TENSORS // 3) for kind in ("exp_avg", "exp_avg_sq", "master")]
+    file = tmp_path / "optimizer.safetensors"
+    save_file({key: torch.full((ENTRIES,), float(number)) for number, key in enumerate(keys)}, file)
+    for most, right in run_on_ranks(2, small_groups, str(file)):
+        assert right and most < 5 * 8 * MIB < file.stat().st_size / 2, most / MIB
+
+
+def small_groups(file: str) -> tuple[int, bool]:
+    """Two tensors at a time, where a run sends 64 MiB."""
+    before, StoredState.GROUP = StoredState.GROUP, 16 * MIB
+    try:
+        return asked_for(file)
+    finally:
+        StoredState.GROUP = before
 
 
 def another_weight(folder: Path, config: dict[str, Any]) -> None:

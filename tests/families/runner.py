@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.families.cases import Case
+from tests.forked import renew_threads
 
 TIMEOUT = 60.0  # seconds a case
 
@@ -157,6 +158,7 @@ def _work(case: Case, pipe: Connection, examine: Callable[[Case], Result]) -> No
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
     os.dup2(silent, 2)
+    renew_threads()
     pipe.send(examine(case))
     pipe.close()
     os._exit(0)

@@ -12,9 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dist_subspace as dsub
+from dist_subspace.evaluation.asked import Asked
+from dist_subspace.evaluation.measuring import measure
+from dist_subspace.evaluation.subject import Subject, find_subject
 from dist_subspace.loading.load import download
 from dist_subspace.placement.collectives import barrier, gather_objects, world
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.training.display import Display
 from tests.faults.agreements import Row
 from tests.faults.injection import installed
 from tests.tiny_models import tiny_model
@@ -55,10 +59,21 @@ def _calls(home: Path) -> dict[str, Callable[[], Any]]:
         "import_peft": lambda: dsub.import_peft(_loaded(home), home / "peft"),
         "save_adapter": lambda: dsub.save_adapter(trained, home / f"out-{next(numbers)}"),
         "merge": lambda: dsub.merge(trained, home / f"out-{next(numbers)}", report=None),
+        "evaluate": lambda: _evaluated(home),
         "export": lambda: dsub.export_peft(trained, home / f"out-{next(numbers)}", "lora", report=None),
         "export_experts": lambda: dsub.export_peft(_on_experts(), home / f"out-{next(numbers)}", report=None),
         "export_folder": lambda: dsub.export_peft(home / "saved", home / f"out-{next(numbers)}", report=None),
     }
+
+
+def _subject(home: Path) -> Subject:
+    settings = ["model.storage=fp32", "data.format=alpaca"]
+    return find_subject(None, str(home / "model"), str(home / "eval.jsonl"), settings)
+
+
+def _evaluated(home: Path) -> Any:
+    subject = _subject(home)
+    return measure(Asked(base=str(home / "model")), subject, Display(enabled=False, total_steps=0))
 
 
 def _loaded(home: Path) -> Any:

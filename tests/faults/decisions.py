@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dist_subspace.placement import shared_folders
 from tests.faults.scenes import Home
 
 _OWN = '''
@@ -73,6 +74,7 @@ def misbehaves(how: str) -> None:
 
 
 def is_elsewhere(folder: str, first_of_its_node: bool = True) -> None:
+    shared_folders.PATIENCE = 0.3  # no network file system shows anything here late
     os.chdir(folder)
     if first_of_its_node:
         os.environ["LOCAL_RANK"] = "0"

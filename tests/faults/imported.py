@@ -1,5 +1,7 @@
 """What a rank of `tests.forked_ranks` finds imported: all that a run imports."""
 
+import gc
+
 import deepspeed
 import tokenizers
 import torch
@@ -16,3 +18,4 @@ import dist_subspace.training.run
 
 torch.set_num_threads(1)
 IMPORTED = (deepspeed, dist_subspace, modeling_llama, tokenizers, transformers)
+gc.freeze()  # is neither looked at nor copied where a fork collects garbage

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bitsandbytes import functional as bnb
+from huggingface_hub import constants
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import (
@@ -21,6 +22,7 @@ from transformers import (
 from transformers.integrations.finegrained_fp8 import Fp8Quantize
 
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.run_folder.status import EXIT_USAGE
 from dist_subspace.storage import grouped
 from dist_subspace.subspace import disabled
@@ -42,6 +44,34 @@ def path(bench: Bench) -> None:
     reference = AutoModelForCausalLM.from_pretrained(other, dtype=torch.float32)
     with disabled(begin(bench, {"model.path": other}).model) as model:
         torch.testing.assert_close(logits(model, IDS), logits(reference, IDS))
+
+
+def revision(bench: Bench) -> None:
+    """The commit of a tag in the Hub's cache, which transformers reads under the same name; a folder has none."""
+    cache = bench.folder / "hub"
+    own = cache / "models--own--model"
+    for seed, (name, commit) in enumerate({"main": "a" * 40, "v1": "b" * 40}.items(), start=5):
+        make_model(own / "snapshots" / commit, seed=seed)
+        (own / "refs").mkdir(exist_ok=True)
+        (own / "refs" / name).write_text(commit)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patched.setattr(constants, "HF_HUB_OFFLINE", True)
+        found = {}
+        for asked in ("v1", "b" * 40, UNSET):
+            begun = begin(bench, {"model.path": "own/model", "model.revision": asked})
+            theirs = {} if asked is UNSET else {"revision": asked}
+            reference = AutoModelForCausalLM.from_pretrained(
+                "own/model", dtype=torch.float32, cache_dir=str(cache), local_files_only=True, **theirs
+            )
+            with disabled(begun.model) as model:
+                found[asked] = logits(model, IDS)
+            torch.testing.assert_close(found[asked], logits(reference, IDS))
+            described = adapter_config(begun.model, "own/model")
+            assert described.get("revision") == theirs.get("revision"), "where PEFT looks for it"
+        assert torch.equal(found["v1"], found["b" * 40]) and not torch.allclose(found["v1"], found[UNSET])
+    with pytest.raises(UsageError, match=r"model\.revision is 'v1', but model\.path is .*, a folder"):
+        begin(bench, {"model.revision": "v1"})
 
 
 def task(bench: Bench) -> None:
@@ -284,6 +314,7 @@ def trust_remote_code(bench: Bench) -> None:
 _TRANSFORMERS, _BNB = "transformers' from_pretrained", "bitsandbytes' quantisers"
 KEYS = [
     Key("model.path", ("another folder",), "the base model", f"{_TRANSFORMERS}: logits", path),
+    Key("model.revision", ("a tag", "a commit"), "the base model", f"{_TRANSFORMERS}: logits", revision),
     Key(
         "model.task",
         ("classification",),

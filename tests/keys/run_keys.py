@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 from itertools import accumulate
 from pathlib import Path
 
@@ -122,6 +123,22 @@ def report_to(bench: Bench) -> None:
         assert [value for _, value in told] == pytest.approx([line[key] for line in outcome.steps], rel=1e-6)
 
 
+def profile(bench: Bench) -> None:
+    """Two steps of two micro-batches each are traced, the third and the fourth; the trajectory stays."""
+    outcome = bench.run({"run.profile": 2})
+    _same_trajectory(outcome, bench)
+    folder = outcome.folder / "profile"
+    events = json.loads((folder / "trace.json").read_text())["traceEvents"]
+    for name, count in (("data", 2), ("forward", 4), ("backward", 4), ("optimizer", 2)):
+        assert (
+            sum(event.get("name") == f"step/{name}" and event["cat"] == "user_annotation" for event in events) == count
+        )
+    table = (folder / "table.txt").read_text()
+    assert "aten::mm" in table and all(f"{name} " in table for name in ("data", "forward", "backward", "optimizer"))
+    assert f"profile of 2 steps in {folder}:" in outcome.said and " s a step " in outcome.said
+    assert not (bench.usual().folder / "profile").exists()
+
+
 def push_to_hub(bench: Bench) -> None:
     """The final adapter is what the repository holds. A Hub that fails costs a sentence, and neither the run nor its adapter."""
     home = bench.folder / "hub-cache"
@@ -183,5 +200,12 @@ KEYS = [
         "inert by design for the trajectory: who may read the repository",
         "a Hub's repository; bit-equal adapters",
         hub_private_repo,
+    ),
+    Key(
+        "run.profile",
+        (2,),
+        "inert by design for the trajectory: so many steps are traced",
+        "the parts of a step in torch's trace; bit-equal adapters",
+        profile,
     ),
 ]

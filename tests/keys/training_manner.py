@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import enable_full_determinism, get_scheduler
 
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, read_status
@@ -104,6 +105,32 @@ def on_nonfinite(bench: Bench) -> None:
     assert stopped.checkpoints == list(range(1, bad[0])) and len(stopped.steps) == bad[0] - 1
 
 
+def early_stopping_patience(bench: Bench) -> None:
+    """On texts that training has nothing of the held-out loss turns round: the run ends so many evaluations behind its lowest
+    value, keeps that one, and goes on as if it had never ended where there is more patience."""
+    data = bench.write("strange.jsonl", [{"text": text} for text in ("#!?", "%&/()=")])
+    changes = {"data.eval": data, "run.eval_steps": 1, "training.learning_rate": 0.3, "run.logging_steps": 50}
+    changes |= {"checkpoint.save_steps": 1, "checkpoint.save_total_limit": None}
+    whole = bench.run(changes)
+    losses = {line["step"]: line["eval_loss"] for line in whole.evaluations if line["step"]}
+    best = min(losses, key=lambda step: losses[step])
+    assert 1 <= best < 5
+    config = bench.configuration(changes | {"training.early_stopping_patience": 2})
+    stopped = bench.go(config)
+    ends = next(step for step in losses if step - min(range(1, step + 1), key=lambda s: losses[s]) >= 2)
+    assert ends < 6 and [line["step"] for line in stopped.steps] == [1, ends] and stopped.checkpoints[-1] == ends
+    assert f"stopped early after step {ends}: 2 evaluations without a better eval_loss than" in stopped.said
+    assert f"(of checkpoint-{best}, the best by eval_loss: {losses[best]:.6g})" in stopped.said
+    kept = load_file(whole.folder / f"checkpoint-{best}" / "adapter_model.safetensors")
+    assert all(torch.equal(stopped.adapter[name], tensor) for name, tensor in kept.items())
+    lines, again = stopped.lines, bench.go(config)
+    assert again.lines == lines and again.checkpoints[-1] == ends
+    assert f"stopped early after step {ends}" in again.said
+    config["training"]["early_stopping_patience"] = 6
+    patient = bench.go(config)
+    assert [line["eval_loss"] for line in patient.evaluations] == [line["eval_loss"] for line in whole.evaluations]
+
+
 def max_time(bench: Bench) -> None:
     """The run leaves with what it has, whole, and the same configuration goes on from there."""
     outcome = bench.run({"training.max_time": "0:00:01", "training.max_steps": STEPS}, EXIT_INTERRUPTED)
@@ -170,6 +197,13 @@ KEYS = [
         "skip: the step changes nothing; stop: the run fails there",
         "a loop that leaves the step out",
         on_nonfinite,
+    ),
+    Key(
+        "training.early_stopping_patience",
+        (2, 6),
+        "the run ends after so many evaluations without a better one, which is what it keeps",
+        "the evaluations of a run without it; bit-equal adapters",
+        early_stopping_patience,
     ),
     Key(
         "training.max_time",

@@ -207,3 +207,33 @@ def test_a_disk_that_is_full_in_the_middle_of_a_download_is_one_sentence(folder:
         r"\S+ has 0\.0 GiB free\); accepted: another HF_HOME, or space in this one$",
         line,
     ), line
+
+
+@pytest.mark.slow
+def test_both_processes_of_a_node_say_that_its_disk_is_full(folder: Path, tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs root, to mount a disk")
+    home = tmp_path / "home"
+    home.mkdir()
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    mount = f'mount -t tmpfs -o size={size // 2048}k tmpfs "$0" && '
+    both = 'for rank in 0 1; do RANK=$rank LOCAL_RANK=$rank "$1" -c "$2" own/model & done; wait'
+    command = [
+        "unshare",
+        "-m",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        mount + both,
+        str(home),
+        sys.executable,
+        WORKER,
+    ]
+    with hub_server() as hub:
+        hub.add("own/model", folder)
+        of_hub = {name: value for name, value in hub.environment(home).items() if name.startswith(("HF_", "NO_"))}
+        environment = rank_environment(0, 2, free_port()) | {"HF_HUB_OFFLINE": "0"} | of_hub
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    first, second = (line for line in done.stdout.splitlines() if line.startswith("said: "))
+    assert first == second and "(No space left on device: " in first, done.stdout + done.stderr

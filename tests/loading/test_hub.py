@@ -12,15 +12,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import load_file
 from transformers import LlamaForCausalLM
 
+from dist_subspace import load_frozen
 from dist_subspace.errors import UsageError
 from dist_subspace.loading.load import download
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import world
 from tests.hub_server import CUT, HubServer, hub_server
+from tests.loading.folders_of_formats import FIRST, FORMATS, SECOND, in_two_files
 from tests.named_hosts import named_host
+from tests.quantised_folders import operators
 from tests.ranks import ROOT, run_on_ranks
 from tests.tiny_run import make_model, make_records
 
@@ -154,6 +159,64 @@ def test_only_the_files_that_are_read_are_fetched(hub: HubServer, model: Path, t
         ((again, said, _),) = ask(hub, tmp_path / "home", name, HF_HUB_OFFLINE="1")
         assert again == found and "HF_HUB_OFFLINE is set" in said[0], "a copy without what is not read is whole"
     assert len(set(got)) > 8
+
+
+PINNED = """
+import json, sys
+from dist_subspace.errors import UsageError
+from dist_subspace.loading import hub
+hub.WAITS = (0.0,)
+for revision in sys.argv[1:]:
+    try:
+        print(json.dumps(str(hub.fetch("own/model", "model.path", revision=None if revision == "unset" else revision))))
+    except UsageError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def pinned(hub: HubServer, home: Path, *revisions: str, **more: str) -> list[str]:
+    """For each revision the folder, or what a refusal says."""
+    environment = hub.environment(home, PYTHONPATH=str(ROOT), **more)
+    command = [sys.executable, "-c", PINNED, *revisions]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_revision_of_quantised_weights_is_what_is_read_and_a_commit_is_not_asked_for_again(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch, a tag, a commit; in bitsandbytes' 4 bits and in two files, which are held as they are."""
+    own = hub.add("own/model", in_two_files(FORMATS["bitsandbytes 4 bits"][1](tmp_path / "main")))
+    older = in_two_files(FORMATS["bitsandbytes 4 bits"][1](tmp_path / "older"))
+    own.revisions["v1"] = hub.add("another/name", older, commit="b" * 40)
+    del hub.repositories["another/name"]
+    home, whole = tmp_path / "home", "b" * 40
+    newest, tag, commit, again, short, nothing = pinned(hub, home, "unset", "v1", whole, whole, "bbbb", "v2")
+    assert [Path(found).name for found in (newest, tag, commit, again)] == ["a" * 40, *[whole] * 3]
+    assert hub.asked("GET", f"revision/{whole}") == [], "the tag has brought it, and a commit never changes"
+    start = (
+        f"model.path is 'own/model' at model.revision 'v2', which is not here, and {hub.address} did not give it to "
+    )
+    assert nothing.startswith(start) and "in 1 try (HTTP 404: it has no such revision); accepted: a branch" in nothing
+    assert "at model.revision 'bbbb'" in short
+    offline = pinned(hub, home, "v1", "v2", HF_HUB_OFFLINE="1")
+    assert offline[0] == tag and "at model.revision 'v2'" in offline[1] and "HF_HUB_OFFLINE is set" in offline[1]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for revision, folder in ((None, tmp_path / "main"), ("v1", older), (whole, older)):
+        model = load_frozen("own/model", "fp4", dtype="float32", revision=revision)
+        file = load_file(folder / FIRST) | load_file(folder / SECOND)
+        assert torch.equal(model.get_input_embeddings().weight, file["model.embed_tokens.weight"].float())  # type: ignore[operator]
+        held = operators(model, "fp4")
+        assert len(held) == 7
+        for name, operator in held.items():
+            assert torch.equal(operator.codes.view(torch.uint8), file[f"{name}.weight"].view(-1)), name
+
+
+def test_a_folder_has_no_revision(model: Path) -> None:
+    with pytest.raises(UsageError, match=r"model\.revision is 'v1', but model\.path is .*accepted with a folder: null"):
+        load_frozen(model, "bf16", revision="v1")
 
 
 def copy_files(source: Path, folder: Path, *names: str) -> None:

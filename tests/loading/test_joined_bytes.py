@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
+from bitsandbytes import functional as bnb_functional
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,11 +38,24 @@ def by_expert(tensors: dict[str, Tensor]) -> None:
         tensors[key], tensors[f"{key}_scale_inv"] = fp8_blocks(tensors[key], (128, 128))
 
 
-def mixture(folder: Path, width: int) -> Path:
-    sizes = {"moe_intermediate_size": width, "num_experts": 3, "num_experts_per_tok": 2, "hidden_size": 192}
+def mixture(
+    folder: Path,
+    width: int,
+    quantise: Callable[[dict[str, Tensor]], None] = by_expert,
+    settings: Mapping[str, Any] = FP8,
+    hidden: int = 192,
+    experts: int = 3,
+) -> Path:
+    sizes = {"moe_intermediate_size": width, "num_experts": experts, "num_experts_per_tok": 2, "hidden_size": hidden}
     config = tiny_config("Qwen3MoeConfig", **sizes, num_key_value_heads=2, head_dim=32)
     transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    return rewritten(folder, by_expert, quantization_config=FP8)
+    return rewritten(folder, quantise, quantization_config=settings)
+
+
+def pieces_of(storage: str, shape: tuple[int, ...]) -> Any:
+    in_pieces = storage_info(storage).in_pieces
+    assert in_pieces is not None
+    return lambda options: in_pieces((shape[0], shape[1]), False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +136,11 @@ def index(tmp_path: Path) -> CheckpointIndex:
 
 
 def test_any_run_of_a_stack_that_is_one_tensor(index: CheckpointIndex) -> None:
-    in_pieces = storage_info("fp8").in_pieces
-    assert in_pieces is not None
     whole, cut = Layout.of("w", (3, 256, 130)), Layout.of("w", (3, 256, 130)).narrow(1, 128, 128)
     for layout, first in ((whole, 0), (cut, 1)):
-        how = joined(layout, index.held, "fp8", in_pieces(layout.shape[1:], False))
-        assert how is not None
+        found = joined(layout, index.held, "fp8", pieces_of("fp8", layout.shape[1:]))
+        assert found is not None and found.plain == ({},) * 3
+        how = found.as_held
         with RangeReader(index) as reader:
             codes = reader.bytes("w", 0, 3 * 256 * 130).clone().view(3, 256 * 130)[:, first * 128 * 130 :].reshape(-1)
             scale = reader.bytes("w_scale_inv", 0, 4 * 12).clone().view(3, 2, 8)[:, first:].reshape(-1)
@@ -136,12 +151,102 @@ def test_any_run_of_a_stack_that_is_one_tensor(index: CheckpointIndex) -> None:
 
 
 def test_other_layouts_and_storages_are_packed_anew(index: CheckpointIndex) -> None:
-    in_pieces = storage_info("fp8").in_pieces
-    assert in_pieces is not None
     whole = Layout.of("w", (3, 256, 130))
-    assert joined(whole, index.held, "fp8", in_pieces((256, 130), False)) is not None
-    assert joined(whole, index.held, "int8", in_pieces((256, 130), False)) is None
-    assert joined(whole.narrow(1, 64, 128), index.held, "fp8", in_pieces((128, 130), False)) is None
-    assert joined(whole.narrow(2, 0, 128), index.held, "fp8", in_pieces((256, 128), False)) is None
-    assert joined(whole.transpose(1, 2), index.held, "fp8", in_pieces((130, 256), False)) is None
-    assert joined(whole, lambda key: None, "fp8", in_pieces((256, 130), False)) is None
+    assert joined(whole, index.held, "fp8", pieces_of("fp8", (256, 130))) is not None
+    assert joined(whole, index.held, "int8", pieces_of("int8", (256, 130))) is None
+    assert joined(whole.narrow(1, 64, 128), index.held, "fp8", pieces_of("fp8", (128, 130))) is None
+    assert joined(whole.narrow(2, 0, 128), index.held, "fp8", pieces_of("fp8", (256, 128))) is None
+    assert joined(whole.transpose(1, 2), index.held, "fp8", pieces_of("fp8", (130, 256))) is None
+    assert joined(whole, lambda key: None, "fp8", pieces_of("fp8", (256, 130))) is None
+
+
+def by_bitsandbytes(tensors: dict[str, Tensor], storage: str, double: bool) -> None:
+    """Every expert's matrix as bitsandbytes quantises and saves it."""
+    for key in [key for key in tensors if ".experts." in key]:
+        matrix = tensors.pop(key)
+        if storage == "int8":
+            codes, scale, _ = bnb_functional.int8_vectorwise_quant(matrix.half())
+            tensors |= {key: codes, f"{key.removesuffix('weight')}SCB": scale}
+            continue
+        codes, state = bnb_functional.quantize_4bit(matrix, quant_type=storage, compress_statistics=double)
+        tensors |= {key: codes, **{f"{key}.{name}": value for name, value in state.as_dict(packed=True).items()}}
+
+
+def numbers(file: dict[str, Tensor], key: str, storage: str) -> Tensor:
+    """What bitsandbytes reads from the file."""
+    if storage == "int8":
+        return bnb_functional.int8_vectorwise_dequant(file[key], file[f"{key.removesuffix('weight')}SCB"])
+    beside = {name.removeprefix(f"{key}."): value for name, value in file.items() if name.startswith(f"{key}.")}
+    state = bnb_functional.QuantState.from_dict(beside, device=torch.device("cpu"))
+    shape, state.shape, state.dtype = state.shape, torch.Size((1, state.shape.numel())), torch.float32
+    return bnb_functional.dequantize_4bit(file[key].view(-1, 1), state).view(shape)
+
+
+PARTS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
+
+
+def packed(folder: str, storage: str) -> tuple[dict[str, tuple[dict[str, Tensor], list[Tensor]]], int]:
+    """On a rank of ZeRO-3: each stack's tensors and its experts' numbers, and how many bytes were read."""
+    model = load_frozen(
+        folder, storage, dtype="float32", double_quant=True, deepspeed=tiny.ds_config(3, world_size=world().size)
+    )
+    found = {}
+    for name in PARTS:
+        stack: Any = model.get_submodule(f"{LAYER}.{name}")
+        with gathered(list(stack.parameters())):
+            tensors = {own: p.detach().clone() for own, p in stack.named_parameters()}
+            found[name] = tensors, [stack.expert(number).dense() for number in range(stack.experts)]
+    return found, bytes_read(model)
+
+
+@pytest.mark.parametrize(("storage", "double"), [("nf4", True), ("fp4", False), ("int8", False)])
+def test_experts_of_bitsandbytes_are_not_rounded_again(tmp_path: Path, storage: str, double: bool) -> None:
+    """One by one in the file, as transformers held them before it stacked them; two of them are joined to one matrix, whose
+    statistics then have two offsets."""
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": storage != "int8", "load_in_8bit": storage == "int8"}
+
+    def quantise(tensors: dict[str, Tensor]) -> None:
+        by_bitsandbytes(tensors, storage, double)
+
+    folder = mixture(tmp_path / "plain", 96, quantise=quantise, settings=settings, experts=4)
+    file, results = load_file(folder / FILE), run_on_ranks(3, packed, str(folder), storage)
+    for found, _ in results:
+        for name, (tensors, dense) in found.items():
+            keys = [[f"{LAYER}.{number}.{part}.weight" for part in PARTS[name]] for number in range(4)]
+            for own, matrix in zip(keys, dense, strict=True):
+                expected = torch.cat([numbers(file, key, storage) for key in own])
+                torch.testing.assert_close(matrix, expected, rtol=2e-7 if storage == "int8" else 0, atol=0)
+            codes = torch.cat([file[key].view(torch.int8).view(-1) for own in keys for key in own])
+            assert torch.equal(tensors["codes"].view(-1), codes), name
+            assert ("nested_absmax" in tensors) == (double and name == "down_proj")
+    assert sum(read for _, read in results) < 1.25 * (folder / FILE).stat().st_size
+    said: list[str] = []
+    with heard(said.append):
+        load_frozen(folder, storage, double_quant=double)
+    assert not any("rounded twice" in one for one in said), said
+    kept = f"in bitsandbytes {storage}, and so does {storage}: their"
+    if not double:
+        assert any(f"and 23 more {kept} bytes are kept as they are" in one for one in said), said
+    else:
+        assert any(f"and 7 more {kept} bytes are kept as they are" in one for one in said), said
+        assert any(f"and 15 more {kept} codes are kept as they are, and their quantised statistics" in s for s in said)
+
+
+def test_experts_that_end_within_a_block_of_4_bits_are_packed_anew(tmp_path: Path) -> None:
+    settings = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = mixture(
+        tmp_path, 100, quantise=lambda t: by_bitsandbytes(t, "nf4", double=False), settings=settings, hidden=36
+    )
+    said: list[str] = []
+    with heard(said.append):
+        model = load_frozen(folder, "nf4", dtype="float32", double_quant=False)
+    file, stack = load_file(folder / FILE), model.get_submodule(f"{LAYER}.gate_up_proj")
+    for number in range(3):
+        expected = torch.cat(
+            [numbers(file, f"{LAYER}.{number}.{part}.weight", "nf4") for part in PARTS["gate_up_proj"]]
+        )
+        torch.testing.assert_close(stack.expert(number).dense(), expected, rtol=0.3, atol=0.02)  # type: ignore[operator]
+    down = model.get_submodule(f"{LAYER}.down_proj")
+    codes = torch.cat([file[f"{LAYER}.{number}.down_proj.weight"].view(torch.int8).view(-1) for number in range(3)])
+    assert torch.equal(down.get_parameter("codes").view(-1), codes)
+    assert any("gate_proj.weight and 11 more" in one and "rounded twice" in one for one in said), said

@@ -6,9 +6,10 @@ import gc
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaConfig, Qwen3MoeConfig
 
-from dist_subspace import load_frozen
+from dist_subspace import SubspaceConfig, attach, load_frozen
 from dist_subspace.pages import give_back_freed
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.tensors import kept_bytes
@@ -78,6 +79,29 @@ def test_a_rank_holds_its_part_of_the_experts_and_no_stack(experts: str, storage
     for shard, peak, kept in run_on_ranks(2, measured, experts, str(tmp_path), storage):
         assert stack > SLACK and peak < 1.02 * shard + SLACK
         assert kept < 1.02 * shard + 6 * MIB
+
+
+def stepped(folder: str, storage: str) -> int:
+    """The most that a step holds above what the rank held before."""
+    config = tiny.ds_config(3, trainable_numel=1, world_size=world().size)
+    model = load_frozen(folder, storage, dtype="bfloat16", deepspeed=config)
+    attach(model, SubspaceConfig(method="lora", rank=2, target_modules=["q_proj"])).train()
+    engine = tiny.make_engine(model, config)
+    batch = torch.arange(64).view(2, 32) % 64
+    tiny.train_step(engine, batch)  # what the first step allocates for good
+    gc.collect()
+    give_back_freed()
+    before = anonymous()
+    with Peak() as peak:
+        tiny.train_step(engine, batch)
+    engine.destroy()
+    return peak.bytes - before
+
+
+def test_a_step_gathers_a_layers_experts_packed_and_decodes_a_few_of_them(experts: str) -> None:
+    """docs/failures.md, "A layer of many experts is gathered at once"."""
+    layer = 3 * 32 * HIDDEN // 2 * INNER // 16 * 2  # in 16 bits, with which a step holds more than two of it
+    assert max(run_on_ranks(2, stepped, experts, "nf4")) < 1.2 * layer
 
 
 @pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])

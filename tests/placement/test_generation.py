@@ -82,3 +82,35 @@ def test_a_copy_of_a_model_generates_with_its_own_weights(tmp_path: Path) -> Non
     with torch.no_grad():
         other.lm_head.weight.copy_(torch.randn_like(other.lm_head.weight))
     assert write(model, 0) == before != write(other, 0)
+
+
+def full_and_short(folder: str) -> tuple[list[int], list[int] | str]:
+    """Collective: rank 0's row ends with the model's table of positions, long before that of rank 1; then rank 0 is refused."""
+    ensure_process_group()
+    config = tiny.ds_config(3, world_size=1)
+    model = model_of(folder, "loaded", config)
+    attach(model, SubspaceConfig(rank=2, target_modules=["c_attn"]))
+    sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": world().size}
+    engine = tiny.make_engine(model, tiny.ds_config(3, trainable_numel=100) | sizes)
+    engine.eval()
+    rows = (torch.full((1, 30), 3), torch.tensor([[4, 5]]))[world().rank]
+    made = engine.module.generate(input_ids=rows, do_sample=False, max_new_tokens=(2, 25)[world().rank], pad_token_id=0)
+    refused: list[int] | str
+    try:
+        bad = {"temperature": -1.0, "do_sample": True} if world().is_main else {"do_sample": False}
+        refused = engine.module.generate(input_ids=rows[:, :2], max_new_tokens=5, pad_token_id=0, **bad)[0].tolist()
+    except ValueError as error:
+        refused = str(error)
+    engine.destroy()
+    return made[0].tolist(), refused
+
+
+def test_a_rank_whose_row_is_full_keeps_the_others_company(tmp_path: Path) -> None:
+    """So does one whose own call is refused, and the others have their texts."""
+    folder = save_odd(tmp_path, "gpt2")
+    model = model_of(folder, "loaded", None)
+    full = model.generate(torch.full((1, 30), 3), do_sample=False, max_new_tokens=2, pad_token_id=0)[0].tolist()
+    short = model.generate(torch.tensor([[4, 5]]), do_sample=False, max_new_tokens=25, pad_token_id=0)[0].tolist()
+    (first, refused), (second, text) = run_on_ranks(2, full_and_short, folder)
+    assert (first, second) == (full, short) and len(short) > 8
+    assert "temperature" in refused and text == short[:7]

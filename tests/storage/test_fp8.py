@@ -10,7 +10,8 @@ from torch import nn
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, FP8Linear, Fp8Quantize
 
 from dist_subspace.storage import adopt, pack
-from dist_subspace.storage.fp8 import quantize
+from dist_subspace.storage.fp8 import STRIP_ON_CPU, quantize
+from dist_subspace.storage.raw import float8_numbers
 
 SETTINGS = SimpleNamespace(quantization_config=SimpleNamespace(weight_block_size=(128, 128), scale_fmt="float"))
 
@@ -43,6 +44,25 @@ def test_blocks_at_the_edge_have_scales_of_their_own(shape: tuple[int, int]) -> 
             # e4m3 has 3 bits after the point: half a unit is 2^-4 of a number, and 2^-10 of the scale below its normal range
             limit = block.abs() / 16 + block.abs().max() / 448 * 2.0**-10 + 1e-7
             assert bool((error <= limit).all())
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_code_is_the_number_that_torch_makes_of_it(kind: torch.dtype) -> None:
+    """NaN among them."""
+    codes = torch.arange(256, dtype=torch.uint8).view(kind).repeat(3).view(3, 8, 32)[:, 1:]
+    assert torch.equal(float8_numbers(codes).view(torch.int32), codes.float().view(torch.int32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_matrix_that_is_decoded_strip_by_strip_is_codes_times_scales(dtype: torch.dtype) -> None:
+    """Of several strips, with a last one that is shorter, and blocks that are cut off at both edges."""
+    rows, columns = 2 * STRIP_ON_CPU // 1300 + 77, 1300
+    packed = pack(torch.randn(rows, columns), "fp8")
+    codes = packed.get_parameter("codes").view(torch.float8_e4m3fn).float()
+    scale = packed.get_parameter("scale").view(torch.float32).view(-(-rows // 128), -(-columns // 128))
+    whole = codes * scale.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
+    assert len(list(packed.row_slices(128, STRIP_ON_CPU))) > 2
+    assert torch.equal(packed.decode(dtype), whole.to(dtype))
 
 
 def test_a_layer_of_transformers_is_taken_over_byte_for_byte() -> None:

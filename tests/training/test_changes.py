@@ -93,6 +93,7 @@ EFFECTS: dict[str, tuple[Any, str | None]] = {
     "gradient_checkpointing_kwargs": ({"use_reentrant": True}, None),
     "activation_offload": (True, None),
     "on_nonfinite": ("stop", None),
+    "early_stopping_patience": (3, None),
     "max_time": (60.0, None),
     "rank_timeout": (60.0, None),
     "full_determinism": (True, None),

@@ -10,6 +10,7 @@ import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def seconds() -> Iterator[float]:
 
 def whole_run(display: Display) -> None:
     with display:
-        display.show_config("model: {storage: nf4}\n")
+        display.show_config(["model: {storage: nf4}"], "run/config.yaml")
         display.show_summary([("[q_proj]", 1000, 99000, 2048), ("head", 0, 0, 1024)], title="method lora")
         with display.loading("reading the model") as progress:
             progress(1, 2)
@@ -71,9 +72,9 @@ def test_a_file_gets_plain_lines_one_for_each_logged_step() -> None:
     text = file.getvalue()
     assert not CONTROL.search(text)
     logged = [line for line in text.splitlines() if line.startswith("step ")]
-    figures = "loss 2.5000 | lr 2.00e-04 | grad norm 0.512 | 12,346 tokens/s | 3.0 GiB"
+    figures = "epoch 1.00 | loss 2.5000 | lr 2.00e-04 | grad norm 0.512 | 12,346 tokens/s | 3.0 GiB"
     assert [line.rpartition(" | ")[0] for line in logged] == [f"step 2/4 | {figures}", f"step 4/4 | {figures}"]
-    assert logged[1].endswith("0:00 left")
+    assert logged[0].endswith(" left") and logged[1].endswith("| 0:00 left")
     for part in ("storage: nf4", "[q_proj]", "1,000", "99,000", "2.0 KiB", "1 % trained", "3.0 KiB", "method lora"):
         assert part in text, part
     for part in ("saved [checkpoint-4]", "warning: step 3", "accuracy 0.5000", "run/adapter", "run/loss.png"):
@@ -178,3 +179,41 @@ def test_an_exception_leaves_the_cursor_visible(screens: dict[str, str], kind: s
     text = screens[kind]
     assert "RuntimeError" in text and "boom" in text
     assert "\x1b[?25l" in text and text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_figure_is_cut_off_however_narrow_the_terminal_is(width: int) -> None:
+    file = io.StringIO()
+    display = Display(True, 4, Console(file=file, width=width, force_terminal=True, color_system=None), silence=1e9)
+    display.evaluation(Evaluation(2, {"eval_loss": 1.25}))
+    with display.during("micro-batch", 12):
+        display.moved()
+        display.update(record(3))
+        display._console.print(display._render())
+    shown = " ".join(file.getvalue().split())
+    for part in (
+        "loss 2.5000",
+        "epoch 1.00",
+        "12,346 tokens/s",
+        "3.0 GiB",
+        "validation 1.2500 (step 2)",
+        "micro-batch: 1 of 12",
+    ):
+        assert part in shown, part
+
+
+def test_a_log_file_gets_a_line_where_nothing_else_is_said_and_it_says_what_goes_on() -> None:
+    file = io.StringIO()
+    display = Display(True, 9, Console(file=file, width=120), silence=0.1)
+    display.start()
+    display.advance(1, 3.5)
+    with display.during("micro-batch", 12):
+        display.moved()
+        until = time.monotonic() + 20
+        while "micro-batch" not in file.getvalue() and time.monotonic() < until:
+            time.sleep(0.02)
+    display.close()
+    said = file.getvalue()
+    assert re.match(r"step 1/9 \| loss 3\.5000 \| micro-batch: 1 of 12 \| at most \S+ left\n", said), said
+    time.sleep(0.3)
+    assert file.getvalue() == said, "a run that is over says nothing more"

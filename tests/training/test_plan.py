@@ -55,6 +55,18 @@ def test_a_row_that_the_model_has_no_positions_for_is_refused(bench: Bench) -> N
         plan_of(bench, {"data.max_length": POSITIONS + 1})
 
 
+def test_rows_that_nobody_gave_a_length_are_as_long_as_the_model_has_positions_for_and_that_is_said(
+    bench: Bench,
+) -> None:
+    said: list[str] = []
+    plan = make_plan(load_config(bench.configuration({"data.max_length": UNSET})), said.append)
+    assert plan.config.data.max_length == POSITIONS
+    assert f"data.max_length is not given: it is {POSITIONS}, the model's positions" in said
+    virtual = {"data.max_length": UNSET, "subspace.method": "prompt", "subspace.init_from": UNSET}
+    fewer = plan_of(bench, virtual | {"subspace.options": {"num_virtual_tokens": 8}})
+    assert fewer.config.data.max_length == POSITIONS - 8
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -62,6 +74,11 @@ def test_a_row_that_the_model_has_no_positions_for_is_refused(bench: Bench) -> N
         ({"model.task": "classification"}, "classification goes with classification only"),
         ({"training.optim": "paged_lion_8bit"}, "training.optim is 'paged_lion_8bit'"),
         ({"training.lr_scheduler_kwargs": {"cycles": 3}}, r"training.lr_scheduler_kwargs is {'cycles': 3}"),
+        ({"training.early_stopping_patience": 2}, "training.early_stopping_patience is 2, but data.eval is null"),
+        (
+            {"checkpoint.metric_for_best_model": "loss"},
+            "checkpoint.metric_for_best_model is 'loss', but data.eval is null",
+        ),
         ({"subspace.method": "lara", "subspace.init_from": UNSET}, "lara"),
     ],
 )

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from dist_subspace.run_folder import RunFolder
-from dist_subspace.training.progress import Progress, best_in_run, final_checkpoint
+from dist_subspace.training.progress import Progress, best_in_run
+from dist_subspace.training.results import final_checkpoint
 
 BEST = {"step": 4, "value": 1.0}
 

@@ -164,12 +164,15 @@ def test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen(first: Tol
     shown = [line for line in first.lines if line.startswith("step ")]
     assert [line["step"] for line in steps] == [1, 2, 4] and len(shown) == 3
     for line, text in zip(steps, shown, strict=True):
-        figures = f"step {line['step']}/{STEPS} | loss {line['loss']:.4f} | penalty {line['penalty']:.4f} | lr "
+        where = f"step {line['step']}/{STEPS} | epoch {line['epoch']:.2f}"
+        figures = f"{where} | loss {line['loss']:.4f} | penalty {line['penalty']:.4f} | lr "
         assert text.startswith(figures) and text.endswith(" left")
         assert line["penalty"] > 0
     for line in (line for line in records(first.run) if "eval_loss" in line):
         assert line["eval_perplexity"] == pytest.approx(math.exp(line["eval_loss"]))
-        text = f"evaluation at step {line['step']} | loss {line['eval_loss']:.4f} | perplexity {line['eval_perplexity']:.4f}"
+        before = "" if line["step"] else " (before training)"
+        measured = f"loss {line['eval_loss']:.4f} | perplexity {line['eval_perplexity']:.4f}"
+        text = f"evaluation at step {line['step']}{before} | {measured}"
         assert text in first.lines
     for step in (2, 4):
         assert f"saved {first.run / f'checkpoint-{step}'}" in first.lines
@@ -188,7 +191,7 @@ def test_the_end_names_the_adapter_and_the_picture(first: Told) -> None:
     last = first.lines[-3:]
     assert last[0] == "finished after step 4"
     assert [line.split() for line in last[1:]] == [
-        ["adapter:", str(first.run / "adapter")],
+        ["adapter:", str(first.run / "adapter"), "(of", "checkpoint-4,", "the", "last)"],
         ["loss", "curve:", str(first.run / "loss.png")],
     ]
     assert (first.run / "loss.png").stat().st_size > 5000
@@ -213,6 +216,12 @@ def test_the_card_of_the_adapter_says_how_it_was_trained(first: Told) -> None:
 
 def test_the_status_of_a_run_that_lasts_knows_its_last_whole_step(first: Told) -> None:
     assert [(found["state"], found["step"]) for found in first.status] == [("running", step) for step in range(STEPS)]
+    losses = [line["loss"] for line in records(first.run) if "loss" in line]
+    assert [found.get("total_steps") for found in first.status] == [None, STEPS, STEPS, STEPS]
+    assert first.status[1]["loss"] == pytest.approx(losses[0]) and first.status[1]["epoch"] == pytest.approx(
+        4 / 12, abs=1e-4
+    )
+    assert first.status[1]["seconds_left"] > 0 and "total_steps" not in (read_status(first.run) or {})
 
 
 def test_a_tracker_gets_the_configuration_every_figure_and_its_end(first: Told) -> None:

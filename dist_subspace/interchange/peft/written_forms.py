@@ -17,6 +17,7 @@ Written = tuple[dict[str, Any], dict[str, Tensor]]  # entries of adapter_config.
 # Entries of adapter_config.json that PEFT reads for every kind of adapter on layers.
 OF_EVERY_KIND = {
     "base_model_name_or_path",
+    "revision",
     "task_type",
     "auto_mapping",
     "inference_mode",

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,14 @@ from torch import Tensor
 
 from dist_subspace.loading.formats.registry import Files, Found, reads
 from dist_subspace.loading.held_weight import AsHeld, HeldWeight, ReadBytes
-from dist_subspace.storage.bnb import NESTED_BLOCKSIZE, Packed4bit, dequantize_4bit, four_bit_map, nested_map
+from dist_subspace.storage.bnb import (
+    NESTED_BLOCKSIZE,
+    Packed4bit,
+    dequantize_4bit,
+    four_bit_map,
+    nested_map,
+    plain_absmax,
+)
 
 STATE = ".quant_state.bitsandbytes__"
 BESIDE = re.compile(r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.[^.]+)$")
@@ -50,6 +58,29 @@ class FourBitWeight(HeldWeight):
         names = ("codes", "absmax", "nested_absmax")
         plain = {"offset": self.offset} if options["double_quant"] else {}
         return AsHeld(options, {name: part.as_bytes for name, part in zip(names, self.parts)}, plain)
+
+    def rows_as_held(self, storage: str, first: int, rows: int) -> AsHeld | None:
+        """Whole blocks. Statistics are those that the quantised ones stand for: each weight has an offset of its own."""
+        begin, end = first * self.shape[-1], (first + rows) * self.shape[-1]
+        if storage != self.quant_type or begin % self.blocksize or (end % self.blocksize and end < self.numel):
+            return None
+
+        def codes(read: ReadBytes, start: int, stop: int) -> Tensor:
+            return self.parts[0].as_bytes(read, begin // 2 + start, begin // 2 + stop)
+
+        absmax = partial(self._absmax_bytes, begin // self.blocksize)
+        return AsHeld({"double_quant": False, "blocksize": self.blocksize}, {"codes": codes, "absmax": absmax})
+
+    def _absmax_bytes(self, first: int, read: ReadBytes, start: int, stop: int) -> Tensor:
+        """Bytes of the float32 absmax of the blocks from `first` on."""
+        low, high = first + start // 4, first + -(-stop // 4)
+        nested, known = None, low
+        if len(self.parts) > 2:
+            known = low // NESTED_BLOCKSIZE * NESTED_BLOCKSIZE
+            nested = self.parts[2].entries(read, known // NESTED_BLOCKSIZE, -(-high // NESTED_BLOCKSIZE))
+        absmax = self.parts[1].entries(read, known, high)
+        packed = Packed4bit(absmax, absmax, nested, self.offset, self.blocksize, self.quant_type, (1, 0))
+        return plain_absmax(packed)[low - known :].view(torch.int8)[start % 4 :][: stop - start]
 
 
 @reads("bitsandbytes")

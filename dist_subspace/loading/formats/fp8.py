@@ -1,5 +1,8 @@
 """FP8: float8 codes, and scales that they are multiplied with: one a block (DeepSeek, Qwen), a row, a column or a tensor.
 
+Beside them some makers (DeepSeek-V4) hold the experts in 4 bits: `W.weight` int8 `(rows, columns / 2)`, two numbers a byte as in
+MXFP4, and one scale for each 32 of a row.
+
 Read against transformers 5.23.0 (`integrations/finegrained_fp8.py`: `W.weight_scale_inv`, whatever its name says, is a factor;
 `integrations/compressed_tensors.py`, `integrations/fbgemm_fp8.py`: `W.weight_scale`). A value is the product in float32. Where a
 side is no multiple of the block's, the last block is the shorter one, as in transformers' own layer `FP8Linear`; its dequantising
@@ -18,8 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_subspace.loading.formats.mxfp4 import GROUP, unpacked
 from dist_subspace.loading.formats.registry import Files, Found, method_of, reads
 from dist_subspace.loading.held_weight import AsHeld, HeldWeight, ReadBytes
+from dist_subspace.storage.raw import float8_numbers
 
 CODES = ("F8_E4M3", "F8_E5M2")
 FLOATS = ("F32", "F16", "BF16")
@@ -42,7 +47,7 @@ class Fp8Weight(HeldWeight):
 
     def values(self, read: ReadBytes, start: int, stop: int) -> Tensor:
         (rows, columns), (high, wide), across = self.shape[-2:], self.block, self.grid[1]
-        numbers = self.parts[0].entries(read, start, stop).view(-1, columns).float()
+        numbers = float8_numbers(self.parts[0].entries(read, start, stop)).view(-1, columns)
         row = torch.arange(start // columns, stop // columns)  # of all matrices, one below the other
         at = row // rows * self.grid[0] + row % rows // high
         low, top = int(at[0]), int(at[-1]) + 1
@@ -78,6 +83,16 @@ class Fp8Weight(HeldWeight):
         return scales.view(torch.int8)[start % 4 :][: stop - start]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fp4Weight(HeldWeight):
+    """Codes, two a byte, and scales; a unit is a group, which has one scale."""
+
+    def values(self, read: ReadBytes, start: int, stop: int) -> Tensor:
+        codes, scale = self.parts
+        numbers = unpacked(codes.entries(read, start // 2, stop // 2)).view(-1, GROUP)
+        return numbers.mul_(_factors(scale.entries(read, start // GROUP, stop // GROUP))[:, None]).view(-1)
+
+
 def _factors(scales: Tensor) -> Tensor:
     """float32; a byte is an exponent of 2 (E8M0)."""
     return scales.float().sub_(127).exp2_() if scales.dtype == torch.uint8 else scales.float()
@@ -96,6 +111,8 @@ def find(files: Files, settings: Mapping[str, Any]) -> Found:
             found.dropped.add(key)
         elif files.index.types[key] in CODES:
             found.weights[key] = _weight(files, key, blocks)
+        elif _is_fp4(files, key, settings):
+            found.weights[key] = _fp4_weight(files, key)
         elif files.index.types[key] not in FLOATS and _scale_key(files, key) in files:
             raise files.refusal(
                 f"hold {key} as {files.index.types[key]}, beside {_scale_key(files, key)}: not FP8 but fewer bits, which are not "
@@ -131,6 +148,21 @@ def _weight(files: Files, key: str, blocks: list[tuple[int, int]]) -> Fp8Weight:
         )
     weight = Fp8Weight(kind="FP8", parts=(codes, scale), shape=codes.shape, unit=codes.shape[-1], block=block)
     return weight if weight.as_held("fp8") is None else replace(weight, storage="fp8")
+
+
+def _is_fp4(files: Files, key: str, settings: Mapping[str, Any]) -> bool:
+    """Whether it is a matrix of bytes whose scales are those of groups of 32 numbers of 4 bits."""
+    scale, shape = _scale_key(files, key), files.index.shapes[key]
+    if method_of(settings) != "fp8" or files.index.types[key] != "I8" or len(shape) < 2 or scale not in files:
+        return False
+    return files.index.shapes[scale] == (*shape[:-1], shape[-1] * 2 // GROUP) and shape[-1] * 2 % GROUP == 0
+
+
+def _fp4_weight(files: Files, key: str) -> Fp4Weight:
+    codes, scale = files.stored(key, key), files.stored(_scale_key(files, key), key)
+    files.check(scale, (torch.uint8, torch.float8_e8m0fnu, torch.float32, torch.bfloat16), scale.numel)
+    shape = (*codes.shape[:-1], codes.shape[-1] * 2)
+    return Fp4Weight(kind="FP4", parts=(codes, scale), shape=shape, unit=GROUP)
 
 
 def _scale_key(files: Files, key: str) -> str:

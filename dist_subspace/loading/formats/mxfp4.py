@@ -28,11 +28,16 @@ class Mxfp4Weight(HeldWeight):
 
     def values(self, read: ReadBytes, start: int, stop: int) -> Tensor:
         blocks, scales = self.parts
-        bytes_ = blocks.entries(read, start // 2, stop // 2)
         exponents = scales.entries(read, start // GROUP, stop // GROUP).int() - 127
-        halves = torch.stack((bytes_.bitwise_and(15), bytes_.bitwise_right_shift(4)), dim=-1)
-        numbers = torch.tensor(VALUES)[halves.int()].view(-1, GROUP)
+        numbers = unpacked(blocks.entries(read, start // 2, stop // 2)).view(-1, GROUP)
         return torch.ldexp(numbers, exponents[:, None]).view(-1)
+
+
+def unpacked(pairs: Tensor) -> Tensor:
+    """The numbers that bytes stand for, two each, the lower half first: float32, twice as many along the last side."""
+    pairs = pairs.view(torch.uint8)
+    halves = torch.stack((pairs.bitwise_and(15), pairs.bitwise_right_shift(4)), dim=-1)
+    return torch.tensor(VALUES)[halves.int()].flatten(-2)
 
 
 @reads("mxfp4")

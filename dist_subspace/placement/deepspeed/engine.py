@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.late_compile import compiled_when_called
 from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed import optimizer_state
 from dist_subspace.placement.deepspeed.embeddings import spare_frozen_embeddings
+from dist_subspace.placement.deepspeed.expert_lists import check_expert_lists
 from dist_subspace.placement.deepspeed.in_place import take_apart
 from dist_subspace.placement.deepspeed.loss_scale import (
     global_norm,
@@ -21,7 +23,6 @@ from dist_subspace.placement.deepspeed.loss_scale import (
 )
 from dist_subspace.placement.deepspeed.persistent import keep_trainables_whole
 from dist_subspace.placement.deepspeed.quiet import be_quiet
-from dist_subspace.placement.deepspeed.supported import check_listed_experts
 from dist_subspace.placement.gradients import are_finite, gradients_of, total_norm
 
 
@@ -34,18 +35,41 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
     import deepspeed
 
     be_quiet()
-    check_listed_experts(model, config, world().size)
+    check_expert_lists(model, config, world().size)
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # some engines make a step of their own, with zero gradients: weights shall not decay in it
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    with compiled_when_called():  # it imports optimizers that nobody has asked for
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     for group, rate in zip(engine.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    _settle(engine)
+    optimizer_state.find_masters(engine)
+    return engine
+
+
+def _settle(engine: Any) -> None:
+    """Which weights stay whole between forwards, and which are never gathered."""
     keep_trainables_whole(engine)
     spare_frozen_embeddings(engine.module)
     take_apart(engine.module)
-    optimizer_state.find_masters(engine)
-    return engine
+
+
+def gather_when_called(model: nn.Module, config: Mapping[str, Any]) -> Callable[[], None]:
+    """Collective: `deepspeed.initialize` of a split model that nothing trains: its weights are gathered when its modules are
+    called. Returns what ends that.
+
+    Arguments:
+        config: of ZeRO stage 3.
+    """
+    import deepspeed
+
+    be_quiet()
+    section = {key: value for key, value in config["zero_optimization"].items() if key != "offload_optimizer"}
+    engine, *_ = deepspeed.initialize(model=model, config=dict(config) | {"zero_optimization": section})
+    _settle(engine)
+    engine.eval()
+    return lambda: engine.destroy()
 
 
 class DeepSpeedEngine:

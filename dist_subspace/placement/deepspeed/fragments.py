@@ -34,6 +34,12 @@ def has_fragments(parameter: Any) -> bool:
     return hasattr(parameter, "_hp_mapping")
 
 
+def is_bucketed(parameter: Any) -> bool:
+    """Whether an optimizer of ZeRO's stages 1 and 2 has taken the parameter, whose gradients it adds up as they come
+    (`param_idx_in_group`, which no other stage sets)."""
+    return hasattr(parameter, "param_idx_in_group")
+
+
 def forget_moments(parameter: Any) -> None:
     """`link_moments` then looks again."""
     mapping = getattr(parameter, "_hp_mapping", None)

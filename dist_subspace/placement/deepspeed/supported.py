@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from torch import nn
-
 from dist_subspace.errors import UsageError
-from dist_subspace.families.experts import callers_of_experts
 from dist_subspace.placement.deepspeed.json_file import zero_stage
 
 _ENGINE_TYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "fp16": "float16"}
@@ -31,28 +28,6 @@ def check_supported(
     """
     for reason in _reasons(config, storage, unquantised, dtype, quant_storage):
         raise UsageError(reason)
-
-
-def check_listed_experts(model: nn.Module, config: Mapping[str, Any], ranks: int) -> None:
-    """Refuse adapters on experts that are modules in a list where gradients are added up as they come.
-
-    ZeRO's stages 1 and 2 put each gradient into a bucket when backward has made it, and add the ranks' buckets up: ranks whose
-    tokens go to different experts would add up different parameters, or wait for each other forever. Stage 0 makes zeros of
-    what is missing, and stage 3 takes all of a leaf module at once.
-
-    Raises:
-        UsageError: alike on every rank.
-    """
-    stage = zero_stage(config)
-    callers = callers_of_experts(model) if ranks > 1 and stage in (1, 2) else []
-    names = {module: name for name, module in model.named_modules()}
-    for caller in callers:
-        if any(parameter.requires_grad for parameter in caller.parameters()):
-            raise UsageError(
-                f"{names[caller]} calls those experts of a list that its tokens go to, and these are trained: ZeRO stage {stage} "
-                f"would add up the gradients of different experts on its {ranks} ranks; accepted: deepspeed.preset zero0 or "
-                "zero3, or targets that are no experts"
-            )
 
 
 def _reasons(

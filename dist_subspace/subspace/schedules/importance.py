@@ -40,6 +40,6 @@ class Importance:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         for kind, held in ((SMOOTHED, self.smoothed), (UNCERTAINTY, self.uncertainty)):
-            of_kind = {key.removesuffix(f".{kind}"): t for key, t in tensors.items() if key.endswith(f".{kind}")}
+            of_kind = {key.removesuffix(f".{kind}"): tensors[key] for key in tensors if key.endswith(f".{kind}")}
             held.clear()
             held.update({name: tensor.clone() for name, tensor in of_kind.items()})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dist_subspace.training.data.settings import DataSettings
     from dist_subspace.training.data.table import TokenTable
     from dist_subspace.training.data.template import DEFAULT_CHAT_TEMPLATE
-    from dist_subspace.training.data.tokens import Prepared, prepare
+    from dist_subspace.training.data.tokens import Evaluated, Prepared, prepare, prepare_evaluation
 
 __all__ = [
     "DEFAULT_CHAT_TEMPLATE",
@@ -29,6 +29,7 @@ __all__ = [
     "Batches",
     "Cutting",
     "DataSettings",
+    "Evaluated",
     "GlobalBatch",
     "MicroBatch",
     "Prepared",
@@ -38,6 +39,7 @@ __all__ = [
     "eval_filler",
     "packing_leak",
     "prepare",
+    "prepare_evaluation",
     "takes_segment_lengths",
 ]
 
@@ -50,7 +52,7 @@ _HOMES = {
     "settings": ("DataSettings",),
     "table": ("TokenTable",),
     "template": ("DEFAULT_CHAT_TEMPLATE",),
-    "tokens": ("Prepared", "prepare"),
+    "tokens": ("Evaluated", "Prepared", "prepare", "prepare_evaluation"),
 }
 
 

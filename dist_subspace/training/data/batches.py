@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -103,6 +104,11 @@ class Batches:
         while len(self._counts) <= epoch:
             self._counts.append(len(self._rows(len(self._counts))))
         return self._counts[epoch]
+
+    def first_samples(self, count: int) -> list[int]:
+        """The numbers of the samples that a run begins with, in its order; fewer where there are fewer."""
+        samples = (number for row in self._rows(0) for number in row)
+        return list(islice(samples, count))
 
     @property
     def steps_per_epoch(self) -> float:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 COLUMNS = ("text", "prompt", "completion", "instruction", "input", "output", "messages", "label")
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
 """Columns that reach the chat template where a record has them."""
+RENAMED = (*COLUMNS, *TEMPLATE_COLUMNS)
+PROMPTS = "prompts"
+"""The entry of an adapter's description that says how the prompts of its training were written."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,17 @@ class DataSettings:
     def sources(self) -> list[tuple[str, float]]:
         """The training sources as (path, weight)."""
         return [(self.train, 1.0)] if isinstance(self.train, str) else [(p, float(w)) for p, w in self.train]
+
+    def prompts(self) -> dict[str, str]:
+        """What of this a prompt depends on, for a file."""
+        fields = {name: getattr(self, name) for name in ("template", *(f"{name}_field" for name in RENAMED))}
+        return {"format": self.format} | {name: value for name, value in fields.items() if value is not None}
+
+    @classmethod
+    def of_prompts(cls, entry: Mapping[str, Any]) -> DataSettings:
+        """The settings of prompts that have no data yet, from what `prompts` gave or from a section `data`."""
+        known = ("format", "template", *(f"{name}_field" for name in RENAMED))
+        return cls(train="", **{name: entry[name] for name in known if name in entry})
 
     def column(self, name: str) -> str:
         """What the column `name` of the format is called in this data."""

@@ -14,7 +14,7 @@ from dist_subspace.training.data.fingerprint import digest, tokenizer_digest
 from dist_subspace.training.data.labels import class_ids, label_names
 from dist_subspace.training.data.pieces import Pieces
 from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, DataSettings
-from dist_subspace.training.data.sources import EVAL, Source, open_sources
+from dist_subspace.training.data.sources import EVAL, Source, open_source, open_sources
 from dist_subspace.training.data.store import Columns, read_columns, write_columns
 from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
 from dist_subspace.training.data.template import give_chat_template, said_of_default
@@ -66,10 +66,7 @@ def prepare(
     Raises:
         UsageError: anything wrong with a file, a record, or the settings.
     """
-    if (task == "classification") != (settings.format == "classification"):
-        raise UsageError(
-            f"data.format is {settings.format!r} with model.task {task!r}; classification goes with classification only"
-        )
+    _check_task(settings, task)
     if settings.format == "chat":
         give_chat_template(tokenizer)
     shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress, poll)
@@ -92,6 +89,52 @@ def prepare(
     identity = [[shelf.identity(source), weight] for source, weight in zip(sources, weights)] + held_out
     cutting = counted([c.seen for c in columns], [c.dropped for c in columns], [len(c) for c in columns])
     return Prepared(table, evaluation, cutting, digest(identity), names, _notices(columns, tokenizer, settings))
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Samples that are evaluated alone: those of `data.eval`, where that is data of its own."""
+
+    table: TokenTable
+    fingerprint: str
+    """Equal for equal samples."""
+    cutting: Cutting
+    notices: list[str]
+
+
+def prepare_evaluation(
+    settings: DataSettings,
+    tokenizer: Any,
+    cache_dir: str | Path,
+    show_progress: bool,
+    task: str,
+    labels: list[str] | None,
+) -> Evaluated:
+    """Read and tokenise `data.eval`, data of its own, alone; the training data is not looked at. Local: no collective.
+
+    Arguments:
+        labels: the class names by id, as training had them.
+
+    Raises:
+        UsageError: anything wrong with the file, a record, or the settings; a label that training never saw.
+    """
+    _check_task(settings, task)
+    if settings.format == "chat":
+        give_chat_template(tokenizer)
+    source = open_source(str(settings.eval), settings.eval_split, EVAL)
+    shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress, lambda: None)
+    columns = shelf.columns(source)
+    table = whole_table([columns], [1.0], [_class_ids(columns, labels, source.name)])
+    cutting = counted([columns.seen], [columns.dropped], [len(columns)])
+    identity = digest([shelf.identity(source), labels])
+    return Evaluated(table, identity, cutting, _notices([columns], tokenizer, settings))
+
+
+def _check_task(settings: DataSettings, task: str) -> None:
+    if (task == "classification") != (settings.format == "classification"):
+        raise UsageError(
+            f"data.format is {settings.format!r} with model.task {task!r}; classification goes with classification only"
+        )
 
 
 def _notices(columns: list[Columns], tokenizer: Any, settings: DataSettings) -> list[str]:
@@ -164,5 +207,6 @@ def _progress(shown: bool) -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True)

@@ -267,6 +267,50 @@ def test_experts_are_joined_as_transformers_joins_them(tmp_path: Path) -> None:
     torch.testing.assert_close(logits(ours), logits(expected), rtol=1e-4, atol=1e-4)
 
 
+def in_fp4(tensors: dict[str, Tensor]) -> None:
+    """The experts in 4 bits, every code among them, with a power of 2 for each 32 of a row; the other matrices in FP8."""
+    generator = torch.Generator().manual_seed(5)
+    for key in matrices(tensors):
+        if ".experts." not in key:
+            tensors[key], tensors[f"{key}_scale_inv"] = fp8_blocks(tensors[key], (128, 128))
+            continue
+        rows, columns = tensors[key].shape
+        tensors[key] = torch.randint(-128, 128, (rows, columns // 2), generator=generator, dtype=torch.int8)
+        exponents = torch.randint(118, 126, (rows, columns // 32), generator=generator, dtype=torch.uint8)
+        tensors[f"{key}_scale_inv"] = exponents.view(torch.float8_e8m0fnu)
+
+
+def expert_stacks(folder: str, storage: str) -> dict[str, Tensor]:
+    """On a rank of ZeRO-3: the stacks, gathered."""
+    model = load_frozen(folder, storage, deepspeed=tiny.ds_config(3, world_size=world().size))
+    stacks = {name: module for name, module in model.named_modules() if name.endswith(("gate_up_proj", "down_proj"))}
+    found = {}
+    for name, stack in stacks.items():
+        with gathered(list(stack.parameters())):
+            found[name] = next(stack.parameters()).detach().clone()
+    return found
+
+
+def test_experts_in_4_bits_beside_fp8_are_the_numbers_of_transformers(tmp_path: Path) -> None:
+    """As DeepSeek-V4 is released: two numbers a byte."""
+    sizes = {"moe_intermediate_size": 96, "num_experts": 3, "num_experts_per_tok": 2, "hidden_size": 128}
+    config = tiny_config("Qwen3MoeConfig", **sizes, num_key_value_heads=2, head_dim=32)
+    transformers.Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    folder = rewritten(tmp_path, in_fp4, quantization_config=FP8)
+    theirs = by_transformers(folder).named_parameters()
+    expected = {name: value.detach() for name, value in theirs if name.endswith(("gate_up_proj", "down_proj"))}
+    assert len(expected) == 4 and all(value.abs().max() > 0.01 for value in expected.values())
+    said: list[str] = []
+    with heard(said.append):
+        ours = load_frozen(folder, "fp32")
+    for name, value in expected.items():
+        assert torch.equal(ours.get_parameter(name), value.float()), name
+    assert any("and 17 more in FP4, which become float32 numbers" in one for one in said), said
+    for found in run_on_ranks(2, expert_stacks, str(folder), "bf16"):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], value.bfloat16()) for name, value in expected.items())
+
+
 FOUR_BITS = compressed() | {"config_groups": {"g": {"weights": {"num_bits": 4, "type": "int"}}}}
 SCALE = f"{KEY}_scale_inv"
 BROKEN: dict[str, tuple[Change, dict[str, Any], str]] = {

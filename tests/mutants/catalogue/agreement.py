@@ -92,7 +92,7 @@ MUTANTS = [
         text="    on_main(run)\n",
         becomes="    if world().is_main:\n        run()\n",
         promise="A checkpoint that rank 0 cannot read ends all ranks by an agreement.",
-        tests=[f"{_RUN}[checkpoint-state-restore-on_rank_zero_only-_read_optimizer-_read_optimizer]"],
+        tests=[f"{_RUN}[checkpoint-state-_check_frozen-on_rank_zero_only-_read_tensors-_read_tensors]"],
     ),
     Mutant(
         name="factors-checked-without-an-agreement",
@@ -109,7 +109,7 @@ MUTANTS = [
         becomes="        if world().is_main:\n"
         "            purge(self.plan.run_dir, self.config.checkpoint.save_total_limit, keep)\n",
         promise="A checkpoint that rank 0 cannot remove ends all ranks by an agreement.",
-        tests=[f"{_RUN}[training-trainer-Trainer-_save-purge-purge]"],
+        tests=[f"{_RUN}[training-trainer-Trainer-_write-purge-purge]"],
     ),
     Mutant(
         name="optimizer-made-without-an-agreement",

@@ -116,8 +116,8 @@ MUTANTS = [
     Mutant(
         name="export-ignores-json",
         file="dist_subspace/cli.py",
-        text='print(json.dumps(made.as_dict(), indent=2) if as_json else made)\n\n\n@app.command("import")',
-        becomes='print(made)\n\n\n@app.command("import")',
+        text='print(json.dumps(made.as_dict(), indent=2) if as_json else made)\n\n\n@command("import"',
+        becomes='print(made)\n\n\n@command("import"',
         promise="export --json prints JSON.",
         tests=["tests/test_cli.py::test_export_prints_json_and_makes_the_rank_that_it_is_asked_for"],
     ),
@@ -180,8 +180,8 @@ MUTANTS = [
     Mutant(
         name="train-ignores-overrides",
         file="dist_subspace/cli.py",
-        text="run(config, overrides or [], logs=True)",
-        becomes="run(config, [], logs=True)",
+        text="run(config, overrides or [], logs=True",
+        becomes="run(config, [], logs=True",
         promise="KEY=VALUE changes the configuration of train.",
         tests=[
             "tests/test_cli.py::test_train_takes_changes_and_leaves_with_the_runs_status_and_the_final_adapter_is_what_a_run_is"
@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         name="run-directory-gives-the-newest-checkpoint",
-        file="dist_subspace/cli.py",
+        file="dist_subspace/adapted/source.py",
         text="    if (inner / CONFIG).exists():\n        return inner\n",
         becomes="",
         promise="Of a run's directory its final adapter is meant.",
@@ -225,7 +225,7 @@ MUTANTS = [
     ),
     Mutant(
         name="run-directory-without-checkpoints",
-        file="dist_subspace/cli.py",
+        file="dist_subspace/adapted/source.py",
         text="newest = newest_whole(folder, report=lambda sentence: print(sentence, file=sys.stderr))",
         becomes="newest = None",
         promise="Of a run that has no adapter yet the newest checkpoint is meant.",

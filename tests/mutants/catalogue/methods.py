@@ -330,8 +330,8 @@ MUTANTS = [
     Mutant(
         name="odd-matrix-decoded-by-a-compiled-function",
         file="dist_subspace/storage/bnb.py",
-        text="shape=(1, numel + numel % 2),",
-        becomes="shape=(1, numel),",
+        text="else (1, numel + numel % 2),",
+        becomes="else (1, numel),",
         promise="Decoding a 4-bit matrix compiles nothing.",
         tests=[
             "tests/storage/test_bnb.py::test_a_matrix_of_an_odd_number_of_values_is_decoded_without_compiling_anything"

@@ -69,7 +69,7 @@ MUTANTS = [
     ),
     Mutant(
         name="cut-file-read-as-zeros",
-        file="dist_subspace/loading/ranges.py",
+        file="dist_subspace/loading/index.py",
         text='raise UsageError(f"{file} is cut short: it ends within {key}; copy or download it again")',
         becomes="break",
         promise="A file that ends too early is refused.",

@@ -23,8 +23,8 @@ MUTANTS = [
     Mutant(
         name="blocks-of-64-whatever-the-file-has",
         file="dist_subspace/loading/formats/bitsandbytes_4bit.py",
-        text='"blocksize": self.blocksize}',
-        becomes='"blocksize": 64}',
+        text='options = {"double_quant": len(self.parts) > 2, "blocksize": self.blocksize}',
+        becomes='options = {"double_quant": len(self.parts) > 2, "blocksize": 64}',
         promise="Blocks of another size are kept as they are.",
         tests=[f"{FOUR}::test_other_blocks_are_kept_too"],
     ),
@@ -71,8 +71,8 @@ MUTANTS = [
     Mutant(
         name="halves-of-a-byte-exchanged",
         file="dist_subspace/loading/formats/mxfp4.py",
-        text="(bytes_.bitwise_and(15), bytes_.bitwise_right_shift(4))",
-        becomes="(bytes_.bitwise_right_shift(4), bytes_.bitwise_and(15))",
+        text="(pairs.bitwise_and(15), pairs.bitwise_right_shift(4))",
+        becomes="(pairs.bitwise_right_shift(4), pairs.bitwise_and(15))",
         promise="The earlier number of MXFP4 is in the lower half of a byte.",
         tests=[f"{MXFP4}::test_numbers_are_transformers[bf16]"],
     ),
@@ -95,8 +95,8 @@ MUTANTS = [
     Mutant(
         name="experts-joined-within-a-block",
         file="dist_subspace/loading/joined_bytes.py",
-        text="how is None or how.plain or within:",
-        becomes="how is None or how.plain:",
+        text="        if within:\n",
+        becomes="        if False:\n",
         promise="Experts' bytes are joined only where each gives whole rows of blocks.",
         tests=[f"{JOINED}::test_experts_that_end_within_a_block_are_packed_anew"],
     ),

@@ -53,7 +53,7 @@ MUTANTS = [
     ),
     Mutant(
         name="tokenizer-key-ignored",
-        file="dist_subspace/training/plan.py",
+        file="dist_subspace/training/materials.py",
         text="load_tokenizer(str(folder), config.model.tokenizer, config",
         becomes="load_tokenizer(str(folder), None, config",
         promise="model.tokenizer gives the ids, and not the model's own folder.",

@@ -31,7 +31,7 @@ BROKEN = f"{OF_STEPS}::test_a_step_with_one_gradient_that_is_not_finite_is_left_
 MUTANTS = [
     Mutant(
         name="stays-in-eval-after-an-evaluation",
-        file="dist_subspace/training/evaluate.py",
+        file="dist_subspace/training/sample_results.py",
         text="        model.train(was_training)\n",
         becomes="        pass\n",
         promise="After an evaluation the model trains again: dropout is on.",
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         name="evaluates-in-training-mode",
-        file="dist_subspace/training/evaluate.py",
+        file="dist_subspace/training/sample_results.py",
         text="    model.eval()\n",
         becomes="    model.train()\n",
         promise="A held-out loss is measured without dropout.",
@@ -47,18 +47,18 @@ MUTANTS = [
     ),
     Mutant(
         name="evaluation-records-gradients",
-        file="dist_subspace/training/evaluate.py",
-        text="@torch.no_grad()\ndef evaluate",
-        becomes="def evaluate",
+        file="dist_subspace/training/sample_results.py",
+        text="@torch.no_grad()\ndef sample_results",
+        becomes="def sample_results",
         promise="An evaluation keeps no activations for a backward.",
         tests=[NO_TRACE],
     ),
     Mutant(
         name="filler-counts-in-the-held-out-loss",
         file="dist_subspace/training/evaluate.py",
-        text="            if batch is not None:\n                loss += float(value)\n"
+        text="            if batch is not None:\n                loss += float(found.losses.sum())\n"
         "                targets += batch.targets\n",
-        becomes="            loss += float(value)\n            targets += used.targets\n"
+        becomes="            loss += float(found.losses.sum())\n            targets += int(found.targets.sum())\n"
         "            if batch is not None:\n",
         promise="What an idle rank runs counts nothing.",
         tests=[f"{OF_RUNS}::test_ranks_that_idle_in_an_evaluation_count_nothing[2-zero2]"],
@@ -66,8 +66,8 @@ MUTANTS = [
     Mutant(
         name="best-forgotten-on-resume",
         file="dist_subspace/training/trainer.py",
-        text="self.progress = Progress(*counts, state.elapsed_seconds, best)",
-        becomes="self.progress = Progress(*counts, state.elapsed_seconds)",
+        text="self.progress = Progress(*counts, state.elapsed_seconds, best, ",
+        becomes="self.progress = Progress(*counts, state.elapsed_seconds, None, ",
         promise="The best checkpoint from before a resume still counts.",
         tests=[BEST],
     ),
@@ -90,8 +90,8 @@ MUTANTS = [
     Mutant(
         name="time-begins-anew-on-resume",
         file="dist_subspace/training/trainer.py",
-        text="self.progress = Progress(*counts, state.elapsed_seconds, best)",
-        becomes="self.progress = Progress(*counts, 0.0, best)",
+        text="self.progress = Progress(*counts, state.elapsed_seconds, best, ",
+        becomes="self.progress = Progress(*counts, 0.0, best, ",
         promise="elapsed_seconds is of the whole run.",
         tests=[COUNTS],
     ),
@@ -202,8 +202,8 @@ MUTANTS = [
     Mutant(
         name="altered-frozen-factor-accepted",
         file="dist_subspace/checkpoint/state.py",
-        text="    _check_frozen(model, folder)\n    tensors",
-        becomes="    tensors",
+        text="    _check_frozen(model, folder)\n    trainables",
+        becomes="    trainables",
         promise="A frozen A that is not the checkpoint's is refused.",
         tests=[f"{FROZEN}[lora-fa-.lora_A.weight]"],
     ),
@@ -290,15 +290,15 @@ MUTANTS = [
     ),
     Mutant(
         name="best-is-no-number",
-        file="dist_subspace/training/trainer.py",
-        text="        if not math.isfinite(value):  # a diverged",
-        becomes="        if False:  # a diverged",
+        file="dist_subspace/training/best.py",
+        text="if math.isfinite(value) and (best",
+        becomes="if (best",
         promise="An evaluation that gives no number is never the best.",
         tests=[f"{OF_RUNS}::test_a_run_whose_evaluations_give_no_number_has_no_best_and_goes_on"],
     ),
     Mutant(
         name="best-is-replaced-by-its-equal",
-        file="dist_subspace/training/trainer.py",
+        file="dist_subspace/training/best.py",
         text='(value > best["value"] if up else value < best["value"])',
         becomes='(value > best["value"]) == up',
         promise="Of two equal evaluations the first is the best, as in transformers.",

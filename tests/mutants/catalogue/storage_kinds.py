@@ -40,8 +40,8 @@ MUTANTS = [
     Mutant(
         name="fp8-edge-takes-the-next-scale",
         file="dist_subspace/storage/fp8.py",
-        text="own.repeat_interleave(BLOCK)[: self.in_features]",
-        becomes="own.repeat_interleave(BLOCK)[-self.in_features :]",
+        text="repeat_interleave(BLOCK, 1)[:, : self.in_features]",
+        becomes="repeat_interleave(BLOCK, 1)[:, -self.in_features :]",
         promise="The columns beyond the last whole block have the last scale.",
         tests=[EDGES],
     ),

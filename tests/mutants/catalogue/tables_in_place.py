@@ -103,8 +103,8 @@ MUTANTS = [
     Mutant(
         name="proof-of-another-autocast-taken",
         file="dist_subspace/training/head_loss.py",
-        text=", *_autocast(device))",
-        becomes=")",
+        text=", *_autocast(device), *_in_use(head))",
+        becomes=", *_in_use(head))",
         promise="How a loss is made is found out anew in an autocast.",
         tests=["tests/training/test_head_loss.py::test_in_an_autocast_a_head_that_is_trained_keeps_its_logits_whole"],
     ),

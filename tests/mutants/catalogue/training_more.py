@@ -8,7 +8,7 @@ MUTANTS = [
     Mutant(
         name="announced-after-it-is-over",
         file="dist_subspace/training/announce.py",
-        text="        timer.cancel()\n",
+        text="        pulse.close()\n",
         becomes="        pass\n",
         promise="What is over in time is not spoken of later.",
         tests=["tests/training/test_announce.py::test_what_is_over_in_time_is_not_spoken_of_later"],
@@ -127,9 +127,9 @@ MUTANTS = [
     ),
     Mutant(
         name="perplexity-in-bits",
-        file="dist_subspace/training/evaluate.py",
-        text='math.exp(min(result["eval_loss"], 700.0))',
-        becomes='math.pow(2.0, min(result["eval_loss"], 700.0))',
+        file="dist_subspace/metrics/losses.py",
+        text="math.exp(min(loss, LARGEST))",
+        becomes="math.pow(2.0, min(loss, LARGEST))",
         promise="Perplexity is exp of the loss.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],
     ),
@@ -164,7 +164,7 @@ MUTANTS = [
     Mutant(
         name="evaluation-not-shown",
         file="dist_subspace/training/observer.py",
-        text="            self.display.evaluation(evaluation)\n",
+        text="            self.display.evaluation(evaluation, remark)\n",
         becomes="",
         promise="An evaluation is on the screen.",
         tests=["tests/training/test_said.py::test_every_logged_step_evaluation_and_checkpoint_is_on_the_screen"],
@@ -326,8 +326,8 @@ MUTANTS = [
     Mutant(
         name="adapter-not-named-at-the-end",
         file="dist_subspace/training/results.py",
-        text=", adapter=folder, curve=curve)",
-        becomes=")",
+        text=", adapter=folder, curve=curve, ",
+        becomes=", ",
         promise="The end of a run names adapter and picture.",
         tests=["tests/training/test_said.py::test_the_end_names_the_adapter_and_the_picture"],
     ),

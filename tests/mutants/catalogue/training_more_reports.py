@@ -315,7 +315,7 @@ MUTANTS = [
     ),
     Mutant(
         name="path-of-a-run-named-elsewhere",
-        file="dist_subspace/training/progress.py",
+        file="dist_subspace/training/results.py",
         text="    return plan.run_dir.checkpoint(step)",
         becomes='    return plan.run_dir.path / f"checkpoint-{step}"',
         promise="What is in a run's folder has its name in one file.",

@@ -4,6 +4,7 @@ different experts neither wait for each other nor train anything else than one r
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from dist_subspace.placement.collectives import world
 from dist_subspace.placement.deepspeed.leaf_blocks import unmark_leaf_blocks
 from dist_subspace.placement.tensors import gathered
 from tests.matrix import tiny
+from tests.placement.hf_trainer import arguments, forget_earlier_trainers, rows
 from tests.ranks import run_on_ranks
 from tests.tiny_models import ODD_VOCABULARY, tiny_config, tiny_model
 
@@ -133,6 +135,32 @@ def refused(folder: str, stage: int) -> str:
     with pytest.raises(UsageError) as raised:
         trained(folder, "nf4", stage, "leaves")
     return str(raised.value)
+
+
+def under_the_trainer(folder: str, out: str, stage: int, targets: list[str] | str) -> str:
+    """What becomes of a training by transformers' own loop, which makes its engine itself."""
+    from transformers import Trainer
+
+    forget_earlier_trainers()
+    model = dsub.load_frozen(folder, "nf4", dtype="float32", trust_remote_code=True)
+    dsub.attach(model, dsub.SubspaceConfig(method="lora", rank=2, target_modules=targets))
+    trainer = Trainer(model=model, args=arguments(out, stage, False), train_dataset=rows())  # type: ignore[arg-type]
+    try:
+        trainer.train()
+    except UsageError as error:
+        return str(error)
+    return "trained"
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_transformers_trainer_is_refused_the_same(folder: str, tmp_path: Path, stage: int) -> None:
+    said = run_on_ranks(2, under_the_trainer, folder, str(tmp_path), stage, "all-linear", timeout=60)
+    assert len(set(said)) == 1 and "ZeRO stage 1 or 2 would add up" in said[0] and "\n" not in said[0], said
+
+
+@pytest.mark.parametrize(("stage", "targets"), [(2, ["q_proj"]), (3, "all-linear")])
+def test_transformers_trainer_trains_what_is_right(folder: str, tmp_path: Path, stage: int, targets: list[str]) -> None:
+    assert run_on_ranks(2, under_the_trainer, folder, str(tmp_path), stage, targets, timeout=60) == ["trained"] * 2
 
 
 def test_what_calls_listed_experts_is_found() -> None:

@@ -1,0 +1,1 @@
+"""`dist-subspace generate`: one prompt, a chat, or a file of prompts."""
