@@ -84,7 +84,7 @@ RUNS = [
     Row("checkpoint/state _check_frozen on_rank_zero_only(_read_tensors)", "frozen", f"{_C}.state:_read_tensors", 0),
     Row("checkpoint/state _check_frozen agreed('comparing frozen factors')", "frozen", "torch:equal", kind="usage"),
     Row("checkpoint/state restore on_main(_optimizer_sizes)", "frozen", f"{_C}.state:_optimizer_sizes", 0, "usage"),
-    Row("checkpoint/state StoredState.__getitem__ on_rank_zero_only(_read_tensors)", "frozen", f"{_C}.state:_read_tensors", 0),
+    Row("checkpoint/state StoredState.__getitem__ on_rank_zero_only(_read_tensors)", "frozen", f"{_S}:_read_tensors", 0, "usage"),
     Row("checkpoint/state _restore_schedule on_rank_zero_only(_adapter_by_part)", "dash-again", f"{_S}:_adapter_by_part", 0),
     Row("training/trainer Trainer._resume on_main(best_in_run)", "frozen", f"{_T}.progress:best_in_run", 0),
     Row("training/run _run agreed('opening the run directory')", "plain", f"{_C}.set_aside:set_aside_others", 0),

@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from dist_subspace.config import load_config
-from dist_subspace.run_folder.status import EXIT_OK
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.run import train
+from dist_subspace.training.samples import NEW_TOKENS
+from tests.hub_server import asked_from_here, hub_server
 from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
 from tests.keys.data_reference import tokenizer_of
 from tests.keys.reference import assert_follows, held_out_loss, train_plainly
@@ -122,6 +126,43 @@ def report_to(bench: Bench) -> None:
         assert [value for _, value in told] == pytest.approx([line[key] for line in outcome.steps], rel=1e-6)
 
 
+def sample_prompts(bench: Bench) -> None:
+    """At each evaluation the model's own greedy answer behind each prompt; the trajectory stays, and what goes on writes anew."""
+    prompts = ["a says 0", "b says"]
+    changes = {"data.eval": bench.held_out, "run.eval_steps": 3, "checkpoint.save_steps": 3}
+    config = bench.configuration(changes | {"run.sample_prompts": prompts, "run.report_to": ["tensorboard"]})
+    outcome, plain = bench.go(config), bench.run(changes)
+    for name, tensor in plain.adapter.items():
+        assert torch.equal(outcome.adapter[name], tensor), name
+    found = [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in found] == [
+        (step, text) for step in (0, 3, 6) for text in prompts
+    ]
+    assert [line["answer"] for line in found] == [text for step in (0, 3, 6) for text in _greedy(bench, outcome, step)]
+    assert f"sample at step 6 | {prompts[1]!r} -> {found[5]['answer']!r}" in outcome.said
+    events = EventAccumulator(str(outcome.folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [0, 3, 6]
+    shutil.rmtree(outcome.folder / "checkpoint-6")
+    assert [json.loads(line) for line in (bench.go(config).folder / "samples.jsonl").read_text().splitlines()] == found
+    assert not (plain.folder / "samples.jsonl").exists()
+
+
+def _greedy(bench: Bench, outcome: Outcome, step: int) -> list[str]:
+    """What PEFT's model writes, with the adapter of that step."""
+    start = outcome.folder / f"checkpoint-{step}" if step else bench.folder / "start"
+    model, tokenizer = PeftModel.from_pretrained(bench.base_model(), start).eval(), tokenizer_of(bench)
+    told = []
+    for prompt in ("a says 0", "b says"):
+        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False).input_ids])
+        with torch.no_grad():
+            made = model.generate(
+                input_ids=ids, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=1, pad_token_id=1
+            )
+        told.append(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    return told
+
+
 def profile(bench: Bench) -> None:
     """Two steps of two micro-batches each are traced, the third and the fourth; the trajectory stays."""
     outcome = bench.run({"run.profile": 2})
@@ -136,6 +177,34 @@ def profile(bench: Bench) -> None:
     assert "aten::mm" in table and all(f"{name} " in table for name in ("data", "forward", "backward", "optimizer"))
     assert f"profile of 2 steps in {folder}:" in outcome.said and " s a step " in outcome.said
     assert not (bench.usual().folder / "profile").exists()
+
+
+def push_to_hub(bench: Bench) -> None:
+    """The final adapter is what the repository holds. A Hub that fails costs a sentence, and neither the run nor its adapter."""
+    home = bench.folder / "hub-cache"
+    with hub_server() as hub, asked_from_here(hub.address, home, "hf_mine"):
+        outcome = bench.run({"run.push_to_hub": "me/mine"})
+        files = hub.repositories["me/mine"].files
+        assert files["adapter_model.safetensors"] == (outcome.folder / "adapter/adapter_model.safetensors").read_bytes()
+        assert not hub.repositories["me/mine"].private and "loss.png" in files
+        assert not any("checkpoint" in name or "optimizer" in name for name in files)
+        _same_trajectory(outcome, bench)
+        hub.repositories["me/mine"].where, hub.repositories["me/mine"].always = "/preupload/", 400
+        outcome = bench.run({"run.push_to_hub": "me/mine"})
+        again = f"`dist-subspace push {outcome.folder} me/mine` does it"
+        assert (
+            "the adapter was not pushed (run.push_to_hub is 'me/mine', and " in outcome.said and again in outcome.said
+        )
+        assert bench.run({"run.push_to_hub": "you/yours"}, expect=EXIT_USAGE).message.endswith("under me, my-lab")
+    with asked_from_here("http://127.0.0.1:9", home):
+        assert "HF_TOKEN is not set" in bench.run({"run.push_to_hub": "me/mine"}, expect=EXIT_USAGE).message
+
+
+def hub_private_repo(bench: Bench) -> None:
+    with hub_server() as hub, asked_from_here(hub.address, bench.folder / "hub-cache", "hf_mine"):
+        outcome = bench.run({"run.push_to_hub": "me/secret", "run.hub_private_repo": True})
+        assert hub.repositories["me/secret"].private
+        _same_trajectory(outcome, bench)
 
 
 KEYS = [
@@ -157,6 +226,27 @@ KEYS = [
         "inert by design for the trajectory: trackers get the same figures",
         "TensorBoard's reader; bit-equal adapters",
         report_to,
+    ),
+    Key(
+        "run.sample_prompts",
+        (["two", "prompts"],),
+        "inert by design for the trajectory: the model's greedy answers at each evaluation",
+        "PEFT's model, transformers' generate; bit-equal adapters",
+        sample_prompts,
+    ),
+    Key(
+        "run.push_to_hub",
+        ("a name", "another's name"),
+        "inert by design for the trajectory: where the final adapter is pushed",
+        "a Hub's repository; bit-equal adapters",
+        push_to_hub,
+    ),
+    Key(
+        "run.hub_private_repo",
+        (True,),
+        "inert by design for the trajectory: who may read the repository",
+        "a Hub's repository; bit-equal adapters",
+        hub_private_repo,
     ),
     Key(
         "run.profile",
