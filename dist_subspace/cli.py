@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -381,6 +382,9 @@ def _plain_notices() -> Iterator[None]:
 
 
 def _choose_accelerator() -> None:
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "5"
+    )  # torch's profiler speaks of its stages, unless it is told before its import
     from dist_subspace.placement.accelerator import choose_accelerator
 
     choose_accelerator()

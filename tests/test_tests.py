@@ -45,7 +45,6 @@ WITHOUT_OWN_TESTS = {
     "loading/held_weight.py": "tests/loading/formats: every format is one",
     "loading/notices.py": "tests/loading/test_types.py: what is kept in float32",
     "loading/own_class.py": "tests/interchange/test_for_class.py: vision and language models",
-    "loading/stream.py": "tests/loading: whatever is loaded goes through it",
     **dict.fromkeys(
         [
             f"placement/deepspeed/{name}.py"

@@ -335,6 +335,9 @@ class RunSection(Section):
     report_to: Reporters = Field(
         default=("tensorboard",), description="Trackers that get the metrics beside metrics.jsonl; none: no tracker."
     )
+    sample_prompts: NameList = Field(
+        default=(), description="Prompts that the model answers at each evaluation, on the screen and in the trackers."
+    )
     push_to_hub: Repository | None = Field(
         default=None, description="Name on the Hub (user/name) that the final adapter is pushed to; null: nowhere."
     )

@@ -20,6 +20,7 @@ tensorboard/                       TensorBoard's events           training/track
 trackers.json                      which runs of trackers it is   training/tracked.py
 loss.png                           the loss curve                 report/curve.py
 environment.json                   with what it was made          training/environment.py
+samples.jsonl                      answers to run.sample_prompts  training/samples.py
 profile/                           where the time went            training/profile.py
 logs/rank-<rank>.log               what a failing rank said last  training/rank_logs.py
 """
@@ -107,6 +108,10 @@ class RunFolder(os.PathLike[str]):
     @property
     def environment(self) -> Path:
         return self.path / "environment.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples.jsonl"
 
     @property
     def profile(self) -> Path:

@@ -51,7 +51,7 @@ class Display:
         self.total_steps = total_steps
         self.pace = Pace(total_steps, every, clock)
         self.console = self._console = console or _console()
-        self._live_output = self._console.is_interactive and self._console.file.isatty()
+        self.is_live = self._console.is_interactive and self._console.file.isatty()
         self._clock, self._silence = clock, silence
         self._live: Live | None = None
         self._pulse: Pulse | None = None
@@ -115,7 +115,7 @@ class Display:
             left = (self._clock() - began) * (total / done - 1) if done else math.inf
             return f"{text(done)} of {text(total)}, {clock_text(left)} left"
 
-        if not self.enabled or not self._live_output:
+        if not self.enabled or not self.is_live:
             with announced(what, self._say, over=False):
                 yield self._counting(what, state)
         else:
@@ -146,7 +146,7 @@ class Display:
         if step:
             left = "" if step < self.total_steps else ": no step is left to make"
             self.notice(f"continuing after step {step:,}, to step {self.total_steps:,}{left}")
-        if self._live_output:
+        if self.is_live:
             self._progress.update(self._task, completed=step)
             self._live = Live(console=self._console, refresh_per_second=4, get_renderable=self._render)
             atexit.register(self.close)  # a caller that forgets to close must not leave the cursor hidden

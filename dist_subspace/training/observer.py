@@ -15,11 +15,14 @@ from torch import nn
 from dist_subspace.accounting import summary
 from dist_subspace.placement.collectives import max_over_ranks, world
 from dist_subspace.report.quantities import bytes_text
+from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.metrics import MetricsWriter
 from dist_subspace.run_folder.records import Evaluation, StepRecord
+from dist_subspace.training.announce import SILENCE
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
 from dist_subspace.training.profile import Profile
+from dist_subspace.training.samples import Sample, write_samples
 
 if TYPE_CHECKING:
     from dist_subspace.training.trackers import Trackers
@@ -54,6 +57,7 @@ class Observer:
     ):
         self.display, self.metrics, self.trackers, self.device = display, metrics, trackers, device
         self.profile: Profile | None = None
+        self.run_dir: RunFolder | None = None
         self._unlogged: list[FinishedStep] = []
         # Told the number of each step that is made, and where the run stands then, by name.
         self.reached: Callable[[int, Mapping[str, Any]], None] = lambda step, facts: None
@@ -79,7 +83,8 @@ class Observer:
         self.display.advance(finished.step, finished.loss)
         self.reached(finished.step, self._where(finished))
         if self.profile is not None:
-            self.profile.step()
+            with self.aside("profile"):
+                self.profile.step()
         if logged:
             self.log()
 
@@ -108,6 +113,11 @@ class Observer:
     def moved(self) -> None:
         self.display.moved()
 
+    @property
+    def patience(self) -> float:
+        """Seconds until what goes on within `during` is said: a live line shows it anyway."""
+        return math.inf if self.display.is_live else SILENCE
+
     @contextmanager
     def aside(self, kind: str) -> Iterator[None]:
         """What takes time beside the steps, for the time that is left."""
@@ -118,6 +128,17 @@ class Observer:
         if world().is_main:
             self._write(evaluation)
             self.display.evaluation(evaluation, remark)
+
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Answers to prompts: on the screen, in RUN/samples.jsonl and in the trackers."""
+        if not world().is_main:
+            return
+        for sample in samples:
+            self.display.notice(f"sample at step {sample.step} | {sample.prompt!r} -> {sample.answer!r}")
+        if self.run_dir is not None:
+            write_samples(self.run_dir, list(samples))
+        if self.trackers is not None:
+            self.trackers.samples(samples)
 
     def _write(self, record: StepRecord | Evaluation) -> None:
         if self.metrics is not None:

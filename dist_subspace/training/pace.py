@@ -20,6 +20,7 @@ class Pace:
 
     Arguments:
         every: how many steps lie between two of what is done beside the steps, by name (`aside`); None: only behind the last.
+            What has no name here is done once.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class Pace:
         return f"{clock_text(self.seconds)} left"
 
     def _due(self, kind: str) -> int:
-        """How often it will be done yet: behind the last step in any case."""
-        every = self._every.get(kind)
+        """How often it will be done yet: behind the last step in any case, but never again where nothing is said of it."""
+        if kind not in self._every:
+            return 0
+        every = self._every[kind]
         if not every:
             return 1
         return self.total_steps // every - self._step // every + bool(self.total_steps % every)

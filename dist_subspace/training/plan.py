@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.storage import options_for
 from dist_subspace.subspace import Resolved, SubspaceConfig, resolve, schedule_class_of
-from dist_subspace.training.announce import announced
+from dist_subspace.training.announce import SILENCE, announced
 from dist_subspace.training.beginning import Beginning, find_beginning
 from dist_subspace.training.best import check_measured
 from dist_subspace.training.computation import dtype_begun_with, settled_dtype
@@ -36,6 +37,8 @@ from dist_subspace.training.data import Batches, Prepared
 from dist_subspace.training.materials import read_materials
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.prepared_data import prepare_data
+from dist_subspace.training.pulse import MINUTE
+from dist_subspace.training.samples import check_prompts
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import batch_settings, data_settings, subspace_config
 from dist_subspace.training.trackers import check_installed
@@ -101,7 +104,8 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         open_checkpoint(folder)
         read = read_materials(folder, config, beginning, notice)
         config = read.config
-    with announced("reading and tokenising the data", notice):
+    # A terminal has a bar for it.
+    with announced("reading and tokenising the data", notice, MINUTE if sys.stderr.isatty() else SILENCE):
         data = prepare_data(config, read.tokenizer, run_is_seen)
     with agreed("planning the batches"):
         sources = [path for path, _ in data_settings(config.data).sources()]
@@ -156,6 +160,7 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
     check_optimizer(config.training.optim, device)
     check_installed(config.run.report_to)
     check_measured(config)
+    check_prompts(config)
     check_hardware(dtype, device)
     return device, dtype
 

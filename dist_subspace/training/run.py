@@ -184,7 +184,12 @@ def _watch_ranks(run: Run, config: Config) -> None:
 def _run(run: Run, plan: Plan, status: RunStatus) -> int:
     step = plan.checkpoint[1].step if plan.checkpoint else 0
     status.write("running", step=step)
-    between = {"evaluation": plan.config.run.eval_steps, "checkpoint": plan.config.checkpoint.save_steps}
+    section = plan.config.run
+    between = {
+        "evaluation": section.eval_steps,
+        "samples": section.eval_steps,
+        "checkpoint": plan.config.checkpoint.save_steps,
+    }
     display = Display(enabled=world().is_main, total_steps=plan.total_steps, every=between)
     observer = Observer(display, None, None, plan.device)
     run.display = observer.display
@@ -262,6 +267,7 @@ def _open(plan: Plan, observer: Observer, step: int) -> None:
     write_text_atomic(plan.run_dir.config, dump_config(plan.config))
     if plan.config.run.profile is not None:
         observer.profile = Profile(plan.config.run.profile, plan.run_dir.profile, plan.device, observer.notice)
+    observer.run_dir = plan.run_dir
     observer.metrics = MetricsWriter(plan.run_dir, resume_step=step)
     observer.trackers = Trackers(
         plan.config.run.report_to, plan.run_dir, plan.config.model_dump(), observer.display.warning, step

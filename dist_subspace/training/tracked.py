@@ -7,6 +7,7 @@ accelerate's own adapter, which raises where no process state of accelerate was 
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,10 @@ class Tracked:
     def picture(self, name: str, file: Path, step: int) -> None:
         """Send a PNG."""
         _SEND_PICTURE[self._name](self._tracker, name, file, step)
+
+    def text(self, name: str, text: str, step: int) -> None:
+        """Send some lines of Markdown."""
+        _SEND_TEXT.get(self._name, _text)(self._tracker, name, text, step)
 
     def close(self) -> None:
         identity = _IDENTITY.get(self._name)
@@ -191,4 +196,45 @@ _SEND_PICTURE: Mapping[str, Callable[[Any, str, Path, int], None]] = {
     "comet_ml": lambda tracker, name, file, step: tracker.tracker.log_image(str(file), name=name, step=step),
     "dvclive": lambda tracker, name, file, step: tracker.tracker.log_image(file.name, str(file)),
     "trackio": _trackio_picture,
+}
+
+
+def _text(tracker: Any, name: str, text: str, step: int) -> None:
+    tracker.log({name: text}, step=step)
+
+
+def _wandb_text(tracker: Any, name: str, text: str, step: int) -> None:
+    import wandb
+
+    tracker.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
+
+
+def _swanlab_text(tracker: Any, name: str, text: str, step: int) -> None:
+    import swanlab
+
+    tracker.log({name: swanlab.Text(text)}, step=step)
+
+
+def _aim_text(tracker: Any, name: str, text: str, step: int) -> None:
+    import aim
+
+    tracker.tracker.track(aim.Text(text), name=name, step=step)
+
+
+def _mlflow_text(tracker: Any, name: str, text: str, step: int) -> None:
+    import mlflow
+
+    mlflow.log_text(text, f"{name}/step-{step}.md")
+
+
+# The others take a text as one of their values.
+_SEND_TEXT: Mapping[str, Callable[[Any, str, str, int], None]] = {
+    "wandb": _wandb_text,
+    "mlflow": _mlflow_text,
+    "aim": _aim_text,
+    "swanlab": _swanlab_text,
+    "comet_ml": lambda tracker, name, text, step: tracker.tracker.log_text(text, step=step, metadata={"name": name}),
+    "clearml": lambda tracker, name, text, step: tracker.tracker.get_logger().report_text(
+        f"{name}, step {step}: {text}"
+    ),
 }

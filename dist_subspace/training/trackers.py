@@ -14,6 +14,7 @@ from dist_subspace.config.names import Reporter
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.folder import RunFolder, StrPath
 from dist_subspace.run_folder.records import EVALUATED, Evaluation, StepRecord
+from dist_subspace.training.samples import Sample
 from dist_subspace.training.tracked import Tracked
 
 _EXTRAS = ("wandb", "mlflow")  # those that setup.cfg has a version for
@@ -25,6 +26,8 @@ class Tracker(Protocol):
     def log(self, values: Mapping[str, float], step: int) -> None: ...
 
     def picture(self, name: str, file: Path, step: int) -> None: ...
+
+    def text(self, name: str, text: str, step: int) -> None: ...
 
     def close(self) -> None: ...
 
@@ -86,6 +89,12 @@ class Trackers:
         if values:
             self._each(lambda tracker: tracker.log(values, record.step))
 
+    def samples(self, samples: Sequence[Sample]) -> None:
+        """Answers to prompts, as one text a step."""
+        for step in sorted({sample.step for sample in samples}):
+            told = [f"**{sample.prompt}**\n\n{sample.answer}" for sample in samples if sample.step == step]
+            self._each(partial(_tell, text="\n\n---\n\n".join(told), step=step))
+
     def picture(self, name: str, file: Path, step: int) -> None:
         """Send a PNG, as `pictures/<name>`."""
         self._each(lambda tracker: tracker.picture(f"pictures/{name}", file, step))
@@ -104,6 +113,10 @@ class Trackers:
 
     def _dropped(self, name: str, error: Exception) -> None:
         self._report(f"{name} failed and gets no more figures of this run ({type(error).__name__}: {error})")
+
+
+def _tell(tracker: Tracker, text: str, step: int) -> None:
+    tracker.text("samples", text, step)
 
 
 def _requirement(name: str) -> str:

@@ -38,6 +38,7 @@ from dist_subspace.training.plan import Plan
 from dist_subspace.training.profile import part
 from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.router_loss import about_routers
+from dist_subspace.training.samples import SamplePrompts
 from dist_subspace.training.schedule import schedule_of
 from dist_subspace.training.sections import adam_settings, padding
 
@@ -70,6 +71,7 @@ class Trainer:
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
         self._say_how_the_loss_is_made()
+        self.prompts = SamplePrompts(plan.config, plan.tokenizer) if plan.config.run.sample_prompts else None
         with announced("taking up the checkpoint", observer.notice):
             self._resume()
 
@@ -276,7 +278,7 @@ class Trainer:
         filler = eval_filler(table, self.plan.pad_id)
         what, count = f"evaluating at step {self.progress.step}", math.ceil(math.ceil(len(table) / size) / world().size)
         with (
-            announced(what, self.observer.notice, over=False, every=math.inf),  # the display counts on
+            announced(what, self.observer.notice, self.observer.patience, over=False, every=math.inf),  # it counts on
             self.observer.during("evaluation", count),
             self.observer.aside("evaluation"),
         ):
@@ -289,6 +291,9 @@ class Trainer:
         self.observer.evaluation(
             Evaluation(self.progress.step, values), "" if self.progress.step else " (before training)"
         )
+        if self.prompts is not None:
+            with self.observer.aside("samples"):
+                self.observer.samples(self.prompts.answered(self.engine.module, self.progress.step))
         return True
 
     def _is_best(self) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
@@ -18,6 +20,7 @@ from dist_subspace.config import load_config
 from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.run import train
+from dist_subspace.training.samples import NEW_TOKENS
 from tests.hub_server import asked_from_here, hub_server
 from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
 from tests.keys.data_reference import tokenizer_of
@@ -123,6 +126,43 @@ def report_to(bench: Bench) -> None:
         assert [value for _, value in told] == pytest.approx([line[key] for line in outcome.steps], rel=1e-6)
 
 
+def sample_prompts(bench: Bench) -> None:
+    """At each evaluation the model's own greedy answer behind each prompt; the trajectory stays, and what goes on writes anew."""
+    prompts = ["a says 0", "b says"]
+    changes = {"data.eval": bench.held_out, "run.eval_steps": 3, "checkpoint.save_steps": 3}
+    config = bench.configuration(changes | {"run.sample_prompts": prompts, "run.report_to": ["tensorboard"]})
+    outcome, plain = bench.go(config), bench.run(changes)
+    for name, tensor in plain.adapter.items():
+        assert torch.equal(outcome.adapter[name], tensor), name
+    found = [json.loads(line) for line in (outcome.folder / "samples.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["prompt"]) for line in found] == [
+        (step, text) for step in (0, 3, 6) for text in prompts
+    ]
+    assert [line["answer"] for line in found] == [text for step in (0, 3, 6) for text in _greedy(bench, outcome, step)]
+    assert f"sample at step 6 | {prompts[1]!r} -> {found[5]['answer']!r}" in outcome.said
+    events = EventAccumulator(str(outcome.folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Tensors("samples/text_summary")] == [0, 3, 6]
+    shutil.rmtree(outcome.folder / "checkpoint-6")
+    assert [json.loads(line) for line in (bench.go(config).folder / "samples.jsonl").read_text().splitlines()] == found
+    assert not (plain.folder / "samples.jsonl").exists()
+
+
+def _greedy(bench: Bench, outcome: Outcome, step: int) -> list[str]:
+    """What PEFT's model writes, with the adapter of that step."""
+    start = outcome.folder / f"checkpoint-{step}" if step else bench.folder / "start"
+    model, tokenizer = PeftModel.from_pretrained(bench.base_model(), start).eval(), tokenizer_of(bench)
+    told = []
+    for prompt in ("a says 0", "b says"):
+        ids = torch.tensor([tokenizer(prompt, add_special_tokens=False).input_ids])
+        with torch.no_grad():
+            made = model.generate(
+                input_ids=ids, do_sample=False, max_new_tokens=NEW_TOKENS, eos_token_id=1, pad_token_id=1
+            )
+        told.append(tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True))
+    return told
+
+
 def profile(bench: Bench) -> None:
     """Two steps of two micro-batches each are traced, the third and the fourth; the trajectory stays."""
     outcome = bench.run({"run.profile": 2})
@@ -186,6 +226,13 @@ KEYS = [
         "inert by design for the trajectory: trackers get the same figures",
         "TensorBoard's reader; bit-equal adapters",
         report_to,
+    ),
+    Key(
+        "run.sample_prompts",
+        (["two", "prompts"],),
+        "inert by design for the trajectory: the model's greedy answers at each evaluation",
+        "PEFT's model, transformers' generate; bit-equal adapters",
+        sample_prompts,
     ),
     Key(
         "run.push_to_hub",

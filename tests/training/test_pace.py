@@ -61,6 +61,11 @@ def test_a_run_that_goes_on_counts_its_own_steps() -> None:
     with pace.aside("evaluation"):
         clock.now += 5.0
     assert pace.seconds == pytest.approx(33.0), "once more, at the end"
+    with pace.aside("profile"):
+        clock.now += 50.0
+    clock.now += 4.0
+    pace.step(94)
+    assert pace.seconds == pytest.approx(29.0), "what is done once is neither a step nor will come again"
 
 
 def test_a_machine_that_gets_slower_is_believed() -> None:
