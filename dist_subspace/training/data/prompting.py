@@ -41,10 +41,7 @@ class Prompting:
 
     def __init__(self, settings: DataSettings, tokenizer: Any) -> None:
         """Raises UsageError for a format that has no answers which are written."""
-        if settings.format not in WRITTEN:
-            raise UsageError(
-                f"data.format is {settings.format!r}, in which no answer is written; accepted: {', '.join(WRITTEN)}"
-            )
+        check_written(settings)
         if settings.format == "chat":
             give_chat_template(tokenizer)
         self.settings, self.encoder = settings, Encoder(tokenizer)
@@ -132,6 +129,14 @@ class Prompting:
             token = _special_at(template, whole, place[1]) if whole is not None and place is not None else None
             followed += [int(tokenizer.convert_tokens_to_ids(token))] if token is not None else []
         return followed
+
+
+def check_written(settings: DataSettings) -> None:
+    """Raises UsageError for a format that has no answers which are written."""
+    if settings.format not in WRITTEN:
+        raise UsageError(
+            f"data.format is {settings.format!r}, in which no answer is written; accepted: {', '.join(WRITTEN)}"
+        )
 
 
 def _special_at(template: ChatTemplate, text: str, start: int) -> str | None:
