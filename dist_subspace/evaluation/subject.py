@@ -129,7 +129,9 @@ def _of_base(base: str, data: str | None, overrides: Sequence[str], given: froze
     config = _config(model, known, data, overrides, given)
     labels = None
     if config.model.task == "classification":
-        labels = _named_classes(model_config(resolve_folder(base), config.model.trust_remote_code))
+        labels = _named_classes(
+            model_config(resolve_folder(base, config.model.revision), config.model.trust_remote_code)
+        )
         if labels is None:
             raise UsageError(f"--base is {base!r}, whose config.json names no classes (id2label); accepted: an adapter")
     return Subject(config, None, None, labels, given)
