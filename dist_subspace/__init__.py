@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_subspace.accounting import summary
-    from dist_subspace.adapted.python import generate, load
+    from dist_subspace.adapted.combining import combine_adapters
+    from dist_subspace.adapted.python import generate, load, train
+    from dist_subspace.adapted.switching import switch_adapter
     from dist_subspace.advancing import advance
     from dist_subspace.api import attach, import_peft, load_adapter, save_adapter
     from dist_subspace.interchange.merge import merge
@@ -29,6 +31,7 @@ __all__ = [
     "SubspaceConfig",
     "advance",
     "attach",
+    "combine_adapters",
     "disabled",
     "export_peft",
     "generate",
@@ -41,12 +44,15 @@ __all__ = [
     "parameter_groups",
     "save_adapter",
     "summary",
+    "switch_adapter",
+    "train",
     "trainable_parameters",
 ]
 
 _HOMES = {
     "advance": "dist_subspace.advancing",
     "attach": "dist_subspace.api",
+    "combine_adapters": "dist_subspace.adapted.combining",
     "generate": "dist_subspace.adapted.python",
     "import_peft": "dist_subspace.api",
     "load": "dist_subspace.adapted.python",
@@ -56,6 +62,8 @@ _HOMES = {
     "merge": "dist_subspace.interchange.merge",
     "summary": "dist_subspace.accounting",
     "save_adapter": "dist_subspace.api",
+    "switch_adapter": "dist_subspace.adapted.switching",
+    "train": "dist_subspace.adapted.python",
 }
 
 

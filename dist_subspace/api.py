@@ -13,6 +13,7 @@ from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.interchange.adapter import fill_adapter
 from dist_subspace.interchange.adapter import save_adapter as write_adapter_folder
 from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
+from dist_subspace.interchange.hub_adapter import adapter_for_ranks
 from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
@@ -95,9 +96,13 @@ def save_adapter(
 def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put a saved adapter on a model without one; returns the model, with the adapter's method attached.
 
+    Arguments:
+        folder: an adapter's folder, or its name on the Hub (`user/name`).
+
     Raises:
         UsageError: for a folder without an adapter, or an adapter that does not fit the model.
     """
+    folder = adapter_for_ranks(folder)
     with agreed("reading the adapter"):
         adapter = read_adapter(folder)
     return attach_adapter(model, adapter)
@@ -177,12 +182,14 @@ def import_peft(model: nn.Module, folder: str | Path) -> nn.Module:
     """Put an adapter that PEFT wrote on a model without one; returns the model, with our method of the same function attached.
 
     Known are adapters of the methods that docs/reference.md names PEFT for, with ranks and alphas of single layers, PiSSA's and
-    OLoRA's starts, and modules that were trained in full. The model is any that `attach` takes.
+    OLoRA's starts, and modules that were trained in full. The model is any that `attach` takes; the folder may be a name on the
+    Hub (`user/name`).
 
     Raises:
         UsageError: a folder without such an adapter, a kind or a field of it that is not known, an adapter for another base.
             The model is untouched then.
     """
+    folder = adapter_for_ranks(folder)
     with agreed("reading PEFT's adapter"):
         imported = read_peft(folder)
     return attach_adapter(model, imported)

@@ -100,7 +100,7 @@ def methods(
 
 @command(example="inspect runs/mine --picture moved.png")
 def inspect(
-    path: Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")],
+    path: AdapterPath,
     picture: Annotated[
         str | None,
         typer.Option(help="Draw norms and effective ranks by depth and kind of module: a PNG's path, or a folder."),
@@ -193,7 +193,7 @@ def export(
 
 @command("import", example="import from-peft ours")
 def import_(
-    peft_adapter: Annotated[str, typer.Argument(help="An adapter folder that PEFT wrote.")],
+    peft_adapter: Annotated[str, typer.Argument(help="An adapter that PEFT wrote: a folder, or a Hub name.")],
     out: OutPath,
     base_model: BaseModel = None,
 ) -> None:
@@ -204,15 +204,45 @@ def import_(
     _choose_accelerator()
     from dist_subspace.api import rewrite_on_base
     from dist_subspace.checkpoint.fingerprint import base_fingerprint
+    from dist_subspace.interchange.hub_adapter import adapter_here
     from dist_subspace.interchange.peft.importing import rewrite_peft
 
+    source = adapter_here(peft_adapter, "PEFT_ADAPTER")
     if base_model is None:
-        imported = rewrite_peft(peft_adapter, out, base_fingerprint)
+        imported = rewrite_peft(source, out, base_fingerprint)
     else:
-        imported = rewrite_on_base(peft_adapter, out, base_model)
+        imported = rewrite_on_base(source, out, base_model)
     print(
         f"{out}: PEFT's {imported.described['peft_type']} as {imported.config.method}, {len(imported.tensors)} tensors"
     )
+
+
+@command(example="push runs/mine user/my-adapter")
+def push(
+    adapter: Annotated[
+        str, typer.Argument(help="A run directory, an adapter or checkpoint folder, or the folder of a merged model.")
+    ],
+    name: Annotated[str, typer.Argument(help="The repository: user/name. It is made where there is none.")],
+    merged: Annotated[bool, typer.Option("--merged", help="Push base and adapter as one plain model.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, where it is new.")] = False,
+    revision: Annotated[str | None, typer.Option(help="The branch to write to; unset: main.")] = None,
+    base_model: BaseModel = None,
+    as_json: AsJson = False,
+) -> None:
+    """Push an adapter, with its card, to the Hugging Face Hub.
+
+    The token is HF_TOKEN's, or that of `hf auth login`. Checkpoints, optimizer state and logs stay here.
+    """
+    _choose_accelerator()
+    from dist_subspace.publishing.command import push_path
+    from dist_subspace.publishing.repository import Repository
+
+    _leave_on_termination()
+    repository = Repository(name, revision=revision, private=private or None)
+    made = push_path(
+        adapter, repository, _adapter_folder, lambda text: print(text, file=sys.stderr), merged, base_model
+    )
+    print(json.dumps(made.as_dict(), indent=2) if as_json else made)
 
 
 @command(example='generate runs/mine --prompt "Name three colours."')
@@ -352,7 +382,9 @@ def _plain_notices() -> Iterator[None]:
 
 
 def _choose_accelerator() -> None:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # torch's profiler speaks of its stages, unless it is told before its import
+    os.environ.setdefault(
+        "KINETO_LOG_LEVEL", "5"
+    )  # torch's profiler speaks of its stages, unless it is told before its import
     from dist_subspace.placement.accelerator import choose_accelerator
 
     choose_accelerator()

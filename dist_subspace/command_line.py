@@ -30,7 +30,9 @@ Overrides = Annotated[
         autocompletion=_keys_that_begin,
     ),
 ]
-AdapterPath = Annotated[str, typer.Argument(help="An adapter folder, a checkpoint folder, or a run directory.")]
+AdapterPath = Annotated[
+    str, typer.Argument(help="An adapter folder, a checkpoint folder, a run directory, or a Hub name.")
+]
 OutPath = Annotated[str, typer.Argument(help="The folder to write: new, or empty.")]
 BaseModel = Annotated[
     str | None,

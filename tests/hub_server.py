@@ -1,5 +1,5 @@
-"""A small Hugging Face Hub on this machine: repositories from folders, and faults on demand. `huggingface_hub` itself asks it,
-in a process whose HF_ENDPOINT names it."""
+"""A small Hugging Face Hub on this machine: repositories from folders, or written to, and faults on demand. `huggingface_hub`
+itself asks it, in a process whose HF_ENDPOINT names it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from tests.hub_writing import Writer
 
 CUT = -1  # a status: the connection is closed in the middle of the answer
 
@@ -29,6 +34,7 @@ class Repository:
     where: str = ""
     always: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    private: bool = False
 
     def at(self, revision: str) -> Repository | None:
         """What a branch, a tag or a commit is."""
@@ -37,7 +43,7 @@ class Repository:
 
 
 class HubServer(ThreadingHTTPServer):
-    """repositories: by name. requests: (method, path, name of the asking process), in order."""
+    """repositories: by name. requests: (method, path, name of the asking process), in order. writer: who takes what is pushed."""
 
     daemon_threads = True
 
@@ -46,6 +52,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str, str]] = []
         self.lock = threading.Lock()
+        self.writer = Writer(self)
 
     @property
     def address(self) -> str:
@@ -67,9 +74,40 @@ class HubServer(ThreadingHTTPServer):
         self.repositories[name] = Repository(files, **how)  # type: ignore[arg-type]
         return self.repositories[name]
 
+    def new_repository(self, name: str) -> Repository:
+        """As the Hub makes one."""
+        self.repositories[name] = Repository({".gitattributes": b"*.safetensors filter=lfs"})
+        return self.repositories[name]
+
+    @staticmethod
+    def copy_of(repository: Repository) -> Repository:
+        return Repository(dict(repository.files), commit=repository.commit[::-1])
+
     def asked(self, method: str, part: str) -> list[str]:
         """The paths of the requests that hold this part."""
         return [path for verb, path, _ in self.requests if verb == method and part in path]
+
+
+@contextmanager
+def asked_from_here(address: str, home: Path, token: str | None = None) -> Iterator[None]:
+    """Within the block this process asks the hub at the address, which need not be there, with a cache of its own."""
+    own = {
+        "ENDPOINT": address,
+        "HUGGINGFACE_CO_URL_TEMPLATE": address + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_TOKEN_PATH": str(home / "none"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in own.items():
+            patch.setattr(constants, name, value)
+        patch.delenv("HF_TOKEN", raising=False)
+        if token is not None:
+            patch.setenv("HF_TOKEN", token)
+        close_session()
+        yield
+    close_session()
 
 
 @contextmanager
@@ -91,16 +129,50 @@ class _Handler(BaseHTTPRequestHandler):
     wanted: list[str]
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        if not self._wrote(b""):
+            self._answer(with_body=True)
+
+    def do_PUT(self) -> None:
+        self._wrote(self._body())
 
     def do_POST(self) -> None:
         """What is known of some paths."""
-        asked = self.rfile.read(int(self.headers.get("Content-Length", "0"))).decode()
+        body = self._body()
+        if self._wrote(body):
+            return
+        asked = body.decode()
         self.wanted = json.loads(asked)["paths"] if asked.startswith("{") else parse_qs(asked).get("paths", [])
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _wrote(self, body: bytes) -> bool:
+        """Whether it was a writer's question, which is answered then."""
+        path, token = urlsplit(self.path).path, self.headers.get("Authorization", "").removeprefix("Bearer ")
+        repository = self.server.repositories.get("/".join(path.split("/")[3:5]))
+        if path.endswith("/info/lfs/objects/batch"):
+            repository = self.server.repositories.get(path.strip("/").removesuffix(".git/info/lfs/objects/batch"))
+        fault = 200
+        if self.command != "GET" and repository is not None and repository.where and repository.where in path:
+            fault = self._fault(repository, path)
+        with self.server.lock:
+            answer = self.server.writer.answer(self.command, path, token, body) if fault == 200 else (fault, {})
+            if answer is not None:
+                self.server.requests.append((self.command, unquote(path), self.headers.get("User-Agent", "")))
+        if answer is not None:
+            self._send(answer[0], json.dumps(answer[1]).encode(), {}, with_body=True)
+        return answer is not None
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -149,7 +221,9 @@ class _Handler(BaseHTTPRequestHandler):
             for path, content in sorted(repository.files.items())
         ]
         return (
-            listed if rest[:1] == ["tree"] else {"id": name, "sha": repository.commit, "siblings": listed, "tags": []}
+            listed
+            if rest[:1] == ["tree"]
+            else {"id": name, "sha": repository.commit, "siblings": listed, "tags": [], "private": repository.private}
         )
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool) -> None:

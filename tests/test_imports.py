@@ -76,16 +76,20 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
+    "metrics": {"errors"},
     "generation": {"errors", "families", "loading", "placement", "subspace"},
-    "training": BELOW_TRAINING | {"api", "advancing", "generation", "torch_internals", "linear_map", "metrics"},
+    "training": BELOW_TRAINING
+    | {"api", "advancing", "generation", "publishing", "torch_internals", "linear_map", "metrics"},
     "api": BELOW_TRAINING,
     "adapted": BELOW_TRAINING | {"api", "generation", "training"},
     "talking": BELOW_TRAINING | {"adapted", "generation", "training"},
     "evaluation": BELOW_TRAINING | {"training", "api", "adapted", "generation", "metrics"},
+    "publishing": BELOW_TRAINING | {"api"},
     "doctor": BELOW_TRAINING | {"training"},
     "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
     "cli": BELOW_TRAINING
-    | {"training", "api", "adapted", "talking", "evaluation", "doctor", "cuda_allocator", "command_line", "__init__"},
+    | {"training", "api", "adapted", "talking", "evaluation", "publishing"}
+    | {"doctor", "cuda_allocator", "command_line", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }
 

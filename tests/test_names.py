@@ -81,22 +81,14 @@ AUTO_CLASSES = {
 }
 EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
-    *(
-        "generate",
-        "load",
-        "load_frozen",
-        "merge",
-        "methods",
-        "parameter_groups",
-        "save_adapter",
-        "summary",
-        "trainable_parameters",
-    ),
+    *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
+    *("combine_adapters", "generate", "load", "switch_adapter", "train"),
 }
 COMMANDS = {
     *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
-    *("preview", "prepare"),
+    *("preview", "prepare", "push"),
 }
+TRACKERS = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"}
 LINE = (
     *("step", "epoch", "samples", "tokens", "loss", "learning_rate", "grad_norm", "tokens_per_second"),
     *("peak_memory_bytes", "elapsed_seconds"),
@@ -111,7 +103,7 @@ KEYS = {
     " full_determinism",
     "deepspeed": "preset config nvme_path",
     "checkpoint": "save_steps save_total_limit resume metric_for_best_model greater_is_better allow_different",
-    "run": "output_dir logging_steps eval_steps report_to",
+    "run": "output_dir logging_steps eval_steps report_to push_to_hub hub_private_repo",
 }
 
 
@@ -160,7 +152,7 @@ def test_tasks_formats_trackers_constraints_and_choices_are_these() -> None:
     )
     assert set(get_args(names.Task)) == {"causal-lm", "classification"}
     assert list(FORMATS) == ["alpaca", "chat", "completion", "text", "classification"] == list(get_args(names.Format))
-    assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == {"tensorboard", "wandb", "mlflow"}
+    assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == TRACKERS
     assert set(CONSTRAINTS) == set(get_args(names.Constraint)) == {"none", "mpc_o", "mpc_d", "mpc_n"}
     assert get_args(names.Truncation) == ("turns", "tokens") and get_args(names.OnNonfinite) == ("skip", "stop")
     assert get_args(names.Difference) == ("model", "method", "data")

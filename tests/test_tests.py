@@ -37,6 +37,7 @@ WITHOUT_OWN_TESTS = {
     **dict.fromkeys(
         ("interchange/loaded_adapter.py", "interchange/parts_without_base.py"), "tests/test_cli.py: folders alone"
     ),
+    "publishing/command.py": "tests/publishing/test_push.py: the command itself",
     "interchange/model_description.py": "tests/interchange/test_description.py and tests/interchange/peft/test_export.py",
     "interchange/tensor_names.py": "tests/interchange/test_adapter.py: the names in a file",
     "interchange/peft/trained_in_full.py": "tests/interchange/peft/test_importing.py: modules_to_save",
@@ -44,7 +45,6 @@ WITHOUT_OWN_TESTS = {
     "loading/held_weight.py": "tests/loading/formats: every format is one",
     "loading/notices.py": "tests/loading/test_types.py: what is kept in float32",
     "loading/own_class.py": "tests/interchange/test_for_class.py: vision and language models",
-    "loading/stream.py": "tests/loading: whatever is loaded goes through it",
     **dict.fromkeys(
         [
             f"placement/deepspeed/{name}.py"

@@ -13,6 +13,7 @@ from dist_subspace.checkpoint.fingerprint import base_fingerprint
 from dist_subspace.errors import UsageError
 from dist_subspace.generation.room import positions
 from dist_subspace.interchange.base_model import FINGERPRINT
+from dist_subspace.interchange.hub_adapter import adapter_for_ranks
 from dist_subspace.loading.load import local_folder, resolve_dtype
 from dist_subspace.loading.positions import count_from
 from dist_subspace.loading.tokenizer import load_tokenizer
@@ -62,6 +63,7 @@ def open_adapted(
     Raises:
         UsageError: on every rank; no adapter, no base, another base than the adapter's, a placement that is not possible here.
     """
+    path = adapter_for_ranks(path, "PATH")
     with agreed("looking for the adapter"):
         source = find_source(path)
         base = str(base_model or source.adapter.find_base(base_fingerprint))

@@ -1,5 +1,4 @@
-"""A trained adapter in a script or a notebook: `load`, and `generate`, in one process and without a launcher; under one, on all
-ranks."""
+"""In a script or a notebook: `train`, `load` and `generate`, in one process and without a launcher; under one, on all ranks."""
 
 from __future__ import annotations
 
@@ -10,10 +9,12 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from dist_subspace.adapted.opened import Opened, open_adapted
+from dist_subspace.config import load_config
 from dist_subspace.errors import UsageError
 from dist_subspace.generation.answers import answers
 from dist_subspace.generation.settings import generation_settings
 from dist_subspace.placement.process_group import meet_ranks
+from dist_subspace.run_folder.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.training.data.prompting import Prompting
 from dist_subspace.training.data.settings import DataSettings
 
@@ -42,6 +43,31 @@ def load(
     # The model is the key, and must not be held by its own entry.
     _OPENED[opened.model] = replace(opened, model=None)
     return opened.model, opened.tokenizer
+
+
+def train(config: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Path:
+    """Run a configuration in this process, as `dist-subspace train` does; returns the folder of the run, for `load`.
+
+    A run that was stopped goes on where it was when it is called again. Under a launcher every rank calls it.
+
+    Arguments:
+        config: the path of a YAML file, or the sections as a mapping.
+        overrides: changes to it, such as "training.max_steps=50".
+
+    Raises:
+        UsageError: the run is refused. RuntimeError: it failed, or was interrupted; the message is that of RUN/status.json.
+    """
+    from dist_subspace.training.run import train as run  # the loop, which whoever loads alone does not need
+
+    folder = Path(load_config(config, overrides).run.output_dir)
+    status = run(config if isinstance(config, str | Path) else dict(config), overrides)
+    if status == EXIT_OK:
+        return folder
+    message = (read_status(folder) or {}).get("message") or f"{folder} ended with status {status}"
+    if status == EXIT_USAGE:
+        raise UsageError(message)
+    again = "; the same call goes on" if status == EXIT_INTERRUPTED else ""
+    raise RuntimeError(f"{message}{again}")
 
 
 def generate(

@@ -12,6 +12,7 @@ from dist_subspace.checkpoint.store import newest_whole
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.interchange.description import CONFIG
+from dist_subspace.interchange.hub_adapter import adapter_here
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.saved_config import saved_sections
 from dist_subspace.training.data.settings import PROMPTS, DataSettings
@@ -61,15 +62,17 @@ def find_source(path: str | Path) -> Source:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The folder of an adapter: the path itself, or of a run its final one, else that of the newest checkpoint.
+    """The folder of an adapter: the path itself, or of a run its final one, else that of the newest checkpoint; of a name on the
+    Hub (`user/name`) the copy that is fetched.
 
     Raises:
         UsageError: there is none.
     """
-    folder = Path(path)
+    folder = adapter_here(path, "PATH")
     if not folder.is_dir():
         raise UsageError(
-            f"PATH is {str(path)!r}, which is no folder; accepted: an adapter, a checkpoint, or a run directory"
+            f"PATH is {str(path)!r}, which is no folder; accepted: an adapter, a checkpoint, a run directory, or a name on "
+            "the Hub"
         )
     if (folder / CONFIG).exists():
         return folder

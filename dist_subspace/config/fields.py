@@ -48,6 +48,12 @@ def _reporters(value: Any) -> Any:
     return tuple(dict.fromkeys(listed))
 
 
+def _repository(value: Any) -> Any:
+    if isinstance(value, str) and not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        raise UsageError(f"run.push_to_hub is {value!r}; accepted: a name on the Hub (user/name), or null")
+    return value
+
+
 def _resume(value: Any) -> Any:
     # YAML 1.1 reads `no` as false; null is what a person writes for "do not".
     if value is True:
@@ -70,4 +76,5 @@ Reporters = Annotated[
     Field(strict=False),
     BeforeValidator(_reporters, json_schema_input_type=list[Reporter] | Reporter | Literal["none"] | None),
 ]
+Repository = Annotated[Text, BeforeValidator(_repository, json_schema_input_type=str)]
 Resume = Annotated[Text, BeforeValidator(_resume, json_schema_input_type=str | bool | None)]

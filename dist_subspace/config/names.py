@@ -13,7 +13,8 @@ Preset = Literal[
 ]
 Constraint = Literal["none", "mpc_o", "mpc_d", "mpc_n"]
 ExpertParameters = Literal["own", "shared"]
-Reporter = Literal["tensorboard", "wandb", "mlflow"]
+# accelerate's names, which are those of the trackers' packages.
+Reporter = Literal["tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"]
 OnNonfinite = Literal["skip", "stop"]
 Difference = Literal["model", "method", "data"]
 Scheduler = Literal[

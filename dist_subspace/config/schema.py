@@ -11,7 +11,18 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, model_validator
 
 from dist_subspace.config import names
-from dist_subspace.config.fields import Count, DtypeName, NameList, Reporters, Resume, Seconds, Section, Text, Texts
+from dist_subspace.config.fields import (
+    Count,
+    DtypeName,
+    NameList,
+    Reporters,
+    Repository,
+    Resume,
+    Seconds,
+    Section,
+    Text,
+    Texts,
+)
 from dist_subspace.errors import UsageError
 
 
@@ -92,7 +103,7 @@ class SubspaceSection(Section):
     )
     init_from: Text | None = Field(
         default=None,
-        description="An adapter's folder (ours or PEFT's) whose weights a new run begins with; null: anew.",
+        description="Adapter (folder or hub name, ours or PEFT's) whose weights a new run begins with; null: anew.",
     )
 
 
@@ -326,6 +337,12 @@ class RunSection(Section):
     )
     sample_prompts: NameList = Field(
         default=(), description="Prompts that the model answers at each evaluation, on the screen and in the trackers."
+    )
+    push_to_hub: Repository | None = Field(
+        default=None, description="Name on the Hub (user/name) that the final adapter is pushed to; null: nowhere."
+    )
+    hub_private_repo: bool | None = Field(
+        default=None, description="Whether a new repository there is private; null: as its owner's account has it."
     )
     profile: Count | None = Field(
         default=None, description="Trace so many steps with torch's profiler, into the run's folder; null: none."

@@ -23,8 +23,8 @@ _DEFAULTS = {
 @dataclass(frozen=True)
 class Asked:
     """target: a configuration, a run or an adapter; base: a model alone; data: in the place of `data.eval`; metrics: names,
-    empty for those that suit the task; limit: the first samples alone; predictions: a file for every result; tasks: of
-    lm-evaluation-harness, in the place of everything that needs data."""
+    empty for those that suit the task; limit: the first samples alone; predictions: a file for every result; output: a file
+    for the figures; tasks: of lm-evaluation-harness, in the place of everything that needs data."""
 
     target: str | None = None
     overrides: Sequence[str] = ()
@@ -39,6 +39,7 @@ class Asked:
     compare_base: bool = False
     predictions: str | None = None
     as_json: bool = False
+    output: str | None = None
     tasks: tuple[str, ...] = ()
     tasks_folder: str | None = None
     num_fewshot: int | None = None

@@ -44,6 +44,7 @@ def evaluate(
     tasks: Annotated[Text, typer.Option(help="Tasks of lm-evaluation-harness, with commas between.")] = None,
     tasks_folder: Annotated[Text, typer.Option(help="A folder with task files of your own.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(help="Examples before each question of a task.")] = None,
+    output: Annotated[Text, typer.Option(help="A file for the figures, as JSON.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure an adapter, or a model: loss, classes, multiple choice, written answers.
@@ -75,6 +76,7 @@ def evaluate(
         compare_base=compare_base,
         predictions=predictions,
         as_json=as_json,
+        output=output,
         tasks=_names(tasks),
         tasks_folder=tasks_folder,
         num_fewshot=num_fewshot,

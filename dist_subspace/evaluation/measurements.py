@@ -12,8 +12,8 @@ import numpy as np
 from dist_subspace.evaluation.choices import Choices, choice_results, last_run
 from dist_subspace.evaluation.figures import ANSWERS, CHOICES, CLASSES, LIKELIHOOD
 from dist_subspace.evaluation.samples import Samples
-from dist_subspace.evaluation.scoring import Batching, scores
-from dist_subspace.generation.answers import answers
+from dist_subspace.evaluation.scoring import Batching, heed, scores
+from dist_subspace.generation.answers import answered
 from dist_subspace.metrics.answers import extracted
 
 BLOCK = 256
@@ -107,8 +107,11 @@ class OfAnswers:
         # Neighbours share a batch: prompts of like length.
         order = sorted(range(len(parts)), key=lambda place: (-len(parts[place][0]), place))
         prompts = [parts[place][0].tolist() for place in order]
-        made = answers(model, self.tokenizer, prompts, self.generation(model), batch_size=self.batch_size)
-        texts = {place: answer.text for place, answer in zip(order, made, strict=True)}
+        made: list[str] = []
+        for some in answered(model, self.tokenizer, prompts, self.generation(model), self.batch_size):
+            made += [answer.text for (answer,) in some]
+            heed()
+        texts = dict(zip(order, made, strict=True))
         records = self.samples.records
         return [
             {

@@ -21,8 +21,8 @@ from dist_subspace.evaluation.subject import Subject
 from dist_subspace.generation.settings import greedy
 from dist_subspace.interchange.description import WEIGHTS
 from dist_subspace.metrics.answers import answer_pattern
-from dist_subspace.placement.collectives import any_rank, broadcast_object, on_main
-from dist_subspace.stopping import STOP, Interrupted
+from dist_subspace.placement.collectives import broadcast_object, on_main
+from dist_subspace.stopping import STOP
 from dist_subspace.storage import FrozenLinear
 from dist_subspace.subspace import disabled
 from dist_subspace.training.data.prompting import Prompting
@@ -134,8 +134,6 @@ def _results(
     made: list[dict[str, Any]] = list(held)
     with display.loading(f"measuring {measurement.kind} of the {who}") as progress:
         for block in blocks(len(measurement), first=len(made)):
-            if any_rank(bool(STOP)):
-                raise Interrupted(STOP.reason or "a signal")
             found = measurement.results(opened.model, block)
             named = [{"of": who, "kind": measurement.kind, **result} for result in found]
             on_main(_write, lines, named)

@@ -66,6 +66,10 @@ def read_material(asked: Asked, subject: Subject, show: bool, notice: Callable[[
             training never saw.
     """
     metrics = asked.metrics_for(subject.config)
+    if subject.config.model.task == "classification" and subject.labels is None:
+        raise UsageError(
+            f"{subject.name!r} does not say which labels its classes have; accepted: an adapter or a run of dist_subspace"
+        )
     source = None if subject.adapter is None else find_source(subject.adapter)
     method = None if source is None else _config_of(source)
     base = _base_of(subject, source)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dist_subspace.placement.collectives import gather_objects, world
+from dist_subspace.stopping import STOP, Interrupted
 from dist_subspace.training.data import TokenTable
 from dist_subspace.training.data.batches import filler_batch
 from dist_subspace.training.data.collate import Collator
@@ -34,6 +35,12 @@ class Batching:
     device: torch.device
 
 
+def heed() -> None:
+    """Collective: raise `Interrupted` on every rank where one was told to stop."""
+    for reason in filter(None, gather_objects(STOP.reason)):
+        raise Interrupted(reason)
+
+
 def scores(model: nn.Module, table: TokenTable, numbers: Sequence[int], how: Batching) -> list[Score]:
     """Collective: of the samples with these numbers, in their order, on every rank.
 
@@ -47,6 +54,7 @@ def scores(model: nn.Module, table: TokenTable, numbers: Sequence[int], how: Bat
     filler, own = filler_batch(collate, 0), []
     with measured(model):
         for start in range(0, len(micro_batches), world().size):
+            heed()
             place = start + world().rank
             held = micro_batches[place] if place < len(micro_batches) else []
             batch = collate([(number,) for number in held], place) if held else filler

@@ -12,6 +12,7 @@ from typing import Any
 from dist_subspace.adapted.source import Source, find_source
 from dist_subspace.config import Config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.loading.load import model_config, resolve_folder
 from dist_subspace.run_folder.folder import RunFolder, adapter_labels
 from dist_subspace.training.data.settings import PROMPTS
@@ -111,8 +112,8 @@ def _adapter_of_run(run: RunFolder, name: str) -> Source:
 
 def _config_of_folder(source: Source, data: str | None, overrides: Sequence[str], given: frozenset[str]) -> Config:
     """An adapter that lies in no run says how its prompts are written, and what its task is; the rest is given."""
-    base = source.adapter.ours.get("base") or {}
-    task = base.get("task") or "causal-lm"
+    ours = source.adapter.ours.get("base") or {}
+    task = (ours.get("task") if ours else read_peft(source.adapter).task) or "causal-lm"
     known: dict[str, Any] = dict(source.adapter.ours.get(PROMPTS) or {})
     if task == "classification":
         known |= {"format": "classification"}

@@ -54,7 +54,7 @@ def generation_settings(
     config = copy.deepcopy(model.generation_config) if folder is None else _read(folder)
     wanted = {name: value for name, value in (given or {}).items() if value is not None}
     _check(wanted)
-    wanted = wanted | _drawn(wanted)
+    wanted = {name: value for name, value in wanted.items() if (name, value) != ("temperature", 0)} | _drawn(wanted)
     _taken(lambda: config.update(**wanted))
     if config.do_sample is not True:
         for name in SAMPLING:

@@ -23,6 +23,8 @@ from torch import nn
 from dist_subspace.atomic_files import begin_folder, hidden_folder, publish_folder, storage_error
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.configuration import BIAS_SWITCHES
+from dist_subspace.interchange.model_card import merged_card
+from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
 from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
@@ -284,6 +286,8 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         names = [file.name for file in source.glob("*.py")] if getattr(config, "auto_map", None) else []
         copy_files(source, names, hidden)
         write_tokenizer(source if tokenizer is None else tokenizer, hidden)
+        card = merged_card(adapter_config(model), type(model).__name__)
+        (hidden / "README.md").write_text(card, encoding="utf-8")
         publish_folder(hidden, target)
     except (OSError, SafetensorError) as error:
         raise storage_error(target, error) from error

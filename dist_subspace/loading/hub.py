@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,12 +54,14 @@ _CONNECTION = frozenset({"TransportError", "XetDownloadError", "ChunkedEncodingE
 
 @dataclass(frozen=True)
 class Fault:
-    """Why the hub gave nothing. passes: whether it may give it the next time; wait: the seconds that it asks for, if it does."""
+    """Why the hub gave nothing. passes: whether it may give it the next time; wait: the seconds that it asks for, if it does;
+    status: HTTP's, where it answered."""
 
     reason: str
     accepted: str
     passes: bool = False
     wait: float = 0.0
+    status: int | None = None
 
 
 def is_hub_name(path: str) -> bool:
@@ -82,6 +87,8 @@ def cached(name: str, files: tuple[str, ...] = MODEL_FILES, revision: str | None
         )
         if WEIGHTS in files:
             weight_files(folder)
+        if not all((folder / name).exists() for name in files if "*" not in name):
+            return None
     except Exception:  # whatever the hub's library calls "not here", and an index whose files are not
         return None
     return folder
@@ -118,13 +125,29 @@ def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES, revision:
         return folder
 
     try:
-        return asked(ask, name, field, waits=WAITS if copy is None else WAITS[:1], revision=revision)
+        with bars_on_terminals():
+            return asked(ask, name, field, waits=WAITS if copy is None else WAITS[:1], revision=revision)
     except UsageError as error:
         if copy is None:
             raise
         of = "" if revision is None else f" at {revision}"
         say(f"the copy of {name}{of} in this machine's cache (commit {copy.name[:12]}) is taken: {error}")
         return copy
+
+
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """Within the block the Hub's library draws its bars of progress on a terminal alone."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            enable_progress_bars()
 
 
 def _is_small(file: str, patterns: tuple[str, ...]) -> bool:
@@ -147,20 +170,42 @@ def asked(
     Raises:
         UsageError: as `fetch`.
     """
-    pauses = [*(WAITS if waits is None else waits), None]
+
     what = f"{field} is {name!r}" if revision is None else f"{field} is {name!r} at model.revision {revision!r}"
+
+    def refusal(fault: Fault, tries: str) -> UsageError:
+        return UsageError(
+            f"{what}, which is not here, and {endpoint()} did not give it to {socket.gethostname()} in "
+            f"{tries} ({fault.reason}); accepted: {fault.accepted}"
+        )
+
+    return tried(ask, partial(fault_of, name=name), refusal, waits)
+
+
+def tried(
+    ask: Callable[[], T],
+    fault_of: Callable[[BaseException], Fault],
+    refusal: Callable[[Fault, str], UsageError],
+    waits: tuple[float, ...] | None = None,
+) -> T:
+    """What `ask` gives, which is called again after each of the waits while its faults may pass.
+
+    Arguments:
+        refusal: of the last fault, and of how often it was tried, in words.
+
+    Raises:
+        UsageError: the refusal, or one of `ask`'s own.
+    """
+    pauses = [*(WAITS if waits is None else waits), None]
     for tries, pause in enumerate(pauses, start=1):
         try:
             return ask()
         except UsageError:
             raise
         except Exception as error:  # the hub's client raises whatever its network layer raises
-            fault = fault_of(error, name)
+            fault = fault_of(error)
             if not fault.passes or pause is None or fault.wait > LONGEST_WAIT:
-                raise UsageError(
-                    f"{what}, which is not here, and {_endpoint()} did not give it to {socket.gethostname()} in "
-                    f"{tries} {'try' if tries == 1 else 'tries'} ({fault.reason}); accepted: {fault.accepted}"
-                ) from error
+                raise refusal(fault, f"{tries} {'try' if tries == 1 else 'tries'}") from error
         time.sleep(max(pause, fault.wait))
     raise AssertionError("the last try returns or raises")
 
@@ -180,14 +225,15 @@ def fault_of(error: BaseException, name: str) -> Fault:
             return Fault("HTTP 404: it has no such revision", f"a branch, a tag or a whole commit of {name}")
         response = getattr(cause, "response", None)
         if response is not None and getattr(response, "status_code", 200) >= 400:
-            return _of_status(int(response.status_code), response.headers, _first_line(cause), name)
+            status = int(response.status_code)
+            return replace(_of_status(status, response.headers, first_line(cause), name), status=status)
     broken = [cause for cause in chain if _is_of_connection(cause)]
     if broken:
-        reached = _first_line(broken[-1])
+        reached = first_line(broken[-1])
         return Fault(
             reached, f"a way to it from this host (HF_ENDPOINT, HTTPS_PROXY), or {_beforehand(name)}", passes=True
         )
-    return Fault(_first_line(error), "a repository with the files of a model, a tokenizer or a data set")
+    return Fault(first_line(error), "a repository with the files of a model, a tokenizer or a data set")
 
 
 def _of_status(status: int, headers: Any, said: str, name: str) -> Fault:
@@ -197,11 +243,11 @@ def _of_status(status: int, headers: Any, said: str, name: str) -> Fault:
         limit = "the same command later, or HF_TOKEN set, with which the hub allows more requests"
         return Fault(f"HTTP {status}", limit if status == 429 else "the same command later", True, asked_for)
     if status in (401, 403):
-        token = "refuses the token" if _has_token() else "wants a token, and HF_TOKEN is not set"
+        token = "refuses the token" if has_token() else "wants a token, and HF_TOKEN is not set"
         page = f"access granted to you on the page of {name}, and a token of yours in HF_TOKEN on every node"
         return Fault(f"HTTP {status}: it does not exist, or is private or gated, and the hub {token} here", page)
     if status == 404:
-        return Fault("HTTP 404: there is no such repository or file", f"a name that {_endpoint()} knows, or a folder")
+        return Fault("HTTP 404: there is no such repository or file", f"a name that {endpoint()} knows, or a folder")
     return Fault(f"HTTP {status}: {said}", "what the hub asks for")
 
 
@@ -221,7 +267,8 @@ def _is_of_connection(cause: BaseException) -> bool:
     return any(kind.__name__ in _CONNECTION for kind in type(cause).__mro__)
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """The kind of an error, and the first line of what it says."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -236,7 +283,8 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)  # datasets does not always say so
 
 
-def _endpoint() -> str:
+def endpoint() -> str:
+    """The hub that is asked."""
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
@@ -256,7 +304,8 @@ def _free(folder: Path) -> str:
     return ""
 
 
-def _has_token() -> bool:
+def has_token() -> bool:
+    """Whether HF_TOKEN is set, or somebody has logged in."""
     from huggingface_hub import get_token
 
     return get_token() is not None

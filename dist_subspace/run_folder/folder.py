@@ -16,7 +16,8 @@ adapter/                           the final adapter              training/resul
 factors/                           statistics of frozen matrices  statistics/cache.py
 evaluations/<name>.json            what was measured              evaluation/results.py
 tokens/                            tokenised samples              training/data/store.py
-tensorboard/                       TensorBoard's events           training/trackers.py
+tensorboard/                       TensorBoard's events           training/tracked.py
+trackers.json                      which runs of trackers it is   training/tracked.py
 loss.png                           the loss curve                 report/curve.py
 environment.json                   with what it was made          training/environment.py
 samples.jsonl                      answers to run.sample_prompts  training/samples.py
@@ -99,6 +100,10 @@ class RunFolder(os.PathLike[str]):
     @property
     def tensorboard(self) -> Path:
         return self.path / "tensorboard"
+
+    @property
+    def trackers(self) -> Path:
+        return self.path / "trackers.json"
 
     @property
     def environment(self) -> Path:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_subspace.atomic_files import storage_error, sync, write_json_atomic
+from dist_subspace.atomic_files import json_ready, storage_error, sync, write_json_atomic
 from dist_subspace.errors import UsageError
 
 
@@ -48,7 +48,7 @@ class AnswerFile:
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Lines that are on disk when this returns. Raises StorageError."""
-        lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+        lines = [json.dumps(json_ready(record), ensure_ascii=False, default=str) + "\n" for record in records]
         try:
             with self.partial.open("a", encoding="utf-8") as file:
                 file.writelines(lines)

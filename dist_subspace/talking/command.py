@@ -25,6 +25,8 @@ from dist_subspace.talking.progress import Progress
 from dist_subspace.talking.terminal import Keys, run_chat
 from dist_subspace.training.data.prompting import Prompting
 
+_EXIT_KEYS = 130  # as a shell has it, where Ctrl-C has ended an answer
+
 
 def generate(asked: Asked) -> int:
     """Collective under a launcher: do what is asked; returns the exit status. Rank 0 alone speaks.
@@ -62,8 +64,7 @@ def _generate(asked: Asked) -> int:
         _say(_where(opened))
         if asked.input is not None:
             return _file(asked, opened, prompting, config)
-        _talk(asked, opened, prompting, config, tools)
-        return EXIT_OK
+        return _talk(asked, opened, prompting, config, tools)
     finally:
         opened.close()
 
@@ -101,9 +102,7 @@ def _file(asked: Asked, opened: Opened, prompting: Prompting, config: Generation
     return EXIT_OK
 
 
-def _talk(
-    asked: Asked, opened: Opened, prompting: Prompting, config: GenerationConfig, tools: list[Any] | None
-) -> None:
+def _talk(asked: Asked, opened: Opened, prompting: Prompting, config: GenerationConfig, tools: list[Any] | None) -> int:
     keys = Keys()
     chat = Chat(
         opened,
@@ -119,14 +118,16 @@ def _talk(
         writes=world().is_main,
     )
     if asked.prompt is not None:
-        chat.ask(asked.prompt)
-        return
+        with keys.listening():
+            chat.ask(asked.prompt)
+        return _EXIT_KEYS if keys.pressed else EXIT_OK
     if prompting.settings.format != "chat":
         _say(
             f"the adapter was trained on single prompts (data.format {prompting.settings.format}): it is not shown earlier turns"
         )
     _say("/help lists what is understood; Ctrl-D leaves")
     run_chat(chat, keys)
+    return EXIT_OK
 
 
 def _where(opened: Opened) -> str:

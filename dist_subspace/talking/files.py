@@ -55,9 +55,9 @@ def answer_file(
     kept: dict[str, Any] = {}
 
     def begin() -> _Questions:
-        records, prompts = read_prompts(str(asked.input), prompting, asked.system)
+        records, prompts, content = read_prompts(str(asked.input), prompting, asked.system)
         checked_room(opened.model, [len(prompt.ids) for prompt in prompts], config)
-        kept["file"] = AnswerFile(str(asked.output), _identity(asked, opened, prompting, config))
+        kept["file"] = AnswerFile(str(asked.output), _identity(asked, content, opened, prompting, config))
         kept["records"] = records
         return _Questions([prompt.ids for prompt in prompts], kept["file"].done)
 
@@ -79,8 +79,10 @@ def answer_file(
 
 def read_prompts(
     path: str, prompting: Prompting, system: str | None = None
-) -> tuple[list[dict[str, Any]], list[Prompt]]:
-    """Local: the records of a file, and their prompts. Each line of a .txt that is not blank is a prompt of its own.
+) -> tuple[list[dict[str, Any]], list[Prompt], str]:
+    """Local: the records of a file or a Hub data set, their prompts, and what tells its content from another one's.
+
+    Each line of a .txt that is not blank is a prompt of its own.
 
     Raises:
         UsageError: what cannot be read, a file without a prompt, a record that names what is written beside it.
@@ -101,7 +103,7 @@ def read_prompts(
     for name in (TEXT, REASON):
         if any(name in record for record in records):
             raise UsageError(f"--input is {path!r}, which has a column {name!r} already; accepted: records without it")
-    return records, prompting.of_records(records, source.name)
+    return records, prompting.of_records(records, source.name), source.content
 
 
 def _append(kept: Mapping[str, Any], some: list[tuple[Answer, ...]], done: int) -> None:
@@ -115,11 +117,13 @@ def _columns(made: tuple[Answer, ...]) -> Iterator[tuple[str, str]]:
         yield f"{before}{REASON}", answer.finish_reason
 
 
-def _identity(asked: Asked, opened: Opened, prompting: Prompting, config: GenerationConfig) -> dict[str, Any]:
+def _identity(
+    asked: Asked, content: str, opened: Opened, prompting: Prompting, config: GenerationConfig
+) -> dict[str, Any]:
     """Everything that the answers depend on, but for the number of ranks and where the weights lie, on which they do not."""
     settings = config.to_diff_dict()
     return {
-        "input": file_fingerprint(str(asked.input)),
+        "input": content,
         "adapter": file_fingerprint(Path(opened.source.adapter.path) / WEIGHTS),
         "storage": asked.storage,
         "prompts": prompting.settings.prompts(),

@@ -17,6 +17,7 @@ from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter_folder import AdapterFolder, read_adapter
 from dist_subspace.interchange.description import CONFIG
+from dist_subspace.interchange.hub_adapter import adapter_here
 from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.interchange.tokenizer_files import tokenizer_of
@@ -109,10 +110,10 @@ def find_beginning(
             may be gone. None for a new run.
 
     Raises:
-        UsageError: the folder holds no adapter.
+        UsageError: the folder holds no adapter, or the Hub does not give it.
     """
     if checkpoint is None:
-        folder = _adapter_in(Path(named))
+        folder = _adapter_in(adapter_here(named, "subspace.init_from"))
         return Beginning(folder, _config_of(folder), f"subspace.init_from ({named})")
     folder, begun = checkpoint
     notice(f"subspace.init_from is not read: the run goes on from {folder.name}")
@@ -149,7 +150,7 @@ def _adapter_in(folder: Path) -> Path:
         if not (folder / CONFIG).is_file():
             raise UsageError(
                 f"subspace.init_from is {str(folder)!r}, which holds no adapter; accepted: a folder with {CONFIG}, ours or "
-                "PEFT's, a checkpoint, or a run with an adapter"
+                "PEFT's, a checkpoint, a run with an adapter, or a name on the Hub"
             )
         return folder
     return inner

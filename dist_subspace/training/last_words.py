@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TextIO
 
 import torch
@@ -69,6 +70,7 @@ class Run:
     log: RankLog | None = None
     open_log: Callable[[Sequence[int]], RankLog] | None = None
     traceback: str = ""
+    result: Path | None = None  # the final adapter, of a run that is through
     word: Word = field(default_factory=Word)
 
     @property

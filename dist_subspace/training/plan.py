@@ -202,6 +202,10 @@ def _total_steps(config: Config, batches: Batches) -> int:
 def _open_run(config: Config, run_dir: RunFolder, notice: Callable[[str], None]) -> str | None:
     """Local, rank 0: the type that the run has computed in so far; None where it begins."""
     check_writable(run_dir)
+    if config.run.push_to_hub is not None:
+        from dist_subspace.publishing.at_the_end import check_before, result_repository
+
+        check_before(result_repository(config.run.push_to_hub, config.run.hub_private_repo), notice)
     for sentence in remove_leftovers(run_dir):
         notice(sentence)
     return dtype_begun_with(run_dir, config.checkpoint.resume)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from dist_subspace.atomic_files import whole_folder, write_json_atomic, write_text_atomic
+from dist_subspace.atomic_files import StorageError, whole_folder, write_json_atomic, write_text_atomic
 from dist_subspace.checkpoint.set_aside import move_aside
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.adapter import complete_adapter
 from dist_subspace.interchange.description import read_description
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.placement.collectives import world
 from dist_subspace.run_folder.folder import adapter_labels
 from dist_subspace.run_folder.metrics import read_lines, training_lines
 from dist_subspace.training.best import chosen_text
+from dist_subspace.training.card import edited_card, training_of
 from dist_subspace.training.data.settings import PROMPTS
 from dist_subspace.training.observer import Observer
 from dist_subspace.training.outcome import divergence, losses_by_step, skipped_text
@@ -42,20 +42,36 @@ def doubts(plan: Plan, trainer: Trainer) -> str | None:
     return "; ".join(filter(None, said)) or None
 
 
+def send_curve(plan: Plan, step: int, observer: Observer) -> None:
+    """The picture, to the trackers that are open yet. A disk that refuses it will refuse the results too."""
+    if observer.trackers is None or not observer.trackers.active:
+        return
+    with suppress(UsageError, StorageError):
+        from dist_subspace.report.curve import loss_curve
+
+        observer.trackers.picture("loss", loss_curve(plan.run_dir), step)
+
+
 def write_results(plan: Plan, progress: Progress, observer: Observer, warning: str | None) -> None:
     """RUN/adapter, complete in itself, and the picture."""
     source, folder = final_checkpoint(plan, progress), plan.run_dir.adapter
-    with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
-        complete_adapter(source, hidden, {PROMPTS: data_settings(plan.config.data).prompts()})
-        plan.tokenizer.save_pretrained(hidden)
-        write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))
-        if plan.data.labels is not None:
-            write_json_atomic(adapter_labels(hidden), plan.data.labels)
     curve = None
     with suppress(UsageError):  # a checkpoint of another run, and no step left to make: there is nothing to draw
         from dist_subspace.report.curve import loss_curve  # matplotlib, which a start need not wait for
 
         curve = loss_curve(plan.run_dir)
+    edited = edited_card(folder)
+    with whole_folder(folder, replace=True) as hidden:  # an earlier end of the run may have left one
+        complete_adapter(source, hidden, {PROMPTS: data_settings(plan.config.data).prompts()})
+        plan.tokenizer.save_pretrained(hidden)
+        if curve is not None:
+            shutil.copyfile(curve, hidden / curve.name)
+        card = model_card(read_description(hidden), training_of(plan, progress, curve))
+        write_text_atomic(hidden / "README.md", card if edited is None else edited)
+        if plan.data.labels is not None:
+            write_json_atomic(adapter_labels(hidden), plan.data.labels)
+    if edited is not None:
+        observer.notice(f"{folder / 'README.md'} is kept as it was edited; where it is gone, a run writes a new one")
     if warning is not None:
         observer.display.warning(warning)
     observer.display.finish(
@@ -70,19 +86,3 @@ def final_checkpoint(plan: Plan, progress: Progress) -> Path:
     if plan.checkpoint is not None and plan.checkpoint[1].step == step:
         return plan.checkpoint[0]
     return plan.run_dir.checkpoint(step)
-
-
-def _facts(plan: Plan, progress: Progress) -> dict[str, Any]:
-    config = plan.config
-    return {
-        "steps": progress.step,
-        "samples": progress.samples,
-        "tokens": progress.tokens,
-        "global batch size": config.training.global_batch_size,
-        "learning rate": config.training.learning_rate,
-        "schedule": config.training.lr_scheduler_type,
-        "storage of the frozen weights": config.model.storage,
-        "DeepSpeed": config.deepspeed.config or config.deepspeed.preset,
-        "ranks": world().size,
-        "seed": config.training.seed,
-    }

@@ -61,7 +61,7 @@ from dist_subspace.training.outcome import failure
 from dist_subspace.training.plan import Plan, make_plan, steps_text
 from dist_subspace.training.profile import Profile
 from dist_subspace.training.rank_logs import RankLog, heading, last_lines
-from dist_subspace.training.results import doubts, hide_adapter, write_results
+from dist_subspace.training.results import doubts, hide_adapter, send_curve, write_results
 from dist_subspace.training.run_status import RunStatus
 from dist_subspace.training.schedule import schedule_of, warmup_warning
 from dist_subspace.training.trackers import Trackers
@@ -107,10 +107,13 @@ def watched(run: Run, body: Callable[[], int], say: Callable[[str], None] | None
         run.heartbeat = Heartbeat(run.peers, lambda loss: end_without_lost(run, loss)) if run.peers else None
         with run.heartbeat.beating(stop) if run.heartbeat else nullcontext(), known_peers(run.peers):
             try:
-                return body()
+                status = body()
             finally:
                 if run.status is not None:
                     run.status.release()
+        if world().is_main:
+            _push(run)  # for whom no rank waits
+        return status
 
 
 def _train(run: Run, source: str | Path | dict[str, Any], overrides: Sequence[str]) -> int:
@@ -208,6 +211,8 @@ def _run(run: Run, plan: Plan, status: RunStatus) -> int:
         finished = trainer.run()
         progress = trainer.progress
         failed = failure(progress.not_applied, progress.step, trainer.last_loss()) if finished else None
+        if finished and world().is_main:
+            send_curve(plan, progress.step, observer)
     finally:
         observer.close()
     if not finished:
@@ -218,7 +223,18 @@ def _run(run: Run, plan: Plan, status: RunStatus) -> int:
     warning = on_main(doubts, plan, trainer)
     on_main(write_results, plan, progress, observer, warning)
     status.write("finished", step=progress.step, warning=warning, skipped=progress.not_applied)
+    run.result = plan.run_dir.adapter
     return EXIT_OK
+
+
+def _push(run: Run) -> None:
+    """Local, rank 0: the final adapter to the Hub, where the configuration says so."""
+    if run.result is None or run.config is None or run.config.run.push_to_hub is None:
+        return
+    from dist_subspace.publishing.at_the_end import push_at_the_end, result_repository
+
+    repository = result_repository(run.config.run.push_to_hub, run.config.run.hub_private_repo)
+    push_at_the_end(run.result, repository, lambda text: print(text, flush=True))
 
 
 def _say_first(plan: Plan, observer: Observer) -> None:

@@ -1,20 +1,23 @@
-"""Experiment trackers of `run.report_to`. Local: rank 0 alone. A tracker is a convenience: its failure never ends a run."""
+"""Experiment trackers of `run.report_to`: accelerate's. Local: rank 0 alone. A tracker is a convenience: its failure never ends
+a run."""
 
 from __future__ import annotations
 
-import html
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, get_args
 
+from dist_subspace.config.names import Reporter
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.folder import RunFolder, StrPath
 from dist_subspace.run_folder.records import EVALUATED, Evaluation, StepRecord
 from dist_subspace.training.samples import Sample
+from dist_subspace.training.tracked import Tracked
 
-_MLFLOW_VALUE = 500  # characters that mlflow keeps of a parameter
+_EXTRAS = ("wandb", "mlflow")  # those that setup.cfg has a version for
 
 
 class Tracker(Protocol):
@@ -22,77 +25,15 @@ class Tracker(Protocol):
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
 
+    def picture(self, name: str, file: Path, step: int) -> None: ...
+
     def text(self, name: str, text: str, step: int) -> None: ...
 
     def close(self) -> None: ...
 
 
-class TensorBoard:
-    """RUN/tensorboard. Events beyond `resume_step` are hidden, so a resumed curve has no second branch."""
-
-    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=resume_step + 1 if resume_step else None)
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def text(self, name: str, text: str, step: int) -> None:
-        self._writer.add_text(name, text, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandB:
-    """Weights & Biases; project, entity and mode come from its own environment variables. A resumed run is a further
-    run of the group that is named like the run's folder."""
-
-    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
-        import wandb
-
-        self._run = wandb.init(dir=str(run), name=run.path.name, group=run.path.name, config=dict(config))
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
-
-    def text(self, name: str, text: str, step: int) -> None:
-        import wandb
-
-        self._run.log({name: wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class MLflow:
-    """MLflow; server and experiment come from its own environment variables."""
-
-    def __init__(self, run: RunFolder, config: Mapping[str, Any], resume_step: int) -> None:
-        import mlflow
-
-        self._mlflow = mlflow
-        mlflow.start_run(run_name=run.path.name)
-        mlflow.log_params({name: str(value)[:_MLFLOW_VALUE] for name, value in _flat(config)})
-
-    def log(self, values: Mapping[str, float], step: int) -> None:
-        self._mlflow.log_metrics(dict(values), step=step)
-
-    def text(self, name: str, text: str, step: int) -> None:
-        self._mlflow.log_text(text, f"{name}/step-{step}.md")
-
-    def close(self) -> None:
-        self._mlflow.end_run()
-
-
 KINDS: dict[str, Callable[[RunFolder, Mapping[str, Any], int], Tracker]] = {
-    "tensorboard": TensorBoard,
-    "wandb": WandB,
-    "mlflow": MLflow,
+    name: partial(Tracked, name) for name in get_args(Reporter)
 }
 
 
@@ -154,6 +95,10 @@ class Trackers:
             told = [f"**{sample.prompt}**\n\n{sample.answer}" for sample in samples if sample.step == step]
             self._each(partial(_tell, text="\n\n---\n\n".join(told), step=step))
 
+    def picture(self, name: str, file: Path, step: int) -> None:
+        """Send a PNG, as `pictures/<name>`."""
+        self._each(lambda tracker: tracker.picture(f"pictures/{name}", file, step))
+
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
         self._active.clear()
@@ -175,7 +120,7 @@ def _tell(tracker: Tracker, text: str, step: int) -> None:
 
 
 def _requirement(name: str) -> str:
-    return name if name == "tensorboard" else f"dist-subspace[{name}]"
+    return f"dist-subspace[{name}]" if name in _EXTRAS else name
 
 
 def _tag(key: str) -> str:
@@ -184,11 +129,3 @@ def _tag(key: str) -> str:
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

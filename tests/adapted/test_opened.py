@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import transformers
 
 from dist_subspace.adapted.opened import open_adapted
 from dist_subspace.errors import UsageError
@@ -34,6 +36,19 @@ def test_a_run_is_opened_as_it_was_trained_on_one_rank_and_on_two(tmp_path: Path
     for seen_split, seen_preset, seen in run_on_ranks(2, logits, run, None):
         assert (seen_split, seen_preset) == (True, "zero3") and torch.allclose(seen, alone, atol=1e-6)
     assert [(s, p) for s, p, _ in run_on_ranks(2, logits, run, "zero0")] == [(False, "zero0")] * 2
+
+
+def test_an_adapter_of_peft_is_opened_on_the_base_that_it_names(tmp_path: Path) -> None:
+    folder = make_model(tmp_path / "model", layers=1)
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(folder), config).eval()
+    theirs.save_pretrained(tmp_path / "peft")
+    opened = open_adapted(tmp_path / "peft", storage="fp32")
+    with torch.no_grad():
+        assert torch.allclose(opened.model(input_ids=IDS).logits, theirs(input_ids=IDS).logits, atol=1e-5)
+    with pytest.raises(UsageError, match="does not say how its prompts are written"):
+        opened.settings()
+    assert opened.settings(format="completion").format == "completion"
 
 
 def test_another_base_of_the_same_shape_is_refused(tmp_path: Path) -> None:

@@ -134,6 +134,20 @@ def small_groups(file: str) -> tuple[int, bool]:
         StoredState.GROUP = before
 
 
+def asked_of_nothing(file: str) -> str:
+    """What a rank meets where rank 0 cannot read."""
+    try:
+        StoredState(Path(file), {"layer.master": 4}, [])["layer.master"]
+    except Exception as error:
+        return str(error)
+    return "read"
+
+
+def test_every_rank_learns_that_rank_0_cannot_read_the_state(tmp_path: Path) -> None:
+    said = run_on_ranks(2, asked_of_nothing, str(tmp_path / "nothing.safetensors"), timeout=20)
+    assert all("nothing.safetensors" in one or "rank 0" in one for one in said), said
+
+
 def another_weight(folder: Path, config: dict[str, Any]) -> None:
     file = folder / "model" / "model.safetensors"
     weights = load_file(file)

@@ -42,7 +42,7 @@ HOMES = {
     "Dtype": "loading/load.py",
     "Format": "training/data/formats.py",
     "Constraint": "subspace/core/constraints.py",
-    "Reporter": "training/trackers.py",
+    "Reporter": "training/tracked.py",
     "Difference": "training/plan.py",
 }
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from dist_subspace.config import load_config
+from dist_subspace.config.names import Reporter
 from dist_subspace.config.schema import Config
 from dist_subspace.errors import UsageError
 
@@ -107,9 +108,9 @@ def test_a_wrong_type_or_range_names_field_value_and_accepted(override: str, mes
         ("training.optim=adam", "adam", ["adamw_torch", "paged_adamw_8bit"]),
         ("training.lr_scheduler_type=cosin", "cosin", ["cosine", "linear"]),
         ("training.on_nonfinite=die", "die", ["skip", "stop"]),
-        ("run.report_to=tensorbord", "tensorbord", ["tensorboard", "wandb", "mlflow", "none"]),
-        ("run.report_to=wand", "wand", ["tensorboard", "wandb", "mlflow", "none"]),
-        ("run.report_to=[wandb, comet]", "comet", ["tensorboard", "wandb", "mlflow", "none"]),
+        ("run.report_to=tensorbord", "tensorbord", [*get_args(Reporter), "none"]),
+        ("run.report_to=wand", "wand", [*get_args(Reporter), "none"]),
+        ("run.report_to=[wandb, comet]", "comet", [*get_args(Reporter), "none"]),
         ("checkpoint.allow_different=[seed]", "seed", ["model", "method", "data"]),
     ],
 )

@@ -27,6 +27,7 @@ EVERY = Asked(
     compare_base=True,
     predictions="p.jsonl",
     as_json=True,
+    output="f.json",
     tasks=("a", "b"),
     tasks_folder="t",
     num_fewshot=0,
@@ -35,7 +36,7 @@ ARGUMENTS = (
     *("runs/x", "model.storage=nf4", "--base", "m", "--data", "d.jsonl", "--metrics", " loss , f1,", "--choice", "yes"),
     *("--choice", "no, it is not", "--choices-field", "choices", "--answer-field", "gold", "--answer-regex", "(.)"),
     *("--max-new-tokens", "3", "--batch-size", "4", "--limit", "5", "--compare-base", "--predictions", "p.jsonl"),
-    *("--json", "--tasks", "a,b", "--tasks-folder", "t", "--num-fewshot", "0"),
+    *("--json", "--output", "f.json", "--tasks", "a,b", "--tasks-folder", "t", "--num-fewshot", "0"),
 )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from dist_subspace.errors import UsageError
 from dist_subspace.evaluation import measurements, measuring
 from dist_subspace.evaluation.predictions import Predictions
-from tests.evaluation.runs import evaluated, refused
+from tests.evaluation.runs import evaluated, refused, write_figures
+from tests.forked_ranks import report, run_ranks
 
 OF = {"data": "x", "metrics": ["loss"]}
 
@@ -60,6 +63,35 @@ def test_a_half_measured_file_is_gone_on_with(home: Path, tmp_path: Path, monkey
     made.clear()
     assert evaluated(*arguments) == expected and not made
     assert "results of another evaluation" in refused(home / "run", "--predictions", file)
+
+
+def told_to_stop(rank_told: str, file: str, *arguments: str) -> None:
+    """One of the ranks gets a signal while the second block is measured."""
+    for module in (measurements, measuring):
+        module.BLOCK = 2
+    before, blocks = measurements.OfSamples.results, []
+
+    def results(self: measurements.OfSamples, model: object, numbers: range) -> list[dict[str, object]]:
+        blocks.append(numbers)
+        if len(blocks) == 2 and os.environ["RANK"] == rank_told:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return before(self, model, numbers)
+
+    measurements.OfSamples.results = results  # type: ignore[method-assign]
+    write_figures(file, *arguments)
+
+
+def test_ranks_that_are_told_to_stop_leave_whole_blocks(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (str(tmp_path / "figures"), str(home / "run"), "--predictions", str(tmp_path / "results.jsonl"))
+    ended = run_ranks([(told_to_stop, "1", *arguments)] * 2, tmp_path)
+    assert [rank.status for rank in ended] == [75, 75], report(ended)
+    assert "interrupted by signal SIGTERM; run the same command to go on" in ended[0].output
+    assert len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+    monkeypatch.setattr(measurements, "BLOCK", 2)
+    monkeypatch.setattr(measuring, "BLOCK", 2)
+    assert evaluated(*arguments[1:]) == evaluated(home / "run")
 
 
 def _counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dist_subspace.errors import UsageError
 from dist_subspace.evaluation.asked import Asked
@@ -33,6 +34,19 @@ def test_a_run_a_checkpoint_and_a_copied_adapter(home: Path, tmp_path: Path) -> 
     apart = find_subject(str(copied), None, "x'y.jsonl", ["model.storage=nf4"])
     assert (apart.run, apart.storage, apart.config.data.eval) == (None, "nf4", "x'y.jsonl")
     assert apart.config.data.format == "alpaca"  # which the adapter itself says
+
+
+def test_an_adapter_that_peft_wrote_is_measured_on_the_base_that_it_names(home: Path, tmp_path: Path) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(home / "model", dtype=torch.float32)
+    PeftModel.from_pretrained(base, home / "run" / "adapter").save_pretrained(tmp_path / "theirs")
+    config = tmp_path / "theirs" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(home / "model")}))
+    settings = ("--data", home / "eval.jsonl", "model.storage=fp32", "data.format=alpaca")
+    found = evaluated(tmp_path / "theirs", *settings, "training.per_device_train_batch_size=2")
+    assert found["adapter"] == evaluated(home / "run")["adapter"]
 
 
 def test_an_override_may_stand_where_a_target_would(home: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
@@ -20,16 +21,16 @@ from dist_subspace.generation.streaming import Pieces
 from dist_subspace.placement.engines import start_use, use_config
 from tests.interchange.trained import move
 from tests.ranks import run_on_ranks
-from tests.tiny_models import save_odd, tiny_model
+from tests.tiny_models import save_odd, tiny_config, tiny_model
 from tests.tiny_run import make_tokenizer
 
 PROMPTS = [[3, 4], [5, 6, 7, 8, 9], [10], [11, 12, 13], [14, 15, 16, 17], [4, 4, 4], [9, 3]]
 
 
-def adapted(folder: str, preset: str = "none", method: str = "lora") -> Any:
+def adapted(folder: str, preset: str = "none", method: str = "lora", storage: str = "fp32") -> Any:
     """Collective: a trained adapter on the model in the folder, placed by the preset."""
-    config = use_config(preset, None, dtype="float32", storage="fp32", unquantised=True)
-    model = dsub.load_frozen(folder, storage="fp32", deepspeed=config)
+    config = use_config(preset, None, dtype="float32", storage=storage, unquantised=storage == "fp32")
+    model = dsub.load_frozen(folder, storage=storage, dtype="float32", deepspeed=config)
     options = {"num_virtual_tokens": 4} if method == "prefix" else {}
     move(dsub.attach(model, dsub.SubspaceConfig(method, options=options)))
     return model, start_use(model, config)
@@ -46,8 +47,8 @@ def one_by_one(model: Any, **settings: Any) -> list[list[int]]:
     return texts
 
 
-def on_ranks(folder: str, preset: str, method: str, given: dict[str, Any]) -> list[Answer]:
-    model, close = adapted(folder, preset, method)
+def on_ranks(folder: str, preset: str, given: dict[str, Any], storage: str = "fp32") -> list[Answer]:
+    model, close = adapted(folder, preset, storage=storage)
     config = generation_settings(model, given={"max_new_tokens": 9, **given})
     made = answers(model, make_tokenizer(), PROMPTS, config, batch_size=2, seed=3)
     close()
@@ -72,10 +73,30 @@ def test_answers_are_the_same_on_any_number_of_ranks_whole_or_split(ranks: int, 
     """Four batches: the last round of two ranks is full, that of three is not. Drawn ones too."""
     folder = save_odd(tmp_path, "llama")
     for given in ({}, {"temperature": 2.0}):
-        alone = on_ranks(folder, "none", "lora", given)
+        alone = on_ranks(folder, "none", given)
         assert len({answer.ids for answer in alone}) > 3
-        assert all(seen == alone for seen in run_on_ranks(ranks, on_ranks, folder, preset, "lora", given))
-    assert alone != on_ranks(folder, "none", "lora", {}), "these were drawn"
+        assert all(seen == alone for seen in run_on_ranks(ranks, on_ranks, folder, preset, given))
+    assert alone != on_ranks(folder, "none", {}), "these were drawn"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["nf4", "int8", "fp8"])
+@pytest.mark.parametrize("preset", ["zero3", "zero3-offload", "zero0"])
+@pytest.mark.parametrize("family", ["LlamaForCausalLM", "GPT2LMHeadModel", "Qwen3MoeForCausalLM"])
+def test_answers_are_the_same_in_every_storage_and_placement(
+    family: str, preset: str, storage: str, tmp_path: Path
+) -> None:
+    if family == "Qwen3MoeForCausalLM":
+        sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 8}
+        config = tiny_config("Qwen3MoeConfig", **sizes, num_key_value_heads=2, decoder_sparse_step=1)
+        torch.manual_seed(0)
+        transformers.Qwen3MoeForCausalLM(config).save_pretrained(tmp_path)
+    else:
+        tiny_model(family).save_pretrained(tmp_path)
+    alone = on_ranks(str(tmp_path), "none", {}, storage)
+    assert len({answer.ids for answer in alone}) > 1
+    for ranks in (2, 3):
+        assert run_on_ranks(ranks, on_ranks, str(tmp_path), preset, {}, storage) == [alone] * ranks
 
 
 def test_each_way_answers_each_prompt_and_what_has_an_answer_is_left_out(tmp_path: Path) -> None:

@@ -17,10 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from dist_subspace.config import load_config
-from dist_subspace.run_folder.status import EXIT_OK
+from dist_subspace.run_folder.status import EXIT_OK, EXIT_USAGE
 from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.run import train
 from dist_subspace.training.samples import NEW_TOKENS
+from tests.hub_server import asked_from_here, hub_server
 from tests.keys.bench import HELD_OUT, RECORDS, Bench, Outcome
 from tests.keys.data_reference import tokenizer_of
 from tests.keys.reference import assert_follows, held_out_loss, train_plainly
@@ -178,6 +179,34 @@ def profile(bench: Bench) -> None:
     assert not (bench.usual().folder / "profile").exists()
 
 
+def push_to_hub(bench: Bench) -> None:
+    """The final adapter is what the repository holds. A Hub that fails costs a sentence, and neither the run nor its adapter."""
+    home = bench.folder / "hub-cache"
+    with hub_server() as hub, asked_from_here(hub.address, home, "hf_mine"):
+        outcome = bench.run({"run.push_to_hub": "me/mine"})
+        files = hub.repositories["me/mine"].files
+        assert files["adapter_model.safetensors"] == (outcome.folder / "adapter/adapter_model.safetensors").read_bytes()
+        assert not hub.repositories["me/mine"].private and "loss.png" in files
+        assert not any("checkpoint" in name or "optimizer" in name for name in files)
+        _same_trajectory(outcome, bench)
+        hub.repositories["me/mine"].where, hub.repositories["me/mine"].always = "/preupload/", 400
+        outcome = bench.run({"run.push_to_hub": "me/mine"})
+        again = f"`dist-subspace push {outcome.folder} me/mine` does it"
+        assert (
+            "the adapter was not pushed (run.push_to_hub is 'me/mine', and " in outcome.said and again in outcome.said
+        )
+        assert bench.run({"run.push_to_hub": "you/yours"}, expect=EXIT_USAGE).message.endswith("under me, my-lab")
+    with asked_from_here("http://127.0.0.1:9", home):
+        assert "HF_TOKEN is not set" in bench.run({"run.push_to_hub": "me/mine"}, expect=EXIT_USAGE).message
+
+
+def hub_private_repo(bench: Bench) -> None:
+    with hub_server() as hub, asked_from_here(hub.address, bench.folder / "hub-cache", "hf_mine"):
+        outcome = bench.run({"run.push_to_hub": "me/secret", "run.hub_private_repo": True})
+        assert hub.repositories["me/secret"].private
+        _same_trajectory(outcome, bench)
+
+
 KEYS = [
     Key("run.output_dir", ("a folder", "unset"), "where everything is written", "the folder's files", output_dir),
     Key(
@@ -204,6 +233,20 @@ KEYS = [
         "inert by design for the trajectory: the model's greedy answers at each evaluation",
         "PEFT's model, transformers' generate; bit-equal adapters",
         sample_prompts,
+    ),
+    Key(
+        "run.push_to_hub",
+        ("a name", "another's name"),
+        "inert by design for the trajectory: where the final adapter is pushed",
+        "a Hub's repository; bit-equal adapters",
+        push_to_hub,
+    ),
+    Key(
+        "run.hub_private_repo",
+        (True,),
+        "inert by design for the trajectory: who may read the repository",
+        "a Hub's repository; bit-equal adapters",
+        hub_private_repo,
     ),
     Key(
         "run.profile",

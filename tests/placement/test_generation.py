@@ -111,6 +111,6 @@ def test_a_rank_whose_row_is_full_keeps_the_others_company(tmp_path: Path) -> No
     model = model_of(folder, "loaded", None)
     full = model.generate(torch.full((1, 30), 3), do_sample=False, max_new_tokens=2, pad_token_id=0)[0].tolist()
     short = model.generate(torch.tensor([[4, 5]]), do_sample=False, max_new_tokens=25, pad_token_id=0)[0].tolist()
-    (first, refused), (second, text) = run_on_ranks(2, full_and_short, folder)
+    (first, refused), (second, text) = run_on_ranks(2, full_and_short, folder, timeout=60)
     assert (first, second) == (full, short) and len(short) > 8
     assert "temperature" in refused and text == short[:7]

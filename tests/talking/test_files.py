@@ -68,7 +68,7 @@ def test_each_record_has_its_answer_in_order_and_ranks_go_on_where_one_process_s
 def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     chat = Prompting(DataSettings(train="", format="chat"), make_tokenizer())
     (tmp_path / "asked.txt").write_text("Hi.\n\nWho?\n")
-    records, prompts = read_prompts(str(tmp_path / "asked.txt"), chat, "Be kind.")
+    records, prompts, _ = read_prompts(str(tmp_path / "asked.txt"), chat, "Be kind.")
     assert [record["messages"][-1]["content"] for record in records] == ["Hi.", "Who?"]
     assert all("Be kind." in prompt.text for prompt in prompts)
 

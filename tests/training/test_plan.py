@@ -79,7 +79,10 @@ def test_rows_that_nobody_gave_a_length_are_as_long_as_the_model_has_positions_f
             {"checkpoint.metric_for_best_model": "loss"},
             "checkpoint.metric_for_best_model is 'loss', but data.eval is null",
         ),
-        ({"run.sample_prompts": ["a"]}, "run.sample_prompts has 1, which are answered at each evaluation, but data.eval is null"),
+        (
+            {"run.sample_prompts": ["a"]},
+            "run.sample_prompts has 1, which are answered at each evaluation, but data.eval is null",
+        ),
         ({"subspace.method": "lara", "subspace.init_from": UNSET}, "lara"),
     ],
 )

@@ -57,6 +57,9 @@ class Written:
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._write({"step": step, **values})
 
+    def picture(self, name: str, file: Path, step: int) -> None:
+        self._write({"picture": name, "bytes": file.stat().st_size, "at": step})
+
     def close(self) -> None:
         self._write({"closed": True})
         self.file.close()
@@ -222,9 +225,10 @@ def test_the_status_of_a_run_that_lasts_knows_its_last_whole_step(first: Told) -
 
 
 def test_a_tracker_gets_the_configuration_every_figure_and_its_end(first: Told) -> None:
-    begun, *told, ended = map(json.loads, (first.run / "tracked.jsonl").read_text().splitlines())
+    begun, *told, picture, ended = map(json.loads, (first.run / "tracked.jsonl").read_text().splitlines())
     assert begun["after"] == 0 and begun["config"]["training"]["learning_rate"] == 0.01
     assert begun["config"]["subspace"]["method"] == "dora" and ended == {"closed": True}
+    assert (picture["picture"], picture["at"]) == ("pictures/loss", STEPS) and picture["bytes"] > 5000
     expected = []
     for line in records(first.run):
         kind = "train" if "loss" in line else "eval"

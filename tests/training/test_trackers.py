@@ -7,12 +7,39 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dist_subspace.errors import UsageError
 from dist_subspace.run_folder.records import Evaluation
-from dist_subspace.training.trackers import Trackers, check_installed
+from dist_subspace.training.tracked import flat
+from dist_subspace.training.trackers import KINDS, Trackers, check_installed
 from tests.step_records import unknown_record
 from tests.whole_runs import scalars
+
+
+def test_the_trackers_are_those_that_accelerate_has() -> None:
+    assert set(KINDS) == set(LOGGER_TYPE_TO_CLASS)
+
+
+def test_a_configuration_is_plain_values_by_dotted_names() -> None:
+    nested = {"a": {"b": 1, "c": None, "d": {"e": [1, "x"]}, "f": {}}, "g": True}
+    assert dict(flat(nested)) == {"a.b": 1, "a.c": "null", "a.d.e": '[1, "x"]', "a.f": "{}", "g": True}
+
+
+def test_tensorboard_gets_the_configuration_and_the_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (6, 4), (255, 0, 0)).save(tmp_path / "loss.png")
+    trackers = Trackers(["tensorboard"], tmp_path, {"model": {"storage": "nf4", "dtype": None}}, no_report)
+    trackers.picture("loss", tmp_path / "loss.png", 3)
+    trackers.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    (image,) = events.Images("pictures/loss")
+    assert (image.step, image.width, image.height) == (3, 6, 4)
+    (written,) = (tmp_path / "tensorboard").glob("*/hparams.yml")
+    assert yaml.safe_load(written.read_text()) == {"model.storage": "nf4", "model.dtype": "null"}
 
 
 def no_report(message: str) -> None:
@@ -75,6 +102,23 @@ def test_wandb_gets_figures_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trackers.log(Evaluation(1, {"eval_loss": 1.0}))
     trackers.close()
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+
+
+def test_mlflow_goes_on_with_the_run_that_was_told_all_steps_and_begins_another_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that was sent cannot be taken back: steps 3 and 4 would stand there twice."""
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    for resume, steps, is_killed in ((0, (1, 2), False), (2, (3, 4), True), (2, (3, 4), False)):
+        trackers = Trackers(["mlflow"], tmp_path, {"max_steps": 4 + resume}, no_report, resume_step=resume)
+        for step in steps:
+            trackers.log(unknown_record(step, loss=float(step)))
+        mlflow.end_run() if is_killed else trackers.close()
+    runs = mlflow.search_runs(output_format="list", search_all_experiments=True)
+    told = [[m.step for m in mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")] for run in runs]
+    assert sorted(told) == [[1, 2, 3, 4], [3, 4]] and {run.info.run_name for run in runs} == {tmp_path.name}
 
 
 def test_mlflow_gets_figures_and_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from dist_subspace.interchange.adapter import adapter_tensors, base_tokenizer
 from dist_subspace.interchange.adapter_folder import AdapterFolder
 from dist_subspace.interchange.description import OWN, STACKS, WEIGHTS, config_texts
 from dist_subspace.interchange.for_class import named_for
+from dist_subspace.interchange.hub_adapter import adapter_for_ranks
 from dist_subspace.interchange.model_card import model_card
 from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.parts_without_base import parts_without_base
@@ -66,8 +67,8 @@ def export_peft(
     """Collective: write the adapter as a folder that PEFT reads; rank 0 alone writes.
 
     Arguments:
-        model_or_folder: a model with an adapter, or a folder that `save_adapter` wrote (no base model is needed then). Its
-            tokenizer goes with it.
+        model_or_folder: a model with an adapter, or a folder that `save_adapter` wrote, or its name on the Hub (no base model is
+            needed then). Its tokenizer goes with it.
         out: the folder to write, which must not exist or be empty.
         form: `direct`, `lora` or `scaling`, or `auto`: the first of them that is exact.
         for_class: whose module names are written where a text model was loaded from a checkpoint of a larger family (vision and
@@ -82,6 +83,8 @@ def export_peft(
             something. StorageError: the disk refuses. Nothing half-written is left behind.
     """
     all_here("export_peft", patience)
+    if not isinstance(model_or_folder, nn.Module):
+        model_or_folder = adapter_for_ranks(model_or_folder)
     with agreed("planning the export"):
         if form not in FORMS:
             raise unknown_name("form", form, FORMS)
@@ -102,6 +105,15 @@ def export_peft(
     if report is not None and world().is_main:
         report(str(made))
     return made
+
+
+def export_exactly(folder: Path, out: Path) -> ExportReport:
+    """Local: an adapter's folder as `export_peft` writes it, on a rank for which no other one waits.
+
+    Raises:
+        UsageError: as `export_peft`, a method without an exact form in PEFT among them.
+    """
+    return _export_folder(folder, _Wish(out, "auto", None, tokenizer=tokenizer_of(folder)))
 
 
 @dataclass(frozen=True)

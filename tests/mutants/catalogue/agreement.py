@@ -92,7 +92,7 @@ MUTANTS = [
         text="    on_main(run)\n",
         becomes="    if world().is_main:\n        run()\n",
         promise="A checkpoint that rank 0 cannot read ends all ranks by an agreement.",
-        tests=[f"{_RUN}[checkpoint-state-_check_frozen-on_rank_zero_only-_read_tensors-_read_tensors]"],
+        tests=["tests/checkpoint/test_state.py::test_every_rank_learns_that_rank_0_cannot_read_the_state"],
     ),
     Mutant(
         name="factors-checked-without-an-agreement",

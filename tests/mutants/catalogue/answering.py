@@ -19,9 +19,7 @@ MUTANTS = [
         text="place = slice(0, len(row)) if right else slice(longest - len(row), longest)",
         becomes="place = slice(0, len(row))",
         promise="A batch of a decoder is padded on the left: each row gets the text that it gets alone.",
-        tests=[
-            "tests/generation/test_answers.py::test_a_batch_gives_each_row_transformers_own_greedy_text[llama-lora]"
-        ],
+        tests=["tests/generation/test_room.py::test_padding_stands_where_the_answer_does_not_follow_it"],
     ),
     Mutant(
         name="draws-by-rank",
@@ -92,5 +90,29 @@ MUTANTS = [
         becomes="if wanted is not None and folder is None:",
         promise="An adapter is not put on another base of the same shape.",
         tests=["tests/adapted/test_opened.py::test_another_base_of_the_same_shape_is_refused"],
+    ),
+    Mutant(
+        name="sum-without-weights",
+        file="dist_subspace/adapted/combining.py",
+        text="terms.setdefault(layer, []).append((a, weights[path] * b))",
+        becomes="terms.setdefault(layer, []).append((a, b))",
+        promise="A sum of adapters is weighted.",
+        tests=["tests/adapted/test_combining.py::test_the_sum_computes_the_weighted_sum_of_what_peft_merges[3]"],
+    ),
+    Mutant(
+        name="switched-with-another-alpha",
+        file="dist_subspace/adapted/switching.py",
+        text="        if there[name] != value:",
+        becomes='        if name != "alpha" and there[name] != value:',
+        promise="An adapter with another alpha is not put into the place of a model's own.",
+        tests=["tests/adapted/test_switching.py"],
+    ),
+    Mutant(
+        name="blank-before-a-word-lost",
+        file="dist_subspace/generation/answers.py",
+        text="    before = list(prompt[-CONTEXT:])",
+        becomes="    before: list[int] = []",
+        promise="An answer's first word keeps the blank that stands before it.",
+        tests=["tests/generation/test_answers.py::test_a_word_behind_a_prompt_keeps_its_blank"],
     ),
 ]

@@ -72,8 +72,8 @@ MUTANTS = [
     Mutant(
         name="merge-killed-by-a-termination",
         file="dist_subspace/cli.py",
-        text="    _leave_on_termination()\n",
-        becomes="",
+        text="    _leave_on_termination()\n    opened",
+        becomes="    opened",
         promise="A merge that is terminated clears up.",
         tests=["tests/interchange/test_commands.py::test_a_terminated_merge_leaves_nothing"],
     ),
@@ -132,8 +132,8 @@ MUTANTS = [
     Mutant(
         name="import-forgets-the-base",
         file="dist_subspace/cli.py",
-        text="rewrite_peft(peft_adapter, out, base_fingerprint)",
-        becomes="rewrite_peft(peft_adapter, out)",
+        text="rewrite_peft(source, out, base_fingerprint)",
+        becomes="rewrite_peft(source, out)",
         promise="An imported adapter knows its base's fingerprint.",
         tests=["tests/test_cli.py::test_an_imported_adapter_knows_its_base_and_takes_no_other_in_its_place"],
     ),

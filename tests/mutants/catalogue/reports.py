@@ -7,7 +7,7 @@ from tests.mutants.mutant import Mutant
 MUTANTS = [
     Mutant(
         name="card-without-the-task",
-        file="dist_subspace/interchange/model_card.py",
+        file="dist_subspace/interchange/card_usage.py",
         text='f", task={task!r}" if task != "causal-lm" else ""',
         becomes='""',
         promise="The model card loads the base for its task.",
@@ -16,14 +16,14 @@ MUTANTS = [
     Mutant(
         name="card-names-a-folder-as-the-base",
         file="dist_subspace/interchange/model_card.py",
-        text="    if _is_hub_name(base):\n        head",
-        becomes="    if True:\n        head",
+        text="    of_hub = _is_hub_name(base)\n",
+        becomes="    of_hub = True\n",
         promise="The model card names no folder of this machine as base_model.",
         tests=["tests/interchange/test_model_card.py::test_a_method_of_our_own_is_shown_for_ours_alone"],
     ),
     Mutant(
         name="card-imports-own-adapter",
-        file="dist_subspace/interchange/model_card.py",
+        file="dist_subspace/interchange/card_usage.py",
         text='"load_adapter" if config.get("dist_subspace") else "import_peft"',
         becomes='"load_adapter"',
         promise="The card of PEFT's files says import_peft.",

@@ -302,14 +302,14 @@ MUTANTS = [
     Mutant(
         name="adapter-without-its-card",
         file="dist_subspace/training/results.py",
-        text='        write_text_atomic(hidden / "README.md", model_card(read_description(hidden), _facts(plan, progress)))\n',
+        text='        write_text_atomic(hidden / "README.md", card if edited is None else edited)\n',
         becomes="",
         promise="The adapter of a run has its card.",
         tests=["tests/training/test_said.py::test_the_card_of_the_adapter_says_how_it_was_trained"],
     ),
     Mutant(
         name="card-samples-for-tokens",
-        file="dist_subspace/training/results.py",
+        file="dist_subspace/training/card.py",
         text='"tokens": progress.tokens',
         becomes='"tokens": progress.samples',
         promise="The card counts the tokens.",
