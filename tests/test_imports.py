@@ -76,6 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
+    "metrics": {"errors"},
     "generation": {"errors", "families", "loading", "placement", "subspace"},
     "training": BELOW_TRAINING
     | {"api", "advancing", "generation", "publishing", "torch_internals", "linear_map", "metrics"},

@@ -12,7 +12,7 @@ from dist_subspace.atomic_files import json_ready, write_json_atomic
 from dist_subspace.evaluation.asked import Asked
 from dist_subspace.evaluation.measuring import measure
 from dist_subspace.evaluation.reading import read_subject
-from dist_subspace.evaluation.results import Evaluated, print_table, write_result
+from dist_subspace.evaluation.results import Evaluated, print_figures, write_result
 from dist_subspace.evaluation.subject import Subject
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import on_main, world
@@ -66,7 +66,7 @@ def _conclude(asked: Asked, subject: Subject, found: Evaluated) -> None:
     if asked.as_json:
         print(json.dumps(json_ready(found.as_dict()), indent=2, ensure_ascii=False), flush=True)
     else:
-        print_table(found.table())
+        print_figures(found)
     if asked.output is not None:
         write_json_atomic(asked.output, found.as_dict())
         _say(f"written: {asked.output}")

@@ -10,9 +10,9 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.evaluation.asked import Asked
@@ -25,9 +25,6 @@ from dist_subspace.placement.collectives import agreed, broadcast_object, gather
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import disabled
 from dist_subspace.training.display import Display
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _BATCH = 8  # requests of a forward call, where nobody says how many
 _ALL = 1 << 30  # what the harness takes for the size of a batch: it hands over all requests at once
@@ -46,7 +43,7 @@ def measure_tasks(asked: Asked, subject: Subject, display: Display) -> Evaluated
         )
     with agreed("reading the tasks"):
         manager = _manager(asked)
-        loaded = _load(manager, asked.tasks)
+        _check_data(manager, asked.tasks)
     with STOP.leavable(), display.loading("reading the model") as progress:
         opened = open_subject(subject, progress, display.notice)
     try:
@@ -60,9 +57,10 @@ def measure_tasks(asked: Asked, subject: Subject, display: Display) -> Evaluated
         }
         found = Evaluated(about | {"samples": {}})
         for who in whose:
-            display.notice(f"measuring {', '.join(asked.tasks)} of the {who}")
-            with disabled(opened.model) if asked.compare_base and who == BASE else _as_it_is():
-                results, found.about["samples"] = _results(lm, asked, manager, loaded)
+            what = f"measuring {', '.join(asked.tasks)} of the {who}"
+            without = asked.compare_base and who == BASE
+            with display.loading(what) as lm.progress, disabled(opened.model) if without else nullcontext():
+                results, found.about["samples"] = _results(lm, asked, manager)
             found.figures[who] = results
     finally:
         opened.close()
@@ -72,11 +70,6 @@ def measure_tasks(asked: Asked, subject: Subject, display: Display) -> Evaluated
             for name, ours in found.figures[ADAPTER].items()
         }
     return found
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 def _manager(asked: Asked) -> Any:
@@ -114,10 +107,10 @@ def _unknown(name: str, known: Sequence[str], folder: str | None) -> UsageError:
     )
 
 
-def _load(manager: Any, names: Sequence[str]) -> Any:
-    """Local: the tasks with their data."""
+def _check_data(manager: Any, names: Sequence[str]) -> None:
+    """Local: the tasks with their data can be had."""
     try:
-        return manager.load(list(names))
+        manager.load(list(names))
     except Exception as error:  # what a task's own file, a reader of data or the Hub's client raises
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise UsageError(
@@ -134,22 +127,30 @@ def shared_lm(model: Any, tokenizer: Any, batch_size: int) -> Any:
         """Collective in every request: rank r runs the batches r, r + ranks, ...; one without a batch runs the shortest for
         nothing, so that all ranks make the same calls."""
 
+        progress: Callable[[int, int], None]
+
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+
         def _loglikelihood_tokens(
             self, requests: list[Any], disable_tqdm: bool = False, override_bs: int | None = None
         ) -> list[Any]:
             def run(batch: list[Any]) -> list[Any]:
                 return list(super(Shared, self)._loglikelihood_tokens(batch, True, len(batch)))
 
-            return shared(requests, lambda request: len(request[1]) + len(request[2]), batch_size, run)
+            return shared(requests, lambda request: len(request[1]) + len(request[2]), batch_size, run, self.progress)
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
             def run(batch: list[Any]) -> list[str]:
                 return list(super(Shared, self).generate_until(batch, True))
 
+            def length(request: Any) -> int:
+                return len(self.tok_encode(request.args[0]))
+
             found: dict[int, str] = {}
             for numbers in _alike(requests):
                 some = [requests[number] for number in numbers]
-                texts = shared(some, lambda request: len(self.tok_encode(request.args[0])), batch_size, run)
+                texts = shared(some, length, batch_size, run, self.progress)
                 found |= dict(zip(numbers, texts, strict=True))
             return [found[number] for number in range(len(requests))]
 
@@ -182,8 +183,13 @@ def shared(
     length: Callable[[Any], int],
     batch_size: int,
     run: Callable[[list[Any]], list[Any]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Any]:
-    """Collective: what `run` gives for every request, in their order, on every rank. Batches depend on the requests alone."""
+    """Collective: what `run` gives for every request, in their order, on every rank. Batches depend on the requests alone.
+
+    Arguments:
+        progress: called with (requests so far, requests in all).
+    """
     order = sorted(range(len(requests)), key=lambda number: (-length(requests[number]), number))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     own: list[tuple[int, Any]] = []
@@ -193,11 +199,12 @@ def shared(
         results = run([requests[number] for number in held])
         if place < len(batches):
             own += zip(held, results, strict=True)
+        progress(min(len(order), (start + world().size) * batch_size), len(order))
     found = dict(pair for of_rank in gather_objects(own) for pair in of_rank)
     return [found[number] for number in range(len(requests))]
 
 
-def _results(lm: Any, asked: Asked, manager: Any, loaded: Any) -> tuple[dict[str, Measured], dict[str, int]]:
+def _results(lm: Any, asked: Asked, manager: Any) -> tuple[dict[str, Measured], dict[str, int]]:
     """Collective: (figures by `task figure`, number of samples by task)."""
     from lm_eval import simple_evaluate
 

@@ -38,7 +38,7 @@ class Evaluated:
 
     def table(self) -> Table:
         """A row a figure; intervals of 95 % behind the figures."""
-        table = Table(title=self.title, title_justify="left", caption="[ ]: 95 % interval", caption_justify="left")
+        table = Table(caption="[ ]: 95 % interval", caption_justify="left")
         table.add_column("figure", no_wrap=True)
         for who in self.figures:
             table.add_column(who, justify="right")
@@ -53,8 +53,11 @@ class Evaluated:
 
     @property
     def title(self) -> str:
-        about = self.about
-        counts = ", ".join(f"{count:,} {what}" for what, count in about["samples"].items())
+        """One line: what was measured, on which data, on how many samples."""
+        about, counted = self.about, self.about["samples"]
+        alike = len(set(counted.values())) == 1
+        each = {"samples": next(iter(counted.values()))} if alike else counted
+        counts = ", ".join(f"{count:,} {what}" for what, count in each.items())
         return f"{about['adapter'] or about['base']} ({about['storage']}) on {about['data']}: {counts}"
 
 
@@ -76,12 +79,13 @@ def _cell(name: str, measured: Measured, signed: bool = False) -> str:
     return f"{text(measured.value)}{unit}{interval}"
 
 
-def print_table(table: Table, console: Console | None = None) -> None:
-    """On standard output; a log file is wider than the 80 columns that rich assumes for it."""
+def print_figures(found: Evaluated, console: Console | None = None) -> None:
+    """On standard output, a line and a table; a log file is wider than the 80 columns that rich assumes for it."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=160)
-    console.print(table)
+    console.print(found.title, soft_wrap=True, markup=False, highlight=False)
+    console.print(found.table())
 
 
 def write_result(run: RunFolder, result: Mapping[str, Any], adapter: Path, data: str) -> Path:

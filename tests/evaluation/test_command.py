@@ -96,7 +96,7 @@ def test_ranks_have_the_same_figures_to_the_last_digit(home: Path, ranks: int, p
 def test_the_table_says_what_was_measured_on_what(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(home / "run"), "--compare-base"]) == 0
     shown = capsys.readouterr().out
-    assert "eval.jsonl: 7 likelihood" in shown and "(fp32)" in shown
+    assert "eval.jsonl: 7 samples" in shown and "(fp32)" in shown
     assert [line.split()[1] for line in shown.splitlines() if "│" in line] == ["loss", "perplexity"]
 
 

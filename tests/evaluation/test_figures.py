@@ -24,7 +24,7 @@ from dist_subspace.evaluation.figures import (
     difference,
     measured,
 )
-from dist_subspace.evaluation.results import ADAPTER, BASE, Evaluated, print_table, write_result
+from dist_subspace.evaluation.results import ADAPTER, BASE, Evaluated, print_figures, write_result
 from dist_subspace.metrics.intervals import wilson
 from dist_subspace.run_folder.folder import RunFolder
 
@@ -94,9 +94,9 @@ def test_what_was_measured_is_a_table_and_json(tmp_path: Path) -> None:
     found.figures[BASE]["exact_match"] = found.figures[ADAPTER]["exact_match"] = Measured(0.12345, None)
     found.difference = {"loss": Measured(-0.25, None), "exact_match": Measured(math.nan, None)}
     out = io.StringIO()
-    print_table(found.table(), Console(file=out, width=120, force_terminal=True, no_color=True))
+    print_figures(found, Console(file=out, width=120, force_terminal=True, no_color=True))
     shown = out.getvalue()
-    assert "runs/x/adapter (nf4) on t.jsonl: 1,200 likelihood" in shown
+    assert "runs/x/adapter (nf4) on t.jsonl: 1,200 samples" in shown
     assert "1.5000 [1.0000, 2.0000]" in shown and "12.3" in shown and "-0.2500" in shown
     file = write_result(RunFolder(tmp_path), found.as_dict(), Path("checkpoint-7"), "data/my test.jsonl")
     assert file == tmp_path / "evaluations" / "checkpoint-7-on-my-test.json"
