@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dist_subspace.errors import UsageError
-from dist_subspace.publishing.push import push
+from dist_subspace.publishing.push import push, refuse_another_kind
 from dist_subspace.publishing.repository import Repository
 from dist_subspace.stopping import STOP, Interrupted
 
@@ -18,11 +18,12 @@ def result_repository(name: str, private: bool | None) -> Repository:
 
 
 def check_before(repository: Repository, notice: Callable[[str], None]) -> None:
-    """Raises UsageError where the push at the end cannot succeed: no token, or one of somebody else's. A Hub that does not answer
-    now may answer then."""
+    """Raises UsageError where the push at the end cannot succeed: no token, or one of somebody else's, or a repository that holds
+    something else, or everybody reads. A Hub that does not answer now may answer then."""
     repository.check()
     try:
         repository.check_owner()
+        refuse_another_kind(repository, repository.look(), "adapter")
     except UsageError:
         raise
     except Exception as error:  # whatever the network does

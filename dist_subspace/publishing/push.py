@@ -60,7 +60,7 @@ def push(
         scratch = Path(made)
         contents = None if merged is not None else _contents(folder, scratch)
         there = repository.open()
-        _refuse_another_kind(repository, there, "model" if contents is None or not contents.is_adapter else "adapter")
+        refuse_another_kind(repository, there, "model" if contents is None or not contents.is_adapter else "adapter")
         if merged is not None:
             contents = model_contents(merged(scratch / "model"))
         assert contents is not None
@@ -76,7 +76,7 @@ def _contents(folder: Path, scratch: Path) -> Contents:
     return adapter_contents(folder, scratch) if has_adapter(folder) else model_contents(folder)
 
 
-def _refuse_another_kind(repository: Repository, there: list[str], kind: str) -> None:
+def refuse_another_kind(repository: Repository, there: list[str], kind: str) -> None:
     """An adapter beside a model's weights is read by some libraries as the one, by others as the other."""
     found, words = kind_of(there), {"model": "a whole model", "adapter": "an adapter"}
     if found not in (None, kind):

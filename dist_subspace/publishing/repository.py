@@ -96,17 +96,36 @@ class Repository:
             api = HfApi()
             api.create_repo(self.name, private=self.private, exist_ok=True)
             info = api.model_info(self.name, timeout=ANSWER)
-            if self.private and info.private is False:
-                raise UsageError(
-                    f"{self.field} is {self.name!r}, which is public, and a private one is asked for; accepted: another name, or "
-                    "its page on the Hub, which makes it private"
-                )
+            self._refuse_public(info)
             if self.revision is not None:
                 api.create_branch(self.name, branch=self.revision, exist_ok=True)
                 info = api.model_info(self.name, revision=self.revision, timeout=ANSWER)
             return [str(sibling.rfilename) for sibling in info.siblings or ()]
 
         return self._tried(ask)
+
+    def look(self) -> list[str]:
+        """The names of the files in it; none where it is not there yet. Nothing is made.
+
+        Raises:
+            UsageError: it is public where a private one is asked for. What huggingface_hub raises else.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            info = HfApi().model_info(self.name, timeout=ANSWER)
+        except RepositoryNotFoundError:
+            return []
+        self._refuse_public(info)
+        return [str(sibling.rfilename) for sibling in info.siblings or ()]
+
+    def _refuse_public(self, info: Any) -> None:
+        if self.private and info.private is False:
+            raise UsageError(
+                f"{self.field} is {self.name!r}, which is public, and a private one is asked for; accepted: another name, or "
+                "its page on the Hub, which makes it private"
+            )
 
     def card(self) -> str | None:
         """The README.md that is there; None where there is none."""

@@ -133,11 +133,9 @@ def _dvclive(run: RunFolder, same: str | None, resume_step: int) -> Arguments:
 
 
 def _swanlab(run: RunFolder, same: str | None, resume_step: int) -> Arguments:
-    return {
-        "run_name": os.environ.get("SWANLAB_PROJ_NAME", _PROJECT),
-        "experiment_name": run.path.name,
-        "logdir": str(run.path / "swanlog"),
-    }
+    again = {"id": same, "resume": "allow"} if same else {}
+    project = os.environ.get("SWANLAB_PROJ_NAME", _PROJECT)
+    return {"run_name": project, "name": run.path.name, "log_dir": str(run.path / "swanlog"), **again}
 
 
 def _trackio(run: RunFolder, same: str | None, resume_step: int) -> Arguments:
@@ -166,6 +164,7 @@ _IDENTITY: Mapping[str, Callable[[Any], str]] = {
     "comet_ml": lambda experiment: str(experiment.get_key()),
     "aim": lambda run: str(run.hash),
     "clearml": lambda task: str(task.id),
+    "swanlab": lambda run: str(run.id),
     "trackio": lambda run: str(run.name),
 }
 

@@ -112,7 +112,8 @@ class Trackers:
                 self._dropped(name, error)
 
     def _dropped(self, name: str, error: Exception) -> None:
-        self._report(f"{name} failed and gets no more figures of this run ({type(error).__name__}: {error})")
+        said = " ".join(str(error).split())
+        self._report(f"{name} failed and gets no more figures of this run ({type(error).__name__}: {said})")
 
 
 def _tell(tracker: Tracker, text: str, step: int) -> None:

@@ -46,7 +46,14 @@ def test_a_repository_is_fetched_and_one_without_an_adapter_is_said(hub: HubServ
                 UsageError, match="PATH is 'me/other', a repository without an adapter; accepted: one with"
             ):
                 fetch("me/other")
-        (folder / "adapter_model.safetensors").unlink()  # a download that was broken off
+    own = tmp_path / "torn" / "hub" / "models--me--adapter"
+    (own / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    (own / "snapshots" / ("a" * 40) / "adapter_config.json").write_text(
+        "{}"
+    )  # what reads a configuration alone has left
+    (own / "refs").mkdir()
+    (own / "refs" / "main").write_text("a" * 40)
+    with asked_from_here(hub.address, tmp_path / "torn"):
         hub.repositories["me/adapter"].always, hub.repositories["me/adapter"].where = 404, ""
         with pytest.raises(UsageError, match=r"PATH is 'me/adapter', which is not here, and .*HTTP 404"):
             adapter_here("me/adapter", "PATH")

@@ -34,7 +34,14 @@ def test_a_run_that_could_not_push_is_refused_before_it_begins(hub: HubServer, t
             UsageError, match="the token is me's, who is not in 'you'; accepted: a name under me, my-lab"
         ):
             check_before(yours, pytest.fail)
-    assert not hub.repositories, "nothing is made before there is something to push"
+        assert not hub.repositories, "nothing is made before there is something to push"
+        hub.new_repository("me/public")
+        hub.new_repository("me/whole").files["model.safetensors"] = b""
+        check_before(result_repository("me/public", None), pytest.fail)
+        with pytest.raises(UsageError, match="which is public, and a private one is asked for"):
+            check_before(result_repository("me/public", True), pytest.fail)
+        with pytest.raises(UsageError, match="which holds a whole model, and this is an adapter"):
+            check_before(result_repository("me/whole", None), pytest.fail)
 
 
 def test_a_hub_that_is_down_stops_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,8 @@ from transformers import LlamaForCausalLM
 
 import dist_subspace as dsub
 from dist_subspace.interchange.card_signature import is_unedited
-from tests.hub_server import HubServer, hub_server
+from dist_subspace.training.beginning import find_beginning
+from tests.hub_server import HubServer, asked_from_here, hub_server
 from tests.ranks import ROOT
 from tests.tiny_run import make_model
 
@@ -152,6 +153,21 @@ def test_what_was_pushed_is_loaded_by_its_name_and_computes_the_same(
         assert f'dsub.load_adapter(model, "{name}")' in card and "path/to/this/folder" not in card and is_unedited(card)
         assert str(base) not in card and str(tmp_path) not in card
     assert 'PeftModel.from_pretrained(model, "my-lab/scalings", subfolder="peft")' in card_of(hub, "my-lab/scalings")
+
+
+def test_a_command_and_a_run_take_the_name_where_they_take_a_folder(
+    hub: HubServer, shell: Shell, adapters: dict[str, Path], tmp_path: Path
+) -> None:
+    hub.add("me/named", adapters["lora"])
+    status, out, said = shell.run("export", "me/named", tmp_path / "peft")
+    assert status == 0 and "lora as PEFT's LORA" in out, said
+    status, out, said = shell.run("inspect", "me/named", "--json")
+    assert status == 0 and json.loads(out)["method"] == "lora", said
+    with asked_from_here(hub.address, tmp_path / "cache"):
+        begun = find_beginning("me/named", None, pytest.fail)
+    assert begun is not None and begun.config.method == "lora" and begun.config.rank == 2
+    weights = (begun.folder / "adapter_model.safetensors").read_bytes()
+    assert weights == (adapters["lora"] / "adapter_model.safetensors").read_bytes()
 
 
 REFUSED: list[tuple[list[str], dict[str, str], str]] = [

@@ -246,7 +246,11 @@ def test_a_run_that_goes_on_says_from_where_and_what_an_earlier_version_did_othe
     rewritten(first.run / "checkpoint-4", "trainer_state.json", json.dumps(state | {"training": {}}).encode())
     config = configuration(folder)
     config["training"]["max_steps"] = 5
+    card = first.run / "adapter" / "README.md"
+    card.write_text(edited := card.read_text().replace("# model with dora", "# Mine"))
     told = run_of(config, after=4)
+    assert card.read_text() == edited and "# Mine" in edited
+    assert f"{card} is kept as it was edited; where it is gone, a run writes a new one" in told.lines
     assert "continuing after step 4, to step 5" in told.lines
     assert any(line.startswith("training.max_steps is 5, and was 4 when checkpoint-4 was made") for line in told.lines)
     assert any(line.startswith("checkpoint-4 is of an earlier version") for line in told.lines)

@@ -104,6 +104,41 @@ def test_wandb_gets_figures_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
 
 
+# What lets a tracker work without a server.
+OFFLINE = {
+    "wandb": {"WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+    "comet_ml": {"COMET_START_ONLINE": "0", "COMET_API_KEY": "x" * 24},
+    "clearml": {"CLEARML_OFFLINE_MODE": "1"},
+    "swanlab": {"SWANLAB_MODE": "local"},
+    "dvclive": {"DVC_NO_ANALYTICS": "1"},
+    "trackio": {},
+    "mlflow": {},
+    "aim": {},
+}
+
+
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_tracker_takes_figures_and_the_picture_of_a_run_that_goes_on(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real package, where it is installed."""
+    monkeypatch.chdir(tmp_path)
+    for variable, value in (OFFLINE[name] | {"TRACKIO_DIR": str(tmp_path / "trackio")}).items():
+        monkeypatch.setenv(variable, value)
+    pytest.importorskip(name, reason=f"{name} is not installed")  # which may read them when it is imported
+    Image.new("RGB", (6, 4), (255, 0, 0)).save(tmp_path / "loss.png")
+    for resume, steps in ((0, (1, 2)), (2, (3, 4))):
+        trackers = Trackers(
+            [name], tmp_path, {"model": {"storage": "nf4", "dtype": None}}, no_report, resume_step=resume
+        )
+        for step in steps:
+            trackers.log(unknown_record(step, loss=1.0))
+            trackers.log(Evaluation(step, {"eval_loss": 2.0}))
+        trackers.picture("loss", tmp_path / "loss.png", steps[-1])
+        assert trackers.active == (name,)
+        trackers.close()
+
+
 def test_mlflow_goes_on_with_the_run_that_was_told_all_steps_and_begins_another_after_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
