@@ -89,7 +89,8 @@ def answered(
     for round_ in rounds(model, [len(prompt) for prompt in prompts], config, batch_size, first):
         own = round_[world().rank] if world().rank < len(round_) else None
         written: list[list[list[int]]] = []
-        with agreed("writing answers"):
+        # Where the weights are split, `generate` is one collective after another, which a rank that has raised leaves.
+        with nullcontext() if is_split(model) else agreed("writing answers"):
             for way in ways:
                 with way():
                     written.append(_written(model, tokenizer, prompts, config, own, seed))

@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
@@ -123,13 +125,29 @@ def fetch(name: str, field: str, files: tuple[str, ...] = MODEL_FILES, revision:
         return folder
 
     try:
-        return asked(ask, name, field, waits=WAITS if copy is None else WAITS[:1], revision=revision)
+        with bars_on_terminals():
+            return asked(ask, name, field, waits=WAITS if copy is None else WAITS[:1], revision=revision)
     except UsageError as error:
         if copy is None:
             raise
         of = "" if revision is None else f" at {revision}"
         say(f"the copy of {name}{of} in this machine's cache (commit {copy.name[:12]}) is taken: {error}")
         return copy
+
+
+@contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """Within the block the Hub's library draws its bars of progress on a terminal alone."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            enable_progress_bars()
 
 
 def _is_small(file: str, patterns: tuple[str, ...]) -> bool:

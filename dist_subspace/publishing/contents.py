@@ -22,7 +22,7 @@ from dist_subspace.interchange.card_training import Training
 from dist_subspace.interchange.card_usage import EXPORT
 from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS, read_description
 from dist_subspace.interchange.model_card import model_card
-from dist_subspace.interchange.peft.export import export_peft
+from dist_subspace.interchange.peft.export import export_exactly
 from dist_subspace.interchange.tokenizer_files import TEMPLATES, TOKENIZER_FILES, tokenizer_of, write_tokenizer
 from dist_subspace.loading.index import weight_files
 from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder, adapter_labels
@@ -103,7 +103,7 @@ def _completed(checkpoint: Path, folder: Path) -> Path:
 def _exported(source: Path, out: Path) -> dict[str, Any] | None:
     """The description of the adapter in PEFT's exact form, written into `out`; None where it has none, or it is its own."""
     try:
-        made = export_peft(source, out, report=None)
+        made = export_exactly(source, out)
     except UsageError:
         return None
     if made.form == "direct":

@@ -6,7 +6,6 @@ push that was broken off is taken up where it was, as the Hub asks for no file t
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dist_subspace.errors import UsageError
-from dist_subspace.loading.hub import ANSWER, Fault, endpoint, fault_of, first_line, has_token, tried
+from dist_subspace.loading.hub import ANSWER, Fault, bars_on_terminals, endpoint, fault_of, first_line, has_token, tried
 
 T = TypeVar("T")
 _TOKENS = "https://huggingface.co/settings/tokens"
@@ -23,23 +22,17 @@ _TOKENS = "https://huggingface.co/settings/tokens"
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A bar of progress is for a terminal, what the Hub would like in a card is shown on its page, and a push without news is no
-    fault."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+    """What the Hub would like in a card is shown on its page, and a push without news is no fault."""
+    from huggingface_hub.utils import logging
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
-    without = sys.stderr.isatty() or are_progress_bars_disabled()
-    if not without:
-        disable_progress_bars()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if not without:
-            enable_progress_bars()
 
 
 @dataclass(frozen=True)
@@ -152,7 +145,7 @@ class Repository:
                 for name, content in files.items()
             ]
             operations: list[Any] = [*added, *(CommitOperationDelete(name) for name in deleted)]
-            with _quiet():
+            with bars_on_terminals(), _quiet():
                 info = HfApi().create_commit(self.name, operations, commit_message=message, revision=self.revision)
             return str(info.commit_url)
 

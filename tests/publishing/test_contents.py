@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import dist_subspace as dsub
 from dist_subspace.errors import UsageError
 from dist_subspace.interchange.card_signature import is_unedited
 from dist_subspace.interchange.model_card import NO_LICENSE, model_card
+from dist_subspace.placement.collectives import world
 from dist_subspace.publishing.card import published_card
-from dist_subspace.publishing.contents import kind_of, model_contents, outdated
+from dist_subspace.publishing.contents import adapter_contents, kind_of, model_contents, outdated
 from dist_subspace.publishing.repository import Repository
+from tests.ranks import run_on_ranks
+from tests.tiny_run import make_model
 
 SSL = {
     "peft_type": None,
@@ -31,6 +36,21 @@ def test_what_a_repository_holds_is_told_by_its_files() -> None:
     assert kind_of([".gitattributes", "README.md", "onnx/model.safetensors"]) is None
     assert kind_of(["adapter_config.json", "adapter_model.safetensors"]) == "adapter"
     assert kind_of(["config.json", "model.safetensors"]) == kind_of(["pytorch_model.bin"]) == "model"
+
+
+def peft_form(adapter: Path, scratch: Path) -> dict[str, Any] | None:
+    return adapter_contents(adapter, scratch).export if world().is_main else None
+
+
+def test_the_form_for_peft_is_made_by_one_rank_that_nobody_waits_for(tmp_path: Path) -> None:
+    """At the end of a run on several ranks the others are gone."""
+    model = dsub.attach(
+        dsub.load_frozen(make_model(tmp_path / "base", layers=1), storage="fp32"),
+        dsub.SubspaceConfig(method="ssl", target_modules=("q_proj",)),
+    )
+    adapter = dsub.save_adapter(model, tmp_path / "adapter")
+    described, nothing = run_on_ranks(2, peft_form, adapter, tmp_path / "scratch", timeout=30)
+    assert described["peft_type"] == "IA3" and nothing is None
 
 
 def test_of_an_earlier_push_goes_what_would_be_read_beside_the_new_one() -> None:

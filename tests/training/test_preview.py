@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from dist_subspace.errors import UsageError
 from dist_subspace.training.data import tokens
 from dist_subspace.training.plan import make_plan
 from dist_subspace.training.preview import prepare_run
+from tests.hub_server import hub_server
+from tests.ranks import ROOT
 from tests.tiny_run import POSITIONS, make_model
 
 LENGTHS = (3, 9, 9, 20, 41, 80)  # of the prompts; the last two are cut
@@ -114,3 +118,20 @@ def test_a_length_that_nobody_gave_is_the_models_in_the_run_and_ahead_of_it(
     assert make_plan(load_config(file), lambda sentence: None).data.fingerprint == made.data.fingerprint
     with pytest.raises(UsageError, match=rf"data.max_length is {POSITIONS + 1}; accepted: at most {POSITIONS}"):
         prepare_run(str(file), [f"data.max_length={POSITIONS + 1}"])
+
+
+@pytest.mark.slow
+def test_of_a_model_on_the_hub_no_weight_is_fetched(config: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["model"]["path"], values["run"]["output_dir"] = "some/model", str(tmp_path / "run")
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with hub_server() as hub:
+        hub.add("some/model", make_model(tmp_path / "model", layers=1))
+        ended = subprocess.run(
+            [sys.executable, "-m", "dist_subspace", "prepare", str(file)],
+            **{"cwd": ROOT, "env": hub.environment(tmp_path / "home"), "capture_output": True, "text": True},
+            timeout=120,
+        )
+        assert ended.returncode == 0 and "6 samples, 145 tokens" in ended.stdout, ended
+        assert hub.asked("GET", "tokenizer.json") and not hub.asked("GET", "safetensors")

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 
 from dist_subspace.checkpoint import occupancy
 from dist_subspace.run_folder import RunFolder
-from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, read_status
+from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_OK, EXIT_USAGE, read_status
 from dist_subspace.subspace import attachment, methods
 from dist_subspace.training import trackers
 from dist_subspace.training.run import train
@@ -278,3 +278,11 @@ def test_what_a_method_has_no_use_for_is_said_and_so_is_what_to_lower_where_memo
     assert "training.gradient_checkpointing=true saves about" in said and "Traceback" not in told.said
     status = read_status(tmp_path / "run") or {}
     assert (status["state"], status["rank"], status["message"]) == ("failed", 0, said)
+
+
+def test_a_refusal_is_one_sentence_and_no_page_of_settings_before_it(folder: Path, tmp_path: Path) -> None:
+    config = configuration(folder)
+    config["run"]["output_dir"], config["data"]["train"] = str(tmp_path / "run"), str(folder / "none.jsonl")
+    told = run_of(config, expect=EXIT_USAGE)
+    assert len(told.lines) == 2 and told.lines[0].startswith("1 process on "), told.said
+    assert told.lines[1].startswith("error: data.train is ") and "none.jsonl" in told.lines[1]

@@ -107,6 +107,15 @@ def export_peft(
     return made
 
 
+def export_exactly(folder: Path, out: Path) -> ExportReport:
+    """Local: an adapter's folder as `export_peft` writes it, on a rank for which no other one waits.
+
+    Raises:
+        UsageError: as `export_peft`, a method without an exact form in PEFT among them.
+    """
+    return _export_folder(folder, _Wish(out, "auto", None, tokenizer=tokenizer_of(folder)))
+
+
 @dataclass(frozen=True)
 class _Wish:
     out: Path

@@ -113,4 +113,31 @@ MUTANTS = [
         promise="run.profile traces as many steps as it is told.",
         tests=[f"{_RUN_KEYS}::{_KEY}[run.profile]"],
     ),
+    Mutant(
+        name="samples-of-later-steps-stay",
+        file="dist_subspace/training/samples.py",
+        text='if line["step"] < first]',
+        becomes="]",
+        promise="A run that goes on writes the answers of its steps again, and none twice.",
+        tests=[
+            "tests/training/test_samples.py::test_answers_stand_behind_those_of_earlier_steps_and_in_the_place_of_later_ones"
+        ],
+    ),
+    Mutant(
+        name="imports-compile",
+        file="dist_subspace/late_compile.py",
+        text="    torch.compile = later\n",
+        becomes="",
+        promise="bitsandbytes' import does not bring torch's compiler.",
+        tests=["tests/test_command_line.py::test_a_start_imports_nothing_that_it_does_not_need"],
+    ),
+    Mutant(
+        name="configuration-before-it-is-accepted",
+        file="dist_subspace/training/run.py",
+        text="                run.plan = make_plan(config, display.notice)\n",
+        becomes="                display.show_config(brief_lines(config), config.run.output_dir)\n"
+        "                run.plan = make_plan(config, display.notice)\n",
+        promise="A refusal has no page of settings before it.",
+        tests=["tests/training/test_said.py::test_a_refusal_is_one_sentence_and_no_page_of_settings_before_it"],
+    ),
 ]

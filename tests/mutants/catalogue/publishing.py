@@ -59,6 +59,14 @@ MUTANTS = [
         tests=[f"{_PUSH}::test_what_was_pushed_is_loaded_by_its_name_and_computes_the_same"],
     ),
     Mutant(
+        name="push-waits-for-ranks-that-are-gone",
+        file="dist_subspace/interchange/peft/export.py",
+        text='return _export_folder(folder, _Wish(out, "auto", None, tokenizer=tokenizer_of(folder)))',
+        becomes="return export_peft(folder, out, report=None)",
+        promise="The form for PEFT is made by one rank that nobody waits for.",
+        tests=[f"{_CONTENTS}::test_the_form_for_peft_is_made_by_one_rank_that_nobody_waits_for"],
+    ),
+    Mutant(
         name="push-leaves-another-form-beside",
         file="dist_subspace/publishing/contents.py",
         text='n.startswith(f"{EXPORT}/") or ',
