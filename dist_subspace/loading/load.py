@@ -300,8 +300,13 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             str(folder), trust_remote_code=trust_remote_code, return_unused_kwargs=True, **changes
         )
     except Exception as error:  # whatever an entry of another type or value leads to
+        code = (
+            "; accepted: model.trust_remote_code true, which runs that code"
+            if "trust_remote_code" in str(error)
+            else ""
+        )
         raise UsageError(
-            f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {_in_a_line(error)}"
+            f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {_in_a_line(error)}{code}"
         ) from error
     if unused:  # transformers drops them without a word
         name = next(iter(unused))
