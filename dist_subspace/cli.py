@@ -62,21 +62,15 @@ def train(
 
 def _training() -> tuple[Callable[..., int], Callable[[], None]]:
     """The training loop, and with it torch, transformers and DeepSpeed: seconds, a minute on a slow disk."""
-    if not is_first():
-        return _imported()
-    print("starting: importing the libraries", flush=True)
-    pulse = Pulse(lambda: print("still importing the libraries: the disk may be slow", flush=True), first=20.0)
+    say = print if is_first() else lambda *words, **how: None
+    say("starting: importing the libraries", flush=True)
+    pulse = Pulse(lambda: say("still importing the libraries: the disk may be slow", flush=True), first=20.0)
     try:
-        return _imported()
+        _choose_accelerator()
+        from dist_subspace.placement.process_group import leave_process_group
+        from dist_subspace.training.run import train as run
     finally:
         pulse.close()
-
-
-def _imported() -> tuple[Callable[..., int], Callable[[], None]]:
-    _choose_accelerator()
-    from dist_subspace.placement.process_group import leave_process_group
-    from dist_subspace.training.run import train as run
-
     return run, leave_process_group
 
 

@@ -74,12 +74,14 @@ def open_subject(subject: Subject, progress: Progress, notice: Callable[[str], N
 
 def _open_base(subject: Subject, progress: Progress) -> tuple[Any, Any, str, str, Callable[[], None]]:
     section = subject.config.model
-    download(section.path)
+    download(section.path, revision=section.revision)
     if section.tokenizer is not None:
         download(section.tokenizer, "model.tokenizer", TOKENIZER_FILES)
     with agreed("reading the tokenizer"):
         dtype = resolve_dtype(section.storage, section.dtype)
-        tokenizer = load_tokenizer(str(resolve_folder(section.path)), section.tokenizer, section.trust_remote_code)
+        tokenizer = load_tokenizer(
+            str(resolve_folder(section.path, section.revision)), section.tokenizer, section.trust_remote_code
+        )
         preset = subject.preset or preset_for_use(None, None, world().size)
     facts: dict[str, Any] = {
         "nvme_path": subject.config.deepspeed.nvme_path,
@@ -100,6 +102,7 @@ def _open_base(subject: Subject, progress: Progress) -> tuple[Any, Any, str, str
         attn_implementation=section.attn_implementation,
         trust_remote_code=section.trust_remote_code,
         experts_at_once=section.experts_at_once,
+        revision=section.revision,
         progress=progress,
     )
     if section.task == "classification" and (lacking := fresh_modules(model)):

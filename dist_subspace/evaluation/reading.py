@@ -73,10 +73,12 @@ def read_material(asked: Asked, subject: Subject, show: bool, notice: Callable[[
     source = None if subject.adapter is None else find_source(subject.adapter)
     method = None if source is None else _config_of(source)
     base = _base_of(subject, source)
-    config = with_length(subject, resolve_folder(base), method)
-    tokenizer = _tokenizer(subject, source, base)
+    revision = _revision_of(subject, source, base)
+    folder = resolve_folder(base, revision)
+    config = with_length(subject, folder, method)
+    tokenizer = _tokenizer(subject, source, base, revision)
     samples = read_samples(config, tokenizer, subject.labels, _cache(subject), asked.limit, show)
-    rows = embedding_rows(resolve_folder(base), config.model.trust_remote_code)
+    rows = embedding_rows(folder, config.model.trust_remote_code)
     new_ids = () if method is None else tuple(method.new_tokens)
     check_ids_of(samples.table, [samples.name], tokenizer, rows, new_ids)
     choices = _choices(asked, config, tokenizer) if asked.needs(metrics, CHOICES) else None
@@ -121,11 +123,20 @@ def _base_of(subject: Subject, source: Source | None) -> str:
     return source.adapter.find_base(base_fingerprint)
 
 
-def _tokenizer(subject: Subject, source: Source | None, base: str) -> Any:
+def _revision_of(subject: Subject, source: Source | None, base: str) -> str | None:
+    """The revision of the base's hub name: what is given, or what the adapter says of the base that it names."""
+    if source is None:
+        return subject.config.model.revision
+    described = source.adapter.described
+    named = base == described.get("base_model_name_or_path") and not Path(base).expanduser().is_dir()
+    return described.get("revision") if named else None
+
+
+def _tokenizer(subject: Subject, source: Source | None, base: str, revision: str | None) -> Any:
     section = subject.config.model
     if source is not None:
-        return tokenizer_of(source, base)
-    return load_tokenizer(str(resolve_folder(base)), section.tokenizer, section.trust_remote_code)
+        return tokenizer_of(source, base, revision)
+    return load_tokenizer(str(resolve_folder(base, revision)), section.tokenizer, section.trust_remote_code)
 
 
 def _cache(subject: Subject) -> Path | None:

@@ -68,6 +68,7 @@ def find_subject(
         both = "both a target and --base are given" if base is not None else "nothing to evaluate is named"
         raise UsageError(f"{both}; accepted: a configuration, a run or an adapter, or --base MODEL")
     given = frozenset(override.partition("=")[0].strip() for override in overrides)
+    _check_effective(given, _OF_BASE if base is not None else _OF_ADAPTER)
     if data is not None:
         if "data.eval" in given:
             raise UsageError("both --data and an override of data.eval are given; accepted: one of them")
@@ -81,12 +82,36 @@ def find_subject(
     return _of_target(Path(target), data, overrides, given)
 
 
+# Keys that an evaluation reads; the others say how to train, or how an adapter's base was held.
+_OF_BOTH = (
+    "data.",
+    "deepspeed.preset",
+    "deepspeed.nvme_path",
+    "run.output_dir",
+    "training.per_device_eval_batch_size",
+    "training.per_device_train_batch_size",
+    "training.rank_timeout",
+    "training.seed",
+)
+_OF_ADAPTER = (*_OF_BOTH, "model.path", "model.storage")
+_OF_BASE = (*_OF_BOTH, "model.")
+
+
+def _check_effective(given: frozenset[str], read: Sequence[str]) -> None:
+    """Raises UsageError for an override that would change nothing."""
+    for key in sorted(given):
+        if "." in key and not any(key == name or (name.endswith(".") and key.startswith(name)) for name in read):
+            names = ", ".join(f"{name}*" if name.endswith(".") else name for name in read)
+            raise UsageError(f"the override {key} changes nothing that is measured; accepted: {names}")
+
+
 def _of_target(target: Path, data: str | None, overrides: Sequence[str], given: frozenset[str]) -> Subject:
     if target.is_file():
         config = load_config(target, overrides)
         run = RunFolder(config.run.output_dir)
         source = _adapter_of_run(run, f"the run of {target}")
-        return Subject(config, source.adapter.path, run, _labels(source), given)
+        stated = {f"model.{key}" for key in ("path", "storage") if key in config.model.model_fields_set}
+        return Subject(config, source.adapter.path, run, _labels(source), given | stated)
     if (target / "config.yaml").is_file():
         source = _adapter_of_run(RunFolder(target), str(target))
     else:
@@ -129,7 +154,9 @@ def _of_base(base: str, data: str | None, overrides: Sequence[str], given: froze
     config = _config(model, known, data, overrides, given)
     labels = None
     if config.model.task == "classification":
-        labels = _named_classes(model_config(resolve_folder(base), config.model.trust_remote_code))
+        labels = _named_classes(
+            model_config(resolve_folder(base, config.model.revision), config.model.trust_remote_code)
+        )
         if labels is None:
             raise UsageError(f"--base is {base!r}, whose config.json names no classes (id2label); accepted: an adapter")
     return Subject(config, None, None, labels, given)

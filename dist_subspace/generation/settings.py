@@ -51,9 +51,8 @@ def generation_settings(
     Raises:
         UsageError: an entry that is unknown or cannot hold for many prompts, or a value out of its range.
     """
-    config = copy.deepcopy(model.generation_config) if folder is None else _read(folder)
-    wanted = {name: value for name, value in (given or {}).items() if value is not None}
-    _check(wanted)
+    config = copy.deepcopy(model.generation_config) if folder is None else read_settings(folder)
+    wanted = check_entries(given or {})
     wanted = {name: value for name, value in wanted.items() if (name, value) != ("temperature", 0)} | _drawn(wanted)
     _taken(lambda: config.update(**wanted))
     if config.do_sample is not True:
@@ -80,7 +79,8 @@ def end_ids(config: GenerationConfig) -> frozenset[int]:
     return frozenset(_ids(config.eos_token_id))
 
 
-def _read(folder: str | Path) -> GenerationConfig:
+def read_settings(folder: str | Path) -> GenerationConfig:
+    """The settings in a folder. Raises UsageError."""
     if not (Path(folder) / "generation_config.json").is_file():
         raise UsageError(f"generation_config is {str(folder)!r}; accepted: a folder with generation_config.json")
     try:
@@ -98,7 +98,13 @@ def _taken(change: Callable[[], object]) -> None:
         raise UsageError(f"transformers refuses the generation settings: {_first_line(error)}") from error
 
 
-def _check(wanted: Mapping[str, Any]) -> None:
+def check_entries(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, without Nones; no model is needed to tell that it can hold.
+
+    Raises:
+        UsageError: as `generation_settings`.
+    """
+    wanted = {name: value for name, value in given.items() if value is not None}
     known = GenerationConfig().to_dict()
     for name, value in wanted.items():
         if name in _OURS:
@@ -108,6 +114,8 @@ def _check(wanted: Mapping[str, Any]) -> None:
         fits, accepted = _RANGES.get(name, (lambda _: True, ""))
         if not fits(value):
             raise UsageError(f"{name} is {value!r}; accepted: {accepted}")
+    _drawn(wanted)
+    return wanted
 
 
 def _drawn(wanted: Mapping[str, Any]) -> dict[str, Any]:

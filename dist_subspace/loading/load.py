@@ -300,6 +300,11 @@ def model_config(folder: Path, trust_remote_code: bool = False, **changes: Any) 
             str(folder), trust_remote_code=trust_remote_code, return_unused_kwargs=True, **changes
         )
     except Exception as error:  # whatever an entry of another type or value leads to
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise UsageError(
+                f"model.path is {str(folder)!r}, a model with Python code of its own; accepted: model.trust_remote_code true, "
+                "once you have read that code, which is run then"
+            ) from error
         raise UsageError(
             f"{folder / 'config.json'} is not understood by transformers {transformers.__version__}: {_in_a_line(error)}"
         ) from error

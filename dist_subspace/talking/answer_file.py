@@ -31,10 +31,7 @@ class AnswerFile:
         self.path = Path(path)
         self.partial = self.path.with_name(f"{self.path.name}.partial")
         self.about = self.path.with_name(f"{self.path.name}.partial.json")
-        if self.path.exists():
-            raise UsageError(f"--output is {str(path)!r}, which is there already; accepted: a new file")
-        if not self.path.parent.is_dir():
-            raise UsageError(f"--output is {str(path)!r}, in a folder that is not there; accepted: a file in a folder")
+        check_new(self.path)
         try:
             if self.partial.exists():
                 self._check(asked)
@@ -93,3 +90,11 @@ class AnswerFile:
                 whole, lines = whole + len(line), lines + 1
             file.truncate(whole)
         return lines
+
+
+def check_new(path: str | Path) -> None:
+    """Raises UsageError where the file is there, or cannot come to be."""
+    if Path(path).exists():
+        raise UsageError(f"--output is {str(path)!r}, which is there already; accepted: a new file")
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"--output is {str(path)!r}, in a folder that is not there; accepted: a file in a folder")

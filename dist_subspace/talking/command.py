@@ -10,21 +10,25 @@ from typing import Any
 from transformers import GenerationConfig
 
 from dist_subspace.adapted.opened import Opened, open_adapted
+from dist_subspace.adapted.source import find_source
 from dist_subspace.errors import UsageError
-from dist_subspace.generation.settings import generation_settings
+from dist_subspace.generation.settings import check_entries, generation_settings, read_settings
 from dist_subspace.placement.collectives import agreed, is_everyones, world
 from dist_subspace.placement.engines import be_quiet
 from dist_subspace.placement.process_group import leave_process_group, meet_ranks
 from dist_subspace.placement.rendezvous import RefusedElsewhere
 from dist_subspace.run_folder.status import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from dist_subspace.stopping import STOP, listening
+from dist_subspace.talking.answer_file import check_new
 from dist_subspace.talking.chat import Chat
 from dist_subspace.talking.files import answer_file
 from dist_subspace.talking.options import Asked
 from dist_subspace.talking.progress import Progress
 from dist_subspace.talking.terminal import Keys, run_chat
-from dist_subspace.training.data.prompting import Prompting
+from dist_subspace.training.data.prompting import Prompting, check_written
+from dist_subspace.training.data.sources import open_source
 
+_WRITE = ("causal-lm", "seq2seq-lm")
 _EXIT_KEYS = 130  # as a shell has it, where Ctrl-C has ended an answer
 
 
@@ -49,6 +53,8 @@ def generate(asked: Asked) -> int:
 
 
 def _generate(asked: Asked) -> int:
+    with agreed("reading the options"):
+        tools = _checked(asked)
     reading = Progress("reading the base model", "MiB", shown=world().is_main)
     opened = open_adapted(
         asked.path,
@@ -60,7 +66,7 @@ def _generate(asked: Asked) -> int:
     reading.close()
     try:
         with agreed("preparing to generate"):
-            prompting, config, tools = _prepared(asked, opened)
+            prompting, config = _prepared(asked, opened)
         _say(_where(opened))
         if asked.input is not None:
             return _file(asked, opened, prompting, config)
@@ -69,7 +75,25 @@ def _generate(asked: Asked) -> int:
         opened.close()
 
 
-def _prepared(asked: Asked, opened: Opened) -> tuple[Prompting, GenerationConfig, list[Any] | None]:
+def _checked(asked: Asked) -> list[Any] | None:
+    """Local: refuse now what needs no model to be refused; the tools."""
+    source = find_source(asked.path)
+    task = (source.adapter.ours.get("base") or {}).get("task") or "causal-lm"
+    if task not in _WRITE:
+        raise UsageError(
+            f"{asked.path!r} is of model.task {task!r}, which writes no text; accepted: {', '.join(_WRITE)}"
+        )
+    check_written(source.settings(format=asked.format, template=asked.template))
+    check_entries(asked.generation)
+    if asked.generation_folder is not None:
+        read_settings(asked.generation_folder)
+    if asked.input is not None and world().is_main:
+        open_source(asked.input, "train", "--input")
+        check_new(str(asked.output))
+    return None if asked.tools is None else _tools(asked.tools)
+
+
+def _prepared(asked: Asked, opened: Opened) -> tuple[Prompting, GenerationConfig]:
     if not hasattr(opened.model, "generate") or not opened.model.can_generate():
         raise UsageError(
             f"{str(opened.source.adapter.path)!r} is for {type(opened.model).__name__}, which writes no text; accepted: an "
@@ -77,7 +101,7 @@ def _prepared(asked: Asked, opened: Opened) -> tuple[Prompting, GenerationConfig
         )
     prompting = Prompting(opened.settings(format=asked.format, template=asked.template), opened.tokenizer)
     config = generation_settings(opened.model, prompting.stops(), asked.generation, asked.generation_folder)
-    return prompting, config, None if asked.tools is None else _tools(asked.tools)
+    return prompting, config
 
 
 def _tools(file: str) -> list[Any]:

@@ -73,7 +73,11 @@ def answer_file(
         progress(done, total)
         if done < total and any_rank(bool(STOP)):
             return False
-    on_main(lambda: kept["file"].finish())
+
+    def finish() -> None:
+        kept["file"].finish()
+
+    on_main(finish)
     return True
 
 

@@ -62,7 +62,11 @@ def histogram(data: Prepared, max_length: int) -> list[str]:
     seen = seen[seen > 0]
     if not len(seen):
         return []
-    edges = np.unique(np.linspace(0, seen.max(), BARS + 1).round().astype(np.int64))
+    low, high = int(seen.min()) - 1, int(seen.max())
+    border = [max_length] if low < max_length < high else []  # no bar stands on both sides of it
+    edges = np.unique(
+        np.concatenate([np.linspace(low, high, BARS + 1).round().astype(np.int64), np.array(border, np.int64)])
+    )
     counts, _ = np.histogram(seen, bins=edges + 0.5 if len(edges) > 1 else 1)
     lines = []
     for low, high, count in zip(edges, edges[1:], counts):

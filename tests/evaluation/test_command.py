@@ -114,6 +114,11 @@ REFUSALS = [
     (["{home}/run", "data.max_length=4096"], "data.max_length is 4096; accepted: at most 128"),
     (["{home}/run", "model.path={home}/other"], "is another model than the one"),
     (["--base", "{home}/model", "--data", "{home}/eval.jsonl"], "does not say how its samples are written"),
+    (["{home}/other.yaml"], "is another model than the one"),
+    (
+        ["{home}/run", "model.dtype=float32"],
+        "the override model.dtype changes nothing that is measured; accepted: data",
+    ),
     (["{home}/run", "--limit", "0"], "--limit is 0"),
     (["{home}/run", "--answer-regex", "("], "no regular expression"),
     (["{home}/run", "--choice", "yes"], "once for each of two or more"),
@@ -125,6 +130,7 @@ def test_what_cannot_be_measured_is_refused_in_one_sentence(home: Path, argument
     (home / "empty.jsonl").touch()
     if not (home / "other").exists():
         make_model(home / "other", seed=1, layers=1)
+        (home / "other.yaml").write_text((home / "config.yaml").read_text().replace("/model\n", "/other\n"))
     said = refused(*(argument.format(home=home) for argument in arguments))
     assert re.search(sentence, said), said
 

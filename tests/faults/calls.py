@@ -18,6 +18,8 @@ from dist_subspace.evaluation.subject import Subject, find_subject
 from dist_subspace.loading.load import download
 from dist_subspace.placement.collectives import barrier, gather_objects, world
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.talking.command import _generate
+from dist_subspace.talking.options import Asked as Question
 from dist_subspace.training.display import Display
 from tests.faults.agreements import Row
 from tests.faults.injection import installed
@@ -52,7 +54,12 @@ def _calls(home: Path) -> dict[str, Callable[[], Any]]:
         _copy_of_the_base(home)
     barrier()
     numbers = iter(range(1000))
+    thin = dsub.attach(dsub.load_frozen(home / "model", "fp32"), dsub.SubspaceConfig(rank=2, target_modules=["q_proj"]))
+    dsub.save_adapter(thin, home / "thin")
     return {
+        "combine": lambda: dsub.combine_adapters({home / "thin": 0.5}, home / f"out-{next(numbers)}"),
+        "switch": lambda: dsub.switch_adapter(thin, home / "thin"),
+        "generate": lambda: _generate(_question(home, next(numbers))),
         "load": lambda: _loaded(home),
         "download": lambda: download("nobody/nothing"),
         "load_adapter": lambda: dsub.load_adapter(_loaded(home), home / "saved"),
@@ -64,6 +71,11 @@ def _calls(home: Path) -> dict[str, Callable[[], Any]]:
         "export_experts": lambda: dsub.export_peft(_on_experts(), home / f"out-{next(numbers)}", report=None),
         "export_folder": lambda: dsub.export_peft(home / "saved", home / f"out-{next(numbers)}", report=None),
     }
+
+
+def _question(home: Path, number: int) -> Question:
+    named = {"input": str(home / "eval.jsonl"), "output": str(home / f"out-{number}.jsonl"), "format": "alpaca"}
+    return Question(str(home / "thin"), **named, preset="zero0", generation={"max_new_tokens": 2})
 
 
 def _subject(home: Path) -> Subject:

@@ -301,7 +301,9 @@ def trust_remote_code(bench: Bench) -> None:
     """Code in the model's folder is run where that is said, as transformers runs it, and refused else."""
     folder = folder_with_code(bench.folder / "code")
     refused = bench.run({"model.path": folder, "model.tokenizer": marked(bench)}, expect=EXIT_USAGE)
-    assert "trust_remote_code" in refused.said and refused.said.count("error: ") == 1 and not refused.calls
+    assert (
+        "model.trust_remote_code true" in refused.message and refused.said.count("error: ") == 1 and not refused.calls
+    )
     changes = {"model.path": folder, "model.tokenizer": marked(bench), "model.trust_remote_code": True}
     model = begin(bench, changes).model
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,4 +81,30 @@ def test_an_adapter_that_classifies_writes_nothing(tmp_path: Path, capsys: pytes
     capsys.readouterr()
     assert main(["generate", str(folder), "--prompt", "x"]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1 and "LlamaForSequenceClassification, which writes no text" in said[0]
+    assert len(said) == 1 and "is of model.task 'classification', which writes no text" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--prompt", "x"], "does not say how its prompts are written; accepted: a run, or a format"),
+        (["--prompt", "x", "--format", "alpacca"], "data.format is 'alpacca'"),
+        (["--prompt", "x", "--format", "chat", "--set", "temprature=1"], "(did you mean 'temperature'?)"),
+        (["--prompt", "x", "--format", "chat", "--tools", "none.json"], "--tools is 'none.json', which cannot be read"),
+        (["--prompt", "x", "--format", "chat", "--generation-config", "none"], "generation_config is 'none'"),
+        (["--input", "none.jsonl", "--output", "out.jsonl", "--format", "chat"], "--input is 'none.jsonl'"),
+        (["--input", "README.md", "--output", "x/y", "--format", "chat"], "--input is 'README.md', of an unknown kind"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_looked_for(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The adapter's base is gone."""
+    make_model(tmp_path / "model", layers=1)
+    model = dsub.attach(dsub.load_frozen(tmp_path / "model", storage="fp32"), dsub.SubspaceConfig(rank=2))
+    folder = dsub.save_adapter(model, tmp_path / "adapter")
+    shutil.rmtree(tmp_path / "model")
+    capsys.readouterr()
+    assert main(["generate", str(folder), *arguments]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1 and said in errors[0], errors

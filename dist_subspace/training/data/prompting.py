@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dist_subspace.errors import UsageError
@@ -19,7 +19,7 @@ from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.formats import alpaca_prompt
 from dist_subspace.training.data.messages import Conversation, conversation
 from dist_subspace.training.data.settings import DataSettings
-from dist_subspace.training.data.template import give_chat_template
+from dist_subspace.training.data.template import ChatTemplate, give_chat_template
 
 WRITTEN = ("alpaca", "chat", "completion", "text")
 """The formats whose answers are written."""
@@ -41,10 +41,7 @@ class Prompting:
 
     def __init__(self, settings: DataSettings, tokenizer: Any) -> None:
         """Raises UsageError for a format that has no answers which are written."""
-        if settings.format not in WRITTEN:
-            raise UsageError(
-                f"data.format is {settings.format!r}, in which no answer is written; accepted: {', '.join(WRITTEN)}"
-            )
+        check_written(settings)
         if settings.format == "chat":
             give_chat_template(tokenizer)
         self.settings, self.encoder = settings, Encoder(tokenizer)
@@ -116,11 +113,37 @@ class Prompting:
         return {getattr(self.settings, f"{name}_field", None) or name: value for name, value in record.items()}
 
     def _closing(self) -> list[int]:
+        """The special token that closes an answer, or, where the template has none, those that begin the next turn."""
         template, tokenizer = self.encoder.chat_template, self.encoder.tokenizer
         nothing = Conversation(Row({}, 1, "a plain question", self.settings), [], [])
         _, closing = template.usual(nothing)
-        special = re.match(rf"\s*({'|'.join(map(re.escape, template.special_tokens)) or '(?!)'})", closing)
-        return [] if special is None else [int(tokenizer.convert_tokens_to_ids(special[1]))]
+        found = _special_at(template, closing, 0)
+        if found is not None:
+            return [int(tokenizer.convert_tokens_to_ids(found))]
+        followed = []
+        for role in ("user", "tool"):
+            messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+            talk = replace(nothing, messages=[*messages, {"role": role, "content": "z"}], trained=[False, True, False])
+            whole = template.maybe(talk)
+            place = template.places(talk, whole)[1] if whole is not None else None
+            token = _special_at(template, whole, place[1]) if whole is not None and place is not None else None
+            followed += [int(tokenizer.convert_tokens_to_ids(token))] if token is not None else []
+        return followed
+
+
+def check_written(settings: DataSettings) -> None:
+    """Raises UsageError for a format that has no answers which are written."""
+    if settings.format not in WRITTEN:
+        raise UsageError(
+            f"data.format is {settings.format!r}, in which no answer is written; accepted: {', '.join(WRITTEN)}"
+        )
+
+
+def _special_at(template: ChatTemplate, text: str, start: int) -> str | None:
+    """The special token that stands there, perhaps behind blanks."""
+    special = "|".join(map(re.escape, template.special_tokens)) or r"(?!)"
+    found = re.compile(rf"\s*({special})").match(text, start)
+    return None if found is None else found[1]
 
 
 def _before_answer(talk: Conversation) -> int:

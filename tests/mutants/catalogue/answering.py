@@ -115,4 +115,14 @@ MUTANTS = [
         promise="An answer's first word keeps the blank that stands before it.",
         tests=["tests/generation/test_answers.py::test_a_word_behind_a_prompt_keeps_its_blank"],
     ),
+    Mutant(
+        name="next-turn-is-no-stop",
+        file="dist_subspace/training/data/prompting.py",
+        text="        return followed",
+        becomes="        return []",
+        promise="Where a template closes no answer, the tokens that begin the next turn end one, as in training.",
+        tests=[
+            "tests/training/data/test_prompting.py::test_in_every_family_of_templates_the_prompt_is_trained_before_its_answer_and_the_answer_ends_at_a_stop[glm4_5]"
+        ],
+    ),
 ]

@@ -13,6 +13,7 @@ from dist_subspace.training.data.formats import FORMATS
 from dist_subspace.training.data.prompting import Prompting
 from dist_subspace.training.data.settings import DataSettings
 from tests.tiny_run import make_tokenizer
+from tests.training.data.chat_for_tests import SPECIAL, chat_tokenizer, outcomes
 
 CHATML = (
     "{{ bos_token }}{% if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}{% for message in messages %}"
@@ -31,7 +32,7 @@ def prompting(form: str, tokenizer: Any = None, **settings: Any) -> Prompting:
     return Prompting(DataSettings(train="", format=form, **settings), tokenizer or make_tokenizer())
 
 
-def chat_tokenizer() -> Any:
+def chatml_tokenizer() -> Any:
     tokenizer = make_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.chat_template = CHATML
@@ -40,7 +41,7 @@ def chat_tokenizer() -> Any:
 
 @pytest.mark.parametrize("form", list(RECORDS))
 def test_the_prompt_is_what_stands_before_the_trained_tokens(form: str) -> None:
-    tokenizer = chat_tokenizer() if form == "chat" else make_tokenizer()
+    tokenizer = chatml_tokenizer() if form == "chat" else make_tokenizer()
     settings = DataSettings(train="", format=form)
     ((outcome,),) = FORMATS[form]([Row(RECORDS[form], 1, "x", settings)], Encoder(tokenizer))
     assert outcome.sample is not None
@@ -65,7 +66,7 @@ def test_texts_are_written_out() -> None:
 
 
 def test_a_chat_is_rendered_by_the_template_with_its_system_turn_tools_and_history() -> None:
-    tokenizer, tools = chat_tokenizer(), [{"type": "function", "function": {"name": "add"}}]
+    tokenizer, tools = chatml_tokenizer(), [{"type": "function", "function": {"name": "add"}}]
     chat = prompting("chat", tokenizer)
     record = chat.record("And now?", system="Be kind.", history=[ASK, ANSWER], tools=tools)
     (prompt,) = chat.of_records([record])
@@ -99,3 +100,32 @@ def test_a_format_without_written_answers_and_a_system_turn_without_a_chat_are_r
         prompting("classification")
     with pytest.raises(UsageError, match="system is given, but format 'alpaca' has none"):
         prompting("alpaca").record("x", system="Be kind.")
+
+
+TWO_TURNS = [
+    {"role": "user", "content": "the w0q fox"},
+    {"role": "assistant", "content": "the w1q dog"},
+    {"role": "user", "content": "the w2q fox"},
+    {"role": "assistant", "content": "the w3q dog"},
+]
+
+
+@pytest.mark.parametrize("name", SPECIAL)
+def test_in_every_family_of_templates_the_prompt_is_trained_before_its_answer_and_the_answer_ends_at_a_stop(
+    name: str,
+) -> None:
+    tokenizer = chat_tokenizer("byte-level", name)
+    chat = prompting("chat", tokenizer)
+    (prompt,) = chat.of_records([{"messages": TWO_TURNS}])
+    *_, last = outcomes(tokenizer, TWO_TURNS)
+    assert last.sample is not None and prompt.answer == "the w3q dog"
+    ids, trained = [int(i) for i in last.sample.ids], [bool(flag) for flag in last.sample.trained]
+    # A prompt that ends with a blank ends within a token of the whole, and is what `apply_chat_template` gives all the same.
+    length = len(prompt.ids) - (name == "endless")
+    assert ids[:length] == prompt.ids[:length] and trained[length] and not trained[length - 1]
+    for outcome in outcomes(tokenizer, TWO_TURNS):
+        assert outcome.sample is not None
+        flags = [*map(bool, outcome.sample.trained), False]
+        ends = [int(outcome.sample.ids[i]) for i in range(len(flags) - 1) if flags[i] and not flags[i + 1]]
+        closed = ends[-1:] if name == "endless" else ends  # whose earlier turns have no end
+        assert set(closed) <= set(chat.stops()), tokenizer.convert_ids_to_tokens([*ends, *chat.stops()])
