@@ -22,7 +22,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from dist_subspace.notices import heard
+from dist_subspace.placement import process_group
 from tests.ranks import ROOT, close_pools
+
+process_group.ENDS_WITH_COMMAND = False  # the process of the tests calls one after another
 
 LONGEST = ("matrix/test_matrix.py", "training/test_run.py", "launch/test_train.py", "training/test_schedules.py")
 # Seconds, a start of ranks and a case of theirs among them; where the pytest-timeout plugin is there and the test names no

@@ -104,7 +104,9 @@ class CleanState:
     def _restore_deepspeed(self) -> None:
         from deepspeed.runtime.zero import parameter_offload, partition_parameters
         from deepspeed.utils import groups
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+        unset_hf_deepspeed_config()  # a Trainer that was refused may be alive, and transformers would split every model
         parameter_offload.FWD_MODULE_STACK.clear()
         if partition_parameters.zero_init_context:
             if partition_parameters.top_level_context is not None:

@@ -112,7 +112,7 @@ def _of_target(target: Path, data: str | None, overrides: Sequence[str], given: 
         source = _adapter_of_run(run, f"the run of {target}")
         stated = {f"model.{key}" for key in ("path", "storage") if key in config.model.model_fields_set}
         return Subject(config, source.adapter.path, run, _labels(source), given | stated)
-    if (target / "config.yaml").is_file():
+    if RunFolder(target).config.is_file():
         source = _adapter_of_run(RunFolder(target), str(target))
     else:
         source = find_source(target)

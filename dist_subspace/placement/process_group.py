@@ -15,6 +15,9 @@ from dist_subspace.placement.rendezvous import met
 from dist_subspace.placement.versions import facts
 from dist_subspace.torch_internals import set_collective_timeout
 
+# Whether this process ends with a command of ours. A program that calls commands one after another sets it to False: its group
+# stays, because DeepSpeed keeps what it has made of the first one.
+ENDS_WITH_COMMAND = True
 _PATIENCE = 600.0  # seconds for the ranks to meet without DeepSpeed; its own patience with it
 
 
@@ -47,7 +50,7 @@ def allow_collectives(rank_timeout: float | None) -> None:
 def leave_process_group() -> None:
     """Collective where ranks are well: end the process group before the interpreter ends, or gloo's threads may abort it. Where
     they are not, it is given a few seconds."""
-    if is_distributed():
+    if is_distributed() and ENDS_WITH_COMMAND:
         ending = threading.Thread(target=torch.distributed.destroy_process_group, daemon=True)
         ending.start()
         ending.join(5.0)

@@ -29,6 +29,7 @@ from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder, adapter
 
 CARD = "README.md"
 _LICENSES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "NOTICE")
+LABELS, PICTURE = adapter_labels(Path()).name, RunFolder("").picture.name
 _OF_MODEL = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
@@ -58,7 +59,7 @@ def adapter_contents(folder: Path, scratch: Path) -> Contents:
     """
     opened = AdapterFolder(folder, verify=True)
     source = _completed(folder, scratch / "adapter") if opened.ours and _is_of_run(folder, opened) else folder
-    files = _named(source, (CONFIG, OWN_CONFIG, WEIGHTS, adapter_labels(source).name, "loss.png", CARD))
+    files = _named(source, (CONFIG, OWN_CONFIG, WEIGHTS, LABELS, PICTURE, CARD))
     export = _exported(source, scratch / EXPORT) if opened.ours else None
     if export is not None:
         files |= {f"{EXPORT}/{name}": scratch / EXPORT / name for name in (CONFIG, WEIGHTS)}
@@ -136,7 +137,7 @@ def kind_of(names: Iterable[str]) -> str | None:
 def outdated(names: Iterable[str], files: Iterable[str]) -> list[str]:
     """Of the names in a repository, those of an earlier push that would be read beside these files: another form for PEFT,
     shards of another number, factors or labels of another method."""
-    ours = (OWN_CONFIG, "labels.json", _OF_MODEL[-1])
+    ours = (OWN_CONFIG, LABELS, _OF_MODEL[-1])
     kept = set(files)
     others = [name for name in names if name not in kept]
     return [

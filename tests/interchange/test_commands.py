@@ -54,7 +54,10 @@ def test_merge_loads_the_base_as_it_was_held_and_says_the_drift(
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == {"of": "base"}
 
 
-def test_merge_takes_another_base_type_and_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_merge_takes_another_base_type_and_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DIST_SUBSPACE_CACHE", str(tmp_path / "cache"))  # others may have had the same base elsewhere
     folder, _ = adapter(tmp_path)
     (folder / "tokenizer.json").write_text('{"of": "adapter"}')
     os.rename(tmp_path / "base", tmp_path / "moved")
