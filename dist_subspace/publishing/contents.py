@@ -58,7 +58,7 @@ def adapter_contents(folder: Path, scratch: Path) -> Contents:
         UsageError: the adapter is not whole, or a checkpoint's factors are not there.
     """
     opened = AdapterFolder(folder, verify=True)
-    source = _completed(folder, scratch / "adapter") if opened.ours and _is_of_run(folder, opened) else folder
+    source = _completed(folder, scratch / "completed") if opened.ours and _is_of_run(folder, opened) else folder
     files = _named(source, (CONFIG, OWN_CONFIG, WEIGHTS, LABELS, PICTURE, CARD))
     export = _exported(source, scratch / EXPORT) if opened.ours else None
     if export is not None:
