@@ -23,6 +23,7 @@ if not torch.cuda.is_available():
 
 from dist_subspace.notices import heard
 from dist_subspace.placement import process_group
+from dist_subspace.stopping import STOP
 from tests.ranks import ROOT, close_pools
 
 process_group.ENDS_WITH_COMMAND = False  # the process of the tests calls one after another
@@ -62,6 +63,12 @@ def deterministic_seeds() -> None:
     random.seed(0)
     numpy.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def not_told_to_stop() -> None:
+    """What a run of an earlier test was told stays until the next run of this process begins."""
+    STOP.reset()
 
 
 @pytest.fixture(autouse=True)
