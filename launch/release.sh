@@ -13,10 +13,11 @@ if compgen -G "$out/dist_subspace-*" >/dev/null; then
     echo "launch/release.sh: $out holds distributions already; take them away, or name another folder by OUT" >&2
     exit 2
 fi
-place="$(mktemp -d)"
-trap 'rm -rf "$place"' EXIT
+place="$(mktemp -d)" top="$PWD"
+trap 'rm -rf "$place" "$top/MANIFEST.in"' EXIT
 
 say "building the source distribution, and the wheel from it"
+cp launch/MANIFEST.in .  # setuptools looks for it there alone
 python -m build --no-isolation --outdir "$out" . >"$place/build.log" 2>&1 || { tail -n 40 "$place/build.log" >&2; exit 1; }
 wheel="$(ls "$out"/dist_subspace-*.whl)"
 sdist="$(ls "$out"/dist_subspace-*.tar.gz)"
