@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def test_tensorboard_gets_training_and_evaluation_and_no_nan(tmp_path: Path) -> 
 
 
 def test_a_resumed_run_has_one_branch_in_tensorboard(tmp_path: Path) -> None:
+    """Files are read in the order of their names: the second of the start, the process, and how many it has made (9, then 10)."""
     for resume, steps in ((0, (1, 2, 3, 4)), (2, (3, 4))):
+        time.sleep(1 - time.time() % 1)  # runs do not resume within a second, and two numbers are no order
         trackers = Trackers(["tensorboard"], tmp_path, {}, no_report, resume_step=resume)
         for step in steps:
             trackers.log(unknown_record(step, loss=float(step + resume)))
