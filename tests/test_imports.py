@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
     "metrics": {"errors"},
+    "trainers": BELOW_TRAINING | {"advancing"},
     "generation": {"errors", "families", "loading", "placement", "subspace"},
     "training": BELOW_TRAINING
     | {"api", "advancing", "generation", "publishing", "torch_internals", "linear_map", "metrics"},
@@ -86,7 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": BELOW_TRAINING | {"training", "api", "adapted", "generation", "metrics"},
     "publishing": BELOW_TRAINING | {"api"},
     "doctor": BELOW_TRAINING | {"training"},
-    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
+    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing", "trainers"},
     "cli": BELOW_TRAINING
     | {"training", "api", "adapted", "talking", "evaluation", "publishing"}
     | {"doctor", "cuda_allocator", "command_line", "__init__"},

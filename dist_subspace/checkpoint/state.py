@@ -202,13 +202,14 @@ def _restore_schedule(model: nn.Module, folder: Path, state: TrainerState, tenso
     schedule = attached(model).schedule
     if schedule is None:
         return
-    kept = broadcast_tensors(on_rank_zero_only(_adapter_by_part, folder))
+    kept = broadcast_tensors(on_rank_zero_only(adapter_by_part, folder))
     schedule.restore(state.method, ChainMap(kept, tensors))  # type: ignore[arg-type]
     if schedule.begun is not None:
         set_counters(schedule.late_parameters(), state.optimizer_steps - schedule.begun)
 
 
-def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
+def adapter_by_part(folder: Path) -> dict[str, Tensor]:
+    """Local: an adapter's tensors by part and suffix, without the prefix of files."""
     with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
         return {key.removeprefix(PREFIX): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 
