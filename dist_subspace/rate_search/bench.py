@@ -164,5 +164,5 @@ def divergence(losses: Sequence[float], start: float, skipped: int) -> str | Non
         return f"diverged: step {len(losses)} was not finite"
     mean = statistics.fmean(losses[-RECENT:])
     if len(losses) >= RECENT and mean > max(FACTOR * start, start + NATS):
-        return f"diverged: training loss {mean:.4g} at step {len(losses)}, {start:.4g} before training"
+        return f"diverged: training loss {mean:.4g} at step {len(losses)}"
     return None

@@ -34,11 +34,11 @@ from dist_subspace.training.run import ended, watched
 
 
 class Told:
-    """What a search leaves to its caller. search: as far as it came; found: its result; error: what ended it."""
+    """What a search leaves to its caller. search: as far as it came; found: its result; message: why there is none."""
 
     search: Search | None = None
     found: FoundRate | None = None
-    error: BaseException | None = None
+    message: str = ""
 
 
 def find_lr(asked: Asked, told: Told | None = None) -> int:
@@ -55,13 +55,14 @@ def _found(run: Run, asked: Asked, told: Told) -> int:
             found = told.found = _searched(run, asked, told, display)
             on_main(_conclude, asked, found)
         if found.rate is None:
+            told.message = found.verdict
             return end(run, "failed", found.verdict, EXIT_FAILED)
         return EXIT_OK
     except Interrupted as stop:
-        told.error = stop
-        return end(run, "interrupted", f"interrupted by {stop}; {_best_so_far(told.search)}", EXIT_INTERRUPTED)
+        told.message = f"interrupted by {stop}; {_best_so_far(told.search)}"
+        return end(run, "interrupted", told.message, EXIT_INTERRUPTED)
     except Exception as error:
-        told.error = error
+        told.message = f"{error}"
         return ended(run, error)
 
 
@@ -123,7 +124,9 @@ def _result(plan: Plan, bench: Bench, search: Search, folder: RunFolder, seconds
         "model": Path(config.model.path).name,
         "method": f"{plan.resolved.info.name}{rank}",
         "storage": config.model.storage,
-        "data": config.data.eval if isinstance(config.data.eval, str) else f"{config.data.eval:g} of the training data",
+        "data": Path(config.data.eval).name
+        if isinstance(config.data.eval, str)
+        else f"{config.data.eval:g} of the training data",
         "eval_samples": len(plan.data.eval or ()),
         "warmup_steps": int(config.training.warmup_steps),
         "global_batch_size": config.training.global_batch_size,
