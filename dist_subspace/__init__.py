@@ -24,12 +24,14 @@ if TYPE_CHECKING:
         parameter_groups,
         trainable_parameters,
     )
+    from dist_subspace.trainers import TrainerMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MethodInfo",
     "SubspaceConfig",
+    "TrainerMixin",
     "advance",
     "attach",
     "combine_adapters",
@@ -52,6 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "TrainerMixin": "dist_subspace.trainers",
     "advance": "dist_subspace.advancing",
     "attach": "dist_subspace.api",
     "combine_adapters": "dist_subspace.adapted.combining",

@@ -82,7 +82,7 @@ AUTO_CLASSES = {
 EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
     *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
-    *("combine_adapters", "find_learning_rate", "generate", "load", "switch_adapter", "train"),
+    *("combine_adapters", "find_learning_rate", "generate", "load", "switch_adapter", "train", "TrainerMixin"),
 }
 COMMANDS = {
     *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),

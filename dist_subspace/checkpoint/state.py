@@ -215,7 +215,7 @@ def schedule_tensors(model: nn.Module) -> dict[str, Tensor]:
 def _restore_schedule(model: nn.Module, folder: Path, state: TrainerState, tensors: Mapping[str, Tensor]) -> None:
     """Collective: the schedule goes on from where the checkpoint's stood."""
     if attached(model).schedule is not None:
-        kept = broadcast_tensors(on_rank_zero_only(_adapter_by_part, folder))
+        kept = broadcast_tensors(on_rank_zero_only(adapter_by_part, folder))
         restore_schedule(model, state.method, state.optimizer_steps, ChainMap(kept, tensors))  # type: ignore[arg-type]
 
 
@@ -236,7 +236,8 @@ def restore_schedule(
         set_counters(schedule.late_parameters(), optimizer_steps - schedule.begun)
 
 
-def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
+def adapter_by_part(folder: Path) -> dict[str, Tensor]:
+    """Local: an adapter's tensors by part and suffix, without the prefix of files."""
     with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
         return {key.removeprefix(PREFIX): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 

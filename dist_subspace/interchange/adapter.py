@@ -145,6 +145,7 @@ def fill_adapter(model: nn.Module, tensors: dict[str, Tensor]) -> None:
                 module.load_file_tensors({s: _take(left, file_key(name, s), t) for s, t in like.items()})
         if left:
             raise UsageError(f"the adapter holds {next(iter(left))}, which this model has no layer for")
+        attached(model).loaded.update(tensors)
 
 
 def _take(left: dict[str, Tensor], key: str, like: Tensor) -> Tensor:

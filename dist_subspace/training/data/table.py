@@ -56,9 +56,7 @@ class TokenTable:
 
     def sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, labels) of sample i, int64. Labels are -100 off target, at position 0 always; or one class id (1,)."""
-        number = int(np.searchsorted(self._ends, i, side="right"))
-        part = self.parts[number]
-        row = part.rows[i - (self._ends[number - 1] if number else 0)]
+        part, row = self._place(i)
         span = slice(part.columns.offsets[row], part.columns.offsets[row + 1])
         ids = part.columns.ids[span].astype(np.int64)
         if part.class_ids is not None:
@@ -66,6 +64,17 @@ class TokenTable:
         labels = np.where(part.columns.trained[span], ids, IGNORED)
         labels[0] = IGNORED
         return ids, labels
+
+    def label(self, i: int) -> str | int:
+        """The label of sample i as its record has it, where the format has labels."""
+        part, row = self._place(i)
+        return part.columns.labels[part.columns.classes[row]]
+
+    def _place(self, i: int) -> tuple[Part, int]:
+        """The part that sample i is of, and its row in that part's columns."""
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        part = self.parts[number]
+        return part, int(part.rows[i - (self._ends[number - 1] if number else 0)])
 
     @cached_property
     def _ends(self) -> np.ndarray:
