@@ -110,7 +110,7 @@ class Trainer:
     def _make_engine(self) -> Engine:
         training = self.config.training
         with agreed("making the optimizer"):  # DeepSpeed makes process groups, in which nobody notices who is gone
-            groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
+            groups = parameter_groups(self.model, training.rate, training.weight_decay)
             optimizer = make_optimizer(training.optim, groups, adam_settings(training))
             config = engine_config(self.plan, self.model)
         return start_engine(self.model, optimizer, config, training.max_grad_norm)
