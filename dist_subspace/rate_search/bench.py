@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from dist_subspace.placement.collectives import max_over_ranks
 from dist_subspace.rate_search.held import Held, hold, put_back, without_steps
-from dist_subspace.rate_search.own_rate import own_rate
 from dist_subspace.run_folder.records import Evaluation
 from dist_subspace.stopping import STOP, Interrupted
 from dist_subspace.subspace import parameter_groups
@@ -64,7 +63,6 @@ class Bench(Trainer):
         self.observer = self.listener  # a step says nothing from here on
         self._savable = True  # its state is read at once
         self._groups = self.engine.rates
-        self.own_rate = own_rate(self.model).rate
         self.first = self._first_state()
         self.seconds = self._seconds_of_a_step()
         began = time.monotonic()

@@ -76,13 +76,9 @@ def _draw_marks(axes: Axes, found: Mapping[str, Any], low: float, highest: float
     start, best = found["start_loss"], found["learning_rate"]
     if start - low <= FLAT * (highest - low):  # else the line would press the rest flat
         axes.axhline(start, color=START, linewidth=1, linestyle=":", label="before training")
-    axes.axvline(
-        found["own_rate"],
-        color=OWN,
-        linewidth=1.2,
-        linestyle="--",
-        label=f"the method's own, {_text(found['own_rate'])}",
-    )
+    own = found["own_rate"]
+    if own is not None:
+        axes.axvline(own, color=OWN, linewidth=1.2, linestyle="--", label=f"the method's own, {_text(own)}")
     bad = [tried["learning_rate"] for tried in found["tried"] if tried["diverged"]]
     if bad:
         place = axes.get_xaxis_transform()
@@ -95,7 +91,7 @@ def _draw_marks(axes: Axes, found: Mapping[str, Any], low: float, highest: float
 
 
 def _axes(axes: Axes, found: Mapping[str, Any], low: float) -> None:
-    rates = sorted({tried["learning_rate"] for tried in found["tried"]} | {found["own_rate"]})
+    rates = sorted({tried["learning_rate"] for tried in found["tried"]} | ({found["own_rate"]} - {None}))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(_apart(rates)))
     axes.xaxis.set_minor_locator(NullLocator())

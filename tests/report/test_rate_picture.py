@@ -54,7 +54,7 @@ def test_points_are_the_rates_that_a_rung_has_measured_in_order() -> None:
 def test_the_best_and_the_diverged_are_marked_where_there_are_some(
     losses: dict[float, dict[int, float | None]], rate: float | None, tmp_path: Path
 ) -> None:
-    picture = rate_picture(found(losses, rate), tmp_path / "rates.png")
+    picture = rate_picture(found(losses, rate) | ({} if rate else {"own_rate": None}), tmp_path / "rates.png")
     assert has_colour(picture, BEST) == (rate is not None)
     assert has_colour(picture, BAD) == any(not at for at in losses.values())
     assert [path.name for path in tmp_path.iterdir()] == ["rates.png"], "it appears by a rename"
