@@ -97,7 +97,7 @@ RUNS = [
     # Messages.
     Row("training/trainer Trainer._refuse_leaky_packing max_over_ranks", "packed", _MLP),
     Row("checkpoint/state restore", "frozen", ".placement.deepspeed.engine:DeepSpeedEngine.write_state"),
-    Row("training/trainer Trainer._one_step sum_over_ranks", "plain", f"{_D}.batches:Batches.batch", after=1),
+    Row("training/trainer Trainer.one_step sum_over_ranks", "plain", f"{_D}.batches:Batches.batch", after=1),
     Row("training/observer Observer.log max_over_ranks", "plain", f"{_T}.memory:peak_memory"),
     Row("training/evaluate evaluate sum_over_ranks", "plain", _MLP, after=1, kind="json"),
     Row("training/engine Stepper.measure sum_over_ranks", "plain", _MLP),
@@ -112,9 +112,9 @@ RUNS = [
     Row("training/engine Stepper._backward", "zero3", _MLP, after=1),
     Row("training/engine Stepper._backward", "plain", f"{_ENGINE}.backward", 0, after=1),
     Row("placement/deepspeed/engine DeepSpeedEngine.step", "plain", f"{_ENGINE}.step"),
-    Row("training/trainer Trainer._one_step", "plain", f"{_T}.schedule:Schedule.advance", after=1),
+    Row("training/trainer Trainer.one_step", "plain", f"{_T}.schedule:Schedule.advance", after=1),
     Row("training/observer Observer.log", "plain", ".run_folder.metrics:MetricsWriter.write", 0),
-    Row("training/trainer Trainer._evaluate", "plain", f"{_D}.batches:eval_batches"),
+    Row("training/trainer Trainer.evaluate", "plain", f"{_D}.batches:eval_batches"),
     Row("checkpoint/state save_checkpoint", "plain", ".interchange.model_description:adapter_config", after=1),
     Row("training/observer Observer.close", "plain", ".run_folder.metrics:MetricsWriter.close", 0),
     # A rank that says nothing any more.
