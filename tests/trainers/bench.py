@@ -103,7 +103,9 @@ def made(
     task = {"task": "classification", "num_labels": 1} if trainer in MODELS else {}
     deepspeed = {"deepspeed": changes["deepspeed"]} if changes.get("deepspeed") else {}
     model = dsub.load_frozen(base, storage=storage, **dtype, **task, **deepspeed, **(load or {}))
-    settings = {"seed": 1, "options": options or {}} | (attach or {})
+    settings: dict[str, Any] = {"seed": 1, "options": options or {}}
+    settings |= {"modules_to_save": ["score"]} if trainer in MODELS else {}
+    settings |= attach or {}
     dsub.attach(model, dsub.SubspaceConfig(method=method, rank=rank, **settings))
     return on(trainer, model, base, args, **(keywords or {}))
 
