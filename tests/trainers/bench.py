@@ -50,9 +50,9 @@ def save_base(folder: Path, trainer: str = "SFTTrainer", **changes: Any) -> Path
     return folder
 
 
-def samples(trainer: str, rows: int = 16) -> datasets.Dataset:
+def samples(trainer: str, rows: int = 16, seed: int = 3) -> datasets.Dataset:
     """Sentences of a few words: continuations, preferences, or wanted and unwanted ones."""
-    draw = random.Random(3)
+    draw = random.Random(seed)
 
     def words(count: int) -> str:
         return " " + " ".join(draw.choices(WORDS, k=count))

@@ -1,4 +1,4 @@
-"""TRL's and Hugging Face's trainers on two ranks: with ZeRO, whose engine writes checkpoints of its own, and without DeepSpeed."""
+"""Trainers on two ranks: with ZeRO, whose engine writes checkpoints of its own, and without DeepSpeed."""
 
 from __future__ import annotations
 
