@@ -125,7 +125,7 @@ def _check_reference(model: nn.Module, args: Any, given: Mapping[str, Any]) -> N
         )
 
 
-def check_head(model: nn.Module, reader: str) -> None:
+def check_head(model: Any, reader: str) -> None:
     """Whether who multiplies by the weight of the model's head, and does not call the head, computes what the model computes.
 
     Raises:
