@@ -55,8 +55,7 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
         late = schedule.late_parameters()
         late_ids = {id(p) for p in late}
         schedule.begun = restart_counters(late, [p for p in trainable_parameters(bare) if id(p) not in late_ids])
-    if attached_method.collector is not None:
-        attached_method.collector.paused = not schedule.uses_gradients(step + 1, max_steps)
+    _collect_for(attached_method, schedule, step + 1, max_steps)
 
 
 def discard(model: nn.Module) -> None:
@@ -65,6 +64,21 @@ def discard(model: nn.Module) -> None:
     attached_method.accumulation.restart()
     if attached_method.collector is not None:
         attached_method.collector.take()
+
+
+def prepare_step(model: nn.Module, step: int, max_steps: int) -> None:
+    """Local: the model is where it was after `step` steps, maybe fewer than have been made with it: no gradient of another step
+    is kept, and those of the step that comes are collected where the schedule wants them."""
+    discard(model)
+    attached_method = attached(_unwrapped(model))
+    if attached_method.schedule is not None:
+        _collect_for(attached_method, attached_method.schedule, step + 1, max_steps)
+
+
+def _collect_for(attached_method: Attachment, schedule: Schedule, step: int, max_steps: int) -> None:
+    """Local: gradients of that step are collected, if the schedule asks for them."""
+    if attached_method.collector is not None:
+        attached_method.collector.paused = not schedule.uses_gradients(step, max_steps)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

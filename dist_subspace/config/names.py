@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Task = Literal["causal-lm", "classification"]
-Format = Literal["alpaca", "chat", "completion", "text", "classification"]
+Format = Literal[
+    "alpaca",
+    "chat",
+    "completion",
+    "text",
+    "classification",
+    "preference",
+    "chat-preference",
+    "unpaired-preference",
+    "chat-unpaired-preference",
+]
+Objective = Literal["sft", "dpo", "kto", "orpo"]
+# TRL's names. Those of its losses that mix the pairs of a micro-batch (aot, sft) would depend on the number of ranks.
+DpoLoss = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "sigmoid_norm",
+]
+KtoLoss = Literal["kto", "apo_zero_unpaired"]
+PreferenceLoss = Literal[DpoLoss, KtoLoss]
+DPO_LOSSES, KTO_LOSSES = get_args(DpoLoss), get_args(KtoLoss)
 Truncation = Literal["turns", "tokens"]
 Preset = Literal[
     "none", "zero0", "zero1", "zero2", "zero3", "zero3-hpz", "zero2-offload", "zero3-offload", "zero3-nvme"

@@ -23,6 +23,7 @@ from dist_subspace.config.fields import (
     Text,
     Texts,
 )
+from dist_subspace.config.preference import PreferenceArguments, check_arguments
 from dist_subspace.errors import UsageError
 
 
@@ -141,6 +142,8 @@ class DataSection(Section):
     instruction_field: Text | None = Field(default=None, description="Column in the place of instruction.")
     input_field: Text | None = Field(default=None, description="Column in the place of input, which may be absent.")
     output_field: Text | None = Field(default=None, description="Column in the place of output.")
+    chosen_field: Text | None = Field(default=None, description="Column in the place of chosen.")
+    rejected_field: Text | None = Field(default=None, description="Column in the place of rejected.")
     messages_field: Text | None = Field(default=None, description="Column in the place of messages.")
     label_field: Text | None = Field(default=None, description="Column in the place of label.")
     tools_field: Text | None = Field(default=None, description="Column in the place of tools, which may be absent.")
@@ -190,6 +193,12 @@ class TrainingSection(Section):
 
     model_config = ConfigDict(json_schema_extra=_with_ratio)
 
+    objective: names.Objective = Field(
+        default="sft", description="What is minimised: the samples' loss (sft), or TRL's loss of preferences."
+    )
+    preference: PreferenceArguments = Field(
+        default=PreferenceArguments(), description="What dpo, kto and orpo need beside their data."
+    )
     max_steps: Count | None = Field(default=1000, description="Optimizer steps; null where num_train_epochs is given.")
     num_train_epochs: float | None = Field(default=None, gt=0, description="Epochs, in the place of max_steps.")
     global_batch_size: Count | None = Field(
@@ -279,6 +288,7 @@ class TrainingSection(Section):
             raise UsageError(
                 f"training.warmup_steps is {self.warmup_steps}; accepted: a whole number, or a share below 1"
             )
+        check_arguments(self.objective, self.preference)
         return self
 
 

@@ -142,6 +142,11 @@ def stock_training_keys(given: Stock) -> dict[str, str]:
     return stock.stock_training_keys(read_deepspeed(given))
 
 
+def without_training_sections(given: Stock) -> dict[str, Any]:
+    """A stock JSON without its optimizer and its scheduler, which the YAML stands for."""
+    return {key: value for key, value in read_deepspeed(given).items() if key not in ("optimizer", "scheduler")}
+
+
 def zero_stage(given: Stock) -> int:
     """The ZeRO stage of a stock JSON."""
     return stage_of(read_deepspeed(given))

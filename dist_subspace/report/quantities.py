@@ -8,6 +8,9 @@ from typing import Any
 
 from dist_subspace.run_folder.records import StepRecord
 
+SHOWN = ("rewards/accuracies", "rewards/margins", "kl")
+"""The figures of preferences that a line has room for; metrics.jsonl has all."""
+
 
 def bytes_text(size: float) -> str:
     """1536 -> '1.5 KiB'."""
@@ -37,6 +40,8 @@ def amount(value: Any) -> str:
         return f"{value:,}" if isinstance(value, int) else str(value)
     if not math.isfinite(value):
         return str(value)
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.1f}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.3e}"
 
 
@@ -45,6 +50,7 @@ def figures(record: StepRecord) -> list[str]:
     parts = [f"loss {amount(record.loss)}"]
     if record.penalty is not None:
         parts.append(f"penalty {amount(record.penalty)}")
+    parts += [f"{name} {amount(record.figures[name])}" for name in SHOWN if name in record.figures]
     if record.learning_rate is not None:
         parts.append(f"lr {record.learning_rate:.2e}")
     if record.grad_norm is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 EVALUATED = "eval_"  # what the keys of an evaluation begin with
@@ -17,7 +17,8 @@ class StepRecord:
 
     step, samples, tokens, elapsed_seconds: so far. loss: the mean over the steps since the line before. learning_rate,
     grad_norm: of this step. tokens_per_second: since the line before. peak_memory_bytes: of the largest rank. penalty: of the
-    method's constraint, where it has one; it is no part of `loss`.
+    method's constraint, where it has one; it is no part of `loss`. figures: of an objective of preferences, means over the
+    answers since the line before.
     """
 
     step: int
@@ -31,17 +32,21 @@ class StepRecord:
     peak_memory_bytes: int | None
     elapsed_seconds: float | None
     penalty: float | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     def as_line(self) -> dict[str, Any]:
-        """The line's keys and values, in the order of the fields."""
-        return {k: v for k, v in asdict(self).items() if v is not None or k not in _LEFT_OUT_IF_NONE}
+        """The line's keys and values, in the order of the fields; the objective's figures stand behind them, each by its name."""
+        line = {k: v for k, v in asdict(self).items() if v is not None or k not in _LEFT_OUT_IF_NONE}
+        return line | line.pop("figures")
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> StepRecord:
         """From a line with a step and a loss; values that are no numbers are not known."""
-        known = {name: _number(line.get(name)) for name in cls.__dataclass_fields__}
+        names = [name for name in cls.__dataclass_fields__ if name != "figures"]
+        known = {name: _number(line.get(name)) for name in names}
         loss = known.pop("loss")
-        return cls(loss=math.nan if loss is None else float(loss), **known)
+        figures = {name: line[name] for name in line if name not in names and _number(line[name]) is not None}
+        return cls(loss=math.nan if loss is None else float(loss), **known, figures=figures)
 
 
 @dataclass(frozen=True)

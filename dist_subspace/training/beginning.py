@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dist_subspace.api import attach_adapter
+from dist_subspace.checkpoint.fingerprint import file_fingerprint
 from dist_subspace.checkpoint.state import on_rank_zero_only
 from dist_subspace.config.schema import SubspaceSection
 from dist_subspace.errors import UsageError
@@ -55,6 +56,10 @@ class Beginning:
     named: str
     tokens: tuple[int, ...] = ()
     texts: tuple[str, ...] | None = None
+
+    def content(self) -> list[str]:
+        """Local: fingerprints of the adapter's weights."""
+        return [file_fingerprint(path) for path in sorted(self.folder.glob("*.safetensors"))]
 
     def joined(self, section: SubspaceSection) -> Beginning:
         """The same with what the configuration's section says about training.

@@ -29,6 +29,8 @@ _EFFECT = {
     "warmup_steps": _FOLLOWED,
     "weight_decay": _FOLLOWED,
     "max_grad_norm": _FOLLOWED,
+    "objective": _FOLLOWED,
+    "preference": _FOLLOWED,
 }
 
 

@@ -84,6 +84,11 @@ def pieces(rows: int, classes: int) -> Iterator[slice]:
 
 def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """The sum over the rows of `logits (n, V)`, float32; `labels (n,)` on the same device, IGNORED off target."""
+    return each_cross_entropy(logits, labels).sum()
+
+
+def each_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """What `summed_cross_entropy` sums, of each row, `(n,)`, differentiable in the logits."""
     return _OfLogits.apply(logits, labels)
 
 
@@ -101,7 +106,7 @@ class _OfLogits(TensorFunction):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
         ctx.save_for_backward(logits, labels)
-        return cross_entropies(logits, labels).sum()
+        return cross_entropies(logits, labels)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -110,7 +115,7 @@ class _OfLogits(TensorFunction):
         softmax, gradient = Softmax(), torch.empty_like(logits)
         for rows in pieces(*logits.shape):
             softmax.losses(logits[rows], labels[rows])
-            gradient[rows] = softmax.gradient(torch.where(labels[rows] == IGNORED, 0.0, g))
+            gradient[rows] = softmax.gradient(torch.where(labels[rows] == IGNORED, 0.0, g[rows]))
         return gradient, None
 
 
@@ -125,13 +130,18 @@ def head_cross_entropy(rows: Tensor, fresh: Tensor | None, labels: Tensor, head:
         finish: what the model does between its head and its logits; None for nothing.
     """
     wanted = torch.is_grad_enabled()
-    return _OfHead.apply(rows, fresh, head.weight, head.bias, labels, head, finish, wanted)
+    return _OfHead.apply(rows, fresh, head.weight, head.bias, labels, head, finish, wanted, False)
 
 
 def head_cross_entropies(
     rows: Tensor, fresh: Tensor | None, labels: Tensor, head: Head, finish: Finish | None
 ) -> Tensor:
-    """What `head_cross_entropy` sums, of each row, `(n,)` float32, without autograd."""
+    """What `head_cross_entropy` sums, of each row, `(n,)` float32: differentiable in the rows and in what new tokens add, and of
+    a head that is frozen, since a trained one has no gradient a row."""
+    if torch.is_grad_enabled():
+        if head.weight is not None or head.bias is not None:
+            raise RuntimeError("the losses of single rows are asked for inside a head that is trained")
+        return _OfHead.apply(rows, fresh, None, None, labels, head, finish, True, True)
     softmax, losses = Softmax(), rows.new_zeros(len(rows), dtype=torch.float32)
     for piece in pieces(len(rows), head.classes):
         made = head.logits(rows[piece].to(head.dtype))
@@ -153,6 +163,7 @@ class _OfHead(TensorFunction):
         head: Head,
         finish: Finish | None,
         wanted: bool,
+        apart: bool,
     ) -> Tensor:
         ctx.scale, ctx.dtype = GRADIENT_SCALE.get(head.dtype, 1.0), rows.dtype
         needed = [wanted and needs for needs in ctx.needs_input_grad]
@@ -167,15 +178,20 @@ class _OfHead(TensorFunction):
                 found.add(piece, x, logits.backward(gradient))
             del logits  # before the next ones are made
         ctx.save_for_backward(*found.tensors)
-        return losses.sum()
+        return losses if apart else losses.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         rows, *others = ctx.saved_tensors
-        factor = g / ctx.scale
+        factor = by_row(g / ctx.scale)
         grad_rows = None if rows is None else (rows * factor).to(ctx.dtype)
-        return grad_rows, *(None if t is None else t * factor for t in others), None, None, None, None
+        return grad_rows, *(None if t is None else t * factor for t in others), None, None, None, None, None
+
+
+def by_row(factor: Tensor) -> Tensor:
+    """A factor a row, `(n,)`, as `(n, 1)`; one for all of them as it is."""
+    return factor[:, None] if factor.dim() else factor
 
 
 class _Logits:

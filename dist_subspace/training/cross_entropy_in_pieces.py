@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dist_subspace.linear_map import RowPiece, product_type
 from dist_subspace.torch_internals import TensorFunction
-from dist_subspace.training.cross_entropy import GRADIENT_SCALE, pieces
+from dist_subspace.training.cross_entropy import GRADIENT_SCALE, by_row, pieces
 from dist_subspace.training.data.samples import IGNORED
 
 # What the model does with each of its logits by itself.
@@ -71,7 +71,7 @@ def cross_entropy_in_pieces(
         each: what the model does with the logits; None for nothing.
     """
     own, task = _task(fresh, labels, head, each, probe)
-    return _InPieces.apply(rows, own, task, torch.is_grad_enabled())
+    return _InPieces.apply(rows, own, task, torch.is_grad_enabled(), False)
 
 
 def cross_entropies_in_pieces(
@@ -82,8 +82,10 @@ def cross_entropies_in_pieces(
     each: EachLogit | None,
     probe: Probe | None = None,
 ) -> Tensor:
-    """Collective as it is: what `cross_entropy_in_pieces` sums, of each row, `(n,)` float32, without autograd."""
+    """Collective as it is: what `cross_entropy_in_pieces` sums, of each row, `(n,)` float32, differentiable in the same."""
     own, task = _task(fresh, labels, head, each, probe)
+    if torch.is_grad_enabled():
+        return _InPieces.apply(rows, own, task, True, True)
     return _summed(rows, own, task, False).losses()
 
 
@@ -116,7 +118,7 @@ def _summed(rows: Tensor, fresh: Tensor | None, task: _Task, wanted: bool) -> _S
 
 class _InPieces(TensorFunction):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, fresh: Tensor | None, task: _Task, wanted: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, fresh: Tensor | None, task: _Task, wanted: bool, apart: bool) -> Tensor:
         needed = [wanted and needs for needs in ctx.needs_input_grad[:2]]
         sums = _summed(rows, fresh, task, any(needed))
         losses = sums.losses()
@@ -124,15 +126,15 @@ class _InPieces(TensorFunction):
         ctx.save_for_backward(
             sums.gradient() if needed[0] else None, sums.fresh_gradient() if needed[1] and fresh is not None else None
         )
-        return losses.sum()
+        return losses if apart else losses.sum()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         rows, fresh = ctx.saved_tensors
-        factor = g / ctx.scale
+        factor = by_row(g / ctx.scale)
         grad_rows = None if rows is None else (rows * factor).to(ctx.dtype)
-        return grad_rows, None if fresh is None else fresh * factor, None, None
+        return grad_rows, None if fresh is None else fresh * factor, None, None, None
 
 
 class _Sums:

@@ -86,7 +86,7 @@ def loss_in_head(
     Arguments:
         run: makes the model's one forward of the micro-batch, and returns its output.
         labels: `(b, t)`, on the CPU; targets: how many of them are predicted.
-        apart: without autograd, the loss of each target instead, `(targets,)`, in the order of `labels`.
+        apart: the loss of each target instead, `(targets,)`, in the order of `labels`; with autograd of a head that is frozen.
     """
     module = _module(model)
     made = _InHead(module, labels, targets, program, apart)

@@ -10,8 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dist_subspace.families.embeddings import output_embeddings
 from dist_subspace.placement.protocol import Engine
-from dist_subspace.training.cross_entropy import PIECE, cross_entropies, summed_cross_entropy, targets_of
+from dist_subspace.training.cross_entropy import (
+    PIECE,
+    cross_entropies,
+    each_cross_entropy,
+    summed_cross_entropy,
+    targets_of,
+)
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.head_loss import loss_in_head, proof_of
@@ -20,15 +27,37 @@ from dist_subspace.training.router_loss import ASKS, RouterLoss, router_loss_of
 
 def target_losses(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
     """Collective where parameters are split: the cross-entropy of each target of the micro-batch, `(targets,)` float32, row by
-    row, made as `micro_batch_loss` makes their sum. Without gradients, which the caller has switched off."""
-    proof = proof_of(model, batch.inputs["input_ids"], device)
-    if proof.reason is None:
-        return loss_in_head(
-            model, lambda: _output(model, batch, device), batch.labels, batch.targets, proof.program, apart=True
-        )
+    row, made as `micro_batch_loss` makes their sum; differentiable where autograd is on. Without what trained routers add."""
+    return losses_and_output(model, batch, device)[0]
+
+
+def losses_and_output(
+    model: nn.Module | Engine, batch: MicroBatch, device: torch.device, routers: RouterLoss | None = None
+) -> tuple[Tensor, Any]:
+    """What `target_losses` gives, and the model's output, from which `routers` make their own loss."""
+    is_trained = torch.is_grad_enabled() and _trains_head(model)
+    proof = None if is_trained else proof_of(model, batch.inputs["input_ids"], device)
+    if proof is not None and proof.reason is None:
+        outputs: list[Any] = []
+
+        def run() -> Any:
+            outputs.append(_output(model, batch, device, routers))
+            return outputs[0]
+
+        losses = loss_in_head(model, run, batch.labels, batch.targets, proof.program, apart=True)
+        return losses, outputs[0]
     places, targets = targets_of(batch.labels, batch.targets)
-    logits = forward(model, batch, device).flatten(0, 1)
-    return cross_entropies(logits[to_device(places, logits.device)], to_device(targets, logits.device))
+    output = _output(model, batch, device, routers)
+    logits = output.logits.flatten(0, 1)
+    own, classes = logits[to_device(places, logits.device)], to_device(targets, logits.device)
+    made = each_cross_entropy if torch.is_grad_enabled() else cross_entropies
+    return made(own, classes), output
+
+
+def _trains_head(model: nn.Module | Engine) -> bool:
+    """Whether something of the head's own is trained, whose gradient is no sum of what single rows give."""
+    head = output_embeddings(getattr(model, "module", model))  # type: ignore[arg-type]
+    return head is not None and any(parameter.requires_grad for parameter in head.parameters())
 
 
 def micro_batch_loss(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:

@@ -21,6 +21,7 @@ from dist_subspace.run_folder.records import Evaluation, StepRecord
 from dist_subspace.training.announce import SILENCE
 from dist_subspace.training.display import Display
 from dist_subspace.training.memory import peak_memory
+from dist_subspace.training.preferences.rewards import NONE, RewardSums
 from dist_subspace.training.profile import Profile
 from dist_subspace.training.samples import Sample, write_samples
 
@@ -33,7 +34,7 @@ class FinishedStep:
     """One optimizer step. step, epoch, samples, tokens, elapsed_seconds: of the whole run so far; the rest is the step's own.
 
     grad_norm: before clipping, None where it is not known. penalty: of the method's constraint, where it has one; it is no part
-    of `loss`.
+    of `loss`. rewards: the sums behind the figures of preferences.
     """
 
     step: int
@@ -47,6 +48,7 @@ class FinishedStep:
     grad_norm: float | None
     own_tokens: int
     own_seconds: float
+    rewards: RewardSums = NONE
 
 
 class Observer:
@@ -194,4 +196,5 @@ def _record(steps: Sequence[FinishedStep], peak_memory_bytes: int) -> StepRecord
         peak_memory_bytes=peak_memory_bytes,
         elapsed_seconds=last.elapsed_seconds,
         penalty=last.penalty,
+        figures=RewardSums.summed(step.rewards for step in steps).figures(),
     )

@@ -36,6 +36,8 @@ from dist_subspace.training.computation import dtype_begun_with, settled_dtype
 from dist_subspace.training.data import Batches, Prepared
 from dist_subspace.training.materials import read_materials
 from dist_subspace.training.optimizers import check_optimizer
+from dist_subspace.training.preferences.choice import check_objective
+from dist_subspace.training.preferences.reference import needs_beginning
 from dist_subspace.training.prepared_data import prepare_data
 from dist_subspace.training.pulse import MINUTE
 from dist_subspace.training.samples import check_prompts
@@ -120,7 +122,8 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         with agreed("comparing the model's files"):
             model = {"model fingerprint": base_fingerprint(folder)} if world().local_rank == 0 else {}
         refuse_unlike({"data fingerprint": data.fingerprint, **model})
-        fingerprints = on_main(_fingerprints, folder, read.resolved, data)
+        begun = beginning if needs_beginning(config) else None
+        fingerprints = on_main(_fingerprints, folder, read.resolved, data, begun)
         checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
     return Plan(
         config=config,
@@ -159,6 +162,7 @@ def check_settings(config: Config) -> tuple[torch.device, torch.dtype]:
     head_options(held.head_storage, held.storage, held.double_quant, held.storage_options, dtype)
     check_optimizer(config.training.optim, device)
     check_installed(config.run.report_to)
+    check_objective(config)
     check_measured(config)
     check_prompts(config)
     check_hardware(dtype, device)
@@ -211,13 +215,14 @@ def _open_run(config: Config, run_dir: RunFolder, notice: Callable[[str], None])
     return dtype_begun_with(run_dir, config.checkpoint.resume)
 
 
-def _fingerprints(folder: Path, resolved: Resolved, data: Prepared) -> dict[str, str]:
+def _fingerprints(folder: Path, resolved: Resolved, data: Prepared, reference: Beginning | None) -> dict[str, str]:
+    """reference: the adapter that the trained one is compared with all along; None where there is none."""
     import hashlib
     import json
 
-    method = json.dumps(
-        [resolved.info.name, resolved.config.as_dict(), str(resolved.settings)], sort_keys=True, default=str
-    )
+    decisive = [resolved.info.name, resolved.config.as_dict(), str(resolved.settings)]
+    decisive += [] if reference is None else [reference.content()]
+    method = json.dumps(decisive, sort_keys=True, default=str)
     return {
         "model": base_fingerprint(folder),
         "method": hashlib.sha256(method.encode()).hexdigest(),
@@ -230,7 +235,7 @@ def _find_beginning(config: Config, run_dir: RunFolder, notice: Callable[[str], 
     if config.subspace.init_from is None:
         return None
     newest = find_checkpoint(run_dir, config.checkpoint.resume, lambda sentence: None)  # which is said later
-    resumed = None if newest is None else (newest[0], newest[1].begun)
+    resumed = None if newest is None or needs_beginning(config) else (newest[0], newest[1].begun)
     beginning = find_beginning(config.subspace.init_from, resumed, notice)
     return None if beginning is None else beginning.joined(config.subspace)
 

@@ -11,6 +11,7 @@ from dist_subspace.config import Config
 from dist_subspace.config.schema import DataSection, TrainingSection
 from dist_subspace.subspace import SubspaceConfig
 from dist_subspace.training.data import BatchSettings, DataSettings
+from dist_subspace.training.data.settings import is_packable
 from dist_subspace.training.optimizers import AdamSettings
 
 SHAPES = 64  # rows are padded to a multiple of this: kernels are made, and memory is kept, once for each shape
@@ -53,6 +54,8 @@ def data_settings(section: DataSection) -> DataSettings:
         instruction_field=section.instruction_field,
         input_field=section.input_field,
         output_field=section.output_field,
+        chosen_field=section.chosen_field,
+        rejected_field=section.rejected_field,
         messages_field=section.messages_field,
         label_field=section.label_field,
         tools_field=section.tools_field,
@@ -65,7 +68,7 @@ def data_settings(section: DataSection) -> DataSettings:
 
 
 def batch_settings(config: Config) -> BatchSettings:
-    packing = config.data.packing and config.data.format != "classification"
+    packing = config.data.packing and is_packable(config.data.format)
     return BatchSettings(
         global_batch_size=config.training.global_batch_size,
         micro_batch_size=config.training.per_device_train_batch_size,
@@ -74,6 +77,7 @@ def batch_settings(config: Config) -> BatchSettings:
         max_length=config.data.max_length,
         pad_to_multiple=config.data.max_length if packing else padding(config),
         segment_lengths="flash" in (config.model.attn_implementation or ""),
+        objective=config.training.objective,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from dist_subspace.subspace import attached, named_trainables, parameter_groups
 from dist_subspace.training.activation_offload import activation_offload
 from dist_subspace.training.announce import announced
 from dist_subspace.training.best import is_out_of_patience, note_evaluation, stopped_early_text
-from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, eval_batches, eval_filler, packing_leak
+from dist_subspace.training.data import LEAK_LIMIT, GlobalBatch, MicroBatch, eval_batches, eval_filler, packing_leak
 from dist_subspace.training.engine import Stepper
 from dist_subspace.training.engine_config import engine_config
 from dist_subspace.training.evaluate import evaluate
@@ -35,6 +36,9 @@ from dist_subspace.training.observer import FinishedStep, Observer
 from dist_subspace.training.optimizers import make_optimizer
 from dist_subspace.training.pause import Pause
 from dist_subspace.training.plan import Plan
+from dist_subspace.training.preferences.choice import is_about_preferences, make_objective, without_dropout
+from dist_subspace.training.preferences.evaluate import evaluate_preferences
+from dist_subspace.training.preferences.rewards import RewardSums
 from dist_subspace.training.profile import part
 from dist_subspace.training.progress import Progress, best_in_run
 from dist_subspace.training.router_loss import about_routers
@@ -61,12 +65,15 @@ class Trainer:
         if plan.config.training.full_determinism:
             enable_full_determinism(plan.config.training.seed)
         self.model = make_model(plan, observer)
+        without_dropout(plan.config, self.model)
         with announced(
             f"starting {engine_title(self.config.deepspeed.preset, self.config.deepspeed.config)}", observer.notice
         ):
             self.engine = self._make_engine()
         keep = activation_offload(self.config.training.activation_offload, plan.device, observer.notice)
-        self.stepper = Stepper(self.engine, plan.device, self.config.training.seed, world().size, keep)
+        self.objective = make_objective(self.config, plan.device, self.engine.module)
+        seed = self.config.training.seed
+        self.stepper = Stepper(self.engine, plan.device, seed, world().size, keep, self.objective)
         self.schedule = schedule_of(self.config.training, plan.total_steps, self.engine.rates)
         with announced("checking that packed samples are kept apart", observer.notice):
             self._refuse_leaky_packing()
@@ -165,8 +172,9 @@ class Trainer:
         if own_loss is None:
             discard(self.model)
             return True
-        total, stop = sum_over_ranks([own_loss, float(self.pause.told())], self.plan.device)
-        loss = total / max(1, batch.targets)
+        own = [own_loss, float(self.pause.told()), *self.objective.take().numbers()]
+        total, stop, *rewards = sum_over_ranks(own, self.plan.device)
+        loss = total / max(1, batch.terms)
         with part("optimizer"):
             applied = self.engine.step(math.isfinite(loss))
         self.schedule.advance()
@@ -181,7 +189,8 @@ class Trainer:
         else:
             discard(self.model)
             self._not_applied(loss)
-        self.observer.step(self._finished(batch, loss, rate, time.monotonic() - began), self._logs())
+        finished = self._finished(batch, loss, rate, time.monotonic() - began, RewardSums.of(rewards))
+        self.observer.step(finished, self._logs())
         return stop > 0 and self.pause.agree()
 
     def _moved_on(self) -> bool:
@@ -232,7 +241,9 @@ class Trainer:
             )
         self.observer.warning(f"step {self.progress.step} skipped: {what} ({self.progress.skipped} so far)")
 
-    def _finished(self, batch: GlobalBatch, loss: float, rate: float, seconds: float) -> FinishedStep:
+    def _finished(
+        self, batch: GlobalBatch, loss: float, rate: float, seconds: float, rewards: RewardSums
+    ) -> FinishedStep:
         penalties = attached(self.model).penalties
         return FinishedStep(
             step=self.progress.step,
@@ -246,6 +257,7 @@ class Trainer:
             grad_norm=self.engine.grad_norm,
             own_tokens=batch.tokens,
             own_seconds=seconds,
+            rewards=rewards,
         )
 
     def _logs(self) -> bool:
@@ -274,15 +286,17 @@ class Trainer:
             micro_batch_size=size,
             pad_id=self.plan.pad_id,
             pad_to_multiple=padding(self.config),
+            objective=training.objective,
+            max_length=self.config.data.max_length,
         )
-        filler = eval_filler(table, self.plan.pad_id)
+        filler = eval_filler(table, self.plan.pad_id, training.objective)
         what, count = f"evaluating at step {self.progress.step}", math.ceil(math.ceil(len(table) / size) / world().size)
         with (
             announced(what, self.observer.notice, self.observer.patience, over=False, every=math.inf),  # it counts on
             self.observer.during("evaluation", count),
             self.observer.aside("evaluation"),
         ):
-            values = evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self._moved_on)
+            values = self._measured(rounds, filler)
         if values is None:
             return False
         self.unevaluated = False
@@ -295,6 +309,13 @@ class Trainer:
             with self.observer.aside("samples"):
                 self.observer.samples(self.prompts.answered(self.engine.module, self.progress.step))
         return True
+
+    def _measured(self, rounds: Iterator[MicroBatch | None], filler: MicroBatch) -> dict[str, float] | None:
+        if is_about_preferences(self.config):
+            return evaluate_preferences(
+                self.engine, self.objective, list(rounds), filler, self.plan.device, self._moved_on
+            )
+        return evaluate(self.engine, rounds, filler, self.plan.device, self.plan.classes, self._moved_on)
 
     def _is_best(self) -> bool:
         return self.progress.best is not None and self.progress.best["step"] == self.progress.step

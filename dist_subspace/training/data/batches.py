@@ -19,6 +19,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.training.data.collate import Collator, MicroBatch, Row
 from dist_subspace.training.data.order import epoch_size, sample_order
 from dist_subspace.training.data.packing import pack
+from dist_subspace.training.data.preference_batch import chosen_tokens
 from dist_subspace.training.data.table import TokenTable
 
 EPOCHS_KEPT = 2  # a global batch may reach from one epoch into the next
@@ -38,6 +39,13 @@ class GlobalBatch:
     tokens: int
     epoch: float
     """How many epochs are behind once this batch is done."""
+    chosen_tokens: int = 0
+    """Predicted tokens of the chosen texts, prompts among them (orpo)."""
+
+    @property
+    def terms(self) -> int:
+        """What its loss is a mean over: targets, or pairs and answers that are preferred."""
+        return self.targets if self.filler.preferences is None else self.samples
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class BatchSettings:
     pad_to_multiple: int = 1
     segment_lengths: bool = False
     """Whether attention is told where samples begin (`cu_seq_lens`), instead of by positions alone."""
+    objective: str = "sft"
+    """Of the training: other ones than sft take preferences."""
 
 
 class Batches:
@@ -74,6 +84,8 @@ class Batches:
             settings.padding_side,
             settings.pad_to_multiple,
             settings.segment_lengths,
+            settings.objective,
+            settings.max_length,
         )
         self._counts: list[int] = []
         self._epochs: OrderedDict[int, list[Row]] = OrderedDict()
@@ -140,11 +152,12 @@ class Batches:
             samples=len(samples),
             tokens=int(self.table.lengths[samples].sum()),
             epoch=epoch,
+            chosen_tokens=chosen_tokens(self.table, samples) if self.collate.objective == "orpo" else 0,
         )
 
     def _micro_batch(self, rows: list[Row], index: int, number: int) -> MicroBatch:
-        start = index * self.micro_batch_size
-        return self.collate(rows[start : start + self.micro_batch_size], number)
+        own = slice(index * self.micro_batch_size, (index + 1) * self.micro_batch_size)
+        return self.collate(rows[own], number, _rotated(rows)[own] if self.collate.objective == "kto" else None)
 
     def _rows_of(self, step: int) -> tuple[list[Row], float]:
         """The rows of a global batch, and how many epochs are behind after it."""
@@ -182,6 +195,12 @@ class Batches:
         return self._epochs[epoch]
 
 
+def _rotated(rows: list[Row]) -> list[int]:
+    """For each sample the one before it, for the first the last: every answer stands behind another prompt, once."""
+    samples = [i for row in rows for i in row]
+    return samples[-1:] + samples[:-1]
+
+
 def filler_batch(collate: Collator, number: int) -> MicroBatch:
     """The shortest sample alone."""
     return collate([(int(np.argmin(collate.table.lengths)),)], number)
@@ -196,21 +215,32 @@ def eval_batches(
     pad_id: int,
     padding_side: str = "right",
     pad_to_multiple: int = 1,
+    objective: str = "sft",
+    max_length: int | None = None,
 ) -> Iterator[MicroBatch | None]:
     """This rank's micro-batches of one pass over the table, never packed; equally many on every rank, None where idle.
 
     An idle rank runs `eval_filler` and counts nothing of it.
     """
-    collate = Collator(table, pad_id, padding_side=padding_side, pad_to_multiple=pad_to_multiple)
+    collate = Collator(
+        table,
+        pad_id,
+        padding_side=padding_side,
+        pad_to_multiple=pad_to_multiple,
+        objective=objective,
+        max_length=max_length,
+    )
     # Longest first: rows of like length share a micro-batch, and a run that is short of memory fails at once.
     order = np.argsort(-table.lengths, kind="stable")
     count = -(-len(table) // micro_batch_size)
     for start in range(0, count, world_size):
         index = start + rank
-        rows = [(int(i),) for i in order[index * micro_batch_size : (index + 1) * micro_batch_size]]
-        yield collate(rows, index) if index < count else None
+        own = slice(index * micro_batch_size, (index + 1) * micro_batch_size)
+        rows: list[Row] = [(int(i),) for i in order[own]]
+        partners = [int(i) for i in np.roll(order, 1)[own]]
+        yield collate(rows, index, partners) if index < count else None
 
 
-def eval_filler(table: TokenTable, pad_id: int) -> MicroBatch:
+def eval_filler(table: TokenTable, pad_id: int, objective: str = "sft") -> MicroBatch:
     """What a rank runs in a round of evaluation that has nothing for it."""
-    return filler_batch(Collator(table, pad_id), 0)
+    return filler_batch(Collator(table, pad_id, objective=objective), 0)

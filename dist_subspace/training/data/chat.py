@@ -52,18 +52,18 @@ def chat(rows: list[Row], encoder: Encoder) -> list[list[Outcome]]:
     drafts = iter(
         _drafts([(talk, passage) for talk, passages in zip(talks, passage_lists) for passage in passages], encoder)
     )
-    unread_remarks = _unread_remarks(encoder.chat_template)
+    of_unread = unread_remarks(encoder.chat_template)
     results = []
     for talk, passages in zip(talks, passage_lists):
         outcomes = [_fitted(next(drafts), encoder) for _ in passages] or [NOTHING]
-        remarks = {remark for passage in passages for remark in passage.remarks} | unread_remarks(talk)
+        remarks = {remark for passage in passages for remark in passage.remarks} | of_unread(talk)
         if remarks:
             outcomes[0] = replace(outcomes[0], remarks=tuple(sorted(remarks)))
         results.append(outcomes)
     return results
 
 
-def _unread_remarks(template: ChatTemplate) -> Callable[[Conversation], set[str]]:
+def unread_remarks(template: ChatTemplate) -> Callable[[Conversation], set[str]]:
     def remarks_of(talk: Conversation) -> set[str]:
         variables = {"tools": talk.tools, "documents": talk.documents} | talk.options
         names = [name for name, value in variables.items() if value is not None and not template.reads(name, talk)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths
+from dist_subspace.training.data.preference_batch import Preferences, paired_batch, unpaired_batch
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.data.table import TokenTable
 
@@ -35,6 +36,13 @@ class MicroBatch:
     samples: int
     tokens: int
     """Without padding."""
+    preferences: Preferences | None = None
+    """Of answers that are preferred to others."""
+
+    @property
+    def terms(self) -> int:
+        """What its loss is a sum over: targets, or pairs and answers that are preferred."""
+        return self.targets if self.preferences is None else self.samples
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,21 @@ class Collator:
     pad_to_multiple: int = 1
     segment_lengths: bool = False
     """Give the attention kernel the lengths of a packed row's segments (flash attention)."""
+    objective: str = "sft"
+    """Of the training: other ones than sft take preferences."""
+    max_length: int | None = None
+    """That a prompt with another one's answer is cut to."""
 
-    def __call__(self, rows: Sequence[Row], number: int) -> MicroBatch:
+    def __call__(self, rows: Sequence[Row], number: int, partners: Sequence[int] | None = None) -> MicroBatch:
+        """Arguments: partners: for each sample of single answers another one, whose answer its prompt is given too."""
         samples = [i for row in rows for i in row]
+        if self.objective in ("dpo", "orpo"):
+            whole_chosen = self.objective == "orpo"
+            return paired_batch(self.table, samples, number, self.pad_id, self.pad_to_multiple, whole_chosen)
+        if self.objective == "kto":
+            others = samples if partners is None else partners
+            multiple, longest = self.pad_to_multiple, self.max_length
+            return unpaired_batch(self.table, samples, others, number, self.pad_id, multiple, longest)
         tokens = int(self.table.lengths[samples].sum())
         targets = int(self.table.target_counts[samples].sum())
         pieces = [[self.table.sample(i) for i in row] for row in rows]

@@ -1,4 +1,4 @@
-"""The five formats: from records to tokenised samples (docs/usage.md, "Data").
+"""The formats: from records to tokenised samples (docs/usage.md, "Data").
 
 Each format is one function `(rows, encoder) -> for each row what became of its samples`: cut to `max_length`, or left out
 because an answer does not fit (or because nothing in it is trained).
@@ -15,6 +15,8 @@ from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.cutting import fit, leading
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.labels import label_of
+from dist_subspace.training.data.preference import preference, unpaired_preference
+from dist_subspace.training.data.preference_chat import chat_preference, chat_unpaired_preference
 from dist_subspace.training.data.samples import NOTHING, Outcome, Sample
 
 Samples = list[Outcome]
@@ -62,6 +64,10 @@ FORMATS: dict[str, Callable[[list[Row], Encoder], list[Samples]]] = {
     "completion": completion,
     "text": text,
     "classification": classification,
+    "preference": preference,
+    "chat-preference": chat_preference,
+    "unpaired-preference": unpaired_preference,
+    "chat-unpaired-preference": chat_unpaired_preference,
 }
 
 

@@ -112,6 +112,31 @@ def _conversation(row: Row) -> Conversation:
     )
 
 
+def messages_in(row: Row, name: str, speaker: str) -> list[Message]:
+    """The messages of a column that is no conversation of its own: a prompt, or an answer.
+
+    Arguments:
+        speaker: whose single message a text in the column is.
+
+    Raises:
+        UsageError: for what is no message.
+    """
+    value = row.value(name)
+    if isinstance(value, str):
+        return [{"role": speaker, "content": value}]
+    listed = [value] if isinstance(value, dict) else value
+    if not isinstance(listed, list) or not listed:
+        column = row.settings.column(name)
+        raise UsageError(f"{row} has no list in column {column!r}; accepted: [{{role, content}}], one of them, or text")
+    return [_message(row, message)[0] for message in listed]
+
+
+def conversation_of(row: Row, messages: list[Message]) -> Conversation:
+    """These messages, of which none is trained, with the row's tools, documents and variables of the template."""
+    tools, documents = _objects(row, "tools"), _objects(row, "documents")
+    return Conversation(row, messages, [False] * len(messages), tools, documents, _options(row))
+
+
 def _listed_messages(row: Row) -> list[Any]:
     column = row.settings.column("messages")
     by_name = row.settings.messages_field is None and row.record.get(column) is None

@@ -54,7 +54,7 @@ def _packed(outcomes: list[tuple[int, Outcome]]) -> bytes:
         "ids": np.concatenate([np.asarray(s.ids, np.int32) for s in samples]) if samples else np.zeros(0, np.int32),
         "trained": np.concatenate([np.asarray(s.trained, bool) for s in samples]) if samples else np.zeros(0, bool),
         "lengths": np.asarray([len(s.ids) for s in samples], np.int64),
-        "targets": np.asarray([1 if s.label is not None else s.targets for s in samples], np.int32),
+        "targets": np.asarray([s.targets or int(s.label is not None) for s in samples], np.int32),
         "records": np.asarray([number for number, _, _ in kept], np.int64),
         "dropped": np.asarray([outcome.dropped for _, outcome, _ in kept], np.int32),
         "seen": np.asarray([outcome.length for _, outcome in outcomes], np.int32),

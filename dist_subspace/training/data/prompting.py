@@ -4,6 +4,8 @@ alpaca          the filled template, up to where the answer begins
 chat            the chat template's rendering of the messages before the last answer, with the generation prompt
 completion      the prompt as it stands
 text            the text as it stands, to be gone on with
+
+Formats of preferences have the prompts of `completion` or `chat`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from dist_subspace.training.data.columns import Row
 from dist_subspace.training.data.encoding import Encoder
 from dist_subspace.training.data.formats import alpaca_prompt
 from dist_subspace.training.data.messages import Conversation, conversation
-from dist_subspace.training.data.settings import DataSettings
+from dist_subspace.training.data.settings import DataSettings, prompted_as
 from dist_subspace.training.data.template import ChatTemplate, give_chat_template
 
 WRITTEN = ("alpaca", "chat", "completion", "text")
@@ -42,6 +44,7 @@ class Prompting:
     def __init__(self, settings: DataSettings, tokenizer: Any) -> None:
         """Raises UsageError for a format that has no answers which are written."""
         check_written(settings)
+        settings = replace(settings, format=prompted_as(settings.format))
         if settings.format == "chat":
             give_chat_template(tokenizer)
         self.settings, self.encoder = settings, Encoder(tokenizer)
@@ -133,7 +136,7 @@ class Prompting:
 
 def check_written(settings: DataSettings) -> None:
     """Raises UsageError for a format that has no answers which are written."""
-    if settings.format not in WRITTEN:
+    if prompted_as(settings.format) not in WRITTEN:
         raise UsageError(
             f"data.format is {settings.format!r}, in which no answer is written; accepted: {', '.join(WRITTEN)}"
         )

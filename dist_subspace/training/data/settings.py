@@ -9,7 +9,18 @@ from typing import Any
 COLUMNS = ("text", "prompt", "completion", "instruction", "input", "output", "messages", "label")
 TEMPLATE_COLUMNS = ("tools", "documents", "chat_template_kwargs")
 """Columns that reach the chat template where a record has them."""
-RENAMED = (*COLUMNS, *TEMPLATE_COLUMNS)
+PREFERENCE_COLUMNS = ("chosen", "rejected")
+RENAMED = (*COLUMNS, *TEMPLATE_COLUMNS, *PREFERENCE_COLUMNS)
+PAIRED = ("preference", "chat-preference")
+"""Formats of a better and a worse answer to one prompt."""
+UNPAIRED = ("unpaired-preference", "chat-unpaired-preference")
+"""Formats of one answer, and whether it is desirable."""
+_PROMPTED_AS = {
+    "preference": "completion",
+    "unpaired-preference": "completion",
+    "chat-preference": "chat",
+    "chat-unpaired-preference": "chat",
+}
 PROMPTS = "prompts"
 """The entry of an adapter's description that says how the prompts of its training were written."""
 
@@ -34,6 +45,8 @@ class DataSettings:
     instruction_field: str | None = None
     input_field: str | None = None
     output_field: str | None = None
+    chosen_field: str | None = None
+    rejected_field: str | None = None
     messages_field: str | None = None
     label_field: str | None = None
     tools_field: str | None = None
@@ -53,7 +66,9 @@ class DataSettings:
     def prompts(self) -> dict[str, str]:
         """What of this a prompt depends on, for a file."""
         fields = {name: getattr(self, name) for name in ("template", *(f"{name}_field" for name in RENAMED))}
-        return {"format": self.format} | {name: value for name, value in fields.items() if value is not None}
+        return {"format": prompted_as(self.format)} | {
+            name: value for name, value in fields.items() if value is not None
+        }
 
     @classmethod
     def of_prompts(cls, entry: Mapping[str, Any]) -> DataSettings:
@@ -64,3 +79,13 @@ class DataSettings:
     def column(self, name: str) -> str:
         """What the column `name` of the format is called in this data."""
         return getattr(self, f"{name}_field") or name
+
+
+def prompted_as(name: str) -> str:
+    """The format whose prompts are those of the format `name`: preferences are about answers to texts, or in conversations."""
+    return _PROMPTED_AS.get(name, name)
+
+
+def is_packable(name: str) -> bool:
+    """Whether several samples of the format may share a row: each is trained by itself."""
+    return name != "classification" and name not in (*PAIRED, *UNPAIRED)

@@ -56,9 +56,7 @@ class TokenTable:
 
     def sample(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, labels) of sample i, int64. Labels are -100 off target, at position 0 always; or one class id (1,)."""
-        number = int(np.searchsorted(self._ends, i, side="right"))
-        part = self.parts[number]
-        row = part.rows[i - (self._ends[number - 1] if number else 0)]
+        part, row = self._place(i)
         span = slice(part.columns.offsets[row], part.columns.offsets[row + 1])
         ids = part.columns.ids[span].astype(np.int64)
         if part.class_ids is not None:
@@ -66,6 +64,17 @@ class TokenTable:
         labels = np.where(part.columns.trained[span], ids, IGNORED)
         labels[0] = IGNORED
         return ids, labels
+
+    def label(self, i: int) -> str | int:
+        """The label of sample i as its record has it, where the format has labels."""
+        part, row = self._place(i)
+        return part.columns.labels[part.columns.classes[row]]
+
+    def _place(self, i: int) -> tuple[Part, int]:
+        """The part that sample i is of, and its row in that part's columns."""
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        part = self.parts[number]
+        return part, int(part.rows[i - (self._ends[number - 1] if number else 0)])
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -98,6 +107,15 @@ def hold_out(table: TokenTable, fraction: float, seed: int, by_sample: list[bool
     is_held_out = np.zeros(count, bool)
     is_held_out[np.random.default_rng([seed, HELD_OUT]).permutation(count)[:held_out_count]] = True
     return _selected(table, ~is_held_out[group]), replace_weights(_selected(table, is_held_out[group]))
+
+
+def drawn(table: TokenTable, count: int, seed: int) -> TokenTable:
+    """`count` samples, drawn by the seed; all of a table that has no more."""
+    if len(table) <= count:
+        return table
+    chosen = np.zeros(len(table), bool)
+    chosen[np.random.default_rng([seed, HELD_OUT]).permutation(len(table))[:count]] = True
+    return _selected(table, chosen)
 
 
 def replace_weights(table: TokenTable) -> TokenTable:

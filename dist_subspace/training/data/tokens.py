@@ -13,7 +13,13 @@ from dist_subspace.training.data.cutting import Cutting, counted
 from dist_subspace.training.data.fingerprint import digest, tokenizer_digest
 from dist_subspace.training.data.labels import class_ids, label_names
 from dist_subspace.training.data.pieces import Pieces
-from dist_subspace.training.data.settings import COLUMNS, TEMPLATE_COLUMNS, DataSettings
+from dist_subspace.training.data.settings import (
+    COLUMNS,
+    PREFERENCE_COLUMNS,
+    TEMPLATE_COLUMNS,
+    DataSettings,
+    prompted_as,
+)
 from dist_subspace.training.data.sources import EVAL, Source, open_source, open_sources
 from dist_subspace.training.data.store import Columns, read_columns, write_columns
 from dist_subspace.training.data.table import TokenTable, hold_out, whole_table
@@ -67,7 +73,7 @@ def prepare(
         UsageError: anything wrong with a file, a record, or the settings.
     """
     _check_task(settings, task)
-    if settings.format == "chat":
+    if prompted_as(settings.format) == "chat":
         give_chat_template(tokenizer)
     shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress, poll)
     sources = open_sources(settings) if sources is None else sources
@@ -119,7 +125,7 @@ def prepare_evaluation(
         UsageError: anything wrong with the file, a record, or the settings; a label that training never saw.
     """
     _check_task(settings, task)
-    if settings.format == "chat":
+    if prompted_as(settings.format) == "chat":
         give_chat_template(tokenizer)
     source = open_source(str(settings.eval), settings.eval_split, EVAL)
     shelf = _Shelf(settings, tokenizer, Path(cache_dir), show_progress, lambda: None)
@@ -141,7 +147,7 @@ def _notices(columns: list[Columns], tokenizer: Any, settings: DataSettings) -> 
     counts: Counter[str] = Counter()
     for source_columns in columns:
         counts.update(source_columns.remarks)
-    sentences = said_of_default(tokenizer) if settings.format == "chat" else []
+    sentences = said_of_default(tokenizer) if prompted_as(settings.format) == "chat" else []
     return sentences + [remark.replace("{count}", f"{count:,}") for remark, count in sorted(counts.items())]
 
 
@@ -159,7 +165,8 @@ class _Shelf:
         """The digest is equal for equal tokens; it leaves out what is at its default, so that stored runs are known again."""
         decisive: dict[str, str | None] = {name: self.settings.column(name) for name in COLUMNS}
         decisive |= {"format": self.settings.format, "template": self.settings.template}
-        renamed = {name: self.settings.column(name) for name in TEMPLATE_COLUMNS if self.settings.column(name) != name}
+        optional = (*TEMPLATE_COLUMNS, *PREFERENCE_COLUMNS)
+        renamed = {name: self.settings.column(name) for name in optional if self.settings.column(name) != name}
         if self.settings.truncation != DataSettings.truncation:
             renamed["truncation"] = self.settings.truncation
         return digest([IDENTITY, source.content, self.tokenizer_digest, decisive | renamed, self.settings.max_length])
