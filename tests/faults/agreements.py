@@ -70,6 +70,7 @@ RUNS = [
     Row("training/plan make_plan agreed(\"comparing the model's files\")", "plain", f"{_C}.fingerprint:base_fingerprint", 0),
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0),
     Row("training/plan make_plan on_main(_find_checkpoint)", "frozen", f"{_C}.state:read_trainer_state", 0, "json"),
+    Row("training/plan make_plan on_main(choose_rate)", "plain", f"{_T}.learning_rate:model_widths", 0, "usage"),
     Row(f"{_LOADING}(\"reading the model's configuration\")", "plain", ".loading.index:open_checkpoint"),
     Row(f"{_LOADING}(\"reading the model's weights\")", "zero3", ".storage.registry:storage_info"),
     Row("training/model _attached on_main(_layers)", "frozen", f"{_T}.model:_layers", 0, "json"),
