@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dist_subspace.interchange.merge import merge
     from dist_subspace.interchange.peft.export import export_peft
     from dist_subspace.loading.load import load_frozen
+    from dist_subspace.rate_search.python import find_learning_rate
     from dist_subspace.subspace import (
         MethodInfo,
         SubspaceConfig,
@@ -23,17 +24,20 @@ if TYPE_CHECKING:
         parameter_groups,
         trainable_parameters,
     )
+    from dist_subspace.trainers import TrainerMixin
 
 __version__ = "0.1.0"
 
 __all__ = [
     "MethodInfo",
     "SubspaceConfig",
+    "TrainerMixin",
     "advance",
     "attach",
     "combine_adapters",
     "disabled",
     "export_peft",
+    "find_learning_rate",
     "generate",
     "import_peft",
     "load",
@@ -50,9 +54,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "TrainerMixin": "dist_subspace.trainers",
     "advance": "dist_subspace.advancing",
     "attach": "dist_subspace.api",
     "combine_adapters": "dist_subspace.adapted.combining",
+    "find_learning_rate": "dist_subspace.rate_search.python",
     "generate": "dist_subspace.adapted.python",
     "import_peft": "dist_subspace.api",
     "load": "dist_subspace.adapted.python",

@@ -21,12 +21,7 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
     """Collective: let the method's schedule (AdaLoRA, FlexLoRA, LoRA-Dash) decide what follows from optimizer step `step`.
 
     Call it once after each optimizer step, on every rank, before the next backward; `zero_grad` may come before or after. Other
-    methods have no schedule, and nothing happens. In Hugging Face's Trainer, with DeepSpeed or without, it belongs into a
-    callback:
-
-        class Advance(TrainerCallback):
-            def on_step_end(self, args, state, control, model, **kwargs):
-                dsub.advance(model, state.global_step, state.max_steps)
+    methods have no schedule, and nothing happens. In Hugging Face's Trainer and TRL's trainers `TrainerMixin` calls it.
 
     LoRA-Dash's strengths begin at zero in the middle of the run, and so do their moments. Adam's bias correction begins there too
     where the optimizer counts their steps apart: with ZeRO from stage 1 on, that is where it was given `parameter_groups` (by a
@@ -60,8 +55,7 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
         late = schedule.late_parameters()
         late_ids = {id(p) for p in late}
         schedule.begun = restart_counters(late, [p for p in trainable_parameters(bare) if id(p) not in late_ids])
-    if attached_method.collector is not None:
-        attached_method.collector.paused = not schedule.uses_gradients(step + 1, max_steps)
+    _collect_for(attached_method, schedule, step + 1, max_steps)
 
 
 def discard(model: nn.Module) -> None:
@@ -70,6 +64,21 @@ def discard(model: nn.Module) -> None:
     attached_method.accumulation.restart()
     if attached_method.collector is not None:
         attached_method.collector.take()
+
+
+def prepare_step(model: nn.Module, step: int, max_steps: int) -> None:
+    """Local: the model is where it was after `step` steps, maybe fewer than have been made with it: no gradient of another step
+    is kept, and those of the step that comes are collected where the schedule wants them."""
+    discard(model)
+    attached_method = attached(_unwrapped(model))
+    if attached_method.schedule is not None:
+        _collect_for(attached_method, attached_method.schedule, step + 1, max_steps)
+
+
+def _collect_for(attached_method: Attachment, schedule: Schedule, step: int, max_steps: int) -> None:
+    """Local: gradients of that step are collected, if the schedule asks for them."""
+    if attached_method.collector is not None:
+        attached_method.collector.paused = not schedule.uses_gradients(step, max_steps)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

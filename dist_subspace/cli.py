@@ -23,6 +23,7 @@ from dist_subspace.doctor import PATIENCE
 from dist_subspace.errors import Notice, UsageError
 from dist_subspace.evaluation.command_line import evaluate
 from dist_subspace.launchers import enter, is_first, without_local_rank
+from dist_subspace.rate_search.command_line import find_lr
 from dist_subspace.stopping import Interrupted, listening
 from dist_subspace.talking import options as generate_options
 from dist_subspace.training.pulse import Pulse
@@ -270,6 +271,7 @@ def report(run_dir: Annotated[str, typer.Argument(help="The output_dir of a run.
 
 
 command("eval", example="eval runs/mine --compare-base")(evaluate)
+command("find-lr", example="find-lr my.yaml subspace.method=ssb")(find_lr)
 
 
 @command(example="doctor my.yaml")

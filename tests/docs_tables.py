@@ -1,5 +1,5 @@
-"""`python -m tests.docs_tables`: writes the tables of docs/reference.md and README.md that registries, the schema and the recipes
-decide."""
+"""`python -m tests.docs_tables`: writes the tables of docs/reference.md and README.md that registries, the schema, the recipes
+and the shapes of models decide."""
 
 from __future__ import annotations
 
@@ -113,6 +113,13 @@ def recipes_table() -> str:
     return markdown(header_row, rows)
 
 
+def memory_table() -> str:
+    """As the recipes' headers are computed."""
+    from tests.config.memory import GPUS, memory_rows
+
+    return markdown(("model", "storage", *(f"{n} GPU{'s' if n > 1 else ''}" for n in GPUS)), memory_rows())
+
+
 def _weight(path: Path) -> tuple[float, str]:
     """The smoke first, then by billions of weights in the name."""
     found = re.search(r"-(\d+)b\b", path.stem)
@@ -131,11 +138,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": presets_table,
     "keys": keys_table,
     "recipes": recipes_table,
+    "memory": memory_table,
 }
+ON_THE_README = ("recipes", "memory")
 
 
 def page_of(name: str) -> Path:
-    return README if name == "recipes" else PAGE
+    return README if name in ON_THE_README else PAGE
 
 
 def filled(text: str) -> str:

@@ -33,6 +33,7 @@ KEEPERS = {
         "loading/template_internals.py",
         "loading/sentencepiece_tokenizer.py",
         "transformers_tables.py",
+        "trainers/trainer_internals.py",
     ),
     "torch": ("torch_internals.py", "module_places.py"),
     "datasets": ("training/data/sources.py",),

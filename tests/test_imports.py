@@ -77,6 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": BELOW_TRAINING,
     "advancing": {"errors", "statistics"} | AXES,
     "metrics": {"errors"},
+    "trainers": BELOW_TRAINING | {"advancing"},
     "generation": {"errors", "families", "loading", "placement", "subspace"},
     "training": BELOW_TRAINING
     | {"api", "advancing", "generation", "publishing", "torch_internals", "linear_map", "metrics"},
@@ -84,11 +85,12 @@ ALLOWED: dict[str, set[str]] = {
     "adapted": BELOW_TRAINING | {"api", "generation", "training"},
     "talking": BELOW_TRAINING | {"adapted", "generation", "training"},
     "evaluation": BELOW_TRAINING | {"training", "api", "adapted", "generation", "metrics"},
+    "rate_search": BELOW_TRAINING | {"training", "advancing", "command_line"},
     "publishing": BELOW_TRAINING | {"api"},
     "doctor": BELOW_TRAINING | {"training"},
-    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing"},
+    "__init__": BELOW_TRAINING | {"training", "api", "adapted", "advancing", "rate_search", "trainers"},
     "cli": BELOW_TRAINING
-    | {"training", "api", "adapted", "talking", "evaluation", "publishing"}
+    | {"training", "api", "adapted", "talking", "evaluation", "publishing", "rate_search"}
     | {"doctor", "cuda_allocator", "command_line", "__init__"},
     "__main__": {"cli", "doctor", "launchers"},
 }

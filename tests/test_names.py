@@ -82,11 +82,11 @@ AUTO_CLASSES = {
 EXPORTS = {
     *("MethodInfo", "SubspaceConfig", "advance", "attach", "disabled", "export_peft", "import_peft", "load_adapter"),
     *("load_frozen", "merge", "methods", "parameter_groups", "save_adapter", "summary", "trainable_parameters"),
-    *("combine_adapters", "generate", "load", "switch_adapter", "train"),
+    *("combine_adapters", "find_learning_rate", "generate", "load", "switch_adapter", "train", "TrainerMixin"),
 }
 COMMANDS = {
     *("train", "generate", "methods", "inspect", "merge", "export", "import", "eval", "report", "schema", "doctor"),
-    *("preview", "prepare", "push"),
+    *("preview", "prepare", "push", "find-lr"),
 }
 TRACKERS = {"tensorboard", "wandb", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab", "trackio"}
 LINE = (

@@ -53,7 +53,7 @@ def save_checkpoint(
     """
     tensors = adapter_tensors(model, factors=False)
     described = adapter_config(model, base_model)
-    optimizer = engine.read_state(named_trainables(model)) | _schedule_tensors(model)
+    optimizer = engine.read_state(named_trainables(model)) | schedule_tensors(model)
 
     def write(folder: Path) -> None:
         before()
@@ -139,9 +139,9 @@ def restore(engine: Engine, model: nn.Module, folder: Path, state: TrainerState)
     _restore_schedule(model, folder, state, tensors)
 
 
-class StoredState(Mapping[str, Tensor]):
-    """The tensors of a file that rank 0 alone reads. Each is sent to all ranks when it is asked for, with those that follow it: a
-    rank holds no more of the file than `GROUP` bytes, or one tensor. Every rank asks for the same in the same order.
+class SentInGroups(Mapping[str, Tensor]):
+    """Tensors that rank 0 alone has. Each is sent to all ranks when it is asked for, with those that follow it: another rank
+    holds no more of them than `GROUP` bytes, or one tensor. Every rank asks for the same in the same order.
 
     Arguments:
         sizes: bytes of each tensor. first: the parameters in whose order tensors will be asked for.
@@ -149,13 +149,17 @@ class StoredState(Mapping[str, Tensor]):
 
     GROUP = 64 << 20
 
-    def __init__(self, file: Path, sizes: Mapping[str, int], first: Sequence[str]) -> None:
-        self._file, self._sizes = file, sizes
+    def __init__(self, sizes: Mapping[str, int], first: Sequence[str]) -> None:
+        self._sizes = sizes
         place = {name: number for number, name in enumerate(first)}
         owners = {key: next((stem for stem in _stems(key) if stem in place), "") for key in sizes}
         self._order = sorted(sizes, key=lambda key: place.get(owners[key], len(place)))
         self._places = {key: number for number, key in enumerate(self._order)}
         self._here: dict[str, Tensor] = {}
+
+    def sent(self, keys: list[str]) -> dict[str, Tensor]:
+        """Collective: these tensors on every rank."""
+        raise NotImplementedError
 
     def __getitem__(self, key: str) -> Tensor:
         """Collective."""
@@ -167,7 +171,7 @@ class StoredState(Mapping[str, Tensor]):
                 if size > self.GROUP:
                     break
                 keys.append(other)
-            self._here = broadcast_tensors(on_rank_zero_only(_read_tensors, self._file, keys))
+            self._here = self.sent(keys)
         return self._here[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -175,6 +179,17 @@ class StoredState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._order)
+
+
+class StoredState(SentInGroups):
+    """The tensors of a file that rank 0 alone reads."""
+
+    def __init__(self, file: Path, sizes: Mapping[str, int], first: Sequence[str]) -> None:
+        super().__init__(sizes, first)
+        self._file = file
+
+    def sent(self, keys: list[str]) -> dict[str, Tensor]:
+        return broadcast_tensors(on_rank_zero_only(_read_tensors, self._file, keys))
 
 
 def _stems(key: str) -> Iterator[str]:
@@ -190,7 +205,7 @@ def method_state(model: nn.Module) -> dict[str, Any]:
     return {} if schedule is None else schedule.state()
 
 
-def _schedule_tensors(model: nn.Module) -> dict[str, Tensor]:
+def schedule_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What a schedule has made of gradients (AdaLoRA's importance), on the CPU; alike on every rank."""
     schedule = attached(model).schedule
     tensors = {} if schedule is None else schedule.tensors()
@@ -198,17 +213,31 @@ def _schedule_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _restore_schedule(model: nn.Module, folder: Path, state: TrainerState, tensors: Mapping[str, Tensor]) -> None:
-    """Collective: the schedule goes on from where it stood; what it counts anew from a step on is counted so again."""
+    """Collective: the schedule goes on from where the checkpoint's stood."""
+    if attached(model).schedule is not None:
+        kept = broadcast_tensors(on_rank_zero_only(adapter_by_part, folder))
+        restore_schedule(model, state.method, state.optimizer_steps, ChainMap(kept, tensors))  # type: ignore[arg-type]
+
+
+def restore_schedule(
+    model: nn.Module, state: Mapping[str, Any], optimizer_steps: int, tensors: Mapping[str, Tensor]
+) -> None:
+    """Collective where `tensors` is: the method's schedule, if it has one, goes on from where it stood; what it counts anew from
+    a step on is counted so again.
+
+    Arguments:
+        state, tensors: of `method_state` and `schedule_tensors`, and the parts' own by `PART.name`.
+    """
     schedule = attached(model).schedule
     if schedule is None:
         return
-    kept = broadcast_tensors(on_rank_zero_only(_adapter_by_part, folder))
-    schedule.restore(state.method, ChainMap(kept, tensors))  # type: ignore[arg-type]
+    schedule.restore(state, tensors)
     if schedule.begun is not None:
-        set_counters(schedule.late_parameters(), state.optimizer_steps - schedule.begun)
+        set_counters(schedule.late_parameters(), optimizer_steps - schedule.begun)
 
 
-def _adapter_by_part(folder: Path) -> dict[str, Tensor]:
+def adapter_by_part(folder: Path) -> dict[str, Tensor]:
+    """Local: an adapter's tensors by part and suffix, without the prefix of files."""
     with safe_open(folder / WEIGHTS, framework="pt", device="cpu") as handle:
         return {key.removeprefix(PREFIX): handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118
 

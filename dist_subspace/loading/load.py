@@ -22,10 +22,11 @@ from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
 from dist_subspace.loading.packed_head import head_options
-from dist_subspace.loading.positions import Positions, positions_of
+from dist_subspace.loading.positions import Positions, positions_of, short_model
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
 from dist_subspace.loading.twins import compare, twins
+from dist_subspace.loading.widths import linear_inputs
 from dist_subspace.notices import say
 from dist_subspace.pages import give_back_freed, take_large_from_system
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
@@ -328,6 +329,14 @@ def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: boo
     kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     config = model_config(folder, trust_remote_code)
     return positions_of(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config, wanted)
+
+
+def model_widths(folder: Path, task: str, trust_remote_code: bool = False) -> dict[str, int]:
+    """How many inputs each linear layer of a local model has, by name (`linear_inputs`), of one block of it where the family lets
+    itself be shortened; no weight is read."""
+    kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    config = model_config(folder, trust_remote_code)
+    return linear_inputs(short_model(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config))
 
 
 def _skeleton(

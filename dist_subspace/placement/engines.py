@@ -133,13 +133,18 @@ def engine_config(
     return made
 
 
-def stock_training_keys(given: Stock) -> dict[str, str]:
-    """What a stock JSON's optimizer and scheduler are called in the YAML.
+def stock_training_keys(given: Stock) -> dict[str, Any]:
+    """What a stock JSON's optimizer and scheduler are called in the YAML, and the learning rate that they name.
 
     Raises:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
     return stock.stock_training_keys(read_deepspeed(given))
+
+
+def without_training_sections(given: Stock) -> dict[str, Any]:
+    """A stock JSON without its optimizer and its scheduler, which the YAML stands for."""
+    return {key: value for key, value in read_deepspeed(given).items() if key not in ("optimizer", "scheduler")}
 
 
 def zero_stage(given: Stock) -> int:

@@ -40,6 +40,8 @@ def amount(value: Any) -> str:
         return f"{value:,}" if isinstance(value, int) else str(value)
     if not math.isfinite(value):
         return str(value)
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.1f}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e3 or value == 0 else f"{value:.3e}"
 
 

@@ -31,6 +31,7 @@ from dist_subspace.subspace.core.statistic import (
 )
 from dist_subspace.subspace.core.trained import TrainedBeside, TrainedModule
 from dist_subspace.subspace.groups import named_trainables, parameter_groups, trainable_parameters
+from dist_subspace.subspace.learning_rates import SuggestedRate, suggested_rate
 
 __all__ = [
     "Accumulation",
@@ -59,6 +60,7 @@ __all__ = [
     "StackedPart",
     "SubspaceLinear",
     "SubspacePart",
+    "SuggestedRate",
     "TextOptions",
     "TrainedBeside",
     "TrainedCopy",
@@ -80,5 +82,6 @@ __all__ = [
     "resolve",
     "schedule_class_of",
     "shared_of",
+    "suggested_rate",
     "trainable_parameters",
 ]

@@ -46,7 +46,7 @@ class Attachment:
     accumulation: how the running backward is weighted; penalties: of a constraint, else None; schedule: the method's plan
     over the steps, else None; collector: the gradients that the plan needs, else None; new_tokens: their rows, else None;
     factor_keys: the names under which the statistics of the layers are kept, by layer; factor_digests: sha256 of those files, by
-    path, once they were asked for.
+    path, once they were asked for; loaded: the tensors that came from an adapter's file, by their names there.
     """
 
     config: SubspaceConfig
@@ -61,6 +61,7 @@ class Attachment:
     new_tokens: NewTokens | None = None
     factor_keys: dict[str, str] = field(default_factory=dict)
     factor_digests: dict[str, str] = field(default_factory=dict)
+    loaded: set[str] = field(default_factory=set)
 
     @property
     def info(self) -> MethodInfo:

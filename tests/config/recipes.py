@@ -148,7 +148,11 @@ def put_method(model: nn.Module, config: Config) -> None:
 
 @functools.cache
 def real_sizes(path: Path) -> Sizes:
-    config = load_config(path)
+    return sizes_for(load_config(path))
+
+
+def sizes_for(config: Config) -> Sizes:
+    """Of the model that the configuration names, built on the meta device in its real size."""
     with torch.device("meta"):
         kind = AutoModelForSequenceClassification if config.model.task == "classification" else AutoModelForCausalLM
         model = kind.from_config(SHAPES[config.model.path], dtype=torch.bfloat16)
@@ -292,25 +296,26 @@ class Recipe:
 
     @property
     def peak(self) -> float:
-        """Bytes of a card in the middle of a step, about: what is held, what is gathered, logits, and activations."""
-        held, sizes, shape = self.held, self.sizes, SHAPES[self.config.model.path]
-        training = self.config.training
-        tokens = training.per_device_train_batch_size * self.config.data.max_length
-        block = block_activations(shape, tokens)
-        inputs = 2 * tokens * shape.hidden_size
-        layers = shape.num_hidden_layers
-        kept = layers * inputs if training.gradient_checkpointing else (layers - 1) * block
-        activations = block + (2 * inputs if training.activation_offload else kept)  # one goes, one comes
-        logits = logits_memory(tokens * shape.vocab_size) if self.config.model.task == "causal-lm" else 0
-        gathered = 2 * sizes.block + sizes.head if self.stage == 3 else 0
-        if (
-            self.stage == 3 and sizes.in_pieces
-        ):  # what each token sums of the pieces, and its label's row (float32, 16 bits)
-            gathered += 8 * tokens * shape.hidden_size
-        unpacked = 2 * sizes.matrix if storage_info(self.config.model.storage).dtype is None else 0
-        gradients = 8 * sizes.trained  # and a bucket of them
-        on_card = held.weights + held.node_weights + held.adapter
-        return on_card + gathered + unpacked + gradients + logits + activations + OUTSIDE
+        return peak(self.config, self.sizes, self.held)
+
+
+def peak(config: Config, sizes: Sizes, held: Held) -> float:
+    """Bytes of a card in the middle of a step, about: what is held, what is gathered, logits, and activations."""
+    shape, training, stage = SHAPES[config.model.path], config.training, PRESETS[config.deepspeed.preset]
+    tokens = training.per_device_train_batch_size * config.data.max_length
+    block = block_activations(shape, tokens)
+    inputs = 2 * tokens * shape.hidden_size
+    layers = shape.num_hidden_layers
+    kept = layers * inputs if training.gradient_checkpointing else (layers - 1) * block
+    activations = block + (2 * inputs if training.activation_offload else kept)  # one goes, one comes
+    logits = logits_memory(tokens * shape.vocab_size) if config.model.task == "causal-lm" else 0
+    gathered = 2 * sizes.block + sizes.head if stage == 3 else 0
+    if stage == 3 and sizes.in_pieces:  # what each token sums of the pieces, and its label's row (float32, 16 bits)
+        gathered += 8 * tokens * shape.hidden_size
+    unpacked = 2 * sizes.matrix if storage_info(config.model.storage).dtype is None else 0
+    gradients = 8 * sizes.trained  # and a bucket of them
+    on_card = held.weights + held.node_weights + held.adapter
+    return on_card + gathered + unpacked + gradients + logits + activations + OUTSIDE
 
 
 def size_text(size: float, digits: int = 1) -> str:

@@ -18,6 +18,7 @@ from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.dropout import Dropout
 from dist_subspace.subspace.blocks.low_rank import LowRankPair
 from dist_subspace.subspace.blocks.magnitude import SMALLEST, ScaledUpdate, Stack, deviation
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.operator import Weight
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft
 from dist_subspace.subspace.core.registry import register, register_peft
@@ -35,6 +36,9 @@ ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, besid
         category="combination",
         reference="2402.09353",
         summary="LoRA for the directions of W's rows, and a trained length for each: diag(m/n) (W + (α/r) B A)",
+        learning_rate=LearningRate(
+            2e-2, 5e-3, 2e-4, "LLaMA-7B in the method's repository", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

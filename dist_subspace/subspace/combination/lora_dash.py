@@ -17,6 +17,7 @@ from dist_subspace.options import steps, whole
 from dist_subspace.subspace.blocks.directions import DirectedUpdate
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear
 from dist_subspace.subspace.blocks.svd import every
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.operator import Weight
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -31,6 +32,9 @@ EPSILON = 1e-6
         category="combination",
         reference="2409.01035",
         summary="LoRA, and from a step on the strengths of the frozen directions that it changed most",
+        learning_rate=LearningRate(
+            2e-2, 5e-3, 2e-4, "LLaMA-7B in the authors' repository", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

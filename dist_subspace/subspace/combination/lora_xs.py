@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import REFUSALS, SpectralLinear
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -25,6 +26,7 @@ STD = 1e-5
         category="combination",
         reference="2405.17604",
         summary="a trained r x r core between frozen singular factors: W + (α/r) U_r Σ_r R V_rᵀ",
+        learning_rate=LearningRate(2e-2, 1e-2, 1e-3, "as the paper's on 7B models", effect=by_alpha, effect_text="α"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=1.0,

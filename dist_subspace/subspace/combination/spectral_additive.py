@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dist_subspace.subspace.blocks.deviation import DeviationUpdate, FrozenPair, weighted, wide
 from dist_subspace.subspace.blocks.spectral import SpectralLinear
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -25,6 +26,7 @@ NO_PATTERN = "its factors are shifts of singular vectors, zero at the start"
         category="combination",
         reference="2405.13952",
         summary="the largest singular vectors shifted: (U_r + P) Σ_r (V_r + Q)ᵀ",
+        learning_rate=LearningRate(1e-2, 5e-3, 2e-4, "as LoRA's"),
         uses_rank=True,
         rank=8,
         uses_alpha=False,

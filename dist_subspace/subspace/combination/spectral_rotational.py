@@ -17,6 +17,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import REFUSALS, SpectralLinear, turned
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 
@@ -27,6 +28,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfi
         category="combination",
         reference="2405.13952",
         summary="the largest singular vectors rotated among themselves",
+        learning_rate=LearningRate(1e-2, 5e-3, 1e-3, "falls as OFT's"),
         uses_rank=True,
         rank=16,
         uses_alpha=False,

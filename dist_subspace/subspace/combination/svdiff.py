@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_subspace.options import number
 from dist_subspace.subspace.blocks.spectral import REFUSALS, TOP_K, SpectrumLinear
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_option
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -21,6 +22,9 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="combination",
         reference="2303.11305",
         summary="a shift of each singular value of the frozen matrix, which stays above zero",
+        learning_rate=LearningRate(
+            5e-2, 5e-2, 1e-3, "the paper's on Stable Diffusion", effect=by_option("strength"), effect_text="strength"
+        ),
         uses_dropout=True,
         statistic="full SVD",
         refusals=REFUSALS,

@@ -2,13 +2,14 @@
 and what is read from gradients (a schedule's importance) is freed of it.
 
 A loop that knows says it (`share`). Else the model's own loss tells: the gradient that reaches it is whatever the loop, the
-engine and its loss scaler multiplied it by. A loop that makes its loss from the logits and says nothing counts as one
-backward a step.
+engine and its loss scaler multiplied it by. A loop that makes its loss itself can have that loss tell it (`probe`); one that
+says nothing counts as one backward a step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ class Accumulation:
         self._share: float | None = None
         self._upstream: Tensor | None = None
         self._total: Tensor | float | None = None
+        self.outside = False
 
     def share(self, weight: float) -> None:
         """Said by a loop before each backward: the weights of a step add up to 1 (times the loss scale) on every rank."""
@@ -42,6 +44,23 @@ class Accumulation:
     def unknown(self) -> None:
         """Called by a forward that makes no loss."""
         self._upstream = None
+
+    @contextmanager
+    def heard_outside(self) -> Iterator[None]:
+        """Within the block forwards make a loss, or what one is made from, that will be given to `probe`."""
+        before, self.outside = self.outside, True
+        try:
+            yield
+        finally:
+            self.outside = before
+
+    def probe(self, loss: Tensor, part: float) -> Tensor:
+        """The loss, which tells how it is weighted when a gradient reaches it.
+
+        Arguments:
+            part: the share of the step that the gradient 1 stands for (a step's micro-batches add up to 1).
+        """
+        return _Probe.apply(loss, self, part) if loss.requires_grad else loss
 
     @property
     def weight(self) -> Tensor | float:
@@ -81,7 +100,7 @@ def watch_loss(model: nn.Module, accumulation: Accumulation) -> None:
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         loss = output.get("loss") if isinstance(output, Mapping) else None
-        if not module.training or not torch.is_grad_enabled():
+        if accumulation.outside or not module.training or not torch.is_grad_enabled():
             return None
         if loss is None or loss.dim() != 0 or not loss.requires_grad:
             accumulation.unknown()

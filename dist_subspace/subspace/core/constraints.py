@@ -69,7 +69,8 @@ class Penalties:
         which activation checkpointing repeats a forward come after it, and do not count."""
 
         def begin(module: nn.Module, args: Any) -> None:
-            self.calls, self.counting = {}, True
+            if torch.is_grad_enabled():  # a reference's forward may lie between this one's and its backward
+                self.calls, self.counting = {}, True
 
         def end(module: nn.Module, args: Any, output: Any) -> None:
             self.counting = False

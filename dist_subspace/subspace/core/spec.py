@@ -8,6 +8,7 @@ from typing import Any
 
 from dist_subspace.options import Option
 from dist_subspace.subspace.core.constraints import Constraint
+from dist_subspace.subspace.core.learning_rate import LearningRate
 
 # Whose a method's parameters on a stack of experts are: each expert's own, or one set that all of them share.
 OWN, SHARED = EXPERT_PARAMETERS = ("own", "shared")
@@ -17,6 +18,7 @@ OWN, SHARED = EXPERT_PARAMETERS = ("own", "shared")
 class MethodInfo:
     """The identity card of a method (docs/methods.md, "Defaults of a method").
 
+    learning_rate: at which it trains, by the width of the model and its own settings.
     statistic: what of the frozen matrix is computed at set-up (`none`, `row norms`, `top-r SVD`, `full SVD`, `QR`).
     constraints: the MPC constraints it can have; constraint: its own default; refusals: why it cannot have one; notices: of each.
     identity: whether the model computes what its base computes before the first step.
@@ -30,6 +32,7 @@ class MethodInfo:
     category: str
     reference: str
     summary: str
+    learning_rate: LearningRate
     targets: str | tuple[str, ...] = "all-linear"
     uses_rank: bool = False
     rank: int | None = None

@@ -19,6 +19,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import number, whole
 from dist_subspace.subspace.blocks.triplets import TripletLinear
 from dist_subspace.subspace.core.constraints import constraint_options
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.schedule import Scheduled, phase_options
@@ -36,6 +37,9 @@ PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
         category="extension",
         reference="2303.10512",
         summary="triplets B diag(E) A whose number shrinks to a rank shared out over the model by importance",
+        learning_rate=LearningRate(
+            2e-2, 1e-2, 5e-4, "as the paper's lowest on DeBERTaV3-base", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=8,
         uses_dropout=True,

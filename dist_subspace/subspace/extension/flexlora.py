@@ -15,6 +15,7 @@ from torch import Tensor
 from dist_subspace.options import whole
 from dist_subspace.subspace.blocks.triplets import TripletLinear
 from dist_subspace.subspace.core.constraints import constraint_options
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.schedule import Scheduled, phase_options
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -30,6 +31,7 @@ CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
         category="extension",
         reference="2601.22905",
         summary="triplets B diag(E) A that move from layers of low to layers of high entropy",
+        learning_rate=LearningRate(2e-2, 1e-2, 5e-4, "as AdaLoRA's", effect=by_alpha, effect_text="α"),
         uses_rank=True,
         rank=8,
         alpha_over_rank=2.0,

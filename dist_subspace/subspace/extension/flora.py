@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, kaiming_uniform
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -20,6 +21,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="extension",
         reference="2405.14739",
         summary="LoRA with a full core between its factors, zero at the start: W + (α/r) B G A",
+        learning_rate=LearningRate(2e-2, 5e-3, 2e-4, "as LoRA's", effect=by_alpha, effect_text="α"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

@@ -14,6 +14,7 @@ from torch import nn
 from dist_subspace.options import choice, flag
 from dist_subspace.subspace.blocks.bottleneck import BottleneckLinear
 from dist_subspace.subspace.blocks.norm_part import NormPart, norm_width
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_rank
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
@@ -28,6 +29,7 @@ from dist_subspace.subspace.core.targets import Choice
         category="extension",
         reference="1902.00751",
         summary="a bottleneck behind each attention and each FFN: z + Ad(z)",
+        learning_rate=LearningRate(1e-2, 5e-3, 3e-4, "LLaMA-7B in LLM-Adapters", effect=by_rank, effect_text="r"),
         targets="attention and FFN outputs",
         uses_rank=True,
         rank=64,

@@ -16,6 +16,7 @@ from torch import Tensor
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import LowRankPair
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo
 
@@ -26,6 +27,9 @@ from dist_subspace.subspace.core.spec import MethodInfo
         category="extension",
         reference="2504.00851",
         summary="each entry of W scaled by a low-rank matrix: W ⊙ (1 + (α/r) B A)",
+        learning_rate=LearningRate(
+            5e-2, 2e-2, 1e-3, "five times LoRA's: the update is multiplied by W", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

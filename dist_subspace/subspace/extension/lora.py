@@ -18,6 +18,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.options import choice, number, whole
 from dist_subspace.subspace.blocks.loftq import LoftqLinear
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, LowRankPair
+from dist_subspace.subspace.core.learning_rate import Factors, LearningRate, by_alpha
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes, by_pattern
 from dist_subspace.subspace.core.rates import LearningRateRatio
 from dist_subspace.subspace.core.registry import peft_words, register, register_peft
@@ -30,12 +31,20 @@ LORA_OPTIONS = {
 }
 
 
+def lora_effect(settings: Factors) -> float:
+    """Of A's rate, where B's is `lr_ratio` times as high: their product is what moves the update."""
+    return by_alpha(settings) * math.sqrt(settings.options["lr_ratio"])
+
+
 @register(
     MethodInfo(
         name="lora",
         category="extension",
         reference="2106.09685",
         summary="a low-rank matrix beside the frozen one: W + (α/r) B A",
+        learning_rate=LearningRate(
+            2e-2, 5e-3, 2e-4, "LLaMA-7B in QLoRA's paper", effect=lora_effect, effect_text="α √lr_ratio"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

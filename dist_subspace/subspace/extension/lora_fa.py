@@ -19,6 +19,7 @@ from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, Up
 from dist_subspace.subspace.core.factors import FrozenFactor
 from dist_subspace.subspace.core.files import FrozenInFile
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
@@ -32,6 +33,7 @@ from dist_subspace.torch_internals import TensorFunction
         category="extension",
         reference="2308.03303",
         summary="LoRA whose A is frozen at its random start: W + (α/r) B A",
+        learning_rate=LearningRate(2e-2, 1e-2, 4e-4, "twice LoRA's: B alone moves", effect=by_alpha, effect_text="α"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

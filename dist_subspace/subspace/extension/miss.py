@@ -22,6 +22,7 @@ from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import Up
 from dist_subspace.subspace.core.forms import LowRankForm
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
@@ -35,6 +36,7 @@ from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Sett
         category="extension",
         reference="2409.15371",
         summary="one trained block that all shards of the inputs share",
+        learning_rate=LearningRate(1e-2, 2e-3, 1e-4, "between Bone's and PEFT's example"),
         uses_rank=True,
         rank=64,
         uses_alpha=False,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, kaiming_uniform
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -21,6 +22,9 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="extension",
         reference="2406.11909",
         summary="LoRA whose subspaces are mixed by a trained matrix: W + (α/r) B G A",
+        learning_rate=LearningRate(
+            2e-2, 5e-3, 3e-4, "LLaMA-3-8B in the method's repository", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

@@ -15,6 +15,7 @@ from torch.nn import functional
 from dist_subspace.options import flag, number
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import Down, LowRankPair, Up
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_option, by_rank
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -25,6 +26,9 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="extension",
         reference="2110.04366",
         summary="a bottleneck with a ReLU beside the frozen matrix: W x + c B ReLU(A x)",
+        learning_rate=LearningRate(
+            2e-2, 5e-3, 2e-4, "as LoRA's", effect=by_option("scale", by_rank), effect_text="r scale"
+        ),
         uses_rank=True,
         rank=16,
         uses_alpha=False,

@@ -16,6 +16,7 @@ from dist_subspace.families.norms import post_norm
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.bottleneck import BottleneckLinear, BottleneckNorm
 from dist_subspace.subspace.blocks.norm_part import norm_width
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_rank
 from dist_subspace.subspace.core.operator import Operator
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
@@ -30,6 +31,7 @@ from dist_subspace.subspace.core.targets import Choice
         category="extension",
         reference="2005.00247",
         summary="a bottleneck behind each FFN: z + Ad(z)",
+        learning_rate=LearningRate(1e-2, 5e-3, 3e-4, "LLaMA-7B in LLM-Adapters", effect=by_rank, effect_text="r"),
         targets="FFN outputs",
         uses_rank=True,
         rank=64,

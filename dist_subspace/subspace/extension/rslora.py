@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from dist_subspace.subspace.core.learning_rate import Factors, LearningRate
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
-from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lora, LoraWords
+from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lora, LoraWords, lora_effect
+
+
+def _effect(settings: Factors) -> float:
+    return lora_effect(settings) * math.sqrt(settings.rank)
 
 
 @register(
@@ -17,6 +22,7 @@ from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lo
         category="extension",
         reference="2312.03732",
         summary="LoRA scaled by the root of its rank: W + (α/√r) B A",
+        learning_rate=LearningRate(5e-3, 1e-3, 5e-5, "LoRA's by √r", effect=_effect, effect_text="α √r √lr_ratio"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

@@ -11,8 +11,13 @@ from torch import Tensor, nn
 
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.low_rank import LowRankLinear, kaiming_uniform
+from dist_subspace.subspace.core.learning_rate import Factors, LearningRate, by_alpha, by_rank
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
+
+
+def _effect(settings: Factors) -> float:
+    return by_rank(settings) if settings.options["scale"] == 1 else by_alpha(settings)
 
 
 @register(
@@ -21,6 +26,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="extension",
         reference="2405.11236",
         summary="LoRA with a diagonal between its factors: W + (α/r) B diag(E) A",
+        learning_rate=LearningRate(2e-2, 5e-3, 5e-4, "between LoRA's and AdaLoRA's", effect=_effect, effect_text="γ r"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

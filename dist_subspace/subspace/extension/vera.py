@@ -19,6 +19,7 @@ from dist_subspace.options import flag, number, whole
 from dist_subspace.subspace.blocks.projections import Projections
 from dist_subspace.subspace.core.files import FrozenInFile
 from dist_subspace.subspace.core.forms import LowRankForm
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_option
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.shared import SharedAcrossLayers
@@ -33,6 +34,9 @@ PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # as PEFT's files name
         category="extension",
         reference="2310.11454",
         summary="two trained vectors around shared random projections: W + diag(l) B diag(d) A",
+        learning_rate=LearningRate(
+            5e-2, 2e-2, 4e-3, "as the paper's on 7B models", effect=by_option("d_init"), effect_text="d_init"
+        ),
         uses_rank=True,
         rank=256,
         uses_alpha=False,

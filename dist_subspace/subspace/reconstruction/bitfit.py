@@ -16,6 +16,7 @@ from dist_subspace.families.norms import is_norm
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.norm_part import NormPart, norm_width
 from dist_subspace.subspace.core.bias import AddsBias
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.part import SubspacePart
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.sites import OwnSites
@@ -29,6 +30,7 @@ from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, naming
         category="reconstruction, mode 2",
         reference="2106.10199",
         summary="biases alone, of linear layers and of norms: b + δ",
+        learning_rate=LearningRate(2e-2, 1e-2, 1e-3, "between the paper's on BERT and T0-3B's in (IA)³'s repository"),
         targets="every linear and norm",
         options={
             "biases": choice("auto", "existing ones, or a zero one added to each linear without", "existing", "add")

@@ -19,6 +19,7 @@ from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.options import flag, name_list
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.bias import ScalesBias
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.shared import SharedAcrossLayers
@@ -31,6 +32,7 @@ from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Sett
         category="reconstruction, mode 2",
         reference="2205.05638",
         summary="each output feature scaled: diag(l) W",
+        learning_rate=LearningRate(1e-1, 5e-2, 3e-3, "T0-3B in the method's repository"),
         targets=KEY_VALUE_UP,
         options={
             "scale_bias": flag(False, "scale the bias by l too, as PEFT does"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.residual import ITERATIONS, NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
 from dist_subspace.subspace.blocks.svd import largest, smallest
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo
 
@@ -23,6 +24,9 @@ from dist_subspace.subspace.core.spec import MethodInfo
         category="reconstruction, mode 2",
         reference="2406.09044",
         summary="the smallest singular triplets trained as a low-rank pair, the rest frozen",
+        learning_rate=LearningRate(
+            1e-2, 5e-3, 3e-4, "LLaMA-2-7B in the method's repository", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=1.0,

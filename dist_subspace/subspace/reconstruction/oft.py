@@ -24,6 +24,7 @@ from dist_subspace.options import choice, flag, whole
 from dist_subspace.subspace.blocks.deviation import wide
 from dist_subspace.subspace.blocks.spectral import turned
 from dist_subspace.subspace.core.forms import RotationForm
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.peft_words import Entries, FromPeft, PeftWords, Shapes
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -35,6 +36,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="reconstruction, mode 2",
         reference="2506.19847",
         summary="the inputs of the frozen matrix rotated, block by block: W R",
+        learning_rate=LearningRate(1e-2, 5e-3, 4e-4, "as OFTv2's on 7B models"),
         options={
             "oft_block_size": whole(32, "b, inputs a block; of a layer's inputs the divisor next to it", least=2),
             "block_share": flag(False, "one rotation for all blocks"),

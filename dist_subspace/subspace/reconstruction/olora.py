@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.blocks.residual import NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo
 from dist_subspace.subspace.extension.lora import LoraWords
@@ -21,6 +22,9 @@ from dist_subspace.subspace.extension.lora import LoraWords
         category="reconstruction, mode 2",
         reference="2406.01775",
         summary="the head of the QR decomposition trained as a low-rank pair, the rest frozen",
+        learning_rate=LearningRate(
+            5e-3, 2e-3, 2e-5, "as PiSSA's, whose factors are a part of W too", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=1.0,

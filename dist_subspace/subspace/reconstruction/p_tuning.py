@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, relu
 
 from dist_subspace.options import choice, whole
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -30,6 +31,7 @@ LSTM_LAYERS = 2
         category="reconstruction, mode 2",
         reference="2103.10385",
         summary="encoded embeddings before those of the input",
+        learning_rate=LearningRate(5e-3, 2e-3, 1e-4, "falls as LoRA's"),
         targets="input embeddings",
         uses_targets=False,
         mergeable=False,

@@ -14,6 +14,7 @@ from torch import Tensor
 from dist_subspace.options import choice
 from dist_subspace.subspace.blocks.residual import ITERATIONS, NOTICE, REFUSAL, RESIDUAL, Pair, ResidualLinear
 from dist_subspace.subspace.blocks.svd import largest, largest_exact
+from dist_subspace.subspace.core.learning_rate import LearningRate, by_alpha
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import OWN, MethodInfo
@@ -26,6 +27,9 @@ from dist_subspace.subspace.extension.lora import LoraWords
         category="reconstruction, mode 2",
         reference="2404.02948",
         summary="the largest singular triplets trained as a low-rank pair, the rest frozen",
+        learning_rate=LearningRate(
+            5e-3, 2e-3, 2e-5, "LLaMA-2-7B in the method's repository", effect=by_alpha, effect_text="α"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=1.0,

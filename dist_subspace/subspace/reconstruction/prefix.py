@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from dist_subspace.options import choice, flag, whole
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
@@ -34,6 +35,7 @@ STD = 0.02
         category="reconstruction, mode 2",
         reference="2101.00190",
         summary="learned keys and values before those of every self-attention",
+        learning_rate=LearningRate(5e-2, 2e-2, 1e-2, "LLaMA-7B in LLM-Adapters; T0-3B in (IA)³'s repository"),
         targets="every attention",
         uses_targets=False,
         mergeable=False,

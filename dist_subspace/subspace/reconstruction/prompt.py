@@ -16,6 +16,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.families.configuration import config_of, text_config
 from dist_subspace.options import Option, choice, text
 from dist_subspace.subspace.core.initial import InitialFromModel, TextOptions
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.peft_words import Entries
 from dist_subspace.subspace.core.registry import register, register_peft
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
@@ -33,6 +34,7 @@ STD = 0.02
         category="reconstruction, mode 2",
         reference="2104.08691",
         summary="learned embeddings before those of the input",
+        learning_rate=LearningRate(1e-1, 5e-2, 1e-2, "falls as the prefix's"),
         targets="input embeddings",
         uses_targets=False,
         mergeable=False,

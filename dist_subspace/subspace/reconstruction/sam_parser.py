@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_subspace.subspace.blocks.spectral import REFUSALS, TOP_K, SpectrumLinear
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
 
@@ -22,6 +23,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="reconstruction, mode 1",
         reference="2308.14604",
         summary="the singular values of the frozen matrix trained, its singular vectors kept",
+        learning_rate=LearningRate(5e-2, 5e-2, 1e-2, "falls as (IA)³'s"),
         uses_dropout=True,
         statistic="full SVD",
         refusals=REFUSALS,

@@ -13,6 +13,7 @@ from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.options import flag
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
 from dist_subspace.subspace.core.bias import ScalesBias
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
@@ -23,6 +24,7 @@ from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Sett
         category="reconstruction, mode 2",
         reference="2407.05417",
         summary="each input and each output feature scaled: diag(l) W diag(s)",
+        learning_rate=LearningRate(1e-1, 5e-2, 3e-3, "as (IA)³'s"),
         targets=KEY_VALUE_UP,
         options={"scale_bias": flag(False, "scale the bias by l too")},
         count="d_in + d_out",

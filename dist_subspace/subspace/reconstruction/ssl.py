@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.subspace.blocks.scaling import Scale, ScalingLinear
+from dist_subspace.subspace.core.learning_rate import LearningRate
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Settings
 
@@ -21,6 +22,7 @@ from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Sett
         category="reconstruction, mode 2",
         reference="2407.05417",
         summary="each input feature scaled: W diag(s)",
+        learning_rate=LearningRate(1e-1, 5e-2, 3e-3, "as (IA)³'s"),
         targets=KEY_VALUE_UP,
         count="d_in",
         on_experts=EXPERT_PARAMETERS,

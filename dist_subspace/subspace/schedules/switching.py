@@ -53,9 +53,10 @@ class SwitchingSchedule(Schedule):
         return {"phase": 1 if self.switched is None else 2, "switched": self.switched, "begun": self.begun}
 
     def restore(self, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """The directions are in the adapter's own file."""
+        """The directions are in the adapter's own file, zeros before the switch."""
         self.switched, self.begun = state.get("switched"), state.get("begun")
-        if self.switched is not None:
-            for name, part in self.parts.items():
-                assert isinstance(part, SwitchingPart)
-                part.set_factors({factor: tensors[f"{name}.{factor}"] for factor in ("dash_U", "dash_V")})
+        for name, part in self.parts.items():
+            assert isinstance(part, SwitchingPart)
+            factors = {factor: f"{name}.{factor}" for factor in ("dash_U", "dash_V")}
+            if self.switched is not None or all(key in tensors for key in factors.values()):
+                part.set_factors({factor: tensors[key] for factor, key in factors.items()})

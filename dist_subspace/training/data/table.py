@@ -109,6 +109,15 @@ def hold_out(table: TokenTable, fraction: float, seed: int, by_sample: list[bool
     return _selected(table, ~is_held_out[group]), replace_weights(_selected(table, is_held_out[group]))
 
 
+def drawn(table: TokenTable, count: int, seed: int) -> TokenTable:
+    """`count` samples, drawn by the seed; all of a table that has no more."""
+    if len(table) <= count:
+        return table
+    chosen = np.zeros(len(table), bool)
+    chosen[np.random.default_rng([seed, HELD_OUT]).permutation(len(table))[:count]] = True
+    return _selected(table, chosen)
+
+
 def replace_weights(table: TokenTable) -> TokenTable:
     """The same samples, each counted once (evaluation knows no weights)."""
     return TokenTable(tuple(replace(part, weight=1.0) for part in table.parts))

@@ -1,0 +1,72 @@
+"""The rate at which a method trains: declared where the method is registered, as numbers that were measured or published.
+
+A rate belongs to a width, the number of inputs of the adapted matrices. What one step of AdamW adds to a layer's output is a sum
+over these inputs for factors that stand beside the matrix, and is one number for factors that scale what the matrix gives, so
+that useful rates lie up to fifty times apart and fall with the width in different ways.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+# The widths of the three declared rates: stories260K, MiniLM, and a language model of seven to eight billion parameters.
+WIDTHS = (64, 384, 4096)
+
+
+class Factors(Protocol):
+    """What a method's `Settings` say of the size of its update."""
+
+    @property
+    def rank(self) -> int: ...
+    @property
+    def alpha(self) -> float: ...
+    @property
+    def options(self) -> Mapping[str, Any]: ...
+
+
+def always(settings: Factors) -> float:
+    """Of a method whose settings do not change how far a step goes."""
+    return 1.0
+
+
+def by_alpha(settings: Factors) -> float:
+    """Of `γ B A` with `γ = α / r`: a step moves each of `r` terms, so the sum goes with `γ r = α`."""
+    return settings.alpha
+
+
+def by_rank(settings: Factors) -> float:
+    """The same with `γ = 1`."""
+    return settings.rank
+
+
+def by_option(name: str, by: Callable[[Factors], float] = always) -> Callable[[Factors], float]:
+    """Of what an option multiplies, in proportion to it."""
+    return lambda settings: abs(float(settings.options[name])) * by(settings)
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """Rates for AdamW with the method's own settings.
+
+    narrow, middle, wide: at the widths `WIDTHS`; between two of them lies a power law. source: where `wide` comes from. effect:
+    how far a step goes, up to a constant, by the settings; the rate is divided by it. effect_text: the same in words.
+    """
+
+    narrow: float
+    middle: float
+    wide: float
+    source: str
+    effect: Callable[[Factors], float] = always
+    effect_text: str = ""
+
+    def at(self, width: int) -> float:
+        """The rate at a width, with the method's own settings. Below the narrowest width it stays as it is there; beyond the
+        widest it goes on falling."""
+        rates = (self.narrow, self.middle, self.wide)
+        width = max(width, WIDTHS[0])
+        low = 0 if width < WIDTHS[1] else 1
+        share = math.log(width / WIDTHS[low]) / math.log(WIDTHS[low + 1] / WIDTHS[low])
+        return float(rates[low] * (rates[low + 1] / rates[low]) ** share)
