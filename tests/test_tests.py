@@ -77,6 +77,9 @@ WITHOUT_OWN_TESTS = {
         "tests/subspace/reconstruction/test_prefix.py, test_prompt.py and test_p_tuning.py",
     ),
     "training/materials.py": "tests/training/test_plan.py and tests/training/test_preview.py: the run's own, and ahead of it",
+    "training/objective.py": "tests/training/test_engine.py and tests/training/preferences/test_objectives.py: every step",
+    "training/preferences/evaluate.py": "tests/training/preferences/test_objectives.py: a run's evaluations, at any ranks",
+    "training/data/micro_batch.py": "tests/training/data/test_batches.py and tests/training/data/test_preference_batch.py",
     "training/data/worker.py": "tests/training/data/test_tokenising.py: a process of its own",
     **dict.fromkeys(
         ("training/last_words.py", "training/lost_ranks.py"),
