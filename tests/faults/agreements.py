@@ -218,7 +218,7 @@ NO_ROW = {
     "training/run _train refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "training/plan make_plan refuse_unlike": "a decision: tests/faults/test_decisions.py",
     "training/whereabouts whereabouts gather_objects": "it follows an agreement at once",
-    "training/computation settled_dtype any_rank": "it asks torch what the processors multiply, and reads no file",
+    "loading/computation_type unset_type any_rank": "it asks torch what the processors multiply, and reads no file",
     "training/environment gather_environment gather_objects": "it sends names of host and processor, which every rank has",
     "training/run _run on_main(show_dry_run)": "the last line of a dry run; what it shows is in memory",
     "placement/shared_folders seen_by_ranks gather_objects": "it follows an agreement at once",
