@@ -21,12 +21,7 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
     """Collective: let the method's schedule (AdaLoRA, FlexLoRA, LoRA-Dash) decide what follows from optimizer step `step`.
 
     Call it once after each optimizer step, on every rank, before the next backward; `zero_grad` may come before or after. Other
-    methods have no schedule, and nothing happens. In Hugging Face's Trainer, with DeepSpeed or without, it belongs into a
-    callback:
-
-        class Advance(TrainerCallback):
-            def on_step_end(self, args, state, control, model, **kwargs):
-                dsub.advance(model, state.global_step, state.max_steps)
+    methods have no schedule, and nothing happens. In Hugging Face's Trainer and TRL's trainers `TrainerMixin` calls it.
 
     LoRA-Dash's strengths begin at zero in the middle of the run, and so do their moments. Adam's bias correction begins there too
     where the optimizer counts their steps apart: with ZeRO from stage 1 on, that is where it was given `parameter_groups` (by a

@@ -17,6 +17,7 @@ from dist_subspace.interchange.hub_adapter import adapter_for_ranks
 from dist_subspace.interchange.loaded_adapter import LoadedAdapter
 from dist_subspace.interchange.peft.base_copies import check_copies
 from dist_subspace.interchange.peft.importing import read_peft
+from dist_subspace.interchange.save_pretrained import write_adapters_only
 from dist_subspace.interchange.tensor_names import split_factors
 from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.experts_internals import adopt_stacks, release_stacks
@@ -67,6 +68,7 @@ def attach(
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
     set_up_statistics(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
+    write_adapters_only(model, base_fingerprint)
     prepare_blocks(model)
     return model
 

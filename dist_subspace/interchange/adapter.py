@@ -56,15 +56,28 @@ def adapter_tensors(model: nn.Module, *, factors: bool = True) -> dict[str, Tens
     return tensors
 
 
+def whole_adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Local: the same with the frozen factors, of a model whose parameters are whole here."""
+    tensors: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if isinstance(module, TrainedModule):
+                tensors |= _on_cpu(name, module.file_tensors())
+            if isinstance(module, KeepsFactors) and module.kept_factors:
+                tensors |= _factors_here(name, module)
+    return tensors
+
+
 def _factors(name: str, part: KeepsFactors) -> dict[str, Tensor]:
     """Collective where parameters are split: one part's frozen factors, on rank 0; nothing on the others."""
     base = {id(p) for p in part.base.parameters()}
     frozen = [p for p in part.parameters() if not p.requires_grad and id(p) not in base]
 
-    def read() -> dict[str, Tensor]:
-        return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
+    return whole_on_main(frozen, f"reading the factors of {name}", lambda: _factors_here(name, part)) or {}
 
-    return whole_on_main(frozen, f"reading the factors of {name}", read) or {}
+
+def _factors_here(name: str, part: KeepsFactors) -> dict[str, Tensor]:
+    return _on_cpu(name, {f"{FACTOR}{key}": tensor for key, tensor in part.factor_tensors().items()})
 
 
 def _on_cpu(layer: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

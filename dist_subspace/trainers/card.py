@@ -52,7 +52,8 @@ def _tagged(text: str, tags: list[str]) -> str:
     from huggingface_hub import ModelCard
 
     card = ModelCard(text)
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
+    head: Any = card.data
+    head.tags = list(dict.fromkeys([*(head.tags or []), *tags]))
     return signed(str(card))
 
 

@@ -42,6 +42,8 @@ class TrainerMixin(ReferenceChoice, CheckpointSteps):
         UsageError: for a model without a method, and for arguments with which something of this would not hold.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         check_trainer(cls)

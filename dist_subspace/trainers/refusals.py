@@ -9,6 +9,7 @@ from torch import nn
 from transformers import Trainer
 
 from dist_subspace.errors import UsageError
+from dist_subspace.loading.load import fresh_modules
 from dist_subspace.subspace import TrainedModule, attached, attachment, parameter_groups
 
 # TRL's trainers that go with it; those that multiply by the weight of the head themselves, and those with a reference.
@@ -60,6 +61,7 @@ def check_arguments(kind: type, given: Mapping[str, Any]) -> None:
             f"model is {'a ' + type(model).__name__ if model is not None else 'None'} without a subspace method; accepted: what "
             "dist_subspace.attach(model, config) or dist_subspace.load_adapter(model, folder) returned"
         )
+    _check_fresh(model)
     if given.get("peft_config") is not None:
         raise UsageError("peft_config is given, and the model has a method already; accepted: None")
     _check_placement(model, args, given)
@@ -67,6 +69,17 @@ def check_arguments(kind: type, given: Mapping[str, Any]) -> None:
         _check_reference(model, args, given)
     if trainer_of_trl(kind) in READS_HEAD or getattr(args, "use_liger_kernel", False):
         check_head(model, kind.__name__)
+
+
+def _check_fresh(model: nn.Module) -> None:
+    """A head that the checkpoint lacks holds random numbers: frozen, it would stay at them."""
+    saved = attached(model).saved_modules
+    left = [n for n in fresh_modules(model) if not any(n == s or n.startswith(f"{s}.") for s in saved)]
+    if left:
+        raise UsageError(
+            f"the checkpoint of the model lacks {left[0]}, which was drawn at random and is frozen; accepted: "
+            f"SubspaceConfig(modules_to_save={left!r})"
+        )
 
 
 def _check_placement(model: nn.Module, args: Any, given: Mapping[str, Any]) -> None:
@@ -112,7 +125,7 @@ def _check_reference(model: nn.Module, args: Any, given: Mapping[str, Any]) -> N
         )
 
 
-def check_head(model: nn.Module, reader: str) -> None:
+def check_head(model: Any, reader: str) -> None:
     """Whether who multiplies by the weight of the model's head, and does not call the head, computes what the model computes.
 
     Raises:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.utils import DeepSpeedSchedulerWrapper
@@ -19,13 +19,11 @@ from torch import nn
 from dist_subspace.interchange.description import CONFIG, OWN_CONFIG, WEIGHTS
 from dist_subspace.trainers.state import restore_schedule, restore_values
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-else:
-    Trainer = object
+# What follows in the order of resolution is a Trainer, whichever.
+_Next: Any = object
 
 
-class CheckpointSteps(Trainer):  # type: ignore[misc]
+class CheckpointSteps(_Next):  # type: ignore[misc]
     """Checkpoints without the frozen base, and what reads them.
 
     is_writing_checkpoint: whether `save_model` is called for a checkpoint, and not by a user.

@@ -50,9 +50,9 @@ def save_base(folder: Path, trainer: str = "SFTTrainer", **changes: Any) -> Path
     return folder
 
 
-def samples(trainer: str, rows: int = 16) -> datasets.Dataset:
+def samples(trainer: str, rows: int = 16, seed: int = 3) -> datasets.Dataset:
     """Sentences of a few words: continuations, preferences, or wanted and unwanted ones."""
-    draw = random.Random(3)
+    draw = random.Random(seed)
 
     def words(count: int) -> str:
         return " " + " ".join(draw.choices(WORDS, k=count))
@@ -103,7 +103,9 @@ def made(
     task = {"task": "classification", "num_labels": 1} if trainer in MODELS else {}
     deepspeed = {"deepspeed": changes["deepspeed"]} if changes.get("deepspeed") else {}
     model = dsub.load_frozen(base, storage=storage, **dtype, **task, **deepspeed, **(load or {}))
-    settings = {"seed": 1, "options": options or {}} | (attach or {})
+    settings: dict[str, Any] = {"seed": 1, "options": options or {}}
+    settings |= {"modules_to_save": ["score"]} if trainer in MODELS else {}
+    settings |= attach or {}
     dsub.attach(model, dsub.SubspaceConfig(method=method, rank=rank, **settings))
     return on(trainer, model, base, args, **(keywords or {}))
 
