@@ -55,7 +55,7 @@ WITHOUT_OWN_TESTS = {
     "placement/deepspeed/thresholds.py": "tests/placement/deepspeed/test_presets.py",
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
-    **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
+    **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "stepped")], STATES),
     "placement/protocol.py": DECLARATIONS,
     **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
     "run_folder/manifest.py": "tests/checkpoint/test_store.py: files that are not what the manifest says",
