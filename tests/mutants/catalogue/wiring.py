@@ -25,8 +25,8 @@ _OPTIMIZER = [
     Mutant(
         name="weight-decay-not-passed",
         file="dist_subspace/training/trainer.py",
-        text="parameter_groups(self.model, training.learning_rate, training.weight_decay)",
-        becomes="parameter_groups(self.model, training.learning_rate, 0.0)",
+        text="parameter_groups(self.model, training.rate, training.weight_decay)",
+        becomes="parameter_groups(self.model, training.rate, 0.0)",
         promise="training.weight_decay decays the trained matrices.",
         tests=key_tests("training.weight_decay"),
     ),
