@@ -117,7 +117,7 @@ def budget_text(count: int, steps: list[int], step_seconds: float, evaluation_se
         before = step
     seconds = made * step_seconds + evaluations * evaluation_seconds
     return (
-        f"{', '.join(parts)}: {made:,} steps ({step_seconds:.2g} s each) and {evaluations} evaluations of {samples:,} samples "
+        f"{', '.join(parts)}: at most {made:,} steps ({step_seconds:.2g} s each) and {evaluations} evaluations of {samples:,} samples "
         f"({evaluation_seconds:.2g} s each), about {clock_text(seconds)}"
     )
 
