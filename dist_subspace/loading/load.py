@@ -15,6 +15,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.computation_type import unset_type
 from dist_subspace.loading.decoded import decoded_index
 from dist_subspace.loading.experts_internals import adopt_stacks
 from dist_subspace.loading.formats import check_read, quantisation_of, take_quantisation
@@ -32,6 +33,7 @@ from dist_subspace.pages import give_back_freed, take_large_from_system
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     join_ranks,
+    loading_device,
     outside_zero_init,
     prepare_blocks,
     read_placement,
@@ -78,7 +80,8 @@ def load_frozen(
             the process group.
         task: which head: causal-lm classification masked-lm seq2seq-lm token-classification base.
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
-            fp32, float16 for fp16, bfloat16 otherwise.
+            fp32, float16 for fp16, bfloat16 otherwise; of a packed storage float32 where a rank computes on a CPU without
+            16-bit products.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
         head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
         revision: branch, tag or commit of a hub name; unset: its main branch.
@@ -91,7 +94,8 @@ def load_frozen(
     Raises:
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
-    kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
+    kind = _type(storage, dtype, device, together=deepspeed is not None)
+    options = options_for(storage, double_quant, storage_options)
     if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
         raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
     of_head = head_options(head_storage, storage, double_quant, storage_options, kind)
@@ -99,7 +103,6 @@ def load_frozen(
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
-        join_ranks()
         download(path, revision=revision)
     elif not _is_folder(path):
         fetch(_hub_name(path, "model.path"), "model.path", revision=revision)
@@ -185,6 +188,18 @@ _READ: WeakKeyDictionary[nn.Module, BytesRead] = WeakKeyDictionary()
 def _alone(what: str) -> Iterator[None]:
     """Without DeepSpeed a load is this process's own affair, whatever others do."""
     yield
+
+
+def _type(
+    storage: str, dtype: str | torch.dtype | None, device: torch.device | str | None, *, together: bool
+) -> torch.dtype:
+    """Collective where `together`: the type of the computation."""
+    given = resolve_dtype(storage, dtype)
+    if together:
+        join_ranks()
+    if dtype is not None:
+        return given
+    return unset_type(storage, loading_device(device, alone=not together), together=together)
 
 
 def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:

