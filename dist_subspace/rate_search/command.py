@@ -25,6 +25,7 @@ from dist_subspace.report.quantities import amount, bytes_text, clock_text
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from dist_subspace.stopping import STOP, Interrupted
+from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine_config import with_stock_choices
 from dist_subspace.training.last_words import Run, end
@@ -74,11 +75,14 @@ def _searched(run: Run, asked: Asked, told: Told, display: Display) -> FoundRate
             given = load_config(asked.config, asked.overrides)
             folder = asked.folder(given)
             config = search_config(with_stock_choices(given), folder)
-        refuse_unlike(settings_of_all(config) | {"--rates": asked.given_rates(), "--steps": asked.steps})
+        options = {"--rates": asked.given_rates(), "--steps": asked.steps, "--eval-samples": asked.eval_samples}
+        refuse_unlike(settings_of_all(config) | options)
         _watch(run, config)
         plan = run.plan = search_plan(make_plan(config, display.notice), asked.steps, asked.eval_samples)
         with agreed("planning the search"):
             rungs(len(asked.given_rates() or grid(1.0)), plan.total_steps)
+        for sentence in (*cutting_text(plan.data.cutting, plan.config.data.max_length)[0], *plan.data.notices):
+            display.notice(sentence)
         bench = Bench(plan, Observer(display, None, None, plan.device))
     search = told.search = _search(asked, plan, bench, display.notice)
     search.run()
@@ -117,8 +121,8 @@ def budget_text(count: int, steps: list[int], step_seconds: float, evaluation_se
         before = step
     seconds = made * step_seconds + evaluations * evaluation_seconds
     return (
-        f"{', '.join(parts)}: {made:,} steps ({step_seconds:.2g} s each) and {evaluations} evaluations of {samples:,} samples "
-        f"({evaluation_seconds:.2g} s each), about {clock_text(seconds)}"
+        f"{', '.join(parts)}: at most {made:,} steps ({step_seconds:.2g} s each) and {evaluations} evaluations of "
+        f"{samples:,} samples ({evaluation_seconds:.2g} s each), about {clock_text(seconds)}"
     )
 
 
