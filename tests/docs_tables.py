@@ -23,7 +23,7 @@ def methods_table() -> str:
 
     rows = []
     for category, meaning in CATEGORIES.items():
-        rows.append((f"**{category}**: {meaning}", *[""] * 7))
+        rows.append((f"**{category}**: {meaning}", *[""] * 8))
         for info in methods().values():
             if info.category == category:
                 rank = "-" if info.rank is None else str(info.rank)
@@ -31,8 +31,12 @@ def methods_table() -> str:
                 marks = " ".join(kind[-1] for kind in info.constraints) or "-"
                 merges, own = "yes" if info.mergeable else "no", f"`{info.name}`"
                 rows.append((own, info.count, rank + alpha, info.statistic, merges, marks, info.peft_type or "-"))
-                rows[-1] += (f"[{info.reference}](https://arxiv.org/abs/{info.reference})",)
-    header = ("method", "trained in a layer", "rank", "statistic", "merges", "MPC", "PEFT", "arXiv")
+                rate = info.learning_rate
+                rows[-1] += (
+                    f"{rate.middle:g} to {rate.wide:g}",
+                    f"[{info.reference}](https://arxiv.org/abs/{info.reference})",
+                )
+    header = ("method", "trained in a layer", "rank", "statistic", "merges", "MPC", "PEFT", "learning rate", "arXiv")
     return markdown(header, rows)
 
 

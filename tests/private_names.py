@@ -37,6 +37,7 @@ KEEPERS = {
     ),
     "torch": ("torch_internals.py", "module_places.py"),
     "datasets": ("training/data/sources.py",),
+    "trl": ("training/preferences/trl_losses.py",),
 }
 ALL_KEEPERS = frozenset(path for paths in KEEPERS.values() for path in paths)
 

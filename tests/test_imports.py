@@ -69,7 +69,7 @@ ALLOWED: dict[str, set[str]] = {
         "transformers_tables",
         "unread_weight",
     },
-    "loading": {"errors", "pages", "families", "module_places", "notices", "storage", "placement"},
+    "loading": {"errors", "pages", "families", "module_places", "notices", "storage", "placement", "torch_internals"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
     "interchange": {"errors", "families", "atomic_files", "run_folder", "loading", "module_places"} | AXES,
     "accounting": {"errors"} | AXES,

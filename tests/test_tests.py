@@ -55,7 +55,7 @@ WITHOUT_OWN_TESTS = {
     "placement/deepspeed/thresholds.py": "tests/placement/deepspeed/test_presets.py",
     **dict.fromkeys([f"placement/{name}.py" for name in ("edits", "eight_bit", "optimizer_state")], STATES),
     **dict.fromkeys([f"placement/{name}.py" for name in ("facts", "for_loading")], STATES),
-    **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "process_group", "stepped")], STATES),
+    **dict.fromkeys([f"placement/{name}.py" for name in ("gradients", "stepped")], STATES),
     "placement/protocol.py": DECLARATIONS,
     **dict.fromkeys(("placement/whole/engine.py", "placement/whole/parameters.py"), STATES),
     "run_folder/manifest.py": "tests/checkpoint/test_store.py: files that are not what the manifest says",
@@ -77,6 +77,9 @@ WITHOUT_OWN_TESTS = {
         "tests/subspace/reconstruction/test_prefix.py, test_prompt.py and test_p_tuning.py",
     ),
     "training/materials.py": "tests/training/test_plan.py and tests/training/test_preview.py: the run's own, and ahead of it",
+    "training/objective.py": "tests/training/test_engine.py and tests/training/preferences/test_objectives.py: every step",
+    "training/preferences/evaluate.py": "tests/training/preferences/test_objectives.py: a run's evaluations, at any ranks",
+    "training/data/micro_batch.py": "tests/training/data/test_batches.py and tests/training/data/test_preference_batch.py",
     "training/data/worker.py": "tests/training/data/test_tokenising.py: a process of its own",
     **dict.fromkeys(
         ("training/last_words.py", "training/lost_ranks.py"),

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dist_subspace.adapted.source import Source, find_source
 from dist_subspace.api import base_options, load_adapted
 from dist_subspace.checkpoint.fingerprint import base_fingerprint
@@ -14,11 +16,12 @@ from dist_subspace.errors import UsageError
 from dist_subspace.generation.room import positions
 from dist_subspace.interchange.base_model import FINGERPRINT
 from dist_subspace.interchange.hub_adapter import adapter_for_ranks
+from dist_subspace.loading.computation_type import unset_type
 from dist_subspace.loading.load import local_folder, resolve_dtype
 from dist_subspace.loading.positions import count_from
 from dist_subspace.loading.tokenizer import load_tokenizer
 from dist_subspace.placement.collectives import agreed, world
-from dist_subspace.placement.engines import largest_block, preset_for_use, start_use, use_config
+from dist_subspace.placement.engines import compute_device, largest_block, preset_for_use, start_use, use_config
 from dist_subspace.storage import storage_info
 from dist_subspace.training.data.settings import DataSettings
 
@@ -73,9 +76,10 @@ def open_adapted(
         model_section, deepspeed = source.section("model"), source.section("deepspeed")
         more = {name: model_section[name] for name in _OF_THE_RUN if model_section.get(name) is not None}
         preset = preset or preset_for_use(deepspeed.get("preset"), deepspeed.get("config"), world().size)
+    more["dtype"] = used_type(options["storage"], options["dtype"], preset)
     facts = {
         "nvme_path": deepspeed.get("nvme_path"),
-        "dtype": str(resolve_dtype(options["storage"], options["dtype"])).removeprefix("torch."),
+        "dtype": str(more["dtype"]).removeprefix("torch."),
         "storage": options["storage"],
         "unquantised": storage_info(options["storage"]).dtype is not None,
     }
@@ -87,6 +91,13 @@ def open_adapted(
     with agreed("reading the tokenizer"):
         tokenizer = tokenizer_of(source, base, options["revision"])
     return Opened(model, tokenizer, source, base, preset, close)
+
+
+def used_type(storage: str, dtype: str | None, preset: str) -> torch.dtype:
+    """Collective: the type of the computation of a model that is used, the same on all ranks."""
+    if dtype is not None:
+        return resolve_dtype(storage, dtype)
+    return unset_type(storage, compute_device(preset, None), together=True)
 
 
 def tokenizer_of(source: Source, base: str, revision: str | None = None) -> Any:

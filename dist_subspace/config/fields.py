@@ -70,6 +70,7 @@ Count = Annotated[int, Field(ge=1)]
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
 NameList = Annotated[Texts, BeforeValidator(_listed, json_schema_input_type=str | list[str])]
 Seconds = Annotated[float, Field(gt=0), BeforeValidator(_seconds, json_schema_input_type=float | str)]
+Rate = Annotated[float, Field(gt=0)] | Literal["auto"]
 DtypeName = Annotated[Dtype, BeforeValidator(_short_dtype)]
 Reporters = Annotated[
     tuple[Reporter, ...],

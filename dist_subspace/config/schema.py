@@ -15,6 +15,7 @@ from dist_subspace.config.fields import (
     Count,
     DtypeName,
     NameList,
+    Rate,
     Reporters,
     Repository,
     Resume,
@@ -213,7 +214,10 @@ class TrainingSection(Section):
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Decay of the mean gradient.")
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="Decay of the squared gradient.")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="Added to the root of the squared gradient.")
-    learning_rate: float = Field(default=2e-4, gt=0, description="The highest learning rate.")
+    learning_rate: Rate = Field(
+        default="auto",
+        description="The highest learning rate; auto: the method's own for the width of the model, or the checkpoint's.",
+    )
     lr_scheduler_type: names.Scheduler = Field(
         default="cosine", description="Learning-rate schedule, by its Hugging Face name."
     )
@@ -276,6 +280,12 @@ class TrainingSection(Section):
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
             raise UsageError(f"training.warmup_ratio is {ratio!r}; accepted: a number of at least 0 and below 1")
         return ratio
+
+    @property
+    def rate(self) -> float:
+        """`learning_rate` of a configuration whose run is planned: a number, which `auto` became."""
+        assert self.learning_rate != "auto"
+        return self.learning_rate
 
     @model_validator(mode="after")
     def _values_agree(self) -> TrainingSection:

@@ -12,7 +12,7 @@ from dist_subspace.atomic_files import json_ready, write_json_atomic
 from dist_subspace.evaluation.asked import Asked
 from dist_subspace.evaluation.measuring import measure
 from dist_subspace.evaluation.reading import read_subject
-from dist_subspace.evaluation.results import Evaluated, print_figures, write_result
+from dist_subspace.evaluation.results import Evaluated, print_figures, write_card, write_result
 from dist_subspace.evaluation.subject import Subject
 from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import on_main, world
@@ -46,9 +46,8 @@ def _evaluated(run: Run, asked: Asked) -> int:
             on_main(_conclude, asked, subject, found)
         return EXIT_OK
     except Interrupted as told:
-        again = (
-            "run the same command to go on" if asked.predictions else "nothing was kept (--predictions keeps results)"
-        )
+        kept = "nothing was kept" if asked.tasks else "nothing was kept (--predictions keeps results)"
+        again = "run the same command to go on" if asked.predictions else kept
         return end(run, "interrupted", f"interrupted by {told}; {again}", EXIT_INTERRUPTED)
     except Exception as error:
         return ended(run, error)
@@ -73,6 +72,9 @@ def _conclude(asked: Asked, subject: Subject, found: Evaluated) -> None:
     if subject.run is not None and subject.adapter is not None and subject.run.path.is_dir():
         name = found.about["data"] if not asked.tasks else "-".join(asked.tasks)
         _say(f"written: {write_result(subject.run, found.as_dict(), subject.adapter, name)}")
+        is_final = subject.adapter.resolve() == subject.run.adapter.resolve()
+        if is_final and asked.limit is None and (card := write_card(subject.run, found)) is not None:
+            _say(f"the figures stand in {card}, which a push takes along")
 
 
 def _say(text: str) -> None:

@@ -20,7 +20,9 @@ from dist_subspace.evaluation.figures import Measured
 from dist_subspace.evaluation.measuring import storage_of
 from dist_subspace.evaluation.model import open_subject
 from dist_subspace.evaluation.results import ADAPTER, BASE, Evaluated
+from dist_subspace.evaluation.scoring import heed
 from dist_subspace.evaluation.subject import Subject
+from dist_subspace.interchange.base_model import shown_name
 from dist_subspace.placement.collectives import agreed, broadcast_object, gather_objects, world
 from dist_subspace.stopping import STOP
 from dist_subspace.subspace import disabled
@@ -50,8 +52,8 @@ def measure_tasks(asked: Asked, subject: Subject, display: Display) -> Evaluated
         lm = shared_lm(opened.model, opened.tokenizer, asked.batch_size or _BATCH)
         whose = [ADAPTER, BASE] if asked.compare_base else [BASE if subject.adapter is None else ADAPTER]
         about = {
-            "adapter": None if subject.adapter is None else str(subject.adapter),
-            "base": opened.base,
+            "adapter": None if subject.adapter is None else subject.name,
+            "base": shown_name(opened.base),
             "storage": storage_of(opened.model),
             "data": ", ".join(asked.tasks),
         }
@@ -189,11 +191,15 @@ def shared(
 
     Arguments:
         progress: called with (requests so far, requests in all).
+
+    Raises:
+        Interrupted: on every rank, between two batches, where one was told to stop.
     """
     order = sorted(range(len(requests)), key=lambda number: (-length(requests[number]), number))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     own: list[tuple[int, Any]] = []
     for start in range(0, len(batches), world().size):
+        heed()
         place = start + world().rank
         held = batches[place] if place < len(batches) else [order[-1]]
         results = run([requests[number] for number in held])

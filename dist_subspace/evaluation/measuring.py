@@ -19,6 +19,7 @@ from dist_subspace.evaluation.results import ADAPTER, BASE, Evaluated
 from dist_subspace.evaluation.scoring import Batching
 from dist_subspace.evaluation.subject import Subject
 from dist_subspace.generation.settings import greedy
+from dist_subspace.interchange.base_model import shown_name
 from dist_subspace.interchange.description import WEIGHTS
 from dist_subspace.metrics.answers import answer_pattern
 from dist_subspace.placement.collectives import broadcast_object, on_main
@@ -152,8 +153,8 @@ def _figures(material: Material, opened: Subjected, results: dict[str, Of]) -> E
     subject, metrics = material.subject, material.metrics
     labels = subject.labels or []
     about = {
-        "adapter": None if subject.adapter is None else str(subject.adapter),
-        "base": opened.base,
+        "adapter": None if subject.adapter is None else subject.name,
+        "base": shown_name(opened.base),
         "storage": storage_of(opened.model),
         "data": material.samples.name,
         "samples": {kind: len(of_kind) for kind, of_kind in next(iter(results.values())).items()},

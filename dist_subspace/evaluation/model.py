@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dist_subspace.adapted.opened import open_adapted
+from dist_subspace.adapted.opened import open_adapted, used_type
 from dist_subspace.errors import UsageError
 from dist_subspace.evaluation.subject import Subject
 from dist_subspace.families.configuration import text_config
@@ -78,11 +78,12 @@ def _open_base(subject: Subject, progress: Progress) -> tuple[Any, Any, str, str
     if section.tokenizer is not None:
         download(section.tokenizer, "model.tokenizer", TOKENIZER_FILES)
     with agreed("reading the tokenizer"):
-        dtype = resolve_dtype(section.storage, section.dtype)
+        resolve_dtype(section.storage, section.dtype)
         tokenizer = load_tokenizer(
             str(resolve_folder(section.path, section.revision)), section.tokenizer, section.trust_remote_code
         )
         preset = subject.preset or preset_for_use(None, None, world().size)
+    dtype = used_type(section.storage, section.dtype, preset)
     facts: dict[str, Any] = {
         "nvme_path": subject.config.deepspeed.nvme_path,
         "dtype": str(dtype).removeprefix("torch."),

@@ -11,8 +11,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dist_subspace.atomic_files import make_folder, write_json_atomic
+from dist_subspace.atomic_files import make_folder, write_json_atomic, write_text_atomic
 from dist_subspace.evaluation.figures import METRICS, Measured
+from dist_subspace.interchange.card_figures import with_figures
 from dist_subspace.report.quantities import amount
 from dist_subspace.run_folder.folder import RunFolder
 
@@ -86,6 +87,25 @@ def print_figures(found: Evaluated, console: Console | None = None) -> None:
         console = Console(highlight=False, width=160)
     console.print(found.title, soft_wrap=True, markup=False, highlight=False)
     console.print(found.table())
+
+
+def write_card(run: RunFolder, found: Evaluated) -> Path | None:
+    """The figures in the card of the run's adapter; None where there is none, or a person has edited it.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    file = run.adapter / "README.md"
+    try:
+        card = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    of = {who: {name: (m.value, m.interval) for name, m in figures.items()} for who, figures in found.figures.items()}
+    measured = with_figures(card, found.about["data"], of[ADAPTER], of.get(BASE))
+    if measured == card:
+        return None
+    write_text_atomic(file, measured)
+    return file
 
 
 def write_result(run: RunFolder, result: Mapping[str, Any], adapter: Path, data: str) -> Path:

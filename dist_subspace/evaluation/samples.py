@@ -16,6 +16,7 @@ from dist_subspace.errors import UsageError
 from dist_subspace.training.data import TokenTable, prepare, prepare_evaluation
 from dist_subspace.training.data.cutting import Cutting
 from dist_subspace.training.data.samples import Sample
+from dist_subspace.training.data.settings import PAIRED, UNPAIRED
 from dist_subspace.training.data.store import Columns
 from dist_subspace.training.data.table import Part
 from dist_subspace.training.sections import data_settings
@@ -58,6 +59,11 @@ def read_samples(
         UsageError: no data to evaluate on, or what is wrong with it; a label that training never saw.
     """
     settings, task = data_settings(config.data), config.model.task
+    if settings.format in (*PAIRED, *UNPAIRED):
+        raise UsageError(
+            f"data.format is {settings.format!r}, whose loss and rewards a run measures itself (eval_loss and eval_rewards "
+            "in its metrics.jsonl); accepted: --data FILE of samples, with data.format=completion or another format of such"
+        )
     if settings.eval is None:
         raise UsageError(
             "data.eval is null, and no --data is given; accepted: --data FILE, or data.eval in the configuration"

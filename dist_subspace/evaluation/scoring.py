@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from dist_subspace.placement.collectives import gather_objects, world
+from dist_subspace.placement.evaluation_mode import in_evaluation
 from dist_subspace.stopping import STOP, Interrupted
 from dist_subspace.training.data import TokenTable
 from dist_subspace.training.data.batches import filler_batch
 from dist_subspace.training.data.collate import Collator
-from dist_subspace.training.sample_results import measured, sample_results
+from dist_subspace.training.sample_results import sample_results
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def scores(model: nn.Module, table: TokenTable, numbers: Sequence[int], how: Bat
     micro_batches = [order[start : start + how.size] for start in range(0, len(order), how.size)]
     collate = Collator(table, how.pad_id, pad_to_multiple=how.pad_to_multiple)
     filler, own = filler_batch(collate, 0), []
-    with measured(model):
+    with in_evaluation(model):
         for start in range(0, len(micro_batches), world().size):
             heed()
             place = start + world().rank

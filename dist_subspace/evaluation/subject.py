@@ -12,6 +12,7 @@ from typing import Any
 from dist_subspace.adapted.source import Source, find_source
 from dist_subspace.config import Config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.interchange.base_model import shown_name
 from dist_subspace.interchange.peft.importing import read_peft
 from dist_subspace.loading.load import model_config, resolve_folder
 from dist_subspace.run_folder.folder import RunFolder, adapter_labels
@@ -34,7 +35,7 @@ class Subject:
 
     @property
     def name(self) -> str:
-        return str(self.adapter) if self.adapter is not None else str(self.config.model.path)
+        return shown_name(self.adapter if self.adapter is not None else self.config.model.path)
 
     @property
     def storage(self) -> str | None:

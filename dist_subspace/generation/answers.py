@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig
 
 from dist_subspace.families.configuration import is_encoder_decoder
-from dist_subspace.generation.batches import Batch, batches, check_lengths
+from dist_subspace.generation.batches import Batch, batches, check_lengths, most_tokens, too_long_of
 from dist_subspace.generation.room import longest_row, padded, takes_padding
 from dist_subspace.generation.settings import end_ids, greedy
 from dist_subspace.placement.collectives import agreed, gather_objects, world
+from dist_subspace.placement.evaluation_mode import in_evaluation
 from dist_subspace.placement.tensors import is_split
 
 STOP, LENGTH = "stop", "length"
@@ -127,9 +127,19 @@ def checked_room(model: Any, lengths: Sequence[int], config: GenerationConfig) -
     Raises:
         UsageError: one of the prompts leaves no room for an answer.
     """
-    longest = longest_row(model, max(lengths) + int(config.max_new_tokens or 0))
+    longest = _longest(model, lengths, config)
     check_lengths(lengths, longest, apart=is_encoder_decoder(model))
     return longest
+
+
+def without_room(model: Any, lengths: Sequence[int], config: GenerationConfig) -> tuple[list[int], int | None]:
+    """Local: the numbers of the prompts that leave no room for an answer, and the most tokens that a prompt may have."""
+    longest, apart = _longest(model, lengths, config), is_encoder_decoder(model)
+    return too_long_of(lengths, longest, apart=apart), most_tokens(longest, apart=apart)
+
+
+def _longest(model: Any, lengths: Sequence[int], config: GenerationConfig) -> int | None:
+    return longest_row(model, max(lengths) + int(config.max_new_tokens or 0))
 
 
 def as_answer(
@@ -167,17 +177,6 @@ def drawing_from(seed: int, number: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(zlib.crc32(f"{seed}:{number}".encode()))
         yield
-
-
-@contextmanager
-def in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Within the block there is no dropout; afterwards the model is in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()

@@ -53,12 +53,23 @@ def batches(
     return made
 
 
+def most_tokens(longest: int | None, *, apart: bool = False) -> int | None:
+    """Most tokens of a prompt that leaves room for an answer; None for no limit."""
+    return None if longest is None else longest - (0 if apart else 1)
+
+
+def too_long_of(lengths: Sequence[int], longest: int | None, *, apart: bool = False) -> list[int]:
+    """The numbers of the prompts that leave no room for an answer."""
+    most = most_tokens(longest, apart=apart)
+    return [number for number, length in enumerate(lengths) if most is not None and length > most]
+
+
 def check_lengths(lengths: Sequence[int], longest: int | None, *, apart: bool = False) -> None:
     """Raises UsageError for prompts that leave no room for an answer; names the first and says how many there are."""
-    most = None if longest is None else longest - (0 if apart else 1)
-    too_long = [number for number, length in enumerate(lengths) if most is not None and length > most]
+    most, too_long = most_tokens(longest, apart=apart), too_long_of(lengths, longest, apart=apart)
     if too_long:
-        others = f", and {len(too_long) - 1:,} others are too long" if len(too_long) > 1 else ""
+        more = len(too_long) - 1
+        others = f", and {more:,} {'other is' if more == 1 else 'others are'} too long" if more else ""
         raise UsageError(
             f"prompt {too_long[0] + 1} has {lengths[too_long[0]]:,} tokens{others}; accepted: at most {most:,}, which leave room "
             f"for an answer in the {longest:,} positions of the model"

@@ -36,13 +36,23 @@ def base_name(path: str | Path | None) -> str | None:
     given = Path(path).expanduser()
     if not given.is_dir() and not is_local(str(path)):
         return str(path)
-    of_hub = _SNAPSHOT.search(given.as_posix()) or _SNAPSHOT_WITHOUT_OWNER.search(given.as_posix())
+    of_hub = _hub_name(given)
     if of_hub:
-        return "/".join(of_hub.groups())
+        return of_hub
     if given.is_absolute():
         return f"./{given.name}{ELSEWHERE}"
     relative = Path(os.path.normpath(given)).as_posix()
     return relative if relative.startswith("..") else f"./{relative}"
+
+
+def shown_name(path: str | Path) -> str:
+    """What a person is shown of a place: the hub's name of a copy in this machine's cache, and any other path as it stands."""
+    return _hub_name(Path(path)) or str(path)
+
+
+def _hub_name(folder: Path) -> str | None:
+    found = _SNAPSHOT.search(folder.as_posix()) or _SNAPSHOT_WITHOUT_OWNER.search(folder.as_posix())
+    return "/".join(found.groups()) if found else None
 
 
 def short_base(name: str) -> str:

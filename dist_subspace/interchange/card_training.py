@@ -34,11 +34,15 @@ class Training:
     @property
     def metrics(self) -> list[str]:
         """The Hub's names of the figures."""
-        return [hub_metric(name) for name in self.figures if name not in _NO_METRICS]
+        return [hub_metric(name) for name in self.figures if is_hub_metric(name)]
 
 
 def hub_metric(name: str) -> str:
     return _METRICS.get(name, name)
+
+
+def is_hub_metric(name: str) -> bool:
+    return name not in _NO_METRICS
 
 
 def data_name(source: str | Path) -> str:

@@ -21,6 +21,7 @@ PEFT_TASKS = {
     "SEQ_2_SEQ_LM": ("text2text-generation", "seq2seq-lm"),
 }
 UNKNOWN_TASK = (None, "base")
+HEADING = "## How to load it"
 HERE = "path/to/this/folder"  # what is replaced by the repository's name where there is one
 EXPORT = "peft"  # the folder of a repository with the form that PEFT reads, where the adapter's own is another
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what its --max-lora-rank takes
@@ -52,7 +53,7 @@ def usage(
         f'model = dsub.load_frozen({_quoted(base)}, storage="nf4"{other_task}{revision})',
         f'model = dsub.{load}(model, "{HERE}")',
     ]
-    sections = ["## How to load it", "With dist_subspace, in any storage of the frozen weights:", _code(ours)]
+    sections = [HEADING, "With dist_subspace, in any storage of the frozen weights:", _code(ours)]
     described = config if config.get("peft_type") else export
     if described is not None:
         inside = "" if described is config else f', subfolder="{EXPORT}"'
@@ -80,7 +81,7 @@ def merged_usage(config: Mapping[str, Any], model_class: str) -> str:
         f'model = {auto_class}.from_pretrained("{HERE}")',
         f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")',
     ]
-    sections = ["## How to load it", "With transformers:", _code(lines)]
+    sections = [HEADING, "With transformers:", _code(lines)]
     if pipeline == "text-generation":
         sections += ["With vLLM:", _code([f"vllm serve {HERE}"], "bash")]
     return "\n\n".join(sections)

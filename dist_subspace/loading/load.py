@@ -15,6 +15,7 @@ from torch import nn
 
 from dist_subspace.errors import UsageError, unknown_name
 from dist_subspace.families.classes import AUTO_CLASSES
+from dist_subspace.loading.computation_type import unset_type
 from dist_subspace.loading.decoded import decoded_index
 from dist_subspace.loading.experts_internals import adopt_stacks
 from dist_subspace.loading.formats import check_read, quantisation_of, take_quantisation
@@ -22,15 +23,17 @@ from dist_subspace.loading.hub import MODEL_FILES, cached, fetch, is_hub_name
 from dist_subspace.loading.index import BytesRead, open_checkpoint
 from dist_subspace.loading.notices import cast_by_the_engine, held_dense, read_by_every_rank
 from dist_subspace.loading.packed_head import head_options
-from dist_subspace.loading.positions import Positions, positions_of
+from dist_subspace.loading.positions import Positions, positions_of, short_model
 from dist_subspace.loading.stream import Stream
 from dist_subspace.loading.transformers_internals import build_skeleton, key_plan
 from dist_subspace.loading.twins import compare, twins
+from dist_subspace.loading.widths import linear_inputs
 from dist_subspace.notices import say
 from dist_subspace.pages import give_back_freed, take_large_from_system
 from dist_subspace.placement.collectives import agreed, any_rank, once_per_node, refuse_unlike
 from dist_subspace.placement.for_loading import (
     join_ranks,
+    loading_device,
     outside_zero_init,
     prepare_blocks,
     read_placement,
@@ -77,7 +80,8 @@ def load_frozen(
             the process group.
         task: which head: causal-lm classification masked-lm seq2seq-lm token-classification base.
         dtype: the type of everything else (embeddings, norms, head) and of the computation. Unset: float32 for storage
-            fp32, float16 for fp16, bfloat16 otherwise.
+            fp32, float16 for fp16, bfloat16 otherwise; of a packed storage float32 where a rank computes on a CPU without
+            16-bit products.
         storage_options: the storage's own options, as `model.storage_options` of a configuration.
         head_storage: how a language model's head is held; unset: in `dtype`. A head that is the embedding's table is refused.
         revision: branch, tag or commit of a hub name; unset: its main branch.
@@ -90,7 +94,8 @@ def load_frozen(
     Raises:
         UsageError: for what is not accepted, and for a folder that is not a whole model; every rank raises.
     """
-    kind, options = resolve_dtype(storage, dtype), options_for(storage, double_quant, storage_options)
+    kind = _type(storage, dtype, device, together=deepspeed is not None)
+    options = options_for(storage, double_quant, storage_options)
     if isinstance(experts_at_once, bool) or not isinstance(experts_at_once, int) or experts_at_once < 1:
         raise UsageError(f"model.experts_at_once is {experts_at_once!r}; accepted: a whole number of at least 1")
     of_head = head_options(head_storage, storage, double_quant, storage_options, kind)
@@ -98,7 +103,6 @@ def load_frozen(
     if task not in AUTO_CLASSES:
         raise unknown_name("model.task", task, AUTO_CLASSES)
     if deepspeed is not None:
-        join_ranks()
         download(path, revision=revision)
     elif not _is_folder(path):
         fetch(_hub_name(path, "model.path"), "model.path", revision=revision)
@@ -184,6 +188,18 @@ _READ: WeakKeyDictionary[nn.Module, BytesRead] = WeakKeyDictionary()
 def _alone(what: str) -> Iterator[None]:
     """Without DeepSpeed a load is this process's own affair, whatever others do."""
     yield
+
+
+def _type(
+    storage: str, dtype: str | torch.dtype | None, device: torch.device | str | None, *, together: bool
+) -> torch.dtype:
+    """Collective where `together`: the type of the computation."""
+    given = resolve_dtype(storage, dtype)
+    if together:
+        join_ranks()
+    if dtype is not None:
+        return given
+    return unset_type(storage, loading_device(device, alone=not together), together=together)
 
 
 def resolve_dtype(storage: str, dtype: str | torch.dtype | None) -> torch.dtype:
@@ -328,6 +344,14 @@ def model_positions(folder: Path, task: str, wanted: int, trust_remote_code: boo
     kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
     config = model_config(folder, trust_remote_code)
     return positions_of(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config, wanted)
+
+
+def model_widths(folder: Path, task: str, trust_remote_code: bool = False) -> dict[str, int]:
+    """How many inputs each linear layer of a local model has, by name (`linear_inputs`), of one block of it where the family lets
+    itself be shortened; no weight is read."""
+    kwargs: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+    config = model_config(folder, trust_remote_code)
+    return linear_inputs(short_model(lambda changed: _skeleton(task, changed, torch.float32, kwargs), config))
 
 
 def _skeleton(

@@ -47,7 +47,7 @@ def positions_of(make: Callable[[PretrainedConfig], nn.Module], config: Pretrain
     """
     stated = stated_positions(config)
     try:
-        model = _with_free_weights(_short_model(make, config))
+        model = _with_free_weights(short_model(make, config))
     except Exception:  # an odd family: what its configuration states is all that is known
         return Positions(stated, 0)
     parts = [model, *_decoder_of(model)]
@@ -155,7 +155,7 @@ def _largest_below(fits: Callable[[int], bool], above: int) -> int:
     return low
 
 
-def _short_model(make: Callable[[PretrainedConfig], nn.Module], config: PretrainedConfig) -> nn.Module:
+def short_model(make: Callable[[PretrainedConfig], nn.Module], config: PretrainedConfig) -> nn.Module:
     """A model of one layer, which is enough and quicker made, or of all where the configuration cannot be shortened."""
     short = copy.deepcopy(config)
     try:

@@ -133,8 +133,8 @@ def engine_config(
     return made
 
 
-def stock_training_keys(given: Stock) -> dict[str, str]:
-    """What a stock JSON's optimizer and scheduler are called in the YAML.
+def stock_training_keys(given: Stock) -> dict[str, Any]:
+    """What a stock JSON's optimizer and scheduler are called in the YAML, and the learning rate that they name.
 
     Raises:
         UsageError: an optimizer or scheduler that has no counterpart.

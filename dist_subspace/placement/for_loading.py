@@ -54,6 +54,13 @@ def read_placement(given: Given | None) -> dict[str, Any] | None:
     return config
 
 
+def loading_device(device: torch.device | str | None, *, alone: bool) -> torch.device:
+    """Local: where whole parameters go; unset: the accelerator, else the CPU."""
+    if device is None and not alone:
+        return agreed_device()
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
 def splitter_of(config: Mapping[str, Any] | None, device: torch.device | str | None = None) -> Splitter:
     """What takes parameters as they are read: split over the ranks at ZeRO stage 3, else whole on each; for this process alone
     where there is no configuration. Collective where there is one.
@@ -62,10 +69,10 @@ def splitter_of(config: Mapping[str, Any] | None, device: torch.device | str | N
         device: where whole parameters go; unset: the accelerator, else the CPU.
     """
     if config is None:
-        return Replicas(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")), alone=True)
+        return Replicas(loading_device(device, alone=True), alone=True)
     if zero_stage(config) == 3:
         return Partitioner(dict(config))
-    return Replicas(torch.device(device or agreed_device()), alone=False)
+    return Replicas(loading_device(device, alone=False), alone=False)
 
 
 def casting_section(config: Mapping[str, Any] | None) -> tuple[str, int] | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 
 from dist_subspace.placement.collectives import max_over_ranks
 from dist_subspace.rate_search.held import Held, hold, put_back, without_steps
-from dist_subspace.rate_search.own_rate import own_rate
 from dist_subspace.run_folder.records import Evaluation
 from dist_subspace.stopping import STOP, Interrupted
 from dist_subspace.subspace import parameter_groups
@@ -64,7 +63,6 @@ class Bench(Trainer):
         self.observer = self.listener  # a step says nothing from here on
         self._savable = True  # its state is read at once
         self._groups = self.engine.rates
-        self.own_rate = own_rate(self.model).rate
         self.first = self._first_state()
         self.seconds = self._seconds_of_a_step()
         began = time.monotonic()
@@ -89,7 +87,7 @@ class Bench(Trainer):
         self.schedule = schedule_of(training, self.plan.total_steps, rates)
         self.schedule.restore({}, tried.steps)
         while tried.steps < steps:
-            if self._one_step():
+            if self.one_step():
                 raise Interrupted(STOP.reason)
             tried.stopped = divergence(tried.losses, self.start_loss, tried.progress.skipped)
             if tried.stopped is not None:
@@ -107,7 +105,7 @@ class Bench(Trainer):
         Raises:
             Interrupted: on every rank, where one was told to stop.
         """
-        if not self._evaluate():
+        if not self.evaluate():
             raise Interrupted(STOP.reason)
         return self.listener.figures
 
@@ -123,14 +121,18 @@ class Bench(Trainer):
     def _first_state(self) -> Held:
         """Where every rate begins. A step at rates of zero makes the optimizer's moments exist."""
         scaler = self.engine.scaler_state()
-        self.stepper.prime(self.plan.batches.batch(0), self._leave_if_told)
+        self.stepper.prime(self.plan.batches.batch(0), self._leave_if_stopped)
         return without_steps(hold(self.engine, self.model), scaler)
+
+    def _leave_if_stopped(self) -> None:
+        if self.pause():
+            raise Interrupted(STOP.reason)
 
     def _seconds_of_a_step(self) -> float:
         """Of one at rates of zero, whose state is not kept."""
         self.engine.rates = [0.0] * len(self._groups)
         began = time.monotonic()
-        if self.stepper.accumulate(self.plan.batches.batch(0), self._moved_on) is None:
+        if self.stepper.accumulate(self.plan.batches.batch(0), self.pause) is None:
             raise Interrupted(STOP.reason)
         self.engine.step(True)
         seconds = max_over_ranks(time.monotonic() - began)
@@ -164,5 +166,5 @@ def divergence(losses: Sequence[float], start: float, skipped: int) -> str | Non
         return f"diverged: step {len(losses)} was not finite"
     mean = statistics.fmean(losses[-RECENT:])
     if len(losses) >= RECENT and mean > max(FACTOR * start, start + NATS):
-        return f"diverged: training loss {mean:.4g} at step {len(losses)}, {start:.4g} before training"
+        return f"diverged: training loss {mean:.4g} at step {len(losses)}"
     return None

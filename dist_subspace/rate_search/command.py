@@ -34,11 +34,11 @@ from dist_subspace.training.run import ended, watched
 
 
 class Told:
-    """What a search leaves to its caller. search: as far as it came; found: its result; error: what ended it."""
+    """What a search leaves to its caller. search: as far as it came; found: its result; message: why there is none."""
 
     search: Search | None = None
     found: FoundRate | None = None
-    error: BaseException | None = None
+    message: str = ""
 
 
 def find_lr(asked: Asked, told: Told | None = None) -> int:
@@ -55,13 +55,14 @@ def _found(run: Run, asked: Asked, told: Told) -> int:
             found = told.found = _searched(run, asked, told, display)
             on_main(_conclude, asked, found)
         if found.rate is None:
+            told.message = found.verdict
             return end(run, "failed", found.verdict, EXIT_FAILED)
         return EXIT_OK
     except Interrupted as stop:
-        told.error = stop
-        return end(run, "interrupted", f"interrupted by {stop}; {_best_so_far(told.search)}", EXIT_INTERRUPTED)
+        told.message = f"interrupted by {stop}; {_best_so_far(told.search)}"
+        return end(run, "interrupted", told.message, EXIT_INTERRUPTED)
     except Exception as error:
-        told.error = error
+        told.message = f"{error}"
         return ended(run, error)
 
 
@@ -86,10 +87,11 @@ def _searched(run: Run, asked: Asked, told: Told, display: Display) -> FoundRate
 
 def _search(asked: Asked, plan: Plan, bench: Bench, say: Callable[[str], None]) -> Search:
     """The search that is about to begin; what it comes to is said."""
-    given = asked.given_rates()
-    rates = given or grid(bench.own_rate)
+    given, own = asked.given_rates(), _own_rate(plan)
+    rates = given or grid(own or plan.config.training.rate)
     steps = rungs(len(rates), plan.total_steps)
-    where = "as they were given" if given else f"around {rate_text(bench.own_rate)}, the method's own"
+    centre = "the configuration's" if own is None else "the method's own"
+    where = "as they were given" if given else f"around {centre}, {rate_text(own or plan.config.training.rate)}"
     warmup = int(plan.config.training.warmup_steps)
     say(
         f"{len(rates)} learning rates from {rate_text(rates[0])} to {rate_text(rates[-1])}, {where}; {warmup} steps of warm-up, "
@@ -98,6 +100,11 @@ def _search(asked: Asked, plan: Plan, bench: Bench, say: Callable[[str], None]) 
     say(budget_text(len(rates), steps, bench.seconds, bench.evaluation_seconds, len(plan.data.eval or ())))
     say(f"each rate's state takes {bytes_text(bench.first.bytes * 3)} of memory on rank 0 while it may go on")
     return Search(bench, rates, steps, given is None, say)
+
+
+def _own_rate(plan: Plan) -> float | None:
+    """The method's, for the width of the model; None where that is not known."""
+    return None if plan.rate is None or plan.rate.own is None else plan.rate.own.rate
 
 
 def budget_text(count: int, steps: list[int], step_seconds: float, evaluation_seconds: float, samples: int) -> str:
@@ -123,7 +130,9 @@ def _result(plan: Plan, bench: Bench, search: Search, folder: RunFolder, seconds
         "model": Path(config.model.path).name,
         "method": f"{plan.resolved.info.name}{rank}",
         "storage": config.model.storage,
-        "data": config.data.eval if isinstance(config.data.eval, str) else f"{config.data.eval:g} of the training data",
+        "data": Path(config.data.eval).name
+        if isinstance(config.data.eval, str)
+        else f"{config.data.eval:g} of the training data",
         "eval_samples": len(plan.data.eval or ()),
         "warmup_steps": int(config.training.warmup_steps),
         "global_batch_size": config.training.global_batch_size,
@@ -131,7 +140,7 @@ def _result(plan: Plan, bench: Bench, search: Search, folder: RunFolder, seconds
     }
     return FoundRate(
         rate=best.rate if best is not None and lowers else None,
-        own_rate=bench.own_rate,
+        own_rate=_own_rate(plan),
         start_loss=bench.start_loss,
         rungs=search.rungs,
         tried=sorted(search.tried, key=lambda tried: tried.rate),

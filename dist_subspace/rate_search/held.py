@@ -41,7 +41,7 @@ class Held:
 
 def hold(engine: Engine, model: nn.Module) -> Held:
     """Collective: what the next `put_back` will find again."""
-    tensors = engine.read_state(named_trainables(model)) | {k: t.clone() for k, t in schedule_tensors(model).items()}
+    tensors = engine.read_state(named_trainables(model)) | schedule_tensors(model)
     sizes = broadcast_object({name: tensor.nbytes for name, tensor in tensors.items()})
     return Held(
         tensors=tensors if world().is_main else {},
@@ -77,7 +77,8 @@ def put_back(held: Held, engine: Engine, model: nn.Module, step: int, max_steps:
     engine.drop_gradients()
     engine.write_state(trainables, tensors, held.optimizer_steps)
     engine.restore_scaler(held.scaler)
-    restore_schedule(model, held.schedule, held.optimizer_steps, ChainMap(held.buffers, tensors))  # type: ignore[arg-type]
+    known: Mapping[str, Tensor] = ChainMap(held.buffers, tensors)  # type: ignore[arg-type]
+    restore_schedule(model, held.schedule, held.optimizer_steps, known)
     prepare_step(model, step, max_steps)
 
 

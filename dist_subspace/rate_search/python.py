@@ -49,5 +49,5 @@ def find_learning_rate(
     status = find_lr(asked, told)
     if status == EXIT_OK and told.found is not None:
         return told.found
-    message = told.found.verdict if told.found is not None else str(told.error or f"it ended with status {status}")
+    message = told.message or f"find-lr ended with status {status}"
     raise UsageError(message) if status == EXIT_USAGE else RuntimeError(message)

@@ -21,12 +21,15 @@ RESULT, PICTURE = "find-lr.json", "find-lr.png"
 
 @dataclass(frozen=True)
 class FoundRate:
-    """rate: the best one, None where none lowers the held-out loss; own_rate: the method's; start_loss: the held-out loss before
-    training; rungs: steps after which rates were compared; tried: ascending by rate; edge: the end of all rates that the best one
-    lies at, lower or upper, None within them; folder: where the files are; about: what was trained on what."""
+    """What a search comes to.
+
+    rate: the best one, None where none lowers the held-out loss. own_rate: the method's, None where it is not known. start_loss:
+    the held-out loss before training. rungs: steps after which rates were compared. tried: ascending by rate. edge: the end of
+    all rates that the best one lies at, lower or upper, None within them. folder: where the files are. about: what was trained.
+    """
 
     rate: float | None
-    own_rate: float
+    own_rate: float | None
     start_loss: float
     rungs: list[int]
     tried: list[Tried]

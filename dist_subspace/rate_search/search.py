@@ -80,20 +80,27 @@ class Search:
         self.say(" | ".join([*parts, clock_text(time.monotonic() - self._began)]))
 
     def _extend(self, steps: int) -> None:
-        """While the best at this rung lies at an end of all rates, try the next one beyond it."""
-        while self.left and self._best_at(steps) is not None:
-            best, rates = self._best_at(steps), [tried.rate for tried in self.tried]
-            assert best is not None
-            if len(rates) > 1 and min(rates) < best.rate < max(rates):
-                return
+        """While the best at this rung lies at an end of all rates, try the next one beyond it; where all diverge, a lower one."""
+        while self.left and (upwards := self._open_side(steps)) is not None:
             self.left -= 1
-            further = Tried(beyond(rates, upwards=best.rate == max(rates)))
-            side = "upper" if further.rate > best.rate else "lower"
-            self.say(
-                f"the best rate, {rate_text(best.rate)}, is at the {side} end of the grid: {rate_text(further.rate)} is tried too"
+            best, further = self._best_at(steps), Tried(beyond([tried.rate for tried in self.tried], upwards))
+            why = (
+                "every rate diverges"
+                if best is None
+                else f"the best rate, {rate_text(best.rate)}, is at an end of the grid"
             )
+            self.say(f"{why}: {rate_text(further.rate)} is tried, too")
             self.tried.append(further)
             self._train(further, steps)
+
+    def _open_side(self, steps: int) -> bool | None:
+        """Whether better rates may lie above all that were tried (True) or below them (False); None where neither is likely."""
+        best, rates = self._best_at(steps), [tried.rate for tried in self.tried]
+        if best is None:
+            return False if steps == self.rungs[0] else None
+        if min(rates) < best.rate < max(rates):
+            return None
+        return best.rate == max(rates)
 
     def _halve(self, steps: int) -> None:
         going = sorted(self.going(), key=lambda tried: (tried.loss_at(steps), tried.rate))

@@ -13,14 +13,14 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from dist_subspace.atomic_files import storage_error
 
 BEST, OWN, START, BAD = "#d1495b", "#5f6b76", "#5f6b76", "#e0a030"
 COLOURS = "cividis"  # even in lightness, and the same to those who see two colours
 ABOVE = 1.15  # the picture ends at so many times the loss before training: a rate that diverges must not press the rest flat
-
+WIDE = 4.0  # times the lowest loss: an axis that goes so far is logarithmic
 FLAT = 2.5  # times the height of the curves: so far from them the loss before training is shown
 
 
@@ -34,8 +34,9 @@ def rate_picture(found: Mapping[str, Any], path: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     highest = _draw_rungs(axes, found)
-    _draw_marks(axes, found, highest)
-    _axes(axes, found)
+    low = min((loss for step in found["rungs"] for _, loss in points(found, step)), default=found["start_loss"])
+    _draw_marks(axes, found, low, highest)
+    _axes(axes, found, low)
     axes.set_title(_title(found), fontsize=12, pad=10)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -64,23 +65,20 @@ def _draw_rungs(axes: Axes, found: Mapping[str, Any]) -> float:
     highest = min(max(losses), ABOVE * max(found["start_loss"], min(losses)))
     shades = colormaps[COLOURS](numpy.linspace(0.75, 0.1, len(rungs)))
     for (step, line), colour in zip(rungs, shades, strict=True):
+        if not line:
+            continue
         rates, shown = [rate for rate, _ in line], [min(loss, highest) for _, loss in line]
         axes.plot(rates, shown, color=colour, linewidth=2, marker="o", markersize=5, label=f"after {step:,} steps")
     return highest
 
 
-def _draw_marks(axes: Axes, found: Mapping[str, Any], highest: float) -> None:
+def _draw_marks(axes: Axes, found: Mapping[str, Any], low: float, highest: float) -> None:
     start, best = found["start_loss"], found["learning_rate"]
-    low = min((loss for step in found["rungs"] for _, loss in points(found, step)), default=start)
     if start - low <= FLAT * (highest - low):  # else the line would press the rest flat
         axes.axhline(start, color=START, linewidth=1, linestyle=":", label="before training")
-    axes.axvline(
-        found["own_rate"],
-        color=OWN,
-        linewidth=1.2,
-        linestyle="--",
-        label=f"the method's own, {_text(found['own_rate'])}",
-    )
+    own = found["own_rate"]
+    if own is not None:
+        axes.axvline(own, color=OWN, linewidth=1.2, linestyle="--", label=f"the method's own, {_text(own)}")
     bad = [tried["learning_rate"] for tried in found["tried"] if tried["diverged"]]
     if bad:
         place = axes.get_xaxis_transform()
@@ -92,12 +90,17 @@ def _draw_marks(axes: Axes, found: Mapping[str, Any], highest: float) -> None:
         axes.plot([best], [loss], "*", color=BEST, markersize=17, zorder=6, label=f"best, {_text(best)}: {loss:.4g}")
 
 
-def _axes(axes: Axes, found: Mapping[str, Any]) -> None:
-    rates = sorted({tried["learning_rate"] for tried in found["tried"]} | {found["own_rate"]})
+def _axes(axes: Axes, found: Mapping[str, Any], low: float) -> None:
+    rates = sorted({tried["learning_rate"] for tried in found["tried"]} | ({found["own_rate"]} - {None}))
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(_apart(rates)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _text(value)))
+    if low > 0 and axes.get_ylim()[1] > WIDE * low:  # else a high loss would press the low ones, which matter, flat
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("learning rate", fontsize=11)
     axes.set_ylabel("validation loss", fontsize=11)
     axes.grid(alpha=0.25)

@@ -9,6 +9,7 @@ from typing import Any
 from dist_subspace.families.projections import KEY_VALUE_UP
 from dist_subspace.subspace import MethodInfo
 from dist_subspace.subspace.core.constraints import CONSTRAINTS, constraint_options
+from dist_subspace.subspace.core.learning_rate import WIDTHS
 
 # The paper's terms (arXiv 2407.05417; docs/methods.md, "The framework"), in the order of the table.
 CATEGORIES = {
@@ -38,6 +39,9 @@ def methods_table(methods: Mapping[str, MethodInfo]) -> list[dict[str, Any]]:
             "parameters_a_layer": info.count,
             "targets": targets_text(info),
             "chooses_targets": info.uses_targets,
+            "learning_rates": info.learning_rate.by_width(),
+            "learning_rate_source": info.learning_rate.source,
+            "learning_rate_divided_by": info.learning_rate.effect_text,
             "rank": info.rank,
             "alpha_over_rank": info.alpha_over_rank,
             "uses_rank": info.uses_rank,
@@ -90,6 +94,7 @@ def method_text(info: MethodInfo, width: int) -> str:
         ("trained", f"{info.count} in a layer" if info.uses_targets else info.count),
         ("targets", targets_text(info) + ("" if info.uses_targets else " (not chosen)")),
         ("rank", f"{info.rank}" + (f", alpha {info.alpha_over_rank:g} times the rank" if info.alpha_over_rank else "")),
+        ("learning rate", _rate_text(info)),
         ("dropout", "on the method's own branch" if info.uses_dropout else "none"),
         ("statistic", info.statistic + ("" if info.statistic == "none" else " of the frozen matrix, once")),
         ("merges", _yes(info.mergeable)),
@@ -111,10 +116,11 @@ def _of(category: str, methods: Mapping[str, MethodInfo]) -> list[MethodInfo]:
 
 
 def _settings(info: MethodInfo) -> str:
-    """Rank, alpha and the method's options with their defaults; those of its constraints are said once for all."""
+    """Learning rate, rank, alpha and the method's options with their defaults; those of its constraints are said once for all."""
     shared = constraint_options(info.constraints)
     alpha = {None: "", 1.0: "r"}.get(info.alpha_over_rank, f"{info.alpha_over_rank:g}r" if info.alpha_over_rank else "")
-    parts = [f"rank={info.rank}"] if info.uses_rank else []
+    parts = [f"learning_rate={_brief_rate(info)}"]
+    parts += [f"rank={info.rank}"] if info.uses_rank else []
     parts += [f"alpha={alpha}"] if alpha else []
     parts += [f"{name}={value_text(option.default)}" for name, option in info.options.items() if name not in shared]
     return ", ".join(parts)
@@ -127,6 +133,18 @@ def value_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"[{', '.join(map(str, value))}]" if isinstance(value, list | tuple) else str(value)
+
+
+def _brief_rate(info: MethodInfo) -> str:
+    """`0.002 to 0.0002`."""
+    return f"{info.learning_rate.middle:g} to {info.learning_rate.wide:g}"
+
+
+def _rate_text(info: MethodInfo) -> str:
+    declared = info.learning_rate
+    rates = ", ".join(f"{rate:g} for {width:,}" for width, rate in declared.by_width().items())
+    divided = f"; divided by {declared.effect_text} over its own" if declared.effect_text else ""
+    return f"{rates} inputs a matrix (the last: {declared.source}){divided}"
 
 
 def _marks(info: MethodInfo) -> str:
@@ -142,6 +160,7 @@ def _notes(methods: Mapping[str, MethodInfo], width: int) -> list[str]:
         "MPC: the matrix pattern constraints mpc_o, mpc_d, mpc_n that it can have"
         + (f" (* unless told otherwise: {', '.join(constrained)})" if constrained else "")
         + "; o and d bring the options power and reduction, n the option activation; under n nothing merges.",
+        f"learning_rate: what auto is for {WIDTHS[1]} and for {WIDTHS[2]:,} inputs a matrix.",
         "dist-subspace methods NAME says more of one method, --json everything of all.",
     ]
     return [line for note in notes for line in textwrap.wrap(note, width)]

@@ -21,6 +21,12 @@ class SuggestedRate:
     highest: float
     why: str
 
+    def times(self, share: float, because: str) -> SuggestedRate:
+        """The same for a training that needs another rate."""
+        rate = _rounded(self.rate * share)
+        why = f"{self.why}, times {share:g} {because}"
+        return SuggestedRate(rate, _rounded(rate / FAR), _rounded(rate * FAR), why)
+
     def is_far(self, rate: float) -> bool:
         """Whether a given rate lies outside of the range."""
         return not self.lowest <= rate <= self.highest
@@ -55,13 +61,20 @@ def _own_effect(resolved: Resolved) -> float:
 
 
 def _why(resolved: Resolved, width: int, share: float) -> str:
+    """`the rate of method ssb for 1,024 inputs (between ...)`."""
     info = resolved.info
-    declared = info.learning_rate
-    scaled = "" if math.isclose(share, 1) else f", times {share:.2g} as {declared.effect_text} is not the method's own"
-    return (
-        f"method {info.name} on matrices of {width:,} inputs{scaled} (between {declared.middle:g} measured at {WIDTHS[1]} and "
-        f"{declared.wide:g} at {WIDTHS[2]:,}: {declared.source})"
+    scaled = (
+        "" if math.isclose(share, 1) else f", times {share:.2g} because {info.learning_rate.effect_text} is not its own"
     )
+    return f"the rate of method {info.name} for {width:,} inputs{scaled} ({_origin(info.learning_rate, width)})"
+
+
+def _origin(declared: LearningRate, width: int) -> str:
+    narrow, middle, wide = WIDTHS
+    if width <= middle:
+        return f"measured: {declared.narrow:g} for {narrow}, {declared.middle:g} for {middle}"
+    place = "between" if width < wide else "beyond" if width > wide else "of"
+    return f"{place} {declared.middle:g} for {middle}, measured, and {declared.wide:g} for {wide:,}, {declared.source}"
 
 
 def _rounded(rate: float) -> float:

@@ -23,9 +23,10 @@ HELP = """\
 /base [TEXT]  the base model's own answer, to TEXT or to the last question; the conversation stays as it is
 /save FILE    append the conversation to a .jsonl, in the format of the training's data
 /help         this list
-/exit         leave; so does Ctrl-D
+/exit, /quit  leave; so does Ctrl-D
 Ctrl-C ends an answer, and not the chat. A line that ends with \\ goes on in the next one."""
-_COMMANDS = ("/reset", "/base", "/save", "/help", "/exit")
+_LEAVING = ("/exit", "/quit")
+_COMMANDS = ("/reset", "/base", "/save", "/help", *_LEAVING)
 
 
 @dataclass
@@ -58,7 +59,7 @@ class Chat:
         if not word:
             return True
         try:
-            if word == "/exit":
+            if word in _LEAVING:
                 return False
             if not word.startswith("/"):
                 self.ask(line)

@@ -13,6 +13,7 @@ from dist_subspace.adapted.opened import Opened, open_adapted
 from dist_subspace.adapted.source import find_source
 from dist_subspace.errors import UsageError
 from dist_subspace.generation.settings import check_entries, generation_settings, read_settings
+from dist_subspace.interchange.base_model import shown_name
 from dist_subspace.placement.collectives import agreed, is_everyones, world
 from dist_subspace.placement.engines import be_quiet
 from dist_subspace.placement.process_group import leave_process_group, meet_ranks
@@ -96,8 +97,8 @@ def _checked(asked: Asked) -> list[Any] | None:
 def _prepared(asked: Asked, opened: Opened) -> tuple[Prompting, GenerationConfig]:
     if not hasattr(opened.model, "generate") or not opened.model.can_generate():
         raise UsageError(
-            f"{str(opened.source.adapter.path)!r} is for {type(opened.model).__name__}, which writes no text; accepted: an "
-            "adapter of a language model"
+            f"{shown_name(opened.source.adapter.path)!r} is for {type(opened.model).__name__}, which writes no text; accepted: "
+            "an adapter of a language model"
         )
     prompting = Prompting(opened.settings(format=asked.format, template=asked.template), opened.tokenizer)
     config = generation_settings(opened.model, prompting.stops(), asked.generation, asked.generation_folder)
@@ -159,7 +160,8 @@ def _where(opened: Opened) -> str:
     lies = "whole on each rank" if opened.preset in ("none", "zero0", "zero1", "zero2") else "split over the ranks"
     if ranks == 1:
         lies = "in this process"
-    return f"{opened.source.adapter.path} on {opened.base}: {lies} (--preset {opened.preset})"
+    adapter, base = shown_name(opened.source.adapter.path), shown_name(opened.base)
+    return f"{adapter} on {base}: {lies} (--preset {opened.preset})"
 
 
 def _show(piece: str) -> None:

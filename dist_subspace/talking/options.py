@@ -39,6 +39,10 @@ Preset = Annotated[
     str | None,
     typer.Option(help="Where the weights lie: none, zero0 (whole on each rank), zero3 (split), ...; as in training."),
 ]
+SkipLong = Annotated[
+    bool,
+    typer.Option("--skip-long", help="Leave prompts without an answer that the model has no room for, and name them."),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts of a file that are answered in one call on each rank.")]
 Seed = Annotated[int, typer.Option(help="What is drawn, where the next token is drawn.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens of an answer; unset: the model's own, or 512.")]
@@ -77,6 +81,7 @@ class Asked:
     storage: str | None = None
     preset: str | None = None
     batch_size: int = 8
+    skip_long: bool = False
     seed: int = 0
     generation: Mapping[str, Any] = field(default_factory=dict)
     generation_folder: str | None = None
@@ -93,6 +98,8 @@ class Asked:
         if (self.input is None) != (self.output is None):
             missing, there = ("--output", "--input") if self.output is None else ("--input", "--output")
             raise UsageError(f"{there} is given without {missing}; accepted: both, or neither")
+        if self.skip_long and self.input is None:
+            raise UsageError("--skip-long is given without --input; accepted: beside a file of prompts")
 
 
 def generate(
@@ -116,6 +123,7 @@ def generate(
     generation_config: GenerationFolder = None,
     seed: Seed = 0,
     batch_size: BatchSize = 8,
+    skip_long: SkipLong = False,
     format: Format = None,
     template: Template = None,
     base_model: BaseModel = None,
@@ -152,6 +160,7 @@ def generate(
         storage=storage,
         preset=preset,
         batch_size=batch_size,
+        skip_long=skip_long,
         seed=seed,
         generation=generation_entries(named, stop, entries),
         generation_folder=generation_config,

@@ -40,7 +40,7 @@ def changed_settings(config: Config, folder: Path, state: TrainerState) -> list[
     Arguments:
         folder: the checkpoint; one that is older than its field for the settings lies beside its run's config.yaml.
     """
-    before = state.training or _beside(folder)
+    before = settings_before(folder, state)
     now = config.training.model_dump(mode="json")
     place = state.step * (config.training.global_batch_size or 0)  # a plan's configuration has the number
     return [
@@ -48,6 +48,11 @@ def changed_settings(config: Config, folder: Path, state: TrainerState) -> list[
         for key, effect in _EFFECT.items()
         if key in before and before[key] != now[key] and now[key] is not None  # of steps and epochs one is null
     ]
+
+
+def settings_before(folder: Path, state: TrainerState) -> Mapping[str, Any]:
+    """The training section of the run that made the checkpoint, as its configuration had it; empty where nobody knows."""
+    return state.training or _beside(folder)
 
 
 def earlier_tokens(config: Config, cutting: Cutting, folder: Path, state: TrainerState) -> str | None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 
 from dist_subspace.config import Config
+from dist_subspace.loading.computation_type import SLOW, unset_type
 from dist_subspace.loading.load import resolve_dtype
-from dist_subspace.placement.collectives import any_rank
 from dist_subspace.run_folder.folder import CheckpointFolder, RunFolder
 from dist_subspace.run_folder.saved_config import saved_sections
 from dist_subspace.storage import storage_info
-from dist_subspace.torch_internals import cpu_multiplies
-
-SLOW = "float32"  # of a processor without 16-bit instructions: bfloat16 takes twice the time there
 
 
 def settled_dtype(config: Config, begun_with: str | None, device: torch.device) -> tuple[Config, torch.dtype]:
@@ -24,8 +21,8 @@ def settled_dtype(config: Config, begun_with: str | None, device: torch.device) 
     """
     model = config.model
     if model.dtype is None and storage_info(model.storage).dtype is None:
-        slow = any_rank(device.type == "cpu" and not cpu_multiplies(torch.bfloat16))
-        dtype = begun_with or (SLOW if slow else None)
+        slow = unset_type(model.storage, device, together=True) == SLOW
+        dtype = begun_with or (str(SLOW).removeprefix("torch.") if slow else None)
         if dtype is not None:
             config = config.model_copy(update={"model": model.model_copy(update={"dtype": dtype})})
     return config, resolve_dtype(config.model.storage, config.model.dtype)

@@ -167,7 +167,7 @@ class Display:
         """One more round of what goes on is done."""
         if self._activity is not None:
             what, done, rounds = self._activity
-            self._activity = (what, done + 1, rounds)
+            self._activity = (what, done + 1, max(rounds, done + 1))
 
     def advance(self, step: int, loss: float | None = None) -> None:
         """A step has finished; call it after every one, so that the bar moves between logged steps."""

@@ -16,7 +16,8 @@ def show_dry_run(plan: Plan, display: Display) -> None:
     """The model is loaded, the engine is made, and a checkpoint is taken up, if there is one."""
     display.notice("settings:\n" + "\n".join(f"  {line}" for line in dump_config(plan.config).splitlines()))
     table = plan.data.train
-    show_samples(display.console, plan.tokenizer, table, plan.batches.first_samples(SAMPLES), plan.data.labels)
+    first, form = plan.batches.first_samples(SAMPLES), plan.config.data.format
+    show_samples(display.console, plan.tokenizer, table, first, plan.data.labels, form)
     display.notice(f"{steps_text(plan)}; peak memory so far {bytes_text(peak_memory(plan.device))} on rank 0")
     begun = "the first step" if plan.checkpoint is None else f"step {plan.checkpoint[1].step + 1:,}"
     display.finish(f"dry run: everything up to {begun} works; nothing was trained")

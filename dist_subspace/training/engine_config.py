@@ -41,7 +41,7 @@ def _facts(plan: Plan, trained: int, block: int) -> Facts:
         rounds=math.ceil(plan.batches.micro_per_step / world().size),
         world_size=world().size,
         max_grad_norm=training.max_grad_norm,
-        learning_rate=training.learning_rate,
+        learning_rate=training.rate,
         betas=(training.adam_beta1, training.adam_beta2),
         epsilon=training.adam_epsilon,
         weight_decay=training.weight_decay,

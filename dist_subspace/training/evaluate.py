@@ -12,9 +12,10 @@ from torch import nn
 from dist_subspace.metrics import classes as of_classes
 from dist_subspace.metrics.losses import perplexity
 from dist_subspace.placement.collectives import sum_over_ranks
+from dist_subspace.placement.evaluation_mode import in_evaluation
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.training.data import MicroBatch
-from dist_subspace.training.sample_results import measured, sample_results
+from dist_subspace.training.sample_results import sample_results
 
 
 def evaluate(
@@ -33,7 +34,7 @@ def evaluate(
     """
     confusion = np.zeros((classes, classes)) if classes else None
     loss = targets = 0.0
-    with measured(model):
+    with in_evaluation(model):
         for batch in rounds:
             if stopped():
                 return None

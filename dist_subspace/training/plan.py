@@ -34,6 +34,7 @@ from dist_subspace.training.beginning import Beginning, find_beginning
 from dist_subspace.training.best import check_measured
 from dist_subspace.training.computation import dtype_begun_with, settled_dtype
 from dist_subspace.training.data import Batches, Prepared
+from dist_subspace.training.learning_rate import ChosenRate, choose_rate, with_rate
 from dist_subspace.training.materials import read_materials
 from dist_subspace.training.optimizers import check_optimizer
 from dist_subspace.training.preferences.choice import check_objective
@@ -67,6 +68,8 @@ class Plan:
     fingerprints: dict[str, str]
     checkpoint: tuple[Path, TrainerState] | None
     beginning: Beginning | None = None
+    rate: ChosenRate | None = None
+    """Where `config.training.learning_rate` comes from."""
     ranks_per_node: int | None = None
     """Where the preset splits weights inside nodes."""
 
@@ -117,7 +120,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         config = with_batch_size(config, batches.global_batch_size)
         total_steps = _total_steps(config, batches)
         check_schedule(read.resolved, total_steps)
-        schedule_of(config.training, total_steps)
+        schedule_of(config.training, total_steps, [1.0])
     with announced("comparing the model's files and looking for a checkpoint", notice):
         with agreed("comparing the model's files"):
             model = {"model fingerprint": base_fingerprint(folder)} if world().local_rank == 0 else {}
@@ -125,8 +128,9 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         begun = beginning if needs_beginning(config) else None
         fingerprints = on_main(_fingerprints, folder, read.resolved, data, begun)
         checkpoint = on_main(_find_checkpoint, config, run_dir, fingerprints, notice)
+        rate = on_main(choose_rate, config, read.resolved, folder, checkpoint)
     return Plan(
-        config=config,
+        config=with_rate(config, rate.rate),
         run_dir=run_dir,
         model_folder=folder,
         dtype=dtype,
@@ -141,6 +145,7 @@ def make_plan(config: Config, notice: Callable[[str], None]) -> Plan:
         fingerprints=fingerprints,
         checkpoint=checkpoint,
         beginning=beginning,
+        rate=rate,
         ranks_per_node=near,
     )
 

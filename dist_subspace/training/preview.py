@@ -68,7 +68,7 @@ def preview(config: str, overrides: Sequence[str], count: int) -> None:
     pad = usable_pad_id(tokenizer, made.materials.rows, made.materials.subspace.new_tokens, _say)
     batches = Batches(table, settings, pad, 0, 1)
     console = Console(highlight=False)
-    show_samples(console, tokenizer, table, batches.first_samples(count), made.data.labels)
+    show_samples(console, tokenizer, table, batches.first_samples(count), made.data.labels, settled.data.format)
     rows = data_rows(
         made.data, settled.data.max_length, settings.packing, settings.micro_batch_size, settled.training.seed
     )

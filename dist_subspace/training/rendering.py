@@ -13,6 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from dist_subspace.training.data import IGNORED, TokenTable
+from dist_subspace.training.data.preference import DESIRABLE
+from dist_subspace.training.data.preference_batch import split_pair
+from dist_subspace.training.data.settings import PAIRED, UNPAIRED
 
 MARKS = ("[[", "]]")  # around what is trained, where there is no colour
 STYLE = "bold green"
@@ -52,11 +55,33 @@ def sample_text(tokenizer: Any, table: TokenTable, number: int, labels: Sequence
     if table.classification:
         name = labels[int(targets[0])] if labels is not None else str(int(targets[0]))
         return Text(f"{_decoded(tokenizer, ids)}\n").append(f"class: {name}", STYLE if colour else "")
+    return _marked(spans_of(tokenizer, ids, targets), colour)
+
+
+def _marked(spans: Sequence[Span], colour: bool) -> Text:
     text = Text()
-    for span in spans_of(tokenizer, ids, targets):
+    for span in spans:
         marked = span.text if colour or not span.trained else f"{MARKS[0]}{span.text}{MARKS[1]}"
         text.append(marked, STYLE if span.trained and colour else "")
     return text
+
+
+def texts_of(
+    tokenizer: Any, table: TokenTable, number: int, labels: Sequence[str] | None, colour: bool, form: str
+) -> list[tuple[str, Text]]:
+    """(title, text) of each text of a sample; of a pair these are two. form: as `data.format`."""
+    if form in PAIRED:
+        prompt, *answers = split_pair(table, number)
+        titles = ("chosen: ", "rejected: ")
+        return [
+            (title, _answered(tokenizer, prompt, answer, colour)) for title, answer in zip(titles, answers, strict=True)
+        ]
+    title = ("desirable: " if table.label(number) == DESIRABLE else "undesirable: ") if form in UNPAIRED else ""
+    return [(title, sample_text(tokenizer, table, number, labels, colour))]
+
+
+def _answered(tokenizer: Any, prompt: list[int], answer: list[int], colour: bool) -> Text:
+    return _marked(spans_of(tokenizer, [*prompt, *answer], [*[IGNORED] * len(prompt), *answer]), colour)
 
 
 def has_colour(console: Console) -> bool:
@@ -65,9 +90,14 @@ def has_colour(console: Console) -> bool:
 
 
 def show_samples(
-    console: Console, tokenizer: Any, table: TokenTable, numbers: Sequence[int], labels: Sequence[str] | None
+    console: Console,
+    tokenizer: Any,
+    table: TokenTable,
+    numbers: Sequence[int],
+    labels: Sequence[str] | None,
+    form: str = "",
 ) -> None:
-    """Print these samples, each under its number, its length and how many of its tokens are trained."""
+    """Print these samples, each under its number, its length and how many of its tokens are trained. form: as `data.format`."""
     colour = has_colour(console)
     if not table.classification:
         how = "in green" if colour else f"between {MARKS[0]} and {MARKS[1]}"
@@ -76,7 +106,8 @@ def show_samples(
         count = f"{table.lengths[number]:,} tokens"
         trained = "" if table.classification else f", {table.target_counts[number]:,} trained"
         console.print(Text(f"-- sample {number} ({count}{trained})", "dim" if colour else ""), soft_wrap=True)
-        console.print(sample_text(tokenizer, table, number, labels, colour), soft_wrap=True)
+        for title, text in texts_of(tokenizer, table, number, labels, colour, form):
+            console.print(Text(title).append(text), soft_wrap=True)
 
 
 def _decoded(tokenizer: Any, ids: Ids) -> str:

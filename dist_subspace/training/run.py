@@ -248,6 +248,10 @@ def _say_first(plan: Plan, observer: Observer) -> None:
         observer.notice(f"method {plan.resolved.info.name} has no {' or '.join(plan.resolved.unused)}: not used")
     if plan.resolved.notice:
         observer.notice(plan.resolved.notice)
+    if plan.rate is not None and plan.rate.said is not None:
+        observer.notice(plan.rate.said)
+    if plan.rate is not None and plan.rate.warning is not None:
+        observer.warning(plan.rate.warning)
     training, done = plan.config.training, plan.checkpoint[1].step if plan.checkpoint else 0
     rates = schedule_of(training, plan.total_steps)
     if (warning := warmup_warning(rates, training.warmup_steps, done, plan.total_steps)) is not None:

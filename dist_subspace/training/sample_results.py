@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,14 +41,3 @@ def sample_results(model: nn.Module | Engine, batch: MicroBatch, device: torch.d
     rows = np.repeat(np.arange(len(is_target)), is_target.sum(1))
     losses = np.bincount(rows, of_targets, minlength=len(is_target))
     return SampleResults(losses, is_target.sum(1).astype(np.int64))
-
-
-@contextmanager
-def measured(model: nn.Module | Engine) -> Iterator[None]:
-    """Without dropout; afterwards the model is in the mode that it was in."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -106,7 +106,7 @@ def schedule_of(training: TrainingSection, total_steps: int, rates: list[float] 
     """
     return Schedule(
         training.lr_scheduler_type,
-        rates or [training.learning_rate],
+        rates or [training.rate],
         training.warmup_steps,
         total_steps,
         training.lr_scheduler_kwargs,

@@ -87,4 +87,4 @@ def padding(config: Config) -> int:
 
 
 def adam_settings(section: TrainingSection) -> AdamSettings:
-    return AdamSettings(section.learning_rate, section.adam_beta1, section.adam_beta2, section.adam_epsilon)
+    return AdamSettings(section.rate, section.adam_beta1, section.adam_beta2, section.adam_epsilon)

@@ -85,12 +85,12 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end; False if the run was interrupted: the last whole step is saved."""
         self.observer.start(self.progress.step)
-        stopped = self.unevaluated and not self._evaluate()
+        stopped = self.unevaluated and not self.evaluate()
         self._save()  # where a run that was interrupted owed that evaluation
         while not stopped and not self._over():
-            stopped = self._one_step()
+            stopped = self.one_step()
             if not stopped and self.unevaluated:
-                stopped = not self._evaluate()
+                stopped = not self.evaluate()
             if self._due(self.config.checkpoint.save_steps) or self._over() or self._is_best():
                 self._save()
         if stopped and (self.unevaluated or not self._over()):
@@ -110,7 +110,7 @@ class Trainer:
     def _make_engine(self) -> Engine:
         training = self.config.training
         with agreed("making the optimizer"):  # DeepSpeed makes process groups, in which nobody notices who is gone
-            groups = parameter_groups(self.model, training.learning_rate, training.weight_decay)
+            groups = parameter_groups(self.model, training.rate, training.weight_decay)
             optimizer = make_optimizer(training.optim, groups, adam_settings(training))
             config = engine_config(self.plan, self.model)
         return start_engine(self.model, optimizer, config, training.max_grad_norm)
@@ -158,7 +158,7 @@ class Trainer:
         if self.pause():
             STOP.heed()
 
-    def _one_step(self) -> bool:
+    def one_step(self) -> bool:
         """One optimizer step over one global batch; returns whether all ranks shall stop now. One that is interrupted between
         its micro-batches counts as not begun."""
         self._save_before_decomposing()
@@ -273,7 +273,7 @@ class Trainer:
         """Whether no step is to be made any more; an evaluation that is due comes first."""
         return self._last() or (not self.unevaluated and is_out_of_patience(self.progress, self.config))
 
-    def _evaluate(self) -> bool:
+    def evaluate(self) -> bool:
         """Measure the held-out loss; False if all ranks shall stop instead."""
         table = self.plan.data.eval
         assert table is not None  # the callers have asked

@@ -27,8 +27,9 @@ from dist_subspace.placement.engines import GATHERED, IN_PIECES, LOOKED_UP, use_
 from dist_subspace.storage import FrozenLinear, FrozenStack, adopt_all, options_for, storage_info
 from dist_subspace.subspace import StackedPart, attach_method, attached, methods, trainable_parameters
 from dist_subspace.subspace.blocks.svd import OVERSAMPLING, PUBLISHED_ROUNDS
+from dist_subspace.training.data.settings import PAIRED
 from dist_subspace.training.loss import logits_memory
-from dist_subspace.training.sections import subspace_config
+from dist_subspace.training.sections import batch_settings, subspace_config
 from tests.config.headers import RECIPES, header
 from tests.config.shapes import SHAPES
 
@@ -245,11 +246,11 @@ class Recipe:
         """Of a step: rows of a packed batch are full; samples of an unpacked one are at most that long."""
         batch = self.config.training.global_batch_size
         assert batch is not None
-        return batch * self.config.data.max_length
+        return batch * texts_of_a_sample(self.config) * self.config.data.max_length
 
     def computed(self) -> dict[str, str]:
         """The lines of the header that follow from the rest."""
-        most = "" if self.config.data.packing else "at most "
+        most = "" if batch_settings(self.config).packing else "at most "
         lines = {
             "Tokens a step": f"{most}{self.tokens:,}",
             "Split over the ranks": self._split(),
@@ -299,10 +300,14 @@ class Recipe:
         return peak(self.config, self.sizes, self.held)
 
 
+def texts_of_a_sample(config: Config) -> int:
+    return 2 if config.data.format in PAIRED else 1
+
+
 def peak(config: Config, sizes: Sizes, held: Held) -> float:
     """Bytes of a card in the middle of a step, about: what is held, what is gathered, logits, and activations."""
     shape, training, stage = SHAPES[config.model.path], config.training, PRESETS[config.deepspeed.preset]
-    tokens = training.per_device_train_batch_size * config.data.max_length
+    tokens = training.per_device_train_batch_size * texts_of_a_sample(config) * config.data.max_length
     block = block_activations(shape, tokens)
     inputs = 2 * tokens * shape.hidden_size
     layers = shape.num_hidden_layers

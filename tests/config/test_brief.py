@@ -13,7 +13,7 @@ def test_the_lines_are_the_keys_that_are_no_defaults_one_line_a_section() -> Non
         "model": {"path": "a/b", "storage": "nf4"},  # which is the default
         "subspace": {"method": "ssb", "options": {"a": [1, 2]}},
         "data": {"train": "über.jsonl"},
-        "training": {"learning_rate": 2e-4, "warmup_steps": 0.1},
+        "training": {"learning_rate": "auto", "warmup_steps": 0.1},
     }
     lines = brief_lines(load_config(given, ["run.output_dir=x", "training.max_steps=5"]))
     read = {}

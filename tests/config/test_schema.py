@@ -33,7 +33,7 @@ def test_only_a_model_and_data_are_required() -> None:
     config = load_config(BASE)
     assert (config.model.storage, config.deepspeed.preset, config.subspace.method) == ("nf4", "zero3", "lora")
     assert (config.training.max_steps, config.training.global_batch_size) == (1000, 64)
-    assert (config.training.learning_rate, config.training.warmup_steps) == (2e-4, 0.03)
+    assert (config.training.learning_rate, config.training.warmup_steps) == ("auto", 0.03)
     assert config.training.gradient_checkpointing_kwargs.use_reentrant is False
     assert dict(config.training.gradient_checkpointing_kwargs) == {"use_reentrant": False}
 
@@ -71,7 +71,7 @@ def test_a_configuration_is_frozen() -> None:
         ("training.max_steps=1.5", "training.max_steps is 1.5; accepted: a whole number of at least 1, or null"),
         ("training.max_steps=many", "training.max_steps is 'many'; accepted: a whole number of at least 1, or null"),
         ("training.max_steps=true", "training.max_steps is True; accepted: a whole number of at least 1, or null"),
-        ("training.learning_rate=-1e-4", "training.learning_rate is -0.0001; accepted: a number above 0"),
+        ("training.learning_rate=-1e-4", "training.learning_rate is -0.0001; accepted: a number above 0, or auto"),
         ("training.learning_rate=.nan", "training.learning_rate is nan; accepted: a number above 0"),
         ("training.learning_rate=.inf", "training.learning_rate is inf; accepted: a number above 0"),
         ("training.weight_decay=.inf", "training.weight_decay is inf; accepted: a number of at least 0"),

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from torch.nn import functional
 
 from dist_subspace.cli import main
 from dist_subspace.evaluation.asked import Asked
 from dist_subspace.evaluation.command import evaluate
+from dist_subspace.interchange.card_signature import is_unedited
 from tests.evaluation.runs import evaluated, refused, write_figures
 from tests.faults.injection import SAID, Fault, install
 from tests.faults.places import function
@@ -63,6 +65,9 @@ def test_a_configuration_a_run_and_an_adapter_are_the_same_and_the_run_keeps_the
     of_adapter = evaluated(home / "run" / "adapter", "--data", home / "eval.jsonl")
     assert of_adapter == of_run
     assert json.loads((home / "run" / "evaluations" / "adapter-on-eval.json").read_text()) == of_run
+    loss = of_run["adapter"]["loss"]["value"]
+    card = ModelCard.load(home / "run" / "adapter" / "README.md")
+    assert f"| loss | {loss:.4g} [" in card.text and is_unedited(str(card)), "a push takes them along"
     last = json.loads((home / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert of_run["adapter"]["loss"]["value"] == pytest.approx(last["eval_loss"], rel=1e-12)
 

@@ -12,6 +12,7 @@ import yaml
 
 from dist_subspace.evaluation.harness import shared, task_figures
 from dist_subspace.placement.collectives import world
+from dist_subspace.stopping import STOP, Interrupted
 from tests.evaluation.runs import refused, write_figures
 from tests.forked_ranks import report, run_ranks, side_by_side
 from tests.ranks import run_on_ranks
@@ -125,6 +126,30 @@ def test_requests_are_shared_in_batches_that_depend_on_them_alone() -> None:
     (first, of_first), (second, of_second) = run_on_ranks(2, run_of_ranks)
     assert first == second == alone
     assert (of_first, of_second) == ([[5, 4], [1]], [[3, 2], [1]])  # the last for nothing
+
+
+def stopped_after_a_batch(told: int) -> int | str:
+    """Collective: a rank is told to stop while it runs its first batch; how many this rank has run, or why it ended."""
+    runs: list[list[int]] = []
+
+    def run(batch: list[int]) -> list[int]:
+        runs.append(batch)
+        if world().rank == told:
+            STOP.tell("a test")
+        return batch
+
+    try:
+        shared(list(range(9)), lambda request: request, 1, run)
+        return len(runs)
+    except Interrupted as reason:
+        return f"{reason} after {len(runs)}"
+    finally:
+        STOP.reset()
+
+
+def test_a_stop_ends_the_tasks_between_two_batches_on_all_ranks() -> None:
+    assert stopped_after_a_batch(0) == "a test after 1"
+    assert run_on_ranks(2, stopped_after_a_batch, 1) == ["a test after 1"] * 2
 
 
 def test_figures_of_a_task_have_the_interval_of_their_standard_error() -> None:

@@ -29,5 +29,5 @@ def test_an_encoder_and_its_decoder_have_their_positions_apart() -> None:
 
 def test_a_prompt_that_leaves_no_room_is_named() -> None:
     check_lengths([31], 32)
-    with pytest.raises(UsageError, match=r"prompt 2 has 32 tokens, and 1 others are too long; accepted: at most 31"):
+    with pytest.raises(UsageError, match=r"prompt 2 has 32 tokens, and 1 other is too long; accepted: at most 31"):
         check_lengths([3, 32, 40], 32)

@@ -248,3 +248,11 @@ def test_a_folder_that_lost_our_entries_is_said_to_have_lost_them(tmp_path: Path
         UsageError, match=r"holds no whole adapter: dist_subspace\.json is missing; copy the folder again"
     ):
         read_description(tmp_path)
+
+
+def test_a_copy_in_the_cache_is_shown_by_the_name_that_the_hub_gives_it() -> None:
+    from dist_subspace.interchange.base_model import shown_name
+
+    cached = "/home/me/.cache/huggingface/hub/models--user--name/snapshots/" + "0f" * 20
+    assert shown_name(cached) == "user/name" and shown_name(Path(cached)) == "user/name"
+    assert shown_name("runs/mine/adapter") == "runs/mine/adapter" and shown_name("gpt2") == "gpt2"

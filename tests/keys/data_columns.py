@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.keys.begun import Row, begin, rows_of
 from tests.keys.bench import Bench
 from tests.keys.data_reference import (
@@ -32,7 +34,7 @@ def alpaca_prompt(instruction: str, given: str) -> str:
 
 
 def format_(bench: Bench) -> None:
-    """Each of the five; a run's loss is transformers' own on the same rows, wherever micro-batches part them."""
+    """Each of them; a run's loss is transformers' own on the same rows, wherever micro-batches part them."""
     tokenizer = tokenizer_of(bench)
     alpaca = [{"instruction": f"say {w}", "input": w, "output": w[:3]} for w in WORDS]
     alpaca.append({"instruction": "blank", "input": "  ", "output": "b"})
@@ -49,6 +51,7 @@ def format_(bench: Bench) -> None:
     begun = begin(bench, classifying(bench, labelled))
     assert_same(begun.rows, rows, "classification")
     _completion(bench)
+    _preferences(bench)
 
 
 def _completion(bench: Bench) -> None:
@@ -68,6 +71,41 @@ def _completion(bench: Bench) -> None:
     assert abs(outcome.steps[0]["loss"] - loss) < 2e-5 * loss, "the mean over all targets of the step"
     assert outcome.steps[0]["tokens"] == sum(len(ids) for ids, _ in rows)
     assert outcome.steps[0]["samples"] == len(rows)
+
+
+_PREFERRED = [{"prompt": f"{word} is", "chosen": f" {word}!", "rejected": " no" * n} for n, word in enumerate(WORDS)]
+
+
+def _preferences(bench: Bench) -> None:
+    """A pair is two rows; a single answer is one, and in a conversation both are as the template renders them."""
+    pytest.importorskip("trl", reason="TRL is not installed (extra trl)")
+    tokenizer = tokenizer_of(bench)
+    assert_same(begin(bench, _pairs(bench, _PREFERRED)).rows, _both(tokenizer, _PREFERRED), "preference")
+    singles = [{"prompt": r["prompt"], "completion": r["chosen"], "label": True} for r in _PREFERRED]
+    expected = [answered(tokenizer, r["prompt"], r["completion"]) for r in singles]
+    given = usual(bench, singles, "unpaired-preference", training__objective="kto")
+    assert_same(begin(bench, given).rows, expected, "unpaired-preference")
+
+
+def _pairs(bench: Bench, records: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+    return usual(bench, records, "preference", training__objective="dpo", **changes)
+
+
+def _both(tokenizer: Any, records: list[dict[str, Any]]) -> list[Row]:
+    return [answered(tokenizer, r["prompt"], r[name]) for r in records for name in ("chosen", "rejected")]
+
+
+def preferred(key: str) -> Callable[[Bench], None]:
+    """As `renamed`, of a pair."""
+
+    def check(bench: Bench) -> None:
+        pytest.importorskip("trl", reason="TRL is not installed (extra trl)")
+        records = [record | {"other": f"{n} real"} for n, record in enumerate(_PREFERRED)]
+        expected = _both(tokenizer_of(bench), [record | {key: record["other"]} for record in records])
+        begun = begin(bench, _pairs(bench, records, **{f"data__{key}_field": "other"}))
+        assert_same(begun.rows, expected, f"data.{key}_field")
+
+    return check
 
 
 def template(bench: Bench) -> None:

@@ -23,7 +23,7 @@ KEYS = [
     ),
     Key(
         "data.format",
-        ("alpaca", "chat", "completion", "text", "classification"),
+        ("alpaca", "chat", "completion", "text", "classification", "preference", "unpaired-preference"),
         "ids, labels, and the loss of a step",
         f"{_CALL}, {_CHAT}, transformers' loss of one batch",
         data_columns.format_,
@@ -49,6 +49,8 @@ KEYS = [
     Key("data.instruction_field", ("other",), _COLUMN, _CALL, data_columns.renamed("instruction")),
     Key("data.input_field", ("other",), _COLUMN, _CALL, data_columns.renamed("input")),
     Key("data.output_field", ("other",), _COLUMN, _CALL, data_columns.renamed("output")),
+    Key("data.chosen_field", ("other",), _COLUMN, _CALL, data_columns.preferred("chosen")),
+    Key("data.rejected_field", ("other",), _COLUMN, _CALL, data_columns.preferred("rejected")),
     Key("data.messages_field", ("other",), _COLUMN, _CHAT, data_columns.messages_field),
     Key("data.label_field", ("other",), _COLUMN, "names in their order", data_columns.label_field),
     Key("data.tools_field", ("other",), _COLUMN, f"{_CHAT}(tools=)", data_columns.tools_field),

@@ -9,6 +9,7 @@ from transformers import get_scheduler
 
 from tests.keys.bench import Bench
 from tests.keys.reference import adamw, assert_values, train_plainly
+from tests.keys.training_optimizer import OWN_RATE
 
 
 def test_a_section_that_sets_nothing_trains_as_the_documented_defaults_say(bench: Bench) -> None:
@@ -20,7 +21,7 @@ def test_a_section_that_sets_nothing_trains_as_the_documented_defaults_say(bench
     expected = train_plainly(
         bench.peft_model(),
         outcome.trained_on,
-        optimizer=partial(adamw, lr=2e-4),
+        optimizer=partial(adamw, lr=OWN_RATE),
         scheduler=partial(get_scheduler, "cosine", num_warmup_steps=1, num_training_steps=6),  # 3 % of six, rounded up
         max_grad_norm=1.0,
     )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
-from tests.keys import training_batch, training_manner, training_optimizer, training_schedule
+from tests.keys import training_batch, training_manner, training_optimizer, training_preference, training_schedule
 
-KEYS = [*training_batch.KEYS, *training_optimizer.KEYS, *training_schedule.KEYS, *training_manner.KEYS]
+KEYS = [
+    *training_preference.KEYS,
+    *training_batch.KEYS,
+    *training_optimizer.KEYS,
+    *training_schedule.KEYS,
+    *training_manner.KEYS,
+]

@@ -13,6 +13,7 @@ from torch import nn
 
 import dist_subspace as dsub
 from dist_subspace.errors import UsageError
+from dist_subspace.loading import computation_type
 from dist_subspace.loading.index import open_checkpoint
 from dist_subspace.storage import FrozenLinear, storage_info, storages
 from tests.tiny_models import FAMILIES, logits, tiny_config, tiny_inputs, tiny_model
@@ -62,8 +63,11 @@ def test_in_every_storage_the_model_computes_what_its_dense_weights_compute(
 
 
 @pytest.mark.parametrize("storage", ["nf4", "int8", "bf16"])
-def test_without_a_dtype_the_computation_is_in_bfloat16(storage: str, tmp_path: Path) -> None:
+def test_without_a_dtype_the_computation_is_in_bfloat16(
+    storage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved(tmp_path)
+    monkeypatch.setattr(computation_type, "cpu_multiplies", lambda dtype: True)
     model = dsub.load_frozen(tmp_path, storage=storage)
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
     assert model.model.norm.weight.dtype == torch.bfloat16

@@ -44,7 +44,7 @@ def test_every_method_stands_below_its_category() -> None:
 
 def test_settings_and_constraints_are_shown_with_their_defaults() -> None:
     lora = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("lora "))
-    assert "rank=16, alpha=2r, init=kaiming" in lora and " o d n " in lora
+    assert "learning_rate=0.002 to 0.0002, rank=16, alpha=2r" in lora and " o d n " in lora
     adalora = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("adalora "))
     assert " o* d n " in adalora and "beta1=0.85" in methods_text(FOUND, 80)
     pissa = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("pissa "))
@@ -66,6 +66,7 @@ def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(option["help"] and option["accepted"] for option in row["options"].values())
         assert set(row["constraints"]) | set(row["constraint_refusals"]) == {"mpc_o", "mpc_d", "mpc_n"}
         assert all(row["constraint_refusals"].values())
+        assert row["learning_rates"]["384"] == info.learning_rate.middle and row["learning_rate_source"]
     assert len(methods_table(FOUND)) == len(FOUND)
 
 
@@ -84,6 +85,7 @@ def test_one_method_has_a_card(name: str, capsys: pytest.CaptureFixture[str]) ->
         info.category
     )
     assert ("rank" in facts) == info.uses_rank
+    assert f"{info.learning_rate.middle:g} for 384" in facts["learning rate"]
 
 
 def test_an_unknown_method_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

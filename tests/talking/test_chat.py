@@ -108,4 +108,4 @@ def test_what_is_no_command_and_what_is_too_long_is_said_and_the_chat_goes_on(op
     assert talk.said[0].startswith("/bas is no command; accepted: /reset, /base")
     assert "accepted: /base TEXT" in talk.said[1] and "/save FILE" in talk.said[2]
     assert "tokens; accepted: at most 127" in talk.said[3] and talk.chat.history == []
-    assert not talk.hear("/exit")
+    assert not talk.hear("/exit") and not talk.hear("/quit ")

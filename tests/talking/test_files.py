@@ -65,6 +65,46 @@ def test_each_record_has_its_answer_in_order_and_ranks_go_on_where_one_process_s
     assert lines(tmp_path / "out.jsonl") == made, "two ranks, split as in training, have written the rest"
 
 
+def test_prompts_that_are_too_long_are_named_and_skipped_where_that_is_asked_for(
+    run: Path, tmp_path: Path, said: list[str]
+) -> None:
+    """A stop between them changes nothing; without the option the file is refused."""
+    opened = open_adapted(str(run), preset="none")
+    prompting = Prompting(opened.settings(), opened.tokenizer)
+    rows = [{"instruction": text} for text in ("x" * 200, "a", "b", "x" * 300, "c", "x" * 200)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = greedy(opened.model, max_new_tokens=3)
+
+    def answer_all(name: str, stop_after: int | None = None, **given: Any) -> bool:
+        out = str(tmp_path / name)
+        asked = Asked(
+            str(run), input=str(tmp_path / "asked.jsonl"), output=out, batch_size=1, compare_base=True, **given
+        )
+
+        def progress(done: int, total: int) -> None:
+            assert total == 3
+            if done == stop_after:
+                STOP.tell("a test")
+
+        try:
+            return answer_file(asked, opened, prompting, settings, progress)
+        finally:
+            STOP.reset()
+
+    with pytest.raises(UsageError, match=r"prompt 1 has [0-9]+ tokens, and 2 others are too long"):
+        answer_all("refused.jsonl")
+    assert answer_all("whole.jsonl", skip_long=True)
+    made = lines(tmp_path / "whole.jsonl")
+    assert [row["instruction"] for row in made] == [row["instruction"] for row in rows]
+    nothing = {"generated_text": None, "base_generated_text": None}
+    too_long = dict.fromkeys(("finish_reason", "base_finish_reason"), "prompt_too_long")
+    assert all(made[number] == rows[number] | nothing | too_long for number in (0, 3, 5))
+    assert all(made[number]["generated_text"] is not None for number in (1, 2, 4))
+    assert said[-1].startswith("3 of 6 prompts have more than the 127 tokens") and said[-1].endswith(": 1, 4, 6")
+    assert not answer_all("parted.jsonl", stop_after=1, skip_long=True)
+    assert answer_all("parted.jsonl", skip_long=True) and lines(tmp_path / "parted.jsonl") == made
+
+
 def test_a_text_file_is_a_prompt_a_line(tmp_path: Path) -> None:
     chat = Prompting(DataSettings(train="", format="chat"), make_tokenizer())
     (tmp_path / "asked.txt").write_text("Hi.\n\nWho?\n")

@@ -15,6 +15,7 @@ from dist_subspace.talking.options import Asked, generation_entries
         ({"prompt": "x", "chat": True}, "--prompt and --chat are given together"),
         ({"input": "x.jsonl"}, "--input is given without --output"),
         ({"prompt": "x", "output": "y"}, "--output is given without --input"),
+        ({"prompt": "x", "skip_long": True}, "--skip-long is given without --input"),
     ],
 )
 def test_one_way_of_asking_is_given(given: dict[str, object], said: str) -> None:

@@ -89,6 +89,8 @@ EFFECTS: dict[str, tuple[Any, str | None]] = {
     "weight_decay": (0.1, FOLLOWED),
     "max_grad_norm": (0.5, FOLLOWED),
     "seed": (7, None),
+    "objective": ("dpo", FOLLOWED),
+    "preference": ({"beta": 0.5}, FOLLOWED),
     "gradient_checkpointing": (False, None),
     "gradient_checkpointing_kwargs": ({"use_reentrant": True}, None),
     "activation_offload": (True, None),

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from dist_subspace.config import load_config
+from dist_subspace.loading import computation_type
 from dist_subspace.run_folder import RunFolder
-from dist_subspace.training import computation
 from dist_subspace.training.computation import dtype_begun_with, settled_dtype
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=["fast", "slow"])
 def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """As torch says of a processor with 16-bit products, and of one without."""
-    monkeypatch.setattr(computation, "cpu_multiplies", lambda dtype: request.param == "fast")
+    monkeypatch.setattr(computation_type, "cpu_multiplies", lambda dtype: request.param == "fast")
     return str(request.param)
 
 

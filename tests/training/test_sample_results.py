@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional
 
 import dist_subspace as dsub
 from dist_subspace.training.data import eval_batches
 from dist_subspace.training.loss import forward, micro_batch_loss, whole_logits_because
-from dist_subspace.training.sample_results import measured, sample_results
+from dist_subspace.training.sample_results import sample_results
 from tests.tiny_run import make_model, make_tokenizer
 from tests.training.data.tokens_for_tests import prepared
 
@@ -79,11 +78,3 @@ def test_a_head_that_is_switched_off_is_the_bases(folder: Path, tmp_path: Path) 
     with dsub.disabled(model):
         assert sample_results(model, batch, CPU).losses.tolist() == sample_results(plain, batch, CPU).losses.tolist()
     assert sample_results(model, batch, CPU).losses.tolist() == before.tolist()
-
-
-def test_a_model_that_was_measured_trains_again() -> None:
-    model = nn.Dropout()
-    with pytest.raises(KeyError), measured(model):
-        assert not model.training
-        raise KeyError
-    assert model.training

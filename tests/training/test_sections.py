@@ -32,7 +32,7 @@ DATA: dict[str, Any] = {
     },
     **{
         f"{name}_field": f"{name}-column"
-        for name in ("messages", "label", "tools", "documents", "chat_template_kwargs")
+        for name in ("messages", "label", "tools", "documents", "chat_template_kwargs", "chosen", "rejected")
     },
 }
 # Keys of a section that another part takes, and settings that come from another section.

@@ -31,17 +31,22 @@ SCHEDULERS = {
 _IMPLEMENTATION = {"torch_adam", "fused"}
 
 
-def stock_training_keys(config: Mapping[str, Any]) -> dict[str, str]:
-    """What the JSON's optimizer and scheduler are called in the YAML, for keys that the YAML leaves open.
+def stock_training_keys(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the JSON's optimizer and scheduler are called in the YAML, and the learning rate that they name, for keys that the
+    YAML leaves open.
 
     Raises:
         UsageError: an optimizer or scheduler that has no counterpart.
     """
-    training_keys = {}
+    training_keys: dict[str, Any] = {}
     for section, key, names in (("optimizer", "optim", OPTIMIZERS), ("scheduler", "lr_scheduler_type", SCHEDULERS)):
         kind = _type_of(config, section)
         if kind is not None:
             training_keys[f"training.{key}"] = _counterparts(section, kind, names)[0]
+    for entry in ("scheduler.params.warmup_max_lr", "optimizer.params.lr"):
+        node, key = _node(dict(config), entry)
+        if node is not None and isinstance(node.get(key), int | float):
+            training_keys["training.learning_rate"] = float(node[key])
     return training_keys
 
 

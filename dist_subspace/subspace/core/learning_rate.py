@@ -62,10 +62,14 @@ class LearningRate:
     effect: Callable[[Factors], float] = always
     effect_text: str = ""
 
+    def by_width(self) -> dict[int, float]:
+        """The declared rates."""
+        return dict(zip(WIDTHS, (self.narrow, self.middle, self.wide), strict=True))
+
     def at(self, width: int) -> float:
         """The rate at a width, with the method's own settings. Below the narrowest width it stays as it is there; beyond the
         widest it goes on falling."""
-        rates = (self.narrow, self.middle, self.wide)
+        rates = tuple(self.by_width().values())
         width = max(width, WIDTHS[0])
         low = 0 if width < WIDTHS[1] else 1
         share = math.log(width / WIDTHS[low]) / math.log(WIDTHS[low + 1] / WIDTHS[low])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dist_subspace.training.data.batches import Batches, BatchSettings, GlobalBatch, eval_batches, eval_filler
-    from dist_subspace.training.data.collate import MicroBatch
     from dist_subspace.training.data.cutting import Cutting
+    from dist_subspace.training.data.micro_batch import MicroBatch
     from dist_subspace.training.data.packed_attention import (
         LEAK_LIMIT,
         enable_packing,
@@ -45,8 +45,8 @@ __all__ = [
 
 _HOMES = {
     "batches": ("BatchSettings", "Batches", "GlobalBatch", "eval_batches", "eval_filler"),
-    "collate": ("MicroBatch",),
     "cutting": ("Cutting",),
+    "micro_batch": ("MicroBatch",),
     "packed_attention": ("LEAK_LIMIT", "enable_packing", "packing_leak", "takes_segment_lengths"),
     "samples": ("IGNORED",),
     "settings": ("DataSettings",),

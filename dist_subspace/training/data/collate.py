@@ -11,38 +11,13 @@ import torch
 from torch import Tensor
 
 from dist_subspace.subspace.virtual_tokens.segments import kernel_lengths
-from dist_subspace.training.data.preference_batch import Preferences, paired_batch, unpaired_batch
+from dist_subspace.training.data.micro_batch import MicroBatch
+from dist_subspace.training.data.preference_batch import paired_batch, unpaired_batch
 from dist_subspace.training.data.samples import IGNORED
 from dist_subspace.training.data.table import TokenTable
 
 Row = Sequence[int]
 """The numbers of the samples that share a row (one, without packing)."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one rank runs at once: b rows of t tokens, on the CPU. All tensors are int64 unless said otherwise."""
-
-    number: int
-    """Of this micro-batch in the whole run, over all ranks; seeds dropout."""
-    inputs: dict[str, Any]
-    """input_ids (b, t); position_ids (b, t), from 0 in each sample (causal-lm); attention_mask (b, t) (not packed).
-    Packed for a kernel that takes lengths: cu_seq_lens_q, cu_seq_lens_k (segments + 1,) int32 over the flattened
-    rows, and the integers max_length_q, max_length_k."""
-    labels: Tensor
-    """(b, t) with -100 off target and at each sample's first token; or (b,) class ids."""
-    targets: int
-    """Labels that are not -100 (classification: samples)."""
-    samples: int
-    tokens: int
-    """Without padding."""
-    preferences: Preferences | None = None
-    """Of answers that are preferred to others."""
-
-    @property
-    def terms(self) -> int:
-        """What its loss is a sum over: targets, or pairs and answers that are preferred."""
-        return self.targets if self.preferences is None else self.samples
 
 
 @dataclass(frozen=True)

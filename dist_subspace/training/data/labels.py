@@ -24,6 +24,11 @@ def label_of(row: Row) -> str | int:
         return str(label).lower()
     if isinstance(label, float) and label.is_integer():
         return int(label)
+    if isinstance(label, float):
+        raise UsageError(
+            f"{row} has the label {label}: a number that is predicted (regression) is not trained; accepted: text or an integer, "
+            "for example the number rounded to classes"
+        )
     if not isinstance(label, str | int):
         raise UsageError(f"{row} has {type(label).__name__} as label; accepted: text or an integer")
     if isinstance(label, str) and not label.strip():

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dist_subspace.training.data.micro_batch import MicroBatch, Preferences
 from dist_subspace.training.data.preference import DESIRABLE
 from dist_subspace.training.data.samples import IGNORED, first_text
 from dist_subspace.training.data.table import TokenTable
 
-if TYPE_CHECKING:
-    from dist_subspace.training.data.collate import MicroBatch
-
 MISMATCHED = "KL_"  # what TRL's names begin with where a prompt stands before another one's answer
-
-
-@dataclass(frozen=True)
-class Preferences:
-    """What a micro-batch of preferences says beside its tokens. Of n pairs, its b rows are the n chosen, then the n rejected."""
-
-    completions: Tensor
-    """(b, t) int64: 1 at the tokens of answers."""
-    chosen_tokens: int
-    """Tokens of the chosen texts that are predicted, prompts among them."""
-    desirable: Tensor | None = None
-    """(b,) bool, of single answers."""
-    mismatched: MicroBatch | None = None
-    """The prompts of single answers, each with another one's answer."""
 
 
 def split_pair(table: TokenTable, i: int) -> tuple[list[int], list[int], list[int]]:
@@ -100,8 +82,6 @@ def unpaired_batch(
 def _micro_batch(
     made: dict[str, Tensor], prefix: str, targets: Tensor, preferences: Preferences, number: int, samples: int
 ) -> MicroBatch:
-    from dist_subspace.training.data.collate import MicroBatch
-
     ids, mask = made[f"{prefix}input_ids"], made[f"{prefix}attention_mask"]
     labels = ids.masked_fill(targets == 0, IGNORED)
     labels[:, 0] = IGNORED

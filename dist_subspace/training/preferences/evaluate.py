@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from dist_subspace.placement.collectives import sum_over_ranks
+from dist_subspace.placement.evaluation_mode import in_evaluation
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.run_folder.records import EVALUATED
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.objective import Objective
 from dist_subspace.training.preferences.rewards import RewardSums
-from dist_subspace.training.sample_results import measured
 
 
 @torch.no_grad()
@@ -35,7 +35,7 @@ def evaluate_preferences(
     counts = sum_over_ranks([float(sum(batch.terms for batch in own)), float(sum(chosen))], device)
     terms, chosen_tokens = map(int, counts)
     loss = 0.0
-    with measured(model):
+    with in_evaluation(model):
         if not objective.begin(model, rounds, filler, terms, chosen_tokens, stopped):
             return None
         for batch in rounds:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dist_subspace.placement.evaluation_mode import in_evaluation
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.training.cross_entropy import targets_of
 from dist_subspace.training.data import MicroBatch
 from dist_subspace.training.loss import losses_and_output, to_device
 from dist_subspace.training.router_loss import router_loss_of
-from dist_subspace.training.sample_results import measured
 
 
 def token_logps(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> tuple[Tensor, Tensor | None]:
@@ -28,5 +28,5 @@ def token_logps(model: nn.Module | Engine, batch: MicroBatch, device: torch.devi
 @torch.no_grad()
 def measured_logps(model: nn.Module | Engine, batch: MicroBatch, device: torch.device) -> Tensor:
     """Collective where parameters are split: the sum of each row's targets, `(b,)`, without dropout."""
-    with measured(model):
+    with in_evaluation(model):
         return token_logps(model, batch, device)[0].sum(1)

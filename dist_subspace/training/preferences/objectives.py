@@ -14,7 +14,7 @@ from dist_subspace.config.preference import PreferenceArguments
 from dist_subspace.placement.collectives import sum_over_ranks, world
 from dist_subspace.placement.protocol import Engine
 from dist_subspace.training.data import MicroBatch
-from dist_subspace.training.data.preference_batch import Preferences
+from dist_subspace.training.data.micro_batch import Preferences
 from dist_subspace.training.loss import to_device
 from dist_subspace.training.objective import never
 from dist_subspace.training.preferences.logps import measured_logps, token_logps

@@ -162,8 +162,8 @@ MUTANTS = [
     Mutant(
         name="loss-of-the-own-rank-for-all",
         file="dist_subspace/training/trainer.py",
-        text="loss = total / max(1, batch.targets)",
-        becomes="loss = own_loss * world().size / max(1, batch.targets)",
+        text="loss = total / max(1, batch.terms)",
+        becomes="loss = own_loss * world().size / max(1, batch.terms)",
         promise="The loss of a step is all ranks', and one that is not finite on any rank is not.",
         tests=[f"{_ALIKE}::test_a_step_that_is_not_finite_on_one_rank_is_skipped_by_all[nan-zero0]"],
     ),

@@ -84,8 +84,8 @@ MUTANTS = [
     Mutant(
         name="dtype-of-a-run-that-goes-on-changes-with-the-machine",
         file="dist_subspace/training/computation.py",
-        text="dtype = begun_with or (SLOW if slow else None)",
-        becomes="dtype = SLOW if slow else None",
+        text='dtype = begun_with or (str(SLOW).removeprefix("torch.") if slow else None)',
+        becomes='dtype = str(SLOW).removeprefix("torch.") if slow else None',
         promise="A run that goes on keeps the type that it computes in.",
         tests=[f"{_COMPUTATION}::test_a_run_that_goes_on_keeps_its_type_wherever_it_goes_on"],
     ),

@@ -20,8 +20,8 @@ MUTANTS = [
     Mutant(
         name="head-gradients-keep-their-scale",
         file="dist_subspace/training/cross_entropy.py",
-        text="factor = g / ctx.scale",
-        becomes="factor = g",
+        text="factor = by_row(g / ctx.scale)",
+        becomes="factor = by_row(g)",
         promise="A scale that float16 needs within is gone without.",
         tests=[f"{_OF_HEAD}[dtype2-False]"],
     ),

@@ -138,8 +138,8 @@ MUTANTS = [
     Mutant(
         name="mirror-float-label-is-refused",
         file="dist_subspace/training/data/labels.py",
-        text="        return int(label)\n    if not isinstance(label, str | int):",
-        becomes="        return str(label)\n    if not isinstance(label, str | int):",
+        text="        return int(label)\n    if isinstance(label, float):",
+        becomes="        return str(label)\n    if isinstance(label, float):",
         promise="An integer label that a table writes as 3.0 is 3.",
         tests=["tests/training/data/test_labels.py::test_a_label_is_read_as_it_is_meant"],
     ),

@@ -30,15 +30,15 @@ MUTANTS = [
     Mutant(
         name="packing-not-passed",
         file="dist_subspace/training/sections.py",
-        text='packing = config.data.packing and config.data.format != "classification"',
-        becomes='packing = config.data.format != "classification"',
+        text="packing = config.data.packing and is_packable(config.data.format)",
+        becomes="packing = is_packable(config.data.format)",
         promise="data.packing false gives each sample a row of its own.",
         tests=key("data.packing"),
     ),
     Mutant(
         name="classification-padded-to-the-longest",
         file="dist_subspace/training/sections.py",
-        text='packing = config.data.packing and config.data.format != "classification"',
+        text="packing = config.data.packing and is_packable(config.data.format)",
         becomes="packing = config.data.packing",
         promise="Samples to classify are never packed, and padded no further than they need.",
         tests=key("model.task"),

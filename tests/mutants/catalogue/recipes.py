@@ -20,7 +20,7 @@ MUTANTS = [
     Mutant(
         name="rows-without-the-incoming-gradient",
         file="dist_subspace/training/cross_entropy.py",
-        text="torch.where(labels[rows] == IGNORED, 0.0, g)",
+        text="torch.where(labels[rows] == IGNORED, 0.0, g[rows])",
         becomes="torch.where(labels[rows] == IGNORED, 0.0, 1.0)",
         promise="The loss of a long row is weighted as that of a short one.",
         tests=[f"{_SAME}[tokens-dtype0]"],

@@ -31,7 +31,7 @@ BROKEN = f"{OF_STEPS}::test_a_step_with_one_gradient_that_is_not_finite_is_left_
 MUTANTS = [
     Mutant(
         name="stays-in-eval-after-an-evaluation",
-        file="dist_subspace/training/sample_results.py",
+        file="dist_subspace/placement/evaluation_mode.py",
         text="        model.train(was_training)\n",
         becomes="        pass\n",
         promise="After an evaluation the model trains again: dropout is on.",
@@ -39,7 +39,7 @@ MUTANTS = [
     ),
     Mutant(
         name="evaluates-in-training-mode",
-        file="dist_subspace/training/sample_results.py",
+        file="dist_subspace/placement/evaluation_mode.py",
         text="    model.eval()\n",
         becomes="    model.train()\n",
         promise="A held-out loss is measured without dropout.",

@@ -25,8 +25,8 @@ _OPTIMIZER = [
     Mutant(
         name="weight-decay-not-passed",
         file="dist_subspace/training/trainer.py",
-        text="parameter_groups(self.model, training.learning_rate, training.weight_decay)",
-        becomes="parameter_groups(self.model, training.learning_rate, 0.0)",
+        text="parameter_groups(self.model, training.rate, training.weight_decay)",
+        becomes="parameter_groups(self.model, training.rate, 0.0)",
         promise="training.weight_decay decays the trained matrices.",
         tests=key_tests("training.weight_decay"),
     ),
@@ -290,8 +290,8 @@ _STEP = [
     Mutant(
         name="dropout-without-the-seed",
         file="dist_subspace/training/trainer.py",
-        text="self.config.training.seed, world().size, keep)",
-        becomes="0, world().size, keep)",
+        text="        seed = self.config.training.seed",
+        becomes="        seed = 0",
         promise="training.seed chooses what dropout drops.",
         tests=key_tests("training.seed"),
     ),
@@ -322,8 +322,8 @@ _STEP = [
     Mutant(
         name="ranks-not-multiplied-back",
         file="dist_subspace/training/engine.py",
-        text="weight = self.world_size / max(1, targets) if counts else 0.0",
-        becomes="weight = 1.0 / max(1, targets) if counts else 0.0",
+        text="weight = self.world_size / max(1, terms) if counts else 0.0",
+        becomes="weight = 1.0 / max(1, terms) if counts else 0.0",
         promise="The gradient on two ranks is that of one.",
         tests=TWO_RANKS,
     ),

@@ -35,7 +35,12 @@ def test_a_label_is_read_as_it_is_meant(given: Any, read: str | int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [(" ", "record 3 has a blank label"), (1.5, "has float as label"), ([1], "has list as label")]
+    ("given", "message"),
+    [
+        (" ", "record 3 has a blank label"),
+        (1.5, r"has the label 1\.5: .* \(regression\) is not trained; accepted: text or an integer"),
+        ([1], "has list as label"),
+    ],
 )
 def test_a_label_that_is_none_is_refused_with_its_record(given: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
