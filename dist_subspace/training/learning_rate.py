@@ -14,6 +14,7 @@ from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.subspace import Resolved, SuggestedRate, suggested_rate
 from dist_subspace.subspace.core.targets import naming
 from dist_subspace.training.changes import settings_before
+from dist_subspace.training.optimizers import is_adamw
 
 AUTO = "auto"
 # Of TRL's defaults: 1e-6 for DPOConfig, KTOConfig and ORPOConfig, 2e-5 for SFTConfig.
@@ -22,7 +23,7 @@ SHARE_OF_PREFERENCES = 0.05
 
 @dataclass(frozen=True)
 class ChosenRate:
-    """rate: what the run trains at; own: the method's, None where the model's width is not known; said: where a rate comes from
+    """rate: what the run trains at; own: the method's, None where it is not known; said: where a rate comes from
     that nobody gave; warning: where the rate that was given is far from the method's own."""
 
     rate: float
@@ -43,19 +44,21 @@ def choose_rate(
         folder: the model's, on this machine.
 
     Raises:
-        UsageError: `auto`, and a model without a layer whose width would tell the rate.
+        UsageError: `auto` with another optimizer than AdamW, or with a model that has no layer whose width would tell the rate.
     """
-    own = _own_rate(config, resolved, folder)
+    own = _own_rate(config, resolved, folder) if is_adamw(config.training.optim) else None
     if config.training.learning_rate != AUTO:
         return ChosenRate(config.training.rate, own, warning=_warning(config.training.rate, own))
     before = settings_before(*checkpoint).get("learning_rate") if checkpoint is not None else None
     if checkpoint is not None and isinstance(before, float):
         return ChosenRate(before, own, f"training.learning_rate is auto: {before:g}, as in {checkpoint[0].name}")
     if own is None:
-        raise UsageError(
-            "training.learning_rate is auto, but no layer of this model tells how wide it is, which the rate goes by; "
-            "accepted: a number above 0"
+        reason = (
+            "no layer of this model tells how wide it is, which the rate goes by"
+            if is_adamw(config.training.optim)
+            else f"training.optim is {config.training.optim!r}, and the rates of methods are those of AdamW"
         )
+        raise UsageError(f"training.learning_rate is auto, but {reason}; accepted: a number above 0")
     return ChosenRate(own.rate, own, f"training.learning_rate is auto: {own.rate:g}, {own.why}")
 
 

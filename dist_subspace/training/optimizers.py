@@ -61,6 +61,11 @@ ON_CUDA: Mapping[str, Callable[[Groups, AdamSettings], torch.optim.Optimizer]] =
 }
 
 
+def is_adamw(name: str) -> bool:
+    """Whether a step is AdamW's, however its state is held."""
+    return "adamw" in name
+
+
 def check_optimizer(name: str, device: torch.device) -> None:
     """Refuse an optimizer that this device has no kernels for.
 

@@ -9,9 +9,9 @@ openbookqa: stories260K (width 64) learns the text of the questions; loss a toke
 parameters does not know the answers (each choice is as likely as the others at every rate), so its accuracy tells no rates apart.
 
 Each run is the product's: `attach`, `parameter_groups`, AdamW, its cosine schedule with 3% warm-up, clipping at 1, the method's
-own settings. The first seed climbs the ladder 1e-4, 3e-4, 1e-3, ... from the method's own rate until the best rung has a worse one on
-either side; the others repeat the best, its neighbours, the method's own rate, and what came near the best. A line of FILE is one
-run; runs that it has are not made again, so that a measurement that was cut short goes on.
+own settings. The first seed climbs the ladder 1e-4, 3e-4, 1e-3, ... from the method's own rate until the best rung has a worse
+one on either side; the others repeat the best, its neighbours, the method's own rate, and what came near the best. A line of FILE
+is one run; runs that it has are not made again, so that a measurement that was cut short goes on.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ def test_every_method_stands_below_its_category() -> None:
 
 def test_settings_and_constraints_are_shown_with_their_defaults() -> None:
     lora = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("lora "))
-    assert "learning_rate=0.002 to 0.0002, rank=16, alpha=2r" in lora and " o d n " in lora
+    assert "learning_rate=0.003 to 0.0002, rank=16, alpha=2r" in lora and " o d n " in lora
     adalora = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("adalora "))
     assert " o* d n " in adalora and "beta1=0.85" in methods_text(FOUND, 80)
     pissa = next(line for line in methods_text(FOUND, 200).splitlines() if line.startswith("pissa "))

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from dist_subspace.config import Config, load_config
 from dist_subspace.errors import UsageError
+from dist_subspace.run_folder.status import EXIT_OK
 from dist_subspace.run_folder.trainer_state import TrainerState
 from dist_subspace.subspace import SubspaceConfig, resolve, suggested_rate
 from dist_subspace.training import learning_rate
 from dist_subspace.training.learning_rate import ChosenRate, adapted_width, choose_rate, with_rate
+from dist_subspace.training.run import train
 from tests.tiny_models import tiny_config
 
 WIDTHS = {"layers.0.q_proj": 32, "layers.0.k_proj": 32, "layers.0.up_proj": 32, "layers.0.down_proj": 44}
@@ -101,8 +104,47 @@ def test_the_width_is_that_of_most_adapted_layers(given: dict[str, Any], width: 
     assert adapted_width(WIDTHS, resolve(SubspaceConfig(**given))) == width
 
 
+@pytest.mark.parametrize("optim", ["sgd", "adagrad", "rmsprop", "lion_8bit"])
+def test_rates_are_those_of_adamw_so_another_optimizer_needs_a_number(model: Path, optim: str) -> None:
+    with pytest.raises(UsageError, match=f"auto, but training.optim is '{optim}'.*accepted: a number above 0"):
+        chosen(model, optim=optim)
+    assert chosen(model, optim=optim, learning_rate=1e-9) == ChosenRate(1e-9, None)
+    assert chosen(model, optim="paged_adamw_8bit").rate == chosen(model).rate
+
+
 def test_a_model_whose_width_nobody_knows_needs_a_number(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning_rate, "model_widths", lambda *of: {})
     assert chosen(model, learning_rate=1e-9) == ChosenRate(1e-9, None)
     with pytest.raises(UsageError, match=r"auto, but no layer.*accepted: a number above 0"):
         chosen(model)
+
+
+def of_a_run(folder: Path, run: Path, steps: int, **training: Any) -> dict[str, Any]:
+    return {
+        "model": {"path": str(folder / "model"), "storage": "fp32"},
+        "subspace": {"method": "ssb"},
+        "data": {"train": str(folder / "train.jsonl"), "max_length": 64, "cache_dir": str(folder / "tokens")},
+        "training": {"max_steps": steps, "global_batch_size": 2, **training},
+        "deepspeed": {"preset": "none"},
+        "run": {"output_dir": str(run), "report_to": "none"},
+    }
+
+
+def test_a_run_writes_the_number_and_goes_on_with_it(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def written() -> Any:
+        return yaml.safe_load((tmp_path / "config.yaml").read_text())["training"]["learning_rate"]
+
+    assert train(of_a_run(folder, tmp_path, 1)) == EXIT_OK
+    own = suggested_rate(SubspaceConfig(method="ssb"), 32).rate
+    assert (
+        written() == own
+        and f"training.learning_rate is auto: {own:g}, the rate of method ssb" in capfd.readouterr().out
+    )
+    assert train(of_a_run(folder, tmp_path, 2, learning_rate=own / 20)) == EXIT_OK
+    assert written() == own / 20 and "warning: training.learning_rate is" in capfd.readouterr().out
+    assert train(of_a_run(folder, tmp_path, 3, learning_rate="auto")) == EXIT_OK
+    said = capfd.readouterr().out
+    assert written() == own / 20 and f"training.learning_rate is auto: {own / 20:g}, as in checkpoint-2" in said
+    assert "training.learning_rate is 0" not in said, "nothing has changed"

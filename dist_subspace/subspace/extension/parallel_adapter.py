@@ -27,7 +27,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         reference="2110.04366",
         summary="a bottleneck with a ReLU beside the frozen matrix: W x + c B ReLU(A x)",
         learning_rate=LearningRate(
-            3e-3, 2e-3, 2e-4, "as LoRA's", effect=by_option("scale", by_rank), effect_text="r scale"
+            3e-3, 3e-3, 2e-4, "as LoRA's", effect=by_option("scale", by_rank), effect_text="r scale"
         ),
         uses_rank=True,
         rank=16,

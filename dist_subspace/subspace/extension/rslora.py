@@ -22,7 +22,7 @@ def _effect(settings: Factors) -> float:
         category="extension",
         reference="2312.03732",
         summary="LoRA scaled by the root of its rank: W + (α/√r) B A",
-        learning_rate=LearningRate(8e-4, 5e-4, 5e-5, "LoRA's by √r", effect=_effect, effect_text="α √r √lr_ratio"),
+        learning_rate=LearningRate(8e-4, 8e-4, 5e-5, "LoRA's by √r", effect=_effect, effect_text="α √r √lr_ratio"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

@@ -149,6 +149,8 @@ def test_types_that_the_yaml_leaves_open_follow_the_stock_configuration() -> Non
         "training.optim": "adamw_torch",
         "training.lr_scheduler_type": "linear",
     }
+    for rated in ({"optimizer": {"params": {"lr": 1e-3}}}, {"scheduler": {"params": {"warmup_max_lr": 1e-3}}}):
+        assert stock_training_keys(rated) == {"training.learning_rate": 1e-3}
     with pytest.raises(UsageError, match=r"optimizer\.type is 'OneBitAdam'.*accepted: adam, adamw"):
         stock_training_keys({"optimizer": {"type": "OneBitAdam"}})
 
