@@ -25,6 +25,8 @@ from dist_subspace.report.quantities import amount, bytes_text, clock_text
 from dist_subspace.run_folder.folder import RunFolder
 from dist_subspace.run_folder.status import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from dist_subspace.stopping import STOP, Interrupted
+from dist_subspace.subspace import SuggestedRate
+from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.display import Display
 from dist_subspace.training.engine_config import with_stock_choices
 from dist_subspace.training.last_words import Run, end
@@ -74,11 +76,14 @@ def _searched(run: Run, asked: Asked, told: Told, display: Display) -> FoundRate
             given = load_config(asked.config, asked.overrides)
             folder = asked.folder(given)
             config = search_config(with_stock_choices(given), folder)
-        refuse_unlike(settings_of_all(config) | {"--rates": asked.given_rates(), "--steps": asked.steps})
+        options = {"--rates": asked.given_rates(), "--steps": asked.steps, "--eval-samples": asked.eval_samples}
+        refuse_unlike(settings_of_all(config) | options)
         _watch(run, config)
         plan = run.plan = search_plan(make_plan(config, display.notice), asked.steps, asked.eval_samples)
         with agreed("planning the search"):
             rungs(len(asked.given_rates() or grid(1.0)), plan.total_steps)
+        for sentence in (*cutting_text(plan.data.cutting, plan.config.data.max_length)[0], *plan.data.notices):
+            display.notice(sentence)
         bench = Bench(plan, Observer(display, None, None, plan.device))
     search = told.search = _search(asked, plan, bench, display.notice)
     search.run()
@@ -88,23 +93,24 @@ def _searched(run: Run, asked: Asked, told: Told, display: Display) -> FoundRate
 def _search(asked: Asked, plan: Plan, bench: Bench, say: Callable[[str], None]) -> Search:
     """The search that is about to begin; what it comes to is said."""
     given, own = asked.given_rates(), _own_rate(plan)
-    rates = given or grid(own or plan.config.training.rate)
+    centre = plan.config.training.rate if own is None else own.rate
+    rates = given or grid(centre)
     steps = rungs(len(rates), plan.total_steps)
-    centre = "the configuration's" if own is None else "the method's own"
-    where = "as they were given" if given else f"around {centre}, {rate_text(own or plan.config.training.rate)}"
+    where = f"around {rate_text(centre)}, {'as configured' if own is None else own.why}"
     warmup = int(plan.config.training.warmup_steps)
+    say(f"{len(rates)} rates from {rate_text(rates[0])} to {rate_text(rates[-1])}, {'as given' if given else where}")
     say(
-        f"{len(rates)} learning rates from {rate_text(rates[0])} to {rate_text(rates[-1])}, {where}; {warmup} steps of warm-up, "
-        f"then constant; held-out loss before training {amount(bench.start_loss)}"
+        f"schedule: {warmup} step{'' if warmup == 1 else 's'} of warm-up, then constant; held-out loss before training "
+        f"{amount(bench.start_loss)}"
     )
     say(budget_text(len(rates), steps, bench.seconds, bench.evaluation_seconds, len(plan.data.eval or ())))
-    say(f"each rate's state takes {bytes_text(bench.first.bytes * 3)} of memory on rank 0 while it may go on")
+    say(f"each rate's state takes about {bytes_text(bench.first.bytes * 3)} of rank 0's memory while it may go on")
     return Search(bench, rates, steps, given is None, say)
 
 
-def _own_rate(plan: Plan) -> float | None:
+def _own_rate(plan: Plan) -> SuggestedRate | None:
     """The method's, for the width of the model; None where that is not known."""
-    return None if plan.rate is None or plan.rate.own is None else plan.rate.own.rate
+    return None if plan.rate is None else plan.rate.own
 
 
 def budget_text(count: int, steps: list[int], step_seconds: float, evaluation_seconds: float, samples: int) -> str:
@@ -117,8 +123,8 @@ def budget_text(count: int, steps: list[int], step_seconds: float, evaluation_se
         before = step
     seconds = made * step_seconds + evaluations * evaluation_seconds
     return (
-        f"{', '.join(parts)}: {made:,} steps ({step_seconds:.2g} s each) and {evaluations} evaluations of {samples:,} samples "
-        f"({evaluation_seconds:.2g} s each), about {clock_text(seconds)}"
+        f"{', '.join(parts)}: at most {made:,} steps ({step_seconds:.2g} s each) and {evaluations} evaluations of "
+        f"{samples:,} samples ({evaluation_seconds:.2g} s each), about {clock_text(seconds)}"
     )
 
 
@@ -138,9 +144,10 @@ def _result(plan: Plan, bench: Bench, search: Search, folder: RunFolder, seconds
         "global_batch_size": config.training.global_batch_size,
         "seed": config.training.seed,
     }
+    own = _own_rate(plan)
     return FoundRate(
         rate=best.rate if best is not None and lowers else None,
-        own_rate=_own_rate(plan),
+        own_rate=None if own is None else own.rate,
         start_loss=bench.start_loss,
         rungs=search.rungs,
         tried=sorted(search.tried, key=lambda tried: tried.rate),

@@ -17,6 +17,7 @@ from dist_subspace.report.quantities import amount, clock_text
 from dist_subspace.report.rate_picture import rate_picture
 
 RESULT, PICTURE = "find-lr.json", "find-lr.png"
+CLOSE = 1.01  # times the lowest loss
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,14 @@ class FoundRate:
                 "(`dist-subspace preview`), or give lower --rates or more --steps"
             )
         best = next(tried for tried in self.tried if tried.rate == self.rate)
-        loss = best.loss_at(max(best.evaluations))
+        loss, last = best.loss_at(best.steps), best.steps
         said = (
-            f"best: {rate_text(self.rate)}, held-out loss {amount(loss)} after {best.steps} steps "
+            f"best: {rate_text(self.rate)}, held-out loss {amount(loss)} after {last} steps "
             f"(before training {amount(self.start_loss)})"
         )
+        near = [tried.rate for tried in self.tried if tried.rate < best.rate and tried.loss_at(last) <= CLOSE * loss]
+        if near:
+            said += f"; {rate_text(near[-1])} comes within 1 % of it, and is the safer one for a long run"
         if self.edge is not None:
             side = "higher" if self.edge == "upper" else "lower"
             said += f"; it lies at the {self.edge} end of all rates, and a {side} one may be better"

@@ -9,6 +9,9 @@ from typing import Protocol
 from dist_subspace.rate_search.bench import Tried
 from dist_subspace.rate_search.grid import EXTENSIONS, beyond, kept, rate_text
 from dist_subspace.report.quantities import amount, clock_text
+from dist_subspace.training.pulse import Pulse
+
+_SILENCE = 20.0  # seconds after which a rate that is trained still is spoken of, and then each minute
 
 
 class Trains(Protocol):
@@ -71,8 +74,13 @@ class Search:
         return min(at, key=lambda tried: (tried.loss_at(steps), tried.rate), default=None)
 
     def _train(self, tried: Tried, steps: int) -> None:
-        self.bench.train(tried, steps)
-        parts = [f"learning rate {rate_text(tried.rate)}", f"step {tried.steps}"]
+        what = f"learning rate {rate_text(tried.rate)}"
+        pulse = Pulse(lambda: self.say(f"{what} | step {tried.steps} of {steps} | loss {amount(tried.loss)}"), _SILENCE)
+        try:
+            self.bench.train(tried, steps)
+        finally:
+            pulse.close()
+        parts = [what, f"step {tried.steps}"]
         if tried.stopped is not None:
             parts.append(tried.stopped)
         else:

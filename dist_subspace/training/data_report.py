@@ -10,32 +10,37 @@ from dist_subspace.training.data import Prepared, TokenTable
 from dist_subspace.training.data.cutting_text import cutting_text
 from dist_subspace.training.data.order import sample_order
 from dist_subspace.training.data.packing import pack
+from dist_subspace.training.data.settings import PAIRED, is_packable
 
 BARS, WIDE = 10, 40  # bars of the histogram, and characters of the longest
 Rows = Iterator[tuple[str, str]]
 
 
-def data_rows(data: Prepared, max_length: int, packing: bool, micro_batch: int, seed: int) -> Rows:
+def data_rows(
+    data: Prepared, max_length: int, packing: bool, micro_batch: int, seed: int, form: str = "alpaca"
+) -> Rows:
     """(name, text) of each line.
 
     Arguments:
         packing: whether the run packs; what it gains is said in any case.
         micro_batch: rows of a forward call, which are padded to the longest of them where nothing is packed.
+        form: as `data.format`.
     """
     table, held_out = data.train, data.eval
     yield "samples", _counts(table) + ("" if held_out is None else f"; held out: {_counts(held_out)}")
     lengths = table.lengths
     middle, most = np.percentile(lengths, [50, 95]).astype(int)
+    both = "both texts of a pair: " if form in PAIRED else ""
     yield (
         "lengths",
-        f"shortest {lengths.min():,}, median {middle:,}, 95% at most {most:,}, longest {lengths.max():,} tokens "
+        f"{both}shortest {lengths.min():,}, median {middle:,}, 95% at most {most:,}, longest {lengths.max():,} tokens "
         f"(data.max_length {max_length:,})",
     )
     sentences, _ = cutting_text(data.cutting, max_length)
     yield "cut", "; ".join(sentences) or "nothing: every sample is whole"
     if data.labels is not None:
         yield "classes", f"{len(data.labels):,}: {', '.join(data.labels[:8])}{', ...' if len(data.labels) > 8 else ''}"
-    else:
+    elif is_packable(form):
         yield "packing", packing_text(table, max_length, packing, micro_batch, seed)
     for sentence in data.notices:
         yield "", sentence

@@ -69,9 +69,8 @@ def preview(config: str, overrides: Sequence[str], count: int) -> None:
     batches = Batches(table, settings, pad, 0, 1)
     console = Console(highlight=False)
     show_samples(console, tokenizer, table, batches.first_samples(count), made.data.labels, settled.data.format)
-    rows = data_rows(
-        made.data, settled.data.max_length, settings.packing, settings.micro_batch_size, settled.training.seed
-    )
+    lengths = (settled.data.max_length, settings.packing, settings.micro_batch_size)
+    rows = data_rows(made.data, *lengths, settled.training.seed, settled.data.format)
     for name, text in rows:
         console.print(f"{name:<10}{text}", soft_wrap=True, markup=False)
     for line in histogram(made.data, settled.data.max_length):

@@ -97,7 +97,7 @@ def watched(run: Run, body: Callable[[], int], say: Callable[[str], None] | None
     with listening() as stop:
         stop.leave = lambda reason: left_at_once(run, reason)
         try:
-            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", say or _say_early):
+            with stop.leavable(), stop.interruptible(), announced("meeting the other ranks", _first_says(say)):
                 meet_ranks()  # first, so that a refusal is everyone's and is said once
         except Interrupted as told:
             return left_at_once(run, str(told))
@@ -278,9 +278,11 @@ def _open(plan: Plan, observer: Observer, step: int) -> None:
     )
 
 
-def _say_early(text: str) -> None:
-    if is_first():
-        print(text, flush=True)
+def _first_says(say: Callable[[str], None] | None) -> Callable[[str], None]:
+    """Local: of ranks that have not met yet, the launcher's first one alone speaks."""
+    if not is_first():
+        return lambda text: None
+    return say or partial(print, flush=True)
 
 
 def _memory_advice(plan: Plan) -> str:

@@ -86,7 +86,7 @@ RUNS = [
     Row("checkpoint/state _check_frozen agreed('comparing frozen factors')", "frozen", "torch:equal", kind="usage"),
     Row("checkpoint/state restore on_main(_optimizer_sizes)", "frozen", f"{_C}.state:_optimizer_sizes", 0, "usage"),
     Row("checkpoint/state StoredState.sent on_rank_zero_only(_read_tensors)", "frozen", f"{_S}:_read_tensors", 0, "usage"),
-    Row("checkpoint/state _restore_schedule on_rank_zero_only(_adapter_by_part)", "dash-again", f"{_S}:_adapter_by_part", 0),
+    Row("checkpoint/state _restore_schedule on_rank_zero_only(adapter_by_part)", "dash-again", f"{_S}:adapter_by_part", 0),
     Row("training/trainer Trainer._resume on_main(best_in_run)", "frozen", f"{_T}.progress:best_in_run", 0),
     Row("training/run _run agreed('opening the run directory')", "plain", f"{_C}.set_aside:set_aside_others", 0),
     Row("checkpoint/state save_checkpoint on_main(write_checkpoint)", "plain", ".interchange.adapter:write_adapter", 0),
@@ -123,6 +123,7 @@ RUNS = [
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
 ]  # fmt: skip
 
+_SEARCH = "rate_search/command _searched agreed"
 _I, _F = ".interchange", ".interchange.adapter_folder"
 _OPENING = f"{_F}:AdapterFolder.__init__"
 _FITTING = "api attach_adapter agreed('comparing the adapter with the model')"
@@ -155,6 +156,8 @@ CALLS = [
     Row("evaluation/model _open_base agreed('reading the tokenizer')", "evaluate", ".evaluation.model:load_tokenizer"),
     Row("evaluation/measuring kept_by_main on_main(keep)", "evaluate", ".evaluation.measuring:_open_predictions", 0),
     Row("evaluation/measuring _results on_main(_write)", "evaluate", ".evaluation.measuring:_write", 0),
+    Row(f"{_SEARCH}('reading the configuration')", "search", ".rate_search.asked:Asked.check", kind="usage"),
+    Row(f"{_SEARCH}('planning the search')", "search", ".rate_search.command:rungs", kind="usage"),
     Row("interchange/adapter save_adapter agreed('describing the adapter')", "save_adapter", f"{_I}.adapter:base_tokenizer"),
     Row("interchange/adapter save_adapter on_main(write)", "save_adapter", f"{_I}.adapter:write_adapter", 0),
     Row("interchange/adapter _factors whole_on_main(frozen)", "save_adapter", f"{_I}.adapter:_on_cpu", 0),
@@ -208,6 +211,12 @@ NO_ROW = {
     "evaluation/scoring scores gather_objects": "tests/evaluation/test_command.py: a rank that fails in a forward",
     "evaluation/harness shared gather_objects": "forwards, as in evaluation/scoring, stand before it",
     "evaluation/harness _results broadcast_object": "forwards, as in evaluation/scoring, stand before it",
+    "rate_search/command _searched refuse_unlike": "it follows an agreement at once",
+    "rate_search/command _found on_main(_conclude)": "rank 0 speaks and writes, as in a row of evaluation/measuring",
+    "rate_search/bench Bench.__init__ max_over_ranks": "an evaluation stands before it, which has rows of its own",
+    "rate_search/bench Bench._seconds_of_a_step max_over_ranks": "a step stands before it, which has rows of its own",
+    "rate_search/held hold broadcast_object": "parameters are gathered before it, by all or by none",
+    "rate_search/held HeldTensors.sent broadcast_tensors": _SENT,
     "interchange/merge merge all_here": "it is the first line: tests/placement/test_collectives.py lets a rank come alone",
     "interchange/peft/export export_peft all_here": "it is the first line, as in merge",
     "training/last_words end meet": "the last line of every run; a peer that is gone is no news there",

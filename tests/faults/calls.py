@@ -18,9 +18,12 @@ from dist_subspace.evaluation.subject import Subject, find_subject
 from dist_subspace.loading.load import download
 from dist_subspace.placement.collectives import barrier, gather_objects, world
 from dist_subspace.placement.deepspeed.process_group import ensure_process_group
+from dist_subspace.rate_search.asked import Asked as Search
+from dist_subspace.rate_search.command import Told, _searched
 from dist_subspace.talking.command import _generate
 from dist_subspace.talking.options import Asked as Question
 from dist_subspace.training.display import Display
+from dist_subspace.training.last_words import Run
 from tests.faults.agreements import Row
 from tests.faults.injection import installed
 from tests.tiny_models import tiny_model
@@ -67,6 +70,7 @@ def _calls(home: Path) -> dict[str, Callable[[], Any]]:
         "save_adapter": lambda: dsub.save_adapter(trained, home / f"out-{next(numbers)}"),
         "merge": lambda: dsub.merge(trained, home / f"out-{next(numbers)}", report=None),
         "evaluate": lambda: _evaluated(home),
+        "search": lambda: _searched(Run(), _search(home), Told(), Display(enabled=False, total_steps=0)),
         "export": lambda: dsub.export_peft(trained, home / f"out-{next(numbers)}", "lora", report=None),
         "export_experts": lambda: dsub.export_peft(_on_experts(), home / f"out-{next(numbers)}", report=None),
         "export_folder": lambda: dsub.export_peft(home / "saved", home / f"out-{next(numbers)}", report=None),
@@ -86,6 +90,23 @@ def _subject(home: Path) -> Subject:
 def _evaluated(home: Path) -> Any:
     subject = _subject(home)
     return measure(Asked(base=str(home / "model")), subject, Display(enabled=False, total_steps=0))
+
+
+def _search(home: Path) -> Search:
+    """Of two rates, for a step each."""
+    config = {
+        "model": {"path": str(home / "model"), "storage": "fp32"},
+        "data": {
+            "train": str(home / "train.jsonl"),
+            "eval": str(home / "eval.jsonl"),
+            "max_length": 48,
+            "packing": False,
+        },
+        "training": {"global_batch_size": 2, "rank_timeout": None},
+        "deepspeed": {"preset": "zero0"},
+        "run": {"output_dir": str(home / "searched")},
+    }
+    return Search(config, rates=[1e-3, 1e-2], steps=1)
 
 
 def _loaded(home: Path) -> Any:

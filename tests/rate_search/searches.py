@@ -65,10 +65,16 @@ def plan_of(config: dict[str, Any], folder: Path, steps: int | None = STEPS, sam
     return search_plan(made, steps, samples)
 
 
-def differences(folder: str, method: str, preset: str) -> list[str]:
-    """Collective: what a rate that is tried between others has otherwise than a run of its own at that rate, bit for bit."""
+def differences(folder: str, method: str, preset: str, stock: dict[str, Any] | None = None) -> list[str]:
+    """Collective: what a rate that is tried between others has otherwise than a run of its own at that rate, bit for bit.
+
+    stock: a DeepSpeed JSON in the place of the preset, whose name is one of folders alone then.
+    """
     home = Path(folder)
     config = configuration(home, f"run-{method}-{preset}", method, preset)
+    if stock is not None:
+        config["deepspeed"] = {"config": stock}
+        config["model"] |= {"storage": "bf16", "dtype": "bfloat16"}
     with redirect_stdout(io.StringIO()):
         assert train(config) == 0
     run = Path(config["run"]["output_dir"])

@@ -36,6 +36,13 @@ def test_so_it_is_on_two_ranks_at_every_stage(home: Path, method: str, preset: s
     assert run_on_ranks(2, differences, str(home), method, preset) == [[], []]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_so_it_is_with_masters_beside_16_bits(home: Path, stage: int) -> None:
+    stock = {"bf16": {"enabled": True}, "zero_optimization": {"stage": stage}}
+    assert run_on_ranks(2, differences, str(home), "lora", f"bf16-{stage}", stock) == [[], []]
+
+
 def test_a_rate_that_is_much_too_high_is_given_up_and_the_next_one_knows_nothing_of_it(home: Path) -> None:
     config = configuration(home, "never", max_grad_norm=0.0, optim="sgd")
     bench = bench_of(config, home / "search-sgd")

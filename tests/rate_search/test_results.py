@@ -49,6 +49,11 @@ def test_an_end_and_a_search_in_vain_are_said(tmp_path: Path) -> None:
     assert found(tmp_path, edge="lower").verdict.endswith(
         "it lies at the lower end of all rates, and a lower one may be better"
     )
+    close = found(tmp_path)
+    close.tried[0].evaluations[4] = {"eval_loss": 0.905}
+    assert close.verdict.endswith("; 1.0e-3 comes within 1 % of it, and is the safer one for a long run")
+    close.tried[0].evaluations[4] = {"eval_loss": 0.91}
+    assert "within 1 %" not in close.verdict
     nothing = found(tmp_path, rate=None)
     assert nothing.line is None and nothing.verdict.startswith(
         "no rate has lowered the held-out loss, which is 2.0000 before"

@@ -1,4 +1,4 @@
-"""Served by the real vLLM: slow, and in an environment of its own."""
+"""What serves models for real: slow, and in an environment of its own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving.vllm_processes import PYTHON
+from tests.serving.servers import PYTHON
 
 
 @pytest.fixture(scope="session")
-def vllm_python() -> Path:
-    """The interpreter of vLLM's environment: DIST_SUBSPACE_VLLM_PYTHON."""
+def serving_python() -> Path:
+    """The interpreter of the servers' environment: DIST_SUBSPACE_SERVING_PYTHON."""
     named = os.environ.get(PYTHON)
     if named is None:
-        pytest.skip(f"no vLLM: set {PYTHON} (tests/serving/environment.sh FOLDER makes an environment)")
+        pytest.skip(f"no servers: set {PYTHON} (tests/serving/environment.sh FOLDER makes an environment)")
     assert Path(named).is_file(), f"{PYTHON} is {named!r}, which is not there"
     return Path(named)

@@ -15,8 +15,8 @@ import pytest
 
 import dist_subspace as dsub
 from dist_subspace.training.data.prompting import Prompt
+from tests.serving.servers import completion, models, run_engines, server
 from tests.serving.trained import NEW_TOKENS, asked, base_model, train_adapter
-from tests.serving.vllm_processes import completion, models, run_engines, server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -56,7 +56,7 @@ class Ours:
 
 
 @pytest.fixture(scope="module")
-def home(vllm_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(serving_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base: the model; NAME: a run; NAME-peft, NAME-merged: what is made of it."""
     folder = tmp_path_factory.mktemp("served")
     base_model(folder / "base")

