@@ -29,7 +29,9 @@ from dist_subspace.subspace.core.targets import Choice
         category="extension",
         reference="1902.00751",
         summary="a bottleneck behind each attention and each FFN: z + Ad(z)",
-        learning_rate=LearningRate(1e-2, 3e-3, 3e-4, "LLaMA-7B in LLM-Adapters", effect=by_rank, effect_text="r"),
+        learning_rate=LearningRate(
+            1e-2, 3e-3, 3e-4, "LoRA's on LLaMA-2-7B in MiLoRA's repository", effect=by_rank, effect_text="r"
+        ),
         targets="attention and FFN outputs",
         uses_rank=True,
         rank=64,

@@ -36,7 +36,7 @@ from dist_subspace.subspace.core.spec import EXPERT_PARAMETERS, MethodInfo, Sett
         category="extension",
         reference="2409.15371",
         summary="one trained block that all shards of the inputs share",
-        learning_rate=LearningRate(1e-3, 3e-4, 1e-4, "between Bone's and PEFT's example"),
+        learning_rate=LearningRate(1e-3, 3e-4, 3e-5, "as its forerunner Bone's on LLaMA-2-7B"),
         uses_rank=True,
         rank=64,
         uses_alpha=False,

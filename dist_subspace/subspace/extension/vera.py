@@ -35,7 +35,7 @@ PROJECTIONS = ("base_model.vera_A", "base_model.vera_B")  # as PEFT's files name
         reference="2310.11454",
         summary="two trained vectors around shared random projections: W + diag(l) B diag(d) A",
         learning_rate=LearningRate(
-            1e-1, 6e-2, 4e-3, "as the paper's on 7B models", effect=by_option("d_init"), effect_text="d_init"
+            1e-1, 6e-2, 4e-3, "the paper's on LLaMA-7B", effect=by_option("d_init"), effect_text="d_init"
         ),
         uses_rank=True,
         rank=256,

@@ -30,7 +30,7 @@ from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, naming
         category="reconstruction, mode 2",
         reference="2106.10199",
         summary="biases alone, of linear layers and of norms: b + δ",
-        learning_rate=LearningRate(3e-2, 1e-2, 1e-3, "between the paper's on BERT and T0-3B's in (IA)³'s repository"),
+        learning_rate=LearningRate(3e-2, 1e-2, 3e-4, "T0-3B in (IA)³'s repository"),
         targets="every linear and norm",
         options={
             "biases": choice("auto", "existing ones, or a zero one added to each linear without", "existing", "add")

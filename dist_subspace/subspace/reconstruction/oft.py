@@ -36,7 +36,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="reconstruction, mode 2",
         reference="2506.19847",
         summary="the inputs of the frozen matrix rotated, block by block: W R",
-        learning_rate=LearningRate(3e-3, 2e-3, 4e-4, "as OFTv2's on 7B models"),
+        learning_rate=LearningRate(3e-3, 2e-3, 4e-4, "twice LoRA's"),
         options={
             "oft_block_size": whole(32, "b, inputs a block; of a layer's inputs the divisor next to it", least=2),
             "block_share": flag(False, "one rotation for all blocks"),

@@ -23,7 +23,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="reconstruction, mode 1",
         reference="2308.14604",
         summary="the singular values of the frozen matrix trained, its singular vectors kept",
-        learning_rate=LearningRate(5e-2, 5e-2, 1e-2, "falls as (IA)³'s"),
+        learning_rate=LearningRate(5e-2, 5e-2, 1e-3, "as SVDiff's"),
         uses_dropout=True,
         statistic="full SVD",
         refusals=REFUSALS,
