@@ -42,6 +42,7 @@ def advance(model: nn.Module, step: int, max_steps: int, progress: Progress | No
     if schedule is None:
         return
     schedule.check(max_steps)
+    schedule.has_advanced = True
     gradients = _mean_gradients(attached_method, schedule.uses_gradients(step, max_steps))
     trained = [p for part in schedule.parts.values() for p in part.trainables().values()]
     check_editable(trained[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +25,16 @@ from dist_subspace.interchange.tokenizer_files import has_tokenizer
 from dist_subspace.loading.experts_internals import adopt_stacks, release_stacks
 from dist_subspace.loading.load import load_frozen
 from dist_subspace.loading.transformers_internals import forget_quantization
+from dist_subspace.notices import say
 from dist_subspace.placement.collectives import agreed
 from dist_subspace.placement.for_loading import prepare_blocks
-from dist_subspace.placement.stepped import watch_optimizers
+from dist_subspace.placement.stepped import after_steps, watch_optimizers
 from dist_subspace.placement.tensors import gathered
 from dist_subspace.statistics import set_up_statistics
 from dist_subspace.storage import adopt_all, left_alone, storage_info
-from dist_subspace.subspace import SubspaceConfig, attach_method, attached
+from dist_subspace.subspace import SubspaceConfig, attach_method, attached, attachment, trainable_parameters
+
+FORGOTTEN = 64  # steps of optimizers, of which an engine may make several in one of the training
 
 
 def attach(
@@ -66,11 +71,26 @@ def attach(
     attach_method(model, config, gathered, known=factors or (), apart=left_alone(model), only=only)
     if attached(model).schedule is not None:
         watch_optimizers()  # whose moments the schedule will edit, whatever loop has made them
+        after_steps(FORGOTTEN, functools.partial(_remind, weakref.ref(model)))
     set_up_statistics(model, given=factors, cache=cache, progress=progress)
     forget_quantization(model)
     write_adapters_only(model, base_fingerprint)
     prepare_blocks(model)
     return model
+
+
+def _remind(held: weakref.ref[nn.Module]) -> None:
+    """A loop that trains a method with a schedule and never moves it on trains another method."""
+    model = held()
+    its = None if model is None else attachment(model)
+    if model is None or its is None or its.schedule is None or its.schedule.has_advanced:
+        return
+    collected = its.collector is not None and bool(its.collector.sums)
+    if collected or any(p.grad is not None for p in trainable_parameters(model)):
+        say(
+            f"{FORGOTTEN} steps of an optimizer were made, and the schedule of method {its.info.name} has not advanced; accepted: "
+            "dist_subspace.advance(model, step, max_steps) after each step, or under a Trainer dist_subspace.TrainerMixin"
+        )
 
 
 def save_adapter(

@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 
 from dist_subspace import SubspaceConfig, advance, attach, load_frozen, parameter_groups, trainable_parameters
 from dist_subspace.errors import UsageError
+from dist_subspace.notices import heard
 from dist_subspace.placement.collectives import gather_objects, world
 from dist_subspace.placement.tensors import gathered
 from dist_subspace.subspace import attached
@@ -210,6 +211,22 @@ def test_a_method_without_a_schedule_and_a_wrapped_model_are_taken_and_lengths_c
     advance(nn.DataParallel(model), 1, 10)  # a wrapper as engines are, with the model as `module`
     with pytest.raises(UsageError, match="leaves no step of max_steps 3 between"):
         advance(model, 1, 3)
+
+
+@pytest.mark.parametrize("advances", [False, True])
+def test_a_loop_that_never_moves_the_schedule_on_is_told_once(advances: bool) -> None:
+    model = model_with("adalora")
+    optimizer = torch.optim.SGD(trainable_parameters(model), lr=1e-3)
+    said: list[str] = []
+    with heard(said.append):
+        for step in range(1, 70):
+            optimizer.zero_grad()
+            if step in (1, 64):
+                losses(model, tiny.global_batch(1), 1)[0].backward()
+            optimizer.step()
+            if advances:
+                advance(model, step, 100)
+    assert [("schedule of method adalora has not advanced" in line) for line in said] == ([] if advances else [True])
 
 
 # Several ranks.

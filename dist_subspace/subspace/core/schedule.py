@@ -35,6 +35,7 @@ class Schedule:
 
     seed: of the run; what a plan draws is a function of it, of the layer's name and of the step.
     begun: how many steps the optimizer had counted when it began anew for `late_parameters`; None where it did not.
+    has_advanced: whether a loop has moved it on.
     """
 
     needs_gradients = False
@@ -42,6 +43,7 @@ class Schedule:
     def __init__(self, parts: Mapping[str, SubspacePart], settings: Settings, seed: int = 0) -> None:
         self.parts, self.settings, self.seed = dict(parts), settings, seed
         self.begun: int | None = None
+        self.has_advanced = False
 
     def check(self, max_steps: int) -> None:
         """Raises UsageError where the plan's lengths do not fit into `max_steps`."""

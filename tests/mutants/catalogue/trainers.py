@@ -133,6 +133,22 @@ MUTANTS = [
         tests=["tests/interchange/test_save_pretrained.py::test_save_pretrained_writes_what_load_adapter_reads"],
     ),
     Mutant(
+        name="schedule-forgotten-without-a-word",
+        file="dist_subspace/api.py",
+        text="        after_steps(FORGOTTEN, functools.partial(_remind, weakref.ref(model)))\n",
+        becomes="",
+        promise="A loop that never moves a schedule on is told.",
+        tests=["tests/test_advancing.py::test_a_loop_that_never_moves_the_schedule_on_is_told_once"],
+    ),
+    Mutant(
+        name="pushed-checkpoint-lacks-our-description",
+        file=_STEPS,
+        text="            for name in (CONFIG, WEIGHTS, OWN_CONFIG):\n",
+        becomes="            for name in (CONFIG, WEIGHTS):\n",
+        promise="What a Trainer pushes while it saves is an adapter that loads.",
+        tests=[f"{_TESTS}/test_push.py::test_a_checkpoint_and_the_end_are_pushed_as_an_adapter"],
+    ),
+    Mutant(
         name="penalty-counted-anew-by-a-reference",
         file="dist_subspace/subspace/core/constraints.py",
         text="            if torch.is_grad_enabled():  # a reference's forward may lie between this one's and its backward\n",
