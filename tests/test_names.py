@@ -151,7 +151,10 @@ def test_tasks_formats_trackers_constraints_and_choices_are_these() -> None:
         hasattr(transformers, name) for name in AUTO_CLASSES.values()
     )
     assert set(get_args(names.Task)) == {"causal-lm", "classification"}
-    assert list(FORMATS) == ["alpaca", "chat", "completion", "text", "classification"] == list(get_args(names.Format))
+    of_preferences = ["preference", "chat-preference", "unpaired-preference", "chat-unpaired-preference"]
+    of_samples = ["alpaca", "chat", "completion", "text", "classification"]
+    assert list(FORMATS) == of_samples + of_preferences == list(get_args(names.Format))
+    assert get_args(names.Objective) == ("sft", "dpo", "kto", "orpo")
     assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == TRACKERS
     assert set(CONSTRAINTS) == set(get_args(names.Constraint)) == {"none", "mpc_o", "mpc_d", "mpc_n"}
     assert get_args(names.Truncation) == ("turns", "tokens") and get_args(names.OnNonfinite) == ("skip", "stop")

@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 
 from dist_subspace.config import Config
+from dist_subspace.placement.tensors import gathered, with_data
 from dist_subspace.subspace import disabled, named_trainables
 
 
 class Reference:
-    """Made while the model is as the run begins, behind the engine that holds its parameters whole between steps."""
+    """Made while the model is as the run begins, in its engine. Both methods are collective where parameters are split."""
 
     def __init__(self, model: nn.Module, of_start: bool) -> None:
         """of_start: whether the reference is the adapter's start and not the base alone."""
         self.model, self._start = model, dict[str, Tensor]()
         if of_start:
-            self._start = {name: p.detach().clone() for name, p in named_trainables(model).items()}
+            trained = named_trainables(model)
+            with gathered(trained.values()):
+                self._start = {name: p.detach().clone() for name, p in trained.items()}
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -33,15 +35,10 @@ class Reference:
             with disabled(self.model):
                 yield
             return
-        trained = {name: (p, p.data) for name, p in named_trainables(self.model).items()}
-        try:
-            with torch.no_grad():
-                for name, (parameter, _) in trained.items():
-                    parameter.data = self._start[name]
+        trained = named_trainables(self.model)
+        # Before an engine's first step they are split, and what a forward gathers would stand in the place of the start.
+        with gathered(trained.values()), with_data({p: self._start[name] for name, p in trained.items()}):
             yield
-        finally:
-            for parameter, values in trained.values():
-                parameter.data = values
 
 
 def begins_with_more(config: Config) -> bool:

@@ -22,8 +22,8 @@ MUTANTS = [
     Mutant(
         name="reference-follows-the-training",
         file=f"{_PREFERENCES}/reference.py",
-        text="{name: p.detach().clone() for",
-        becomes="{name: p.detach() for",
+        text="{name: p.detach().clone() for name",
+        becomes="{name: p.detach() for name",
         promise="The reference of a run that begins with an adapter stays what it was.",
         tests=[f"{_TESTS}/test_reference.py::test_it_is_the_adapter_that_the_run_began_with"],
     ),
