@@ -100,7 +100,7 @@ KEYS = {
     "training": "max_steps num_train_epochs global_batch_size per_device_train_batch_size per_device_eval_batch_size optim "
     "adam_beta1 adam_beta2 adam_epsilon learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay "
     "max_grad_norm seed gradient_checkpointing gradient_checkpointing_kwargs on_nonfinite max_time rank_timeout"
-    " full_determinism",
+    " full_determinism objective preference",
     "deepspeed": "preset config nvme_path",
     "checkpoint": "save_steps save_total_limit resume metric_for_best_model greater_is_better allow_different",
     "run": "output_dir logging_steps eval_steps report_to push_to_hub hub_private_repo",
@@ -151,9 +151,9 @@ def test_tasks_formats_trackers_constraints_and_choices_are_these() -> None:
         hasattr(transformers, name) for name in AUTO_CLASSES.values()
     )
     assert set(get_args(names.Task)) == {"causal-lm", "classification"}
-    of_preferences = ["preference", "chat-preference", "unpaired-preference", "chat-unpaired-preference"]
-    of_samples = ["alpaca", "chat", "completion", "text", "classification"]
-    assert list(FORMATS) == of_samples + of_preferences == list(get_args(names.Format))
+    formats = ["alpaca", "chat", "completion", "text", "classification"]
+    formats += ["preference", "chat-preference", "unpaired-preference", "chat-unpaired-preference"]
+    assert set(FORMATS) == set(formats) == set(get_args(names.Format))
     assert get_args(names.Objective) == ("sft", "dpo", "kto", "orpo")
     assert trackers.KINDS.keys() == set(get_args(names.Reporter)) == TRACKERS
     assert set(CONSTRAINTS) == set(get_args(names.Constraint)) == {"none", "mpc_o", "mpc_d", "mpc_n"}

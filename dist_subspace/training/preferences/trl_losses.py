@@ -1,6 +1,6 @@
 """TRL's losses of preferences, called with log probabilities that are there already.
 
-Read in trl 1.16.0. Its DPO and KTO losses stand inside a method of their trainers, `_compute_loss`, which asks the
+Written against trl 1.16.0, whose DPO and KTO losses stand inside a method of their trainers, `_compute_loss`, which asks the
 trainer for settings and a model for log probabilities. Both are stood in for: the settings by a namespace, the model by a
 function that returns what was computed here. `check_trl` calls each once and compares, so that a release that asks for
 something else is refused before a run. ORPO's is a public method.
