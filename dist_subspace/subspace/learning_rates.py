@@ -72,9 +72,9 @@ def _why(resolved: Resolved, width: int, share: float) -> str:
 def _origin(declared: LearningRate, width: int) -> str:
     narrow, middle, wide = WIDTHS
     if width <= middle:
-        return f"measured: {declared.narrow:g} for {narrow}, {declared.middle:g} for {middle}"
+        return f"{declared.narrow:g} for {narrow}, {declared.middle:g} for {middle}: docs/methods.md, Learning rates"
     place = "between" if width < wide else "beyond" if width > wide else "of"
-    return f"{place} {declared.middle:g} for {middle}, measured, and {declared.wide:g} for {wide:,}, {declared.source}"
+    return f"{place} {declared.middle:g} for {middle} and {declared.wide:g} for {wide:,}, {declared.source}"
 
 
 def _rounded(rate: float) -> float:

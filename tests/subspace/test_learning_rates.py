@@ -18,7 +18,7 @@ def test_every_method_has_a_rate_that_falls_with_the_width(name: str) -> None:
     narrow, middle, wide = (suggested_rate(SubspaceConfig(method=name), width) for width in (64, MINILM, SEVEN_BILLION))
     assert 1 > narrow.rate >= middle.rate > wide.rate > 1e-6
     assert not middle.is_far(middle.rate) and middle.is_far(11 * middle.rate) and middle.is_far(middle.rate / 11)
-    assert f"method {name} for 384 inputs" in middle.why and "measured" in middle.why
+    assert f"method {name} for 384 inputs" in middle.why and "docs/methods.md" in middle.why
     assert methods()[name].learning_rate.source in wide.why
 
 

@@ -28,7 +28,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfi
         category="combination",
         reference="2405.13952",
         summary="the largest singular vectors rotated among themselves",
-        learning_rate=LearningRate(1e-2, 1e-2, 1e-3, "falls as OFT's"),
+        learning_rate=LearningRate(3e-3, 3e-3, 1e-3, "falls as OFT's"),
         uses_rank=True,
         rank=16,
         uses_alpha=False,

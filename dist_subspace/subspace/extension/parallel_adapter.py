@@ -31,7 +31,7 @@ def _effect(settings: Factors) -> float:
         category="extension",
         reference="2110.04366",
         summary="a bottleneck with a ReLU beside the frozen matrix: W x + c B ReLU(A x)",
-        learning_rate=LearningRate(3e-3, 3e-3, 2e-4, "as LoRA's", effect=_effect, effect_text="√(r scale)"),
+        learning_rate=LearningRate(1e-2, 3e-3, 2e-4, "as LoRA's", effect=_effect, effect_text="√(r scale)"),
         uses_rank=True,
         rank=16,
         uses_alpha=False,

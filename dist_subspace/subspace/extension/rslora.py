@@ -23,7 +23,7 @@ def _effect(settings: Factors) -> float:
         reference="2312.03732",
         summary="LoRA scaled by the root of its rank: W + (α/√r) B A",
         learning_rate=LearningRate(
-            2e-3, 2e-3, 1e-4, "LoRA's over the fourth root of 16", effect=_effect, effect_text="√(α √r lr_ratio)"
+            1e-3, 1e-3, 1e-4, "LoRA's over the fourth root of 16", effect=_effect, effect_text="√(α √r lr_ratio)"
         ),
         uses_rank=True,
         rank=16,

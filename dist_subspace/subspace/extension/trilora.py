@@ -27,7 +27,7 @@ def _effect(settings: Factors) -> float:
         reference="2405.11236",
         summary="LoRA with a diagonal between its factors: W + (α/r) B diag(E) A",
         learning_rate=LearningRate(
-            5e-3, 5e-3, 5e-4, "between LoRA's and AdaLoRA's", effect=_effect, effect_text="√(γ r)"
+            1e-2, 5e-3, 5e-4, "between LoRA's and AdaLoRA's", effect=_effect, effect_text="√(γ r)"
         ),
         uses_rank=True,
         rank=16,
