@@ -89,7 +89,7 @@ def _remind(held: weakref.ref[nn.Module]) -> None:
     if collected or any(p.grad is not None for p in trainable_parameters(model)):
         say(
             f"{FORGOTTEN} steps of an optimizer were made, and the schedule of method {its.info.name} has not advanced; "
-            "accepted: dist_subspace.advance(model, step, max_steps) after each step, or dist_subspace.TrainerMixin of a Trainer"
+            "accepted: dist_subspace.advance(model, step, max_steps) after each step, or in a Trainer dist_subspace.TrainerMixin"
         )
 
 
