@@ -88,8 +88,8 @@ def _remind(held: weakref.ref[nn.Module]) -> None:
     collected = its.collector is not None and bool(its.collector.sums)
     if collected or any(p.grad is not None for p in trainable_parameters(model)):
         say(
-            f"{FORGOTTEN} steps of an optimizer were made, and the schedule of method {its.info.name} has not advanced; accepted: "
-            "dist_subspace.advance(model, step, max_steps) after each step, or under a Trainer dist_subspace.TrainerMixin"
+            f"{FORGOTTEN} steps of an optimizer were made, and the schedule of method {its.info.name} has not advanced; "
+            "accepted: dist_subspace.advance(model, step, max_steps) after each step, or dist_subspace.TrainerMixin of a Trainer"
         )
 
 

@@ -61,8 +61,8 @@ def read_samples(
     settings, task = data_settings(config.data), config.model.task
     if settings.format in (*PAIRED, *UNPAIRED):
         raise UsageError(
-            f"data.format is {settings.format!r}, whose loss and rewards a run measures itself at its evaluations; accepted: "
-            "--data FILE of samples, with data.format=completion or another format of such"
+            f"data.format is {settings.format!r}, whose loss and rewards a run measures itself (its lines of eval_loss and "
+            "eval_rewards); accepted: --data FILE of samples, with data.format=completion or another format of such"
         )
     if settings.eval is None:
         raise UsageError(

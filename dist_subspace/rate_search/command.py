@@ -145,6 +145,8 @@ def _result(plan: Plan, bench: Bench, search: Search, folder: RunFolder, seconds
         "seed": config.training.seed,
     }
     own = _own_rate(plan)
+    for tried in search.tried:
+        tried.held = None  # nobody goes on from there, and a result may be kept for long
     return FoundRate(
         rate=best.rate if best is not None and lowers else None,
         own_rate=None if own is None else own.rate,

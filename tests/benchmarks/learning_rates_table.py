@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -29,7 +30,16 @@ def _of_task(task: str, lines: Sequence[Mapping[str, Any]]) -> str:
             seeds = len({line["seed"] for line in own if line["rate"] == auto})
             rows.append((f"`{method}`", *_cells(task, means, auto), str(seeds)))
     figure = "accuracy" if task == "banking77" else "perplexity"
-    header = ("method", "its own rate", figure, "best of the grid", figure, "difference", "rates tried", "seeds")
+    header = (
+        "method",
+        "its own rate",
+        figure,
+        "next lower",
+        "next higher",
+        "best of the grid",
+        "behind it by",
+        "seeds",
+    )
     return f"{task}\n\n{markdown(header, rows)}"
 
 
@@ -43,13 +53,17 @@ def _means(lines: Sequence[Mapping[str, Any]], figure: str) -> dict[float, float
 
 
 def _cells(task: str, means: Mapping[float, float], auto: float) -> tuple[str, ...]:
-    import math
+    accuracy = task == "banking77"
+    shown = {rate: mean if accuracy else math.exp(mean) for rate, mean in means.items()}
+    best = (max if accuracy else min)(shown, key=shown.__getitem__)
+    behind = (
+        f"{100 * (shown[best] - shown[auto]):.1f} points"
+        if accuracy
+        else f"{100 * (shown[auto] / shown[best] - 1):.1f} %"
+    )
+    below, above = max((r for r in shown if r < auto), default=None), min((r for r in shown if r > auto), default=None)
 
-    better = max if task == "banking77" else min
-    best = better(means, key=means.__getitem__)
-    tried = f"{min(means):g} to {max(means):g}"
-    if task == "banking77":
-        points = f"{100 * (means[auto] - means[best]):.1f}"
-        return (f"{auto:g}", f"{means[auto]:.3f}", f"{best:g}", f"{means[best]:.3f}", points, tried)
-    own, least = math.exp(means[auto]), math.exp(means[best])
-    return (f"{auto:g}", f"{own:.2f}", f"{best:g}", f"{least:.2f}", f"{100 * (own / least - 1):.1f}%", tried)
+    def cell(rate: float | None) -> str:
+        return "-" if rate is None else f"{shown[rate]:.{3 if accuracy else 2}f} at {rate:g}"
+
+    return (f"{auto:g}", cell(auto).partition(" ")[0], cell(below), cell(above), cell(best), behind)

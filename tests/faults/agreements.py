@@ -123,6 +123,7 @@ RUNS = [
     Row("training/plan make_plan on_main(_fingerprints)", "plain", f"{_T}.plan:_fingerprints", 0, "kill"),
 ]  # fmt: skip
 
+_STATE, _PLANNED = "trainers/state", "restore_schedule"
 _SEARCH = "rate_search/command _searched agreed"
 _I, _F = ".interchange", ".interchange.adapter_folder"
 _OPENING = f"{_F}:AdapterFolder.__init__"
@@ -161,6 +162,15 @@ CALLS = [
     Row("interchange/adapter save_adapter agreed('describing the adapter')", "save_adapter", f"{_I}.adapter:base_tokenizer"),
     Row("interchange/adapter save_adapter on_main(write)", "save_adapter", f"{_I}.adapter:write_adapter", 0),
     Row("interchange/adapter _factors whole_on_main(frozen)", "save_adapter", f"{_I}.adapter:_on_cpu", 0),
+    Row("trainers/state save_state on_main(write)", "save_state", ".trainers.state:save_file", 0),
+    Row(f"{_STATE} _tensors on_rank_zero_only(read)", "restore_values", ".trainers.state:safe_open", 0),
+    Row(
+        f"{_STATE} restore_values agreed('comparing the checkpoint with the model')",
+        *("restore_values", ".trainers.state:_check_alike", 1, "usage"),
+    ),
+    Row(f"{_STATE} restore_schedule on_rank_zero_only(adapter_by_part)", _PLANNED, ".trainers.state:adapter_by_part", 0),
+    Row(f"{_STATE} restore_schedule on_main(_numbers)", _PLANNED, ".trainers.state:_numbers", 0),
+    Row(f"{_STATE} restore_schedule on_main(_check_adapter)", _PLANNED, ".trainers.state:_check_adapter", 0, "usage"),
     Row("interchange/merge merge agreed('planning the merge')", "merge", f"{_I}.merge:plain_entries", kind="usage"),
     Row("interchange/merge merge on_main(begin_folder)", "merge", ".atomic_files:hidden_folder", 0),
     Row("interchange/merge _write whole_on_main(entry.entry.needs)", "merge", f"{_I}.weights:WeightsWriter.write", 0, after=1),
@@ -192,6 +202,8 @@ NO_ROW = {
     "checkpoint/state _restore_schedule broadcast_tensors": _SENT,
     "checkpoint/state _check_frozen broadcast_tensors": _SENT,
     "interchange/merge merge broadcast_object": _SENT,
+    "trainers/state _tensors broadcast_tensors": _SENT,
+    "trainers/state restore_schedule broadcast_tensors": _SENT,
     "statistics/setup _read broadcast_tensors": _SENT,
     "statistics/setup _replace_base broadcast_object": _SENT,
     "statistics/setup _replace_base broadcast_tensors": _SENT,
@@ -199,7 +211,7 @@ NO_ROW = {
     "training/beginning attach_beginning broadcast_tensors": _SENT,
     "generation/answers answered agreed('writing answers')": "the row of the whole function: it stands in an expression",
     "generation/answers answered gather_objects": "it follows an agreement at once, or is one of many messages",
-    "training/preferences/evaluate evaluate_preferences sum_over_ranks": "as training/evaluate evaluate, in the same place of a run",
+    "training/preferences/evaluate evaluate_preferences sum_over_ranks": "as training/evaluate evaluate",
     "training/preferences/objectives Kto.begin sum_over_ranks": "as Trainer.one_step, whose first forward it is",
     "placement/generation _someone_writes sum_over_ranks": "tests/placement/test_generation.py: a rank whose call is refused",
     "talking/files answer_file any_rank": "it asks who was told to stop, and reads no file",

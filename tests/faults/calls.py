@@ -22,6 +22,7 @@ from dist_subspace.rate_search.asked import Asked as Search
 from dist_subspace.rate_search.command import Told, _searched
 from dist_subspace.talking.command import _generate
 from dist_subspace.talking.options import Asked as Question
+from dist_subspace.trainers.state import restore_schedule, restore_values, save_state
 from dist_subspace.training.display import Display
 from dist_subspace.training.last_words import Run
 from tests.faults.agreements import Row
@@ -59,7 +60,11 @@ def _calls(home: Path) -> dict[str, Callable[[], Any]]:
     numbers = iter(range(1000))
     thin = dsub.attach(dsub.load_frozen(home / "model", "fp32"), dsub.SubspaceConfig(rank=2, target_modules=["q_proj"]))
     dsub.save_adapter(thin, home / "thin")
+    planned = _planned(home)
     return {
+        "save_state": lambda: save_state(planned, home / "planned"),
+        "restore_values": lambda: restore_values(planned, home / "planned"),
+        "restore_schedule": lambda: restore_schedule(planned, home / "planned"),
         "combine": lambda: dsub.combine_adapters({home / "thin": 0.5}, home / f"out-{next(numbers)}"),
         "switch": lambda: dsub.switch_adapter(thin, home / "thin"),
         "generate": lambda: _generate(_question(home, next(numbers))),
@@ -116,6 +121,15 @@ def _loaded(home: Path) -> Any:
 def _attached(home: Path) -> Any:
     """Split over the ranks, and with frozen factors that its adapter is not complete without."""
     return dsub.attach(_loaded(home), dsub.SubspaceConfig(method="pissa", rank=2, target_modules=["q_proj"]))
+
+
+def _planned(home: Path) -> Any:
+    """With a schedule, and a Trainer's checkpoint of it in `home/planned`."""
+    config = dsub.SubspaceConfig(method="adalora", rank=2, target_modules=["q_proj"])
+    model = dsub.attach(dsub.load_frozen(home / "model", "fp32"), config)
+    dsub.save_adapter(model, home / "planned")
+    save_state(model, home / "planned")
+    return model
 
 
 def _on_experts() -> Any:

@@ -42,7 +42,7 @@ def losses(found: dict[str, Any]) -> list[float]:
 def test_two_ranks_find_what_one_finds_and_the_run_is_not_touched(home: Path) -> None:
     alone = searched(home / "config.yaml", *RATES, "--output", home / "alone")
     file = str(home / "found")
-    arguments = (str(home / "config.yaml"), "deepspeed.preset=zero2", *RATES, "--output", str(home / "together"))
+    arguments = (str(home / "config.yaml"), "deepspeed.preset=zero3", *RATES, "--output", str(home / "together"))
     ended = run_ranks([(write_found, file, *arguments)] * 2, home)
     assert [rank.status for rank in ended] == [0, 0], report(ended)
     first, silent = (Path(f"{file}.{rank}").read_text() for rank in range(2))
@@ -99,11 +99,6 @@ REFUSALS = [
 def test_what_cannot_be_searched_is_refused_in_one_sentence(home: Path, arguments: list[str], sentence: str) -> None:
     said = refused(home / "config.yaml", *(argument.format(home=home) for argument in arguments))
     assert re.search(sentence, said), said
-
-
-def test_a_search_in_vain_fails_and_shows_what_it_has_tried(home: Path) -> None:
-    found = searched(home / "config.yaml", "--rates", "1e4,1e5", "--steps", "6", "--output", home / "vain", status=1)
-    assert found["learning_rate"] is None and found["line"] is None and all(one["diverged"] for one in found["tried"])
 
 
 def test_the_budget_counts_the_steps_that_each_rung_adds() -> None:

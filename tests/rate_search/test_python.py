@@ -20,4 +20,5 @@ def test_python_gets_the_same_and_an_exception_for_a_refusal(home: Path) -> None
             dsub.find_learning_rate(config, rates=[1e-3])
         with pytest.raises(RuntimeError, match="no rate has lowered the held-out loss"):
             dsub.find_learning_rate(config, rates=[1e4, 1e5], steps=6, output=home / "python")
+    assert not any(tried.held for tried in found.tried) and found.line == "training.learning_rate=3.0e-2"
     assert found.rate == 3e-2 and [tried.rate for tried in found.tried] == [1e-3, 3e-2]

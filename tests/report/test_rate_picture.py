@@ -47,7 +47,6 @@ def test_points_are_the_rates_that_a_rung_has_measured_in_order() -> None:
     ("losses", "rate"),
     [
         ({1e-3: {2: 1.9}, 1e-2: {2: 1.2, 4: 0.1}, 1e-1: {2: 9.0, 4: 40.0}, 1.0: {}}, 1e-2),
-        ({1e-3: {2: 1.9}, 1e-2: {2: 1.2, 4: 1.1}}, 1e-2),
         ({1e-1: {}, 1.0: {}}, None),
     ],
 )

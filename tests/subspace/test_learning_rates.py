@@ -24,14 +24,14 @@ def test_every_method_has_a_rate_that_falls_with_the_width(name: str) -> None:
 
 CHANGED: list[tuple[str, dict[str, Any], float]] = [
     ("lora", {"rank": 64, "alpha": 32}, 1),  # γ falls as the rank rises
-    ("lora", {"alpha": 128}, 1 / 4),
-    ("lora", {"rank": 64}, 1 / 4),  # α is twice the rank
+    ("lora", {"alpha": 128}, 1 / 2),
+    ("lora", {"rank": 64}, 1 / 2),  # α is twice the rank
     ("lora", {"options": {"lr_ratio": 16}}, 1 / 4),
-    ("rslora", {"rank": 64, "alpha": 32}, 1 / 2),  # γ = α / √r
-    ("pissa", {"rank": 8, "alpha": 64}, 1 / 4),
-    ("adalora", {"rank": 16}, 1 / 2),
-    ("trilora", {"rank": 8, "options": {"scale": 1}}, 4),  # γ is 1 in the place of 2
-    ("parallel-adapter", {"options": {"scale": 4.0}}, 1 / 4),
+    ("rslora", {"rank": 64, "alpha": 32}, 0.5**0.5),  # γ = α / √r
+    ("pissa", {"rank": 8, "alpha": 64}, 1 / 2),
+    ("adalora", {"rank": 16}, 0.5**0.5),
+    ("trilora", {"rank": 8, "options": {"scale": 1}}, 2),  # γ is 1 in the place of 2
+    ("parallel-adapter", {"options": {"scale": 4.0}}, 1 / 2),
     ("svdiff", {"options": {"strength": 2.0}}, 1 / 2),
     ("svdiff", {"options": {"strength": 0.0}}, 1),
     ("vera", {"options": {"d_init": 0.2}}, 1 / 2),

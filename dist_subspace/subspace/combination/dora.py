@@ -37,7 +37,7 @@ ONLY_A = "it acts on A alone: the columns of B carry the update's lengths, besid
         reference="2402.09353",
         summary="LoRA for the directions of W's rows, and a trained length for each: diag(m/n) (W + (α/r) B A)",
         learning_rate=LearningRate(
-            3e-3, 3e-3, 2e-4, "LLaMA-7B in the method's repository", effect=by_alpha, effect_text="α"
+            3e-3, 3e-3, 2e-4, "LLaMA-7B in the method's repository", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

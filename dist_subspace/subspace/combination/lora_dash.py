@@ -33,7 +33,7 @@ EPSILON = 1e-6
         reference="2409.01035",
         summary="LoRA, and from a step on the strengths of the frozen directions that it changed most",
         learning_rate=LearningRate(
-            3e-3, 3e-3, 2e-4, "LLaMA-7B in the authors' repository", effect=by_alpha, effect_text="α"
+            3e-3, 3e-3, 2e-4, "LLaMA-7B in the authors' repository", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

@@ -26,7 +26,7 @@ STD = 1e-5
         category="combination",
         reference="2405.17604",
         summary="a trained r x r core between frozen singular factors: W + (α/r) U_r Σ_r R V_rᵀ",
-        learning_rate=LearningRate(1e-2, 1e-2, 1e-3, "the paper's on 7B models", effect=by_alpha, effect_text="α"),
+        learning_rate=LearningRate(1e-2, 1e-2, 1e-3, "the paper's on 7B models", effect=by_alpha, effect_text="√α"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=1.0,

@@ -33,18 +33,19 @@ def always(settings: Factors) -> float:
 
 
 def by_alpha(settings: Factors) -> float:
-    """Of `γ B A` with `γ = α / r`: a step moves each of `r` terms, so the sum goes with `γ r = α`."""
-    return settings.alpha
+    """Of `γ B A` with `γ = α / r`: a step moves each of `r` terms, so what it adds goes with `γ r = α`; of that the root, which
+    lies between the rates that were measured for several ranks and those that were published (docs/methods.md)."""
+    return math.sqrt(settings.alpha)
 
 
 def by_rank(settings: Factors) -> float:
     """The same with `γ = 1`."""
-    return settings.rank
+    return math.sqrt(settings.rank)
 
 
-def by_option(name: str, by: Callable[[Factors], float] = always) -> Callable[[Factors], float]:
-    """Of what an option multiplies, in proportion to it."""
-    return lambda settings: abs(float(settings.options[name])) * by(settings)
+def by_option(name: str) -> Callable[[Factors], float]:
+    """Of what an option multiplies, in proportion to it: a step of AdamW is as large whatever its gradient is."""
+    return lambda settings: abs(float(settings.options[name]))
 
 
 @dataclass(frozen=True)

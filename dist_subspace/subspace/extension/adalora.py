@@ -38,7 +38,7 @@ PEFT_EPSILON = 1e-5  # PEFT's γ is α / (r + 1e-5)
         reference="2303.10512",
         summary="triplets B diag(E) A whose number shrinks to a rank shared out over the model by importance",
         learning_rate=LearningRate(
-            3e-2, 1e-2, 1e-3, "the middle of the paper's on DeBERTaV3-base", effect=by_alpha, effect_text="α"
+            3e-2, 1e-2, 1e-3, "the middle of the paper's on DeBERTaV3-base", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=8,

@@ -31,7 +31,7 @@ CONSTRAINTS = ("mpc_o", "mpc_d", "mpc_n")
         category="extension",
         reference="2601.22905",
         summary="triplets B diag(E) A that move from layers of low to layers of high entropy",
-        learning_rate=LearningRate(3e-2, 1e-2, 1e-3, "as AdaLoRA's", effect=by_alpha, effect_text="α"),
+        learning_rate=LearningRate(3e-2, 1e-2, 1e-3, "as AdaLoRA's", effect=by_alpha, effect_text="√α"),
         uses_rank=True,
         rank=8,
         alpha_over_rank=2.0,

@@ -21,7 +21,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="extension",
         reference="2405.14739",
         summary="LoRA with a full core between its factors, zero at the start: W + (α/r) B G A",
-        learning_rate=LearningRate(5e-3, 5e-3, 2e-4, "as LoRA's", effect=by_alpha, effect_text="α"),
+        learning_rate=LearningRate(5e-3, 5e-3, 2e-4, "as LoRA's", effect=by_alpha, effect_text="√α"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

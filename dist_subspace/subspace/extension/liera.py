@@ -28,7 +28,7 @@ from dist_subspace.subspace.core.spec import MethodInfo
         reference="2504.00851",
         summary="each entry of W scaled by a low-rank matrix: W ⊙ (1 + (α/r) B A)",
         learning_rate=LearningRate(
-            1e-2, 1e-2, 1e-3, "five times LoRA's: the update is multiplied by W", effect=by_alpha, effect_text="α"
+            1e-2, 1e-2, 1e-3, "five times LoRA's: the update is multiplied by W", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

@@ -43,7 +43,7 @@ def lora_effect(settings: Factors) -> float:
         reference="2106.09685",
         summary="a low-rank matrix beside the frozen one: W + (α/r) B A",
         learning_rate=LearningRate(
-            3e-3, 3e-3, 2e-4, "LLaMA-7B in QLoRA's paper", effect=lora_effect, effect_text="α √lr_ratio"
+            3e-3, 3e-3, 2e-4, "LLaMA-7B in QLoRA's paper", effect=lora_effect, effect_text="√(α lr_ratio)"
         ),
         uses_rank=True,
         rank=16,

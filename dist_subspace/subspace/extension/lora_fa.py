@@ -33,7 +33,7 @@ from dist_subspace.torch_internals import TensorFunction
         category="extension",
         reference="2308.03303",
         summary="LoRA whose A is frozen at its random start: W + (α/r) B A",
-        learning_rate=LearningRate(5e-3, 5e-3, 4e-4, "twice LoRA's: B alone moves", effect=by_alpha, effect_text="α"),
+        learning_rate=LearningRate(5e-3, 5e-3, 4e-4, "twice LoRA's: B alone moves", effect=by_alpha, effect_text="√α"),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

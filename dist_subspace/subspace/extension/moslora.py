@@ -23,7 +23,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         reference="2406.11909",
         summary="LoRA whose subspaces are mixed by a trained matrix: W + (α/r) B G A",
         learning_rate=LearningRate(
-            3e-3, 3e-3, 3e-4, "LLaMA-3-8B in the method's repository", effect=by_alpha, effect_text="α"
+            3e-3, 3e-3, 3e-4, "LLaMA-3-8B in the method's repository", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

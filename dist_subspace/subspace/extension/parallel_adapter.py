@@ -6,6 +6,7 @@ deviation from its initial value. Dropout comes after the activation. Not mergea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -15,9 +16,13 @@ from torch.nn import functional
 from dist_subspace.options import flag, number
 from dist_subspace.subspace.blocks.dropout import drop
 from dist_subspace.subspace.blocks.low_rank import Down, LowRankPair, Up
-from dist_subspace.subspace.core.learning_rate import LearningRate, by_option, by_rank
+from dist_subspace.subspace.core.learning_rate import Factors, LearningRate, by_rank
 from dist_subspace.subspace.core.registry import register
 from dist_subspace.subspace.core.spec import MethodInfo, Settings
+
+
+def _effect(settings: Factors) -> float:
+    return by_rank(settings) * math.sqrt(abs(settings.options["scale"]))
 
 
 @register(
@@ -26,9 +31,7 @@ from dist_subspace.subspace.core.spec import MethodInfo, Settings
         category="extension",
         reference="2110.04366",
         summary="a bottleneck with a ReLU beside the frozen matrix: W x + c B ReLU(A x)",
-        learning_rate=LearningRate(
-            3e-3, 3e-3, 2e-4, "as LoRA's", effect=by_option("scale", by_rank), effect_text="r scale"
-        ),
+        learning_rate=LearningRate(3e-3, 3e-3, 2e-4, "as LoRA's", effect=_effect, effect_text="√(r scale)"),
         uses_rank=True,
         rank=16,
         uses_alpha=False,

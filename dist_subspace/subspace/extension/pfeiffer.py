@@ -32,7 +32,7 @@ from dist_subspace.subspace.core.targets import Choice
         reference="2005.00247",
         summary="a bottleneck behind each FFN: z + Ad(z)",
         learning_rate=LearningRate(
-            1e-2, 3e-3, 3e-4, "LoRA's on LLaMA-2-7B in MiLoRA's repository", effect=by_rank, effect_text="r"
+            1e-2, 3e-3, 3e-4, "LoRA's on LLaMA-2-7B in MiLoRA's repository", effect=by_rank, effect_text="√r"
         ),
         targets="FFN outputs",
         uses_rank=True,

@@ -13,7 +13,7 @@ from dist_subspace.subspace.extension.lora import LORA_OPTIONS, PLAIN_STARTS, Lo
 
 
 def _effect(settings: Factors) -> float:
-    return lora_effect(settings) * math.sqrt(settings.rank)
+    return lora_effect(settings) * math.sqrt(math.sqrt(settings.rank))
 
 
 @register(
@@ -22,7 +22,9 @@ def _effect(settings: Factors) -> float:
         category="extension",
         reference="2312.03732",
         summary="LoRA scaled by the root of its rank: W + (α/√r) B A",
-        learning_rate=LearningRate(8e-4, 8e-4, 5e-5, "LoRA's by √r", effect=_effect, effect_text="α √r √lr_ratio"),
+        learning_rate=LearningRate(
+            2e-3, 2e-3, 1e-4, "LoRA's over the fourth root of 16", effect=_effect, effect_text="√(α √r lr_ratio)"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

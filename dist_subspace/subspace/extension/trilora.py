@@ -26,7 +26,9 @@ def _effect(settings: Factors) -> float:
         category="extension",
         reference="2405.11236",
         summary="LoRA with a diagonal between its factors: W + (α/r) B diag(E) A",
-        learning_rate=LearningRate(5e-3, 5e-3, 5e-4, "between LoRA's and AdaLoRA's", effect=_effect, effect_text="γ r"),
+        learning_rate=LearningRate(
+            5e-3, 5e-3, 5e-4, "between LoRA's and AdaLoRA's", effect=_effect, effect_text="√(γ r)"
+        ),
         uses_rank=True,
         rank=16,
         alpha_over_rank=2.0,

@@ -25,7 +25,7 @@ from dist_subspace.subspace.core.spec import MethodInfo
         reference="2406.09044",
         summary="the smallest singular triplets trained as a low-rank pair, the rest frozen",
         learning_rate=LearningRate(
-            3e-3, 3e-3, 3e-4, "LLaMA-2-7B in the method's repository", effect=by_alpha, effect_text="α"
+            3e-3, 3e-3, 3e-4, "LLaMA-2-7B in the method's repository", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

@@ -23,7 +23,7 @@ from dist_subspace.subspace.extension.lora import LoraWords
         reference="2406.01775",
         summary="the head of the QR decomposition trained as a low-rank pair, the rest frozen",
         learning_rate=LearningRate(
-            3e-3, 1e-3, 2e-5, "as PiSSA's, whose factors are a part of W too", effect=by_alpha, effect_text="α"
+            3e-3, 1e-3, 6e-5, "as PiSSA's, whose factors are a part of W too", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

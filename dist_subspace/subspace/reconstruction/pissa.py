@@ -28,7 +28,7 @@ from dist_subspace.subspace.extension.lora import LoraWords
         reference="2404.02948",
         summary="the largest singular triplets trained as a low-rank pair, the rest frozen",
         learning_rate=LearningRate(
-            3e-3, 1e-3, 2e-5, "LLaMA-2-7B in the method's repository", effect=by_alpha, effect_text="α"
+            3e-3, 1e-3, 6e-5, "from 2e-5 at rank 128 in the method's repository", effect=by_alpha, effect_text="√α"
         ),
         uses_rank=True,
         rank=16,

@@ -27,7 +27,7 @@ MUTANTS = [
     Mutant(
         name="rate-of-rslora-without-its-root",
         file="dist_subspace/subspace/extension/rslora.py",
-        text="return lora_effect(settings) * math.sqrt(settings.rank)",
+        text="return lora_effect(settings) * math.sqrt(math.sqrt(settings.rank))",
         becomes="return lora_effect(settings)",
         promise="rsLoRA's factor falls with the root of the rank alone, so a higher rank needs a lower rate.",
         tests=[f"{_SCALE}::test_what_multiplies_the_update_divides_the_rate"],
