@@ -211,6 +211,8 @@ NO_ROW = {
     "training/beginning attach_beginning broadcast_tensors": _SENT,
     "generation/answers answered agreed('writing answers')": "the row of the whole function: it stands in an expression",
     "generation/answers answered gather_objects": "it follows an agreement at once, or is one of many messages",
+    "training/preferences/evaluate evaluate_preferences sum_over_ranks": "as training/evaluate evaluate",
+    "training/preferences/objectives Kto.begin sum_over_ranks": "as Trainer.one_step, whose first forward it is",
     "placement/generation _someone_writes sum_over_ranks": "tests/placement/test_generation.py: a rank whose call is refused",
     "talking/files answer_file any_rank": "it asks who was told to stop, and reads no file",
     "talking/terminal next_line meet": "rank 0 waits for its user, and the others for rank 0, which only a signal ends",
