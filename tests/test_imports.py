@@ -71,7 +71,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "loading": {"errors", "pages", "families", "module_places", "notices", "storage", "placement", "torch_internals"},
     "statistics": {"errors", "atomic_files", "loading"} | AXES,
-    "interchange": {"errors", "families", "atomic_files", "run_folder", "loading", "module_places"} | AXES,
+    "interchange": {"errors", "families", "atomic_files", "run_folder", "loading", "module_places", "notices"} | AXES,
     "accounting": {"errors"} | AXES,
     "checkpoint": BELOW_TRAINING - {"report"},
     "report": BELOW_TRAINING,

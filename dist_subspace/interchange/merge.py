@@ -26,7 +26,7 @@ from dist_subspace.families.configuration import BIAS_SWITCHES
 from dist_subspace.interchange.model_card import merged_card
 from dist_subspace.interchange.model_description import adapter_config
 from dist_subspace.interchange.plain import Drift, Entry, each_once, plain_entries
-from dist_subspace.interchange.tokenizer_files import copy_files, write_tokenizer
+from dist_subspace.interchange.tokenizer_files import copy_files, has_tokenizer, write_tokenizer
 from dist_subspace.interchange.weights import Planned, WeightsWriter
 from dist_subspace.loading.load import DTYPES, source_folder
 from dist_subspace.loading.transformers_internals import (
@@ -38,6 +38,7 @@ from dist_subspace.loading.transformers_internals import (
     split_stacks,
     written_keys,
 )
+from dist_subspace.notices import say
 from dist_subspace.placement.collectives import agreed, all_here, broadcast_object, on_main, world
 from dist_subspace.placement.tensors import whole_on_main
 from dist_subspace.subspace import attached
@@ -108,7 +109,8 @@ def merge(
         base: what the update is merged into: `dequantised`, the weight that the forward used, or `original`, the checkpoint's
             own, read again. How far the two are apart is measured for every quantised layer, and reported.
         dtype: of the written weights (float32, bfloat16, float16); unset: the type that the model computes in.
-        tokenizer: a folder whose tokenizer files are copied, or a tokenizer; unset: the base model's files, where it has some.
+        tokenizer: a folder whose tokenizer files are copied, or a tokenizer; unset: the base model's files, where it has some
+            and they know every token of the adapter.
         max_shard_bytes: of one safetensors file.
         patience: seconds to wait for ranks that have not called it.
         report: called on rank 0 with the report's text.
@@ -285,7 +287,13 @@ def _finish(writer: WeightsWriter, hidden: Path, target: Path, config: Any, mode
         source = source_folder(model) or Path("no such folder")
         names = [file.name for file in source.glob("*.py")] if getattr(config, "auto_map", None) else []
         copy_files(source, names, hidden)
-        write_tokenizer(source if tokenizer is None else tokenizer, hidden)
+        if tokenizer is None and has_tokenizer(source) and attached(model).config.new_tokens:
+            say(
+                "the merged model is written without a tokenizer: its base's does not know the adapter's new tokens; accepted: "
+                "the tokenizer of the training (merge's argument `tokenizer`)"
+            )
+        else:
+            write_tokenizer(source if tokenizer is None else tokenizer, hidden)
         card = merged_card(adapter_config(model), type(model).__name__)
         (hidden / "README.md").write_text(card, encoding="utf-8")
         publish_folder(hidden, target)

@@ -20,6 +20,7 @@ from dist_subspace.loading.original import original_of
 from dist_subspace.storage import FrozenLinear
 from tests.interchange.trained import frozen, in_process, saved_base, trained
 from tests.tiny_models import FAMILIES, VOCABULARY, logits, tiny_model
+from tests.tiny_run import make_model
 
 MERGEABLE = sorted(name for name, info in dsub.methods().items() if info.mergeable)
 OTHERS = sorted(name for name, info in dsub.methods().items() if not info.mergeable)
@@ -386,3 +387,17 @@ def test_the_peak_is_a_few_copies_of_the_largest_matrix_and_not_the_model(tmp_pa
     largest = 512 * 2048 * 4
     assert everything > 25 * largest
     assert above <= 6 * largest + 4 * 4 * 2**20, f"{above / largest:.1f} matrices"
+
+
+def test_a_tokenizer_that_lacks_the_new_tokens_is_not_written_beside_them(tmp_path: Path, said: list[str]) -> None:
+    make_model(tmp_path / "base")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "base")
+    tokenizer.add_tokens(["<|new|>"], special_tokens=True)
+    number = tokenizer.convert_tokens_to_ids("<|new|>")
+    model = trained(dsub.load_frozen(tmp_path / "base", "fp32"), new_tokens=[number])
+    quiet(model, tmp_path / "without")
+    assert not (tmp_path / "without" / "tokenizer.json").exists()
+    assert said[-1].startswith("the merged model is written without a tokenizer")
+    quiet(model, tmp_path / "with", tokenizer=tokenizer)
+    merged = transformers.AutoTokenizer.from_pretrained(tmp_path / "with")
+    assert merged("<|new|>").input_ids[-1] == number

@@ -74,7 +74,8 @@ def ours(home: Path) -> dict[str, Ours]:
         if name in EXPORTED or name in REFUSED:
             notes = str(dsub.export_peft(run / "adapter", home / f"{name}-peft", report=None))
         if name in MERGED:
-            dsub.merge(dsub.load(run)[0], home / f"{name}-merged", report=None)
+            model, tokenizer = dsub.load(run)
+            dsub.merge(model, home / f"{name}-merged", tokenizer=tokenizer, report=None)
         made[name] = Ours(*asked(run), notes)
     return made
 

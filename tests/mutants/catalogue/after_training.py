@@ -86,4 +86,14 @@ MUTANTS = [
             "test_a_command_ends_its_group_and_a_program_that_calls_commands_keeps_it[False]"
         ],
     ),
+    Mutant(
+        name="merged-with-a-tokenizer-that-lacks-new-tokens",
+        file="dist_subspace/interchange/merge.py",
+        text="if tokenizer is None and has_tokenizer(source) and attached(model).config.new_tokens:",
+        becomes="if False:",
+        promise="A merged model's tokenizer knows its tokens.",
+        tests=[
+            "tests/interchange/test_merge.py::test_a_tokenizer_that_lacks_the_new_tokens_is_not_written_beside_them"
+        ],
+    ),
 ]
