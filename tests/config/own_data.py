@@ -22,6 +22,11 @@ RECORDS: dict[str, Callable[[int], dict[str, Any]]] = {
     "chat": lambda n: {
         "messages": [{"role": "user", "content": f"say {n}"}, {"role": "assistant", "content": f"{n} " * 3}]
     },
+    "chat-preference": lambda n: {
+        "prompt": [{"role": "user", "content": f"say {n}"}],
+        "chosen": [{"role": "assistant", "content": f"{n} " * 3}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    },
 }
 
 

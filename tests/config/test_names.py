@@ -38,12 +38,16 @@ EQUAL: list[tuple[str, Iterable[str]]] = [
 PARTS: list[tuple[str, Iterable[str]]] = [("Task", AUTO_CLASSES), ("Scheduler", [kind.value for kind in SchedulerType])]
 TWO_WORDS = {"OnNonfinite", "Truncation"}  # the code that follows them compares with one of the two
 # Where each list of three names or more is written out, beside the configuration.
-HOMES = {
+HOMES: dict[str, str | None] = {
     "Dtype": "loading/load.py",
     "Format": "training/data/formats.py",
     "Constraint": "subspace/core/constraints.py",
     "Reporter": "training/tracked.py",
     "Difference": "training/plan.py",
+    "Objective": "config/preference.py",
+    "DpoLoss": None,  # TRL's alone; `check_trl` asks it for each
+    "KtoLoss": None,
+    "PreferenceLoss": None,
 }
 
 
