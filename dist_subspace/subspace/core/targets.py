@@ -64,6 +64,8 @@ def choose(
     lost = {name: apart[name] for name in wanted if apart and name not in operators}
     if given and targets != ALL_LINEAR:
         _check_named(model, targets, chosen, lost)
+        if chosen and not isinstance(targets, str) and not only:
+            _check_each_names_a_layer(model, targets, among)
     else:
         parts = unreached(model)
         lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
@@ -106,6 +108,24 @@ def _check_named(
                 f"{lost[named[0]]}; accepted: other layers"
                 + (f", for example {', '.join(_examples(list(chosen)))}" if chosen else "")
             )
+
+
+def _check_each_names_a_layer(model: nn.Module, entries: Sequence[str], among: Collection[str]) -> None:
+    """Refuse an entry beside others that names nothing: the run would end well and without it."""
+    for entry in entries:
+        means = naming([entry])
+        if any(means(name) for name in among):
+            continue
+        others = [module for name, module in model.named_modules() if means(name)]
+        if others:
+            raise UsageError(
+                f"subspace.target_modules has {entry!r}, which names {type(others[0]).__name__} and no linear layer; accepted: "
+                f"subspace.modules_to_save with {entry!r}, which trains it in full (experts: subspace.target_parameters)"
+            )
+        raise UsageError(
+            f"subspace.target_modules has {entry!r}, which matches no linear layer; layers of this model are for example: "
+            f"{', '.join(_examples(list(among)))}"
+        )
 
 
 class LeftOut:

@@ -278,6 +278,14 @@ MUTANTS = [
         ],
     ),
     Mutant(
+        name="a-name-beside-others-is-dropped",
+        file="dist_subspace/subspace/core/targets.py",
+        text="        if chosen and not isinstance(targets, str) and not only:\n",
+        becomes="        if False:\n",
+        promise="A target that names no layer is refused, also beside others that do.",
+        tests=["tests/subspace/core/test_targets.py"],
+    ),
+    Mutant(
         name="a-router-is-scaled",
         file="dist_subspace/subspace/core/targets.py",
         text="        return {name: module for name, module in chosen.items() if not is_inside_router(name)}\n",

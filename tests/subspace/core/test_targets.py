@@ -125,6 +125,19 @@ def test_nothing_matched_shows_names_that_exist() -> None:
         layers(tiny_model(), target_modules="all-linear", exclude_modules=["layers", *names])
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("embed_tokens", "names Embedding and no linear layer; accepted: .*modules_to_save with 'embed_tokens'"),
+        ("query", r"matches no linear layer; .*example: .*layers\.0\.self_attn\.q_proj"),
+    ],
+)
+def test_a_name_beside_others_that_means_no_layer_is_refused(entry: str, said: str) -> None:
+    """The others alone would train well, and not what was asked for."""
+    with pytest.raises(UsageError, match=rf"target_modules has '{entry}', which {said}"):
+        layers(tiny_model(), target_modules=["q_proj", entry])
+
+
 def test_a_pattern_that_is_none_is_said() -> None:
     with pytest.raises(
         UsageError, match=r"target_modules is '\*q', which is no regular expression .*accepted: all-linear"
