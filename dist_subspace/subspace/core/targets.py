@@ -40,6 +40,7 @@ def choose(
     given: bool = True,
     left_out: LeftOut | None = None,
     only: Collection[str] = (),
+    beside: Collection[str] = (),
 ) -> dict[str, Operator]:
     """The frozen operators that are targets, by name, in the model's order.
 
@@ -52,6 +53,7 @@ def choose(
         given: whether the user named the targets. What a default means and cannot have is left out.
         left_out: gets the names that were left out.
         only: the layers of an adapter that is loaded; its routers are no targets of a default any more, but stay its own.
+        beside: what else the targets name, and the method has (norms); these alone are enough.
 
     Raises:
         UsageError: if nothing matches (names of the model are shown), or the user named layers that cannot have a method.
@@ -64,8 +66,8 @@ def choose(
     lost = {name: apart[name] for name in wanted if apart and name not in operators}
     if given and targets != ALL_LINEAR:
         _check_named(model, targets, chosen, lost)
-        if chosen and not isinstance(targets, str) and not only:
-            _check_each_names_a_layer(model, targets, among)
+        if (chosen or beside) and not isinstance(targets, str) and not only:
+            _check_each_names_a_layer(model, targets, [*among, *beside])
     else:
         parts = unreached(model)
         lost |= {name: UNREACHED for name in wanted if is_unreached(name, parts)}
@@ -77,7 +79,7 @@ def choose(
     if left_out is not None and targets == ALL_LINEAR:
         left_out.add(_matrices_of_other_blocks(model, among))
         left_out.add({name: NAMED_AS_HEAD for name in head if name in among and name.startswith(block_prefixes(model))})
-    if not chosen:
+    if not chosen and not beside:
         raise UsageError(
             f"subspace.target_modules is {targets if isinstance(targets, str) else list(targets)!r}"
             f"{f' without {list(exclude)!r}' if exclude else ''}, which matches no linear layer; "
@@ -172,10 +174,10 @@ class Choice:
     left_out: LeftOut = field(default_factory=LeftOut)
     only: Collection[str] = ()
 
-    def operators(self) -> dict[str, nn.Module]:
-        """The linear operators that are targets, by name."""
+    def operators(self, beside: Collection[str] = ()) -> dict[str, nn.Module]:
+        """The linear operators that are targets, by name. beside: what else the targets name, and the method has."""
         if self.given or isinstance(self.targets, str):
-            return self._chosen(self.targets, self.given)
+            return self._chosen(self.targets, self.given, beside)
         chosen = self._chosen(self._known(), False)
         if self.only:
             return {name: module for name, module in chosen.items() if name in self.only}
@@ -208,9 +210,9 @@ class Choice:
         """Every linear operator of the blocks, whatever the targets are."""
         return self._chosen(ALL_LINEAR, False)
 
-    def _chosen(self, targets: str | Sequence[str], given: bool) -> dict[str, nn.Module]:
+    def _chosen(self, targets: str | Sequence[str], given: bool, beside: Collection[str] = ()) -> dict[str, nn.Module]:
         left_out, only = self.left_out, self.only
-        return choose(self.model, targets, self.exclude, self.head, self.apart, given, left_out, only)  # type: ignore[return-value]
+        return choose(self.model, targets, self.exclude, self.head, self.apart, given, left_out, only, beside)  # type: ignore[return-value]
 
     def excluded(self, name: str) -> bool:
         return ends_with_any(name, self.exclude)

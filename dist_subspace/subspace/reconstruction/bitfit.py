@@ -84,9 +84,4 @@ def _candidates(choice: Choice) -> tuple[dict[str, nn.Module], dict[str, nn.Modu
         return choice.operators(), {}
     means = naming(choice.targets)
     norms = {name: norm for name, norm in choice.norms().items() if means(name)}
-    try:
-        return choice.operators(), norms
-    except UsageError:
-        if not norms:
-            raise
-        return {}, norms
+    return choice.operators(beside=norms), norms

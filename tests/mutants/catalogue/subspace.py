@@ -280,7 +280,7 @@ MUTANTS = [
     Mutant(
         name="a-name-beside-others-is-dropped",
         file="dist_subspace/subspace/core/targets.py",
-        text="        if chosen and not isinstance(targets, str) and not only:\n",
+        text="        if (chosen or beside) and not isinstance(targets, str) and not only:\n",
         becomes="        if False:\n",
         promise="A target that names no layer is refused, also beside others that do.",
         tests=["tests/subspace/core/test_targets.py"],

@@ -86,6 +86,9 @@ def test_the_users_targets_can_name_linear_layers_and_norms() -> None:
     assert endings(excluded) == {"ln_1", "ln_2", "c_attn", "c_proj", "c_fc"}
     with pytest.raises(UsageError, match="matches no linear layer"):
         attach(tiny_model("GPT2LMHeadModel"), target_modules=["LayerNorm"])
+    for others in ("ln_1", "c_attn"):
+        with pytest.raises(UsageError, match="target_modules has 'LayerNorm', which matches no linear layer"):
+            attach(tiny_model("GPT2LMHeadModel"), target_modules=[others, "LayerNorm"])
 
 
 def test_the_trained_model_is_the_base_with_other_biases(tmp_path: Path) -> None:
