@@ -34,7 +34,7 @@ from dist_subspace.subspace.core.shared import shared_of
 from dist_subspace.subspace.core.sites import OnModel, largest_rank_of, sites_of
 from dist_subspace.subspace.core.spec import MethodInfo, Settings, SubspaceConfig
 from dist_subspace.subspace.core.stacks import StackedPart, check_stacked, choose_stacks, unnamed_stacks
-from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut
+from dist_subspace.subspace.core.targets import ALL_LINEAR, Choice, LeftOut, check_excluded
 from dist_subspace.subspace.core.trained import Gathered, TrainedModule
 
 
@@ -100,6 +100,8 @@ def attach_method(
     resolved = resolve(config)
     saved = _modules_to_save(model, config)
     trained_in_full = [n for n, _ in model.named_modules() if any(n == s or n.startswith(f"{s}.") for s in saved)]
+    if not only:
+        check_excluded(model, config.exclude_modules)
     exclude = [*config.exclude_modules, *trained_in_full]
     given, options = config.target_modules is not None, resolved.settings.options
     choice = Choice(model, resolved.targets, given, exclude, head_names(model), options, apart or {}, only=only)

@@ -130,6 +130,25 @@ def _check_each_names_a_layer(model: nn.Module, entries: Sequence[str], among: C
         )
 
 
+def check_excluded(model: nn.Module, exclude: Sequence[str]) -> None:
+    """Local.
+
+    Raises:
+        UsageError: an entry that names no layer, and would leave nothing out; a block or a tower is none.
+    """
+    layers = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, Operator) or next(m.parameters(recurse=False), None) is not None
+    ]
+    for entry in exclude:
+        if not any(map(naming([entry]), layers)):
+            raise UsageError(
+                f"subspace.exclude_modules has {entry!r}, which names no layer; accepted: name endings of layers, for example "
+                f"{', '.join(_examples(layers))}"
+            )
+
+
 class LeftOut:
     """What a default target means and does not get: names by reason, for one sentence each."""
 

@@ -286,6 +286,14 @@ MUTANTS = [
         tests=["tests/subspace/core/test_targets.py"],
     ),
     Mutant(
+        name="an-exclusion-of-nothing-is-let-through",
+        file="dist_subspace/subspace/attach.py",
+        text="        check_excluded(model, config.exclude_modules)\n",
+        becomes="        pass\n",
+        promise="An exclusion that would leave nothing out is refused.",
+        tests=["tests/subspace/core/test_targets.py"],
+    ),
+    Mutant(
         name="a-router-is-scaled",
         file="dist_subspace/subspace/core/targets.py",
         text="        return {name: module for name, module in chosen.items() if not is_inside_router(name)}\n",

@@ -111,6 +111,13 @@ def test_excluded_layers_are_left_out() -> None:
     assert len(chosen) == 14 - 3 and not any(name.endswith("down_proj") for name in chosen)
 
 
+@pytest.mark.parametrize("entry", ["qproj", "mlp"])
+def test_an_exclusion_that_leaves_nothing_out_is_refused(entry: str) -> None:
+    """A misspelling, and a module around layers, whose name ends none of theirs."""
+    with pytest.raises(UsageError, match=rf"exclude_modules has '{entry}', which names no layer; accepted: .*q_proj"):
+        layers(tiny_model(), exclude_modules=["down_proj", entry])
+
+
 def test_the_head_can_be_named() -> None:
     assert layers(tiny_model(), target_modules=["lm_head", "q_proj"])[-1] == "lm_head"
 
@@ -120,9 +127,9 @@ def test_nothing_matched_shows_names_that_exist() -> None:
         UsageError, match=r"target_modules is \['query'\], which matches no .*layers\.0\.self_attn\.q_proj"
     ):
         layers(tiny_model(), target_modules=["query"])
-    with pytest.raises(UsageError, match=r"is 'all-linear' without \['layers'.*\], which matches no linear layer"):
+    with pytest.raises(UsageError, match=r"is 'all-linear' without \['q_proj'.*\], which matches no linear layer"):
         names = [f"{n}_proj" for n in ("q", "k", "v", "o", "gate", "up", "down")]
-        layers(tiny_model(), target_modules="all-linear", exclude_modules=["layers", *names])
+        layers(tiny_model(), target_modules="all-linear", exclude_modules=[*names])
 
 
 @pytest.mark.parametrize(

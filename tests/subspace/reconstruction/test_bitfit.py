@@ -82,7 +82,7 @@ def test_the_users_targets_can_name_linear_layers_and_norms() -> None:
     }
     assert endings(attach(tiny_model("GPT2LMHeadModel"), target_modules=["ln_1"])) == {"ln_1"}
     assert not endings(attach(tiny_model("BertForMaskedLM"), target_modules="all-linear")) & {"LayerNorm"}
-    excluded = attach(tiny_model("GPT2LMHeadModel"), exclude_modules=["ln_f", "mlp"])
+    excluded = attach(tiny_model("GPT2LMHeadModel"), exclude_modules=["ln_f"])
     assert endings(excluded) == {"ln_1", "ln_2", "c_attn", "c_proj", "c_fc"}
     with pytest.raises(UsageError, match="matches no linear layer"):
         attach(tiny_model("GPT2LMHeadModel"), target_modules=["LayerNorm"])
